@@ -1,0 +1,1 @@
+"""Benchmarks, generation, scoring by public engines, statistics and the report."""

@@ -1,0 +1,1 @@
+"""The method: arrays and state dicts in, arrays out; no paths, no logging, no settings."""

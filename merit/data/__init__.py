@@ -1,0 +1,1 @@
+"""Mixtures: the canonical example, a reader per source, and the generated mini world."""

@@ -1,0 +1,163 @@
+"""Every path of an experiment's artifacts, atomic writes and provenance.
+
+The layout (all under artifacts/<experiment>/, each a DVC output):
+
+    data/               tasks.json, mixture/<task>.jsonl, conversations.jsonl, images/, benchmarks/
+    base/               theta0 as a Hugging Face folder, records.jsonl, base.json
+    encoded/            the mixture's token ids and cached vision features, memory-mapped
+    gradients/          gradients.npy (num_tasks, kept entries), tasks.json (order, norms)
+    partition/          similarity.npy, embedding.npy, tables, manifests/<branch>.json
+    branches/<id>/      model.safetensors (trained tensors only), records.jsonl, summary.json
+    models/<id>/        the merged model as a Hugging Face folder, merge.json
+    evaluation/         predictions/<model>.jsonl, scores.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merit.errors import MeritError
+
+ARTIFACTS_DIR = Path("artifacts")
+REPORTS_DIR = Path("reports")
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The paths of one experiment."""
+
+    experiment: str
+    root: Path = ARTIFACTS_DIR
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.experiment
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def encoded(self) -> Path:
+        return self.folder / "encoded"
+
+    @property
+    def gradients(self) -> Path:
+        return self.folder / "gradients"
+
+    @property
+    def partition(self) -> Path:
+        return self.folder / "partition"
+
+    def manifest(self, branch: str) -> Path:
+        return self.partition / "manifests" / f"{branch}.json"
+
+    def branch(self, branch: str) -> Path:
+        return self.folder / "branches" / branch
+
+    def model(self, model: str) -> Path:
+        return self.folder / "models" / model
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return REPORTS_DIR / self.experiment
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A fresh folder that takes `path`'s place only when the block ends without an error.
+
+    A killed or failed writer leaves what stood at `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented, key-sorted JSON with a final newline: the same value is the same bytes."""
+    atomic_write(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises MeritError that names the file where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MeritError(f"{path}: file not found; `dvc repro` writes it") from None
+    except json.JSONDecodeError as error:
+        raise MeritError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Raises MeritError that names the file and the line where one is not a JSON object."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise MeritError(f"{path}: file not found; `dvc repro` writes it") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise MeritError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise MeritError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def value_hash(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
