@@ -1,0 +1,189 @@
+"""VLMEvalKit in a process of its own: builds prompts, scores answers, and nothing else.
+
+Importing vlmeval takes 9 to 13 s and turns TLS verification off for the whole process, so it only
+happens in `python -m eval.engine FOLDER`, which `ScoringEngine` starts and talks to by JSON lines.
+Start it early, and the import runs while answers are generated. It refuses the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from merit.errors import MeritError
+
+Files = Mapping[str, Path]  # benchmark -> its TSV
+Predictions = Mapping[str, Mapping[str, Mapping[str, str]]]  # model -> benchmark -> index -> text
+
+_ENVIRONMENT = {
+    "PRED_FORMAT": "tsv",  # VLMEvalKit's intermediate tables; its default is Excel
+    "EVAL_FORMAT": "csv",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "OMP_NUM_THREADS": "1",
+}
+_NUM_ERROR_LINES = 8
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """One model on one benchmark: `score` in 0..100, `questions` {index: 0..1} in file order."""
+
+    score: float
+    questions: dict[str, float]
+
+
+class ScoringEngine:
+    """The parent's side. Use as a context manager; entering returns at once.
+
+    VLMEvalKit's files (`$LMUData`) live in a temporary folder, gone when the block ends.
+    """
+
+    def __enter__(self) -> ScoringEngine:
+        self._temporary = tempfile.TemporaryDirectory(prefix="merit-engine-")
+        self._stderr = open(Path(self._temporary.name) / "stderr", "w+b")
+        folder = Path(self._temporary.name) / "data"
+        folder.mkdir()
+        source = str(Path(__file__).resolve().parents[1])
+        paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "eval.engine", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
+            encoding="utf-8",
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()  # it keeps nothing that could be lost
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):  # it died with a request half written
+                pipe.close()  # type: ignore[union-attr]
+        self._stderr.close()
+        self._temporary.cleanup()
+
+    def prompts(self, files: Files) -> dict[str, dict[str, str]]:
+        """{benchmark: {index: text prompt}}, indices as text, in file order.
+
+        Raises MeritError for an unknown benchmark, a malformed TSV, or where the process died.
+        """
+        return self._ask({"do": "prompts", "files": _paths(files)})
+
+    def score(self, files: Files, predictions: Predictions) -> dict[str, dict[str, BenchmarkScore]]:
+        """{model: {benchmark: BenchmarkScore}} for every answer given.
+
+        A model may leave out a benchmark, but not a question of one. Raises MeritError as `prompts`
+        does, and for a missing or surplus answer.
+        """
+        given = {
+            model: {name: dict(answers) for name, answers in benchmarks.items()}
+            for model, benchmarks in predictions.items()
+        }
+        result = self._ask({"do": "score", "files": _paths(files), "predictions": given})
+        return {
+            model: {name: BenchmarkScore(**entry) for name, entry in entries.items()}
+            for model, entries in result.items()
+        }
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line.endswith("\n"):
+            raise MeritError(self._obituary())
+        reply = json.loads(line)
+        if "error" in reply:
+            raise MeritError(reply["error"])
+        return reply["result"]
+
+    def _obituary(self) -> str:
+        status = self._process.wait()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").splitlines()[-_NUM_ERROR_LINES:]
+        last = "\n  ".join(lines) or "(nothing)"
+        return (
+            f"the scoring process (VLMEvalKit) ended with status {status}; it last said:\n  {last}"
+        )
+
+
+def _paths(files: Files) -> dict[str, str]:
+    return {name: str(path) for name, path in files.items()}
+
+
+# --- the process itself -----------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answer requests, a JSON line each, until stdin ends."""
+    # whatever vlmeval prints goes to stderr: stdout carries replies only
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.environ["LMUData"] = sys.argv[1]  # noqa: SIM112 - the name is VLMEvalKit's
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    sys.addaudithook(_refuse_network)
+    from eval import datasets
+
+    datasets.register()
+    for line in sys.stdin:
+        reply: dict[str, Any]
+        try:
+            reply = {"result": _answer(json.loads(line), datasets)}
+        except MeritError as error:
+            reply = {"error": str(error)}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def _answer(request: dict[str, Any], datasets: Any) -> dict[str, Any]:
+    built = {name: datasets.build(name, Path(path)) for name, path in request["files"].items()}
+    if request["do"] == "prompts":
+        return {name: datasets.prompts(dataset) for name, dataset in built.items()}
+    scores: dict[str, Any] = {}
+    for model, benchmarks in request["predictions"].items():
+        scores[model] = {}
+        for name, predictions in benchmarks.items():
+            if name not in built:
+                raise MeritError(f"{model}: {name}: no file was given for this benchmark")
+            try:
+                score, questions = datasets.score(built[name], predictions)
+            except MeritError as error:
+                raise MeritError(f"{model}: {name}: {error}") from None
+            scores[model][name] = {"score": score, "questions": questions}
+    return scores
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: with TLS verification off, no connection may leave this process."""
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise ConnectionRefusedError(f"the scoring process stays offline ({event})")
+
+
+if __name__ == "__main__":
+    main()

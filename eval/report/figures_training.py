@@ -1,0 +1,269 @@
+"""Figures of the branches: training curves, and where the branches end in weight space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from eval.report.style import BLACK, GREY, VERMILION, group_mark, method_color, new_figure
+from merit.config import Experiment, JointMethod
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, read_jsonl
+from merit.methods import Model, Plan, plan
+
+GRID = 100  # points an epoch-fraction axis at which branch losses are averaged
+WINDOW = 0.05  # share of the run that the running mean of the loss looks back
+
+
+# --- training curves ----------------------------------------------------------------------------
+
+
+def load_curves(experiment: Experiment, artifacts: Artifacts) -> pd.DataFrame:
+    """Running mean of the training loss, for the first seed of every method of `report.curves`.
+
+    Columns method, branch, step, epoch, num_tokens (that one branch's), loss. Branch "mean" is
+    the mean over the method's branches at the same epoch, weighted by their tokens; its num_tokens
+    are those of all branches together.
+    """
+    todo = plan(experiment)
+    frames = []
+    for method in experiment.report.curves:
+        model = next(model for model in todo.models.values() if model.method == method)
+        curves, tokens = [], []
+        for branch in model.branches:
+            path = artifacts.branch(branch) / "records.jsonl"
+            records = read_jsonl(path)
+            if not records:
+                raise MeritError(f"{path}: no records; train the branch again")
+            curve = _curve(path, records)
+            curves.append(curve)
+            tokens.append(float(curve["num_tokens"].iloc[-1]))
+            frames.append(curve.assign(method=method, branch=branch))
+        if curves:
+            frames.append(_mean_curve(curves, tokens).assign(method=method, branch="mean"))
+    names = ["method", "branch", "step", "epoch", "num_tokens", "loss"]
+    return pd.concat(frames)[names] if frames else pd.DataFrame(columns=names)
+
+
+def _curve(path: Path, records: list[dict[str, float]]) -> pd.DataFrame:
+    try:
+        frame = pd.DataFrame(
+            {
+                key: [float(r[key]) for r in records]
+                for key in ("step", "epoch", "num_tokens", "loss")
+            }
+        )
+    except KeyError as error:
+        raise MeritError(f"{path}: a record has no key {error}; train the branch again") from None
+    window = max(1, round(WINDOW * len(frame)))
+    return frame.assign(loss=frame["loss"].rolling(window, min_periods=1).mean())
+
+
+def _mean_curve(curves: list[pd.DataFrame], tokens: list[float]) -> pd.DataFrame:
+    """Token-weighted mean over branches on a common grid of epochs, where all have records."""
+    start = max(curve["epoch"].iloc[0] for curve in curves)
+    end = min(curve["epoch"].iloc[-1] for curve in curves)
+    epochs = np.linspace(start, end, GRID)
+
+    def at(column: str) -> NDArray[np.float64]:
+        return np.stack([np.interp(epochs, c["epoch"], c[column]) for c in curves])
+
+    loss = np.average(at("loss"), axis=0, weights=tokens)
+    return pd.DataFrame(
+        {
+            "step": at("step").max(axis=0).round(),  # branches run side by side: the longest counts
+            "epoch": epochs,
+            "num_tokens": at("num_tokens").sum(axis=0),
+            "loss": loss,
+        }
+    )
+
+
+def draw_curves(experiment: Experiment, curves: pd.DataFrame) -> Figure:
+    """Left: loss over epochs, a line a method. Right: each branch over the tokens it has seen."""
+    figure = new_figure(8.6, 3.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for method, frame in curves.groupby("method", sort=False):
+        color = method_color(experiment.methods[str(method)])
+        mean = frame[frame["branch"] == "mean"]
+        left.plot(mean["epoch"], mean["loss"], color=color, lw=1.6, label=method)
+        lines = list(frame[frame["branch"] != "mean"].groupby("branch", sort=False))
+        for index, (_, line) in enumerate(lines):
+            count = f" ({len(lines)} branches)" if len(lines) > 1 else ""
+            label = f"{method}{count}" if index == 0 else None
+            width = 0.8 if len(lines) > 1 else 1.6
+            right.plot(line["num_tokens"], line["loss"], color=color, lw=width, label=label)
+    left.set_title("Training loss (mean over a method's branches)")
+    left.set_xlabel("epochs")
+    left.set_ylabel(f"loss a token (running mean, {WINDOW:.0%} of the run)")
+    right.set_title("Training loss of every branch on its own data")
+    right.set_xlabel("loss-bearing tokens seen by one branch")
+    right.set_xscale("log")
+    for axes in (left, right):
+        axes.legend()
+    return figure
+
+
+# --- branch displacements -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """End points of the branches in the plane of their two leading displacement directions.
+
+    Coordinates are <d, v_j> with d = theta - theta0, so the base is (0, 0); `share[j]` is the part
+    of the branches' summed squared displacement along v_j.
+    """
+
+    method: str
+    branches: NDArray[np.float64]  # (K, 2)
+    merged: NDArray[np.float64]  # (2,)
+    joint: NDArray[np.float64] | None  # (2,)
+    joint_method: str | None
+    share: NDArray[np.float64]  # (2,)
+
+
+def load_trajectories(experiment: Experiment, artifacts: Artifacts, method: str) -> Trajectories:
+    """PCA of the displacements theta_k - theta0 of the method's first seed, not centred.
+
+    With D the (K, num_parameters) displacements and D D^T = U S^2 U^T, direction j is
+    v_j = D^T u_j / s_j; only inner products are needed, so one tensor is in memory at a time.
+    Sign: the branch that lies farthest along an axis lies on its positive side. Merging is linear
+    (METHOD 2.5), so the merged model's coordinates are the same weighted average.
+    """
+    todo = plan(experiment)
+    model = next(model for model in todo.models.values() if model.method == method)
+    joint = _joint_model(experiment, todo, method, model.seed)
+    ids = [*model.branches, *(joint.branches if joint else ())]
+    gram = displacement_gram(
+        artifacts.base / "model.safetensors",
+        [artifacts.branch(branch) / "model.safetensors" for branch in ids],
+    )
+    k = len(model.branches)
+    values, vectors = np.linalg.eigh(gram[:k, :k])
+    values, vectors = values[::-1][:2].clip(min=0), vectors[:, ::-1][:, :2]
+    lengths = np.sqrt(values)
+    usable = lengths > 1e-12 * max(float(lengths[0]), 1e-300)
+    points = gram[:, :k] @ vectors / np.where(usable, lengths, np.inf)  # (points, at most 2)
+    if points.shape[1] < 2:
+        points = np.pad(points, ((0, 0), (0, 1)))
+        values = np.pad(values, (0, 1))
+    largest = np.abs(points[:k]).argmax(axis=0)
+    signs = np.where(points[largest, [0, 1]] < 0, -1.0, 1.0)
+    points = points * signs
+    merge = artifacts.model(model.id) / "merge.json"
+    weights = np.array(read_json(merge).get("merge_weights", []), dtype=np.float64)
+    if len(weights) != k:
+        raise MeritError(f"{merge}: {len(weights)} merge weights for {k} branches; merge again")
+    return Trajectories(
+        method=method,
+        branches=points[:k],
+        merged=weights @ points[:k],
+        joint=points[k] if joint else None,
+        joint_method=joint.method if joint else None,
+        share=values / max(float(np.trace(gram[:k, :k])), 1e-300),
+    )
+
+
+def displacement_gram(base: Path, branches: list[Path]) -> NDArray[np.float64]:
+    """(K, K) inner products of theta_k - theta0, float64, tensor by tensor.
+
+    Raises MeritError where a file cannot be read, or a branch's tensors differ from the other
+    branches' or are not the base's.
+    """
+    gram = np.zeros((len(branches), len(branches)))
+    read_base, base_shapes = _open(base)
+    opened = [_open(path) for path in branches]
+    shapes = opened[0][1]
+    for path, (_, found) in zip(branches, opened, strict=True):
+        wrong = sorted(set(found.items()) ^ set(shapes.items()))
+        wrong += sorted(item for item in found.items() if base_shapes.get(item[0]) != item[1])
+        if wrong:
+            raise MeritError(
+                f"{path}: tensor {wrong[0][0]!r} does not match {base} and the other branches; "
+                "train the branch again from this base"
+            )
+    for name in sorted(shapes):
+        origin = read_base(name)
+        deltas = np.stack([read(name) - origin for read, _ in opened])
+        gram += deltas @ deltas.T
+    return gram
+
+
+Reader = Callable[[str], NDArray[np.float64]]
+
+
+def _open(path: Path) -> tuple[Reader, dict[str, tuple[int, ...]]]:
+    """A function that reads one tensor, flat and as float64, and the shapes of all."""
+    try:
+        file = safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise MeritError(f"{path}: file not found; `dvc repro` writes it") from None
+    except (OSError, SafetensorError) as error:
+        raise MeritError(f"{path}: not a readable safetensors file ({error})") from None
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    def read(name: str) -> NDArray[np.float64]:
+        return np.asarray(file.get_tensor(name).double().numpy().reshape(-1))
+
+    return read, shapes
+
+
+def _joint_model(experiment: Experiment, todo: Plan, method: str, seed: int | None) -> Model | None:
+    """The joint run of the same epochs, of the same seed where there is one."""
+    epochs = getattr(experiment.methods[method], "epochs", None)
+    found = [
+        model
+        for model in todo.models.values()
+        if isinstance(joint := experiment.methods[model.method], JointMethod)
+        and joint.epochs == epochs
+    ]
+    return next((m for m in found if m.seed == seed), found[0] if found else None)
+
+
+def draw_trajectories(view: Trajectories) -> Figure:
+    """Base, branches, merged and joint model in the PC1-PC2 plane of the displacements."""
+    figure = new_figure(6.0, 4.6)
+    axes = figure.subplots()
+    for k, (x, y) in enumerate(view.branches):
+        color, marker = group_mark(k)
+        axes.plot((0, x), (0, y), color=color, lw=0.8, alpha=0.7)
+        axes.plot([x], [y], marker, color=color, ms=6, ls="none", label=f"branch {k}")
+    _point(axes, view.merged, "*", BLACK, "merged", 13)
+    if view.joint is not None:
+        axes.plot((0, view.joint[0]), (0, view.joint[1]), color=VERMILION, lw=0.8, ls="--")
+        _point(axes, view.joint, "h", VERMILION, str(view.joint_method), 9)
+    _point(axes, np.zeros(2), "o", GREY, "base", 8)
+    axes.set_title(f"Displacement from the base: branches of {view.method}, merged and joint")
+    axes.set_xlabel(
+        f"PC1 of the branch displacements ({view.share[0]:.0%} of their squared length)"
+    )
+    axes.set_ylabel(f"PC2 ({view.share[1]:.0%})")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _point(
+    axes: Axes, at: NDArray[np.float64], marker: str, color: str, label: str, size: float
+) -> None:
+    axes.plot(
+        [at[0]],
+        [at[1]],
+        marker,
+        color=color,
+        mec="white",
+        mew=0.7,
+        ms=size,
+        label=label,
+        zorder=4,
+        ls="none",
+    )

@@ -1,0 +1,203 @@
+"""Pages for a code host: reports/README.md and the results block of the top README.md.
+
+Every experiment leaves `summary.md` (verdict, table, one figure) and `section.md` (the whole) in
+its own folder, with links relative to it; the pages join these and adjust the links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.report.figures import FigureFile
+from eval.report.intervals import (
+    LEVEL,
+    NUM_RESAMPLES,
+    Cells,
+    Comparison,
+    compare,
+    holm_p_values,
+    leave_one_out,
+    opponents,
+)
+from eval.report.paper import PaperTable
+from eval.report.provenance import Provenance
+from eval.report.results import Results
+from eval.report.tables import DASH, caption, markdown_table, paper_caption, text_table
+from merit.config import Experiment
+from merit.errors import MeritError
+from merit.io.artifacts import atomic_write
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def verdict_sentence(found: Comparison) -> str:
+    """One comparison in words that claim no more than its interval."""
+    limits = f"{LEVEL:.0%} interval {found.low:+.1f} to {found.high:+.1f}"
+    seeds = f"ahead on {found.seeds_ahead} of {found.num_seeds} seeds"
+    if found.num_seeds == 0:
+        seeds = "no seed in common"
+    ours, other = f"**{found.method}**", f"**{found.other}**"
+    if found.verdict == "undecided":
+        return (
+            f"{ours} and {other}: **not decided** by these questions "
+            f"(difference {found.difference:+.1f} points, {limits}; {seeds})."
+        )
+    word = "beats" if found.verdict == "better" else "is worse than"
+    return f"{ours} **{word}** {other} by {abs(found.difference):.1f} points ({limits}; {seeds})."
+
+
+def write_sections(
+    experiment: Experiment,
+    results: Results,
+    cells: Cells,
+    paper: PaperTable,
+    provenance: Provenance,
+    figures: Sequence[FigureFile],
+    out: Path,
+) -> None:
+    """`summary.md` and `section.md` of one experiment."""
+    ours = markdown_table(text_table(results, cells, paper))
+    stem = paper.stem
+    first = next(iter(figures))
+    method = experiment.report.partition
+    found = (
+        [compare(results, method, other) for other in opponents(experiment, method)]
+        if method
+        else []
+    )
+    sentences = "".join(f"- {verdict_sentence(comparison)}\n" for comparison in found)
+    summary = [
+        f"{sentences}\nAverages over {len(results.benchmarks)} benchmarks, paired bootstrap over "
+        "the questions; it says nothing about other seeds or other data.\n"
+        if found
+        else "",
+        ours,
+        f"{caption(results)} The last column is the paper's ({paper.scale}): another scale.\n",
+        _image(next((f for f in figures if f.name == "average"), first)),
+    ]
+    atomic_write(out / "summary.md", "\n".join(part for part in summary if part))
+    links = ", ".join(f"[{suffix}]({stem}{suffix})" for suffix in (".csv", "_tidy.csv", ".tex"))
+    section = [
+        *summary[:-1],
+        f"The table as files: {links}; [metrics.json](metrics.json).\n",
+        "### The paper's table\n",
+        paper_caption(paper) + "\n",
+        markdown_table([list(paper.header), *map(list, paper.rows)]),
+        _tests_part(found),
+        _leave_one_out_part(results, found),
+        "### Figures\n",
+        *(_image(figure) for figure in figures),
+        _provenance_part(results, provenance),
+    ]
+    atomic_write(out / "section.md", "\n".join(part for part in section if part))
+
+
+def _image(figure: FigureFile) -> str:
+    link = f"[PDF](figures/{figure.name}.pdf)"
+    return f"![{figure.caption}](figures/{figure.name}.png)\n\n{figure.caption} {link}\n"
+
+
+def _tests_part(found: Sequence[Comparison]) -> str:
+    """A table: every comparison with its interval and tests, and a note on their number."""
+    if not found:
+        return ""
+    adjusted = holm_p_values(found)
+    head = ["against", "difference", "p", "p (Holm)", "seeds ahead", "p over seeds (Wilcoxon)"]
+    rows = [head]
+    for c in found:
+        seeds = DASH if c.seeds_p_value is None else f"{c.seeds_p_value:.3f}"
+        tests = [f"{c.p_value:.4f}", f"{adjusted[c.other]:.4f}"]
+        rows.append([c.other, _cell(c), *tests, f"{c.seeds_ahead} of {c.num_seeds}", seeds])
+    num_seeds = max(c.num_seeds for c in found)
+    return (
+        f"### {found[0].method} against the controls\n\n{markdown_table(rows)}\n"
+        "All tests are one-sided, for a positive difference. p: share of the bootstrap resamples "
+        f"without one; Holm: adjusted for {len(found)} comparisons. With {num_seeds} seeds "
+        f"Wilcoxon's p cannot fall below {0.5**num_seeds:.3f}.\n"
+    )
+
+
+def _leave_one_out_part(results: Results, found: Sequence[Comparison]) -> str:
+    """A table: difference of the averages without each benchmark in turn, with its interval."""
+    if not found or len(results.benchmarks) < 2:
+        return ""
+    method = found[0].method
+    tables = {c.other: leave_one_out(results, method, c.other) for c in found}
+    rows = [["left out", *(f"{method} − {other}" for other in tables)]]
+    rows.append(["nothing", *map(_cell, found)])
+    for name in results.benchmarks:
+        rows.append([name, *(_cell(table[name]) for table in tables.values())])
+    notes = []
+    for whole in found:
+        table = tables[whole.other]
+        turned = [name for name, part in table.items() if part.verdict != whole.verdict]
+        if turned:
+            notes.append(f"- against {whole.other}, the verdict hangs on {', '.join(turned)}\n")
+    remark = "".join(notes) or "No verdict changes when any single benchmark is left out.\n"
+    return (
+        "### Leave one benchmark out\n\n"
+        "Difference of the averages in points and its paired interval. An average that rests on "
+        "one benchmark loses its verdict here.\n\n"
+        f"{markdown_table(rows)}\n{remark}"
+    )
+
+
+def _cell(found: Comparison) -> str:
+    return f"{found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def _provenance_part(results: Results, provenance: Provenance) -> str:
+    seeds = "; ".join(
+        f"{method} {', '.join(map(str, values))}"
+        for method, values in results.seeds.items()
+        if values
+    )
+    counts = ", ".join(f"{name} {n}" for name, n in results.num_questions.items())
+    rows = [
+        ["what", "value"],
+        ["commit", f"`{provenance.commit}`"],
+        ["parameter hash", f"`{provenance.parameter_hash}`"],
+        ["base hash", f"`{provenance.base_hash}`"],
+        ["seeds", seeds],
+        ["questions", counts],
+        ["intervals", f"{LEVEL:.0%}, {NUM_RESAMPLES} bootstrap draws of the questions"],
+    ]
+    table = markdown_table(rows).replace("---:|", "---|")
+    return f"### Where the numbers come from\n\n{table}"
+
+
+def write_pages(experiments: Sequence[tuple[str, str]], reports_dir: Path, readme: Path) -> None:
+    """Join the experiments ((name, title), in order) into reports/README.md and the top README.
+
+    `readme` is left alone where it does not exist. Raises MeritError where an experiment has no
+    report yet, or `readme` does not hold the two markers once each and in order.
+    """
+    page = ["# Results\n", "Generated by the report stage; nothing here is typed by hand.\n"]
+    block = []
+    for name, title in experiments:
+        page.append(f"## {title} (`{name}`)\n\n{_part(reports_dir, name, 'section.md', '')}")
+        prefix = f"{reports_dir.name}/"
+        block.append(f"### {title} (`{name}`)\n\n{_part(reports_dir, name, 'summary.md', prefix)}")
+    atomic_write(reports_dir / "README.md", "\n".join(page))
+    if readme.is_file():
+        link = f"More in [{reports_dir.name}/README.md]({reports_dir.name}/README.md).\n"
+        atomic_write(readme, _replace_block(readme, "\n".join([*block, link])))
+
+
+def _part(reports_dir: Path, name: str, file: str, prefix: str) -> str:
+    path = reports_dir / name / file
+    if not path.is_file():
+        raise MeritError(f"{path}: file not found; `dvc repro` builds the report of {name!r}")
+    return path.read_text(encoding="utf-8").replace("](", f"]({prefix}{name}/")
+
+
+def _replace_block(path: Path, content: str) -> str:
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise MeritError(
+            f"{path}: expected the lines {BEGIN} and {END} once each, in this order; "
+            "restore them around the results"
+        )
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{content}{END}{rest.split(END)[1]}"

@@ -1,0 +1,80 @@
+"""What every reported number carries: commit, parameter hash, seeds and number of questions."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.report.intervals import LEVEL, NUM_RESAMPLES
+from eval.report.results import Results
+from merit.config import Experiment
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash
+from merit.methods import plan
+
+SOURCES = ("merit", "eval", "experiments", "params.yaml")  # what the numbers depend on
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """`commit` ends in "-dirty" where a source file differed from it when the report was built."""
+
+    commit: str
+    parameter_hash: str
+    base_hash: str
+
+    def record(self, results: Results) -> dict[str, Any]:
+        """What `provenance.json` holds."""
+        return {
+            "commit": self.commit,
+            "parameter_hash": self.parameter_hash,
+            "base_hash": self.base_hash,
+            "seeds": {method: list(seeds) for method, seeds in results.seeds.items()},
+            "num_questions": results.num_questions,
+            "interval": {"level": LEVEL, "num_resamples": NUM_RESAMPLES, "resampled": "questions"},
+        }
+
+
+def load_provenance(experiment: Experiment, artifacts: Artifacts) -> Provenance:
+    """Commit of the working tree, hash of the experiment's settings, hash of the base.
+
+    Raises MeritError where the branches were trained from different bases.
+    """
+    return Provenance(
+        commit=git_commit(),
+        parameter_hash=value_hash(experiment.model_dump(mode="json")),
+        base_hash=_base_hash(experiment, artifacts),
+    )
+
+
+def _base_hash(experiment: Experiment, artifacts: Artifacts) -> str:
+    """The base that every branch started from. Raises MeritError where they differ."""
+    hashes: dict[str, str] = {}
+    for branch in plan(experiment).branches:
+        path = artifacts.branch(branch) / "summary.json"
+        hashes.setdefault(str(read_json(path).get("base_hash")), branch)
+    if len(hashes) > 1:
+        first, second, *_ = hashes.values()
+        raise MeritError(
+            f"{artifacts.branch(second) / 'summary.json'}: key `base_hash`: another base than "
+            f"{first!r} was trained from; `dvc repro` trains the outdated branch again"
+        )
+    return next(iter(hashes), None) or file_hash(artifacts.base / "model.safetensors")
+
+
+def git_commit(folder: Path = Path()) -> str:
+    """The checked-out commit, "-dirty" with uncommitted sources, "unknown" outside a git tree."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--", *SOURCES)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit

@@ -1,0 +1,109 @@
+"""The canonical example: what every source is converted to, and what training reads.
+
+One JSON object a line: `id`, `task`, `messages` (turns of `role` and `content`; `<image>` marks
+where an image stands) and `images` (paths relative to the folder that holds `images/`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from merit.errors import MeritError
+
+IMAGE_TOKEN = "<image>"
+KEYS = {"id", "task", "messages", "images"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation about zero or more images."""
+
+    id: str
+    task: str
+    messages: tuple[dict[str, str], ...]
+    images: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "task": self.task,
+            "messages": list(self.messages),
+            "images": list(self.images),
+        }
+
+
+def make_example(
+    identifier: str, task: str, turns: list[tuple[str, str]], images: tuple[str, ...]
+) -> Example:
+    """An example from (prompt, answer) turns; the images stand before the first prompt."""
+    messages = []
+    for i, (prompt, answer) in enumerate(turns):
+        content = (IMAGE_TOKEN + "\n") * len(images) + prompt if i == 0 else prompt
+        messages += [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": answer},
+        ]
+    return Example(identifier, task, tuple(messages), images)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Every example of a JSONL file.
+
+    Raises MeritError that names file and line: not JSON, keys missing or unknown, roles that do
+    not alternate, image marks that do not match the images, an empty file.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise MeritError(f"{path}: file not found; the data stage writes it") from None
+    except UnicodeDecodeError as error:
+        raise MeritError(f"{path}: not UTF-8 text (byte {error.start}); write it anew") from None
+    if not lines:
+        raise MeritError(f"{path}: zero examples; remove the task or give it at least one example")
+    return [_parse(line, f"{path}, line {i}") for i, line in enumerate(lines, start=1)]
+
+
+def _parse(line: str, where: str) -> Example:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise MeritError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(value, dict) or set(value) != KEYS:
+        found = sorted(value) if isinstance(value, dict) else type(value).__name__
+        raise MeritError(f"{where}: expected the keys {sorted(KEYS)}, found {found}")
+    messages = value["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise MeritError(f"{where}: `messages` must be a list with at least one turn")
+    for i, message in enumerate(messages):
+        role = "user" if i % 2 == 0 else "assistant"
+        if (
+            not isinstance(message, dict)
+            or message.get("role") != role
+            or not isinstance(message.get("content"), str)
+        ):
+            raise MeritError(f"{where}: messages[{i}] must have role {role!r} and text, found {message!r}")
+    if len(messages) % 2:
+        raise MeritError(f"{where}: the last message must be the assistant's answer")
+    images = value["images"]
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise MeritError(f"{where}: `images` must be a list of paths, found {images!r}")
+    marks = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
+    if marks != len(images):
+        raise MeritError(f"{where}: {marks} `{IMAGE_TOKEN}` marks but {len(images)} images")
+    return Example(str(value["id"]), str(value["task"]), tuple(messages), tuple(images))
+
+
+def load_image(path: Path) -> Image.Image:
+    """An RGB image, fully decoded. Raises MeritError where it is missing or truncated."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise MeritError(f"{path}: image not found; an example refers to it") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MeritError(f"{path}: not a readable image ({error}); fetch or write it anew") from None

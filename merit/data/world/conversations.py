@@ -1,0 +1,100 @@
+"""What the base is tuned on: several turns about one image, answered at length.
+
+The base describes and answers in sentences. It has seen only some of the skills, and few short
+answers, so that fine-tuning has something to teach and something to spoil.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merit.data.world.questions import Question, Skill, askable, cell, phrase
+from merit.data.world.scene import COLOURS, SHAPES, Scene
+from merit.data.world.tasks import SHORT, training_wording
+
+DESCRIBE = (
+    "describe this image .",
+    "please describe what is shown .",
+    "describe the whole image .",
+    "what can you see here ?",
+    "tell me all about the image .",
+    "give a long description .",
+    "what is in this image ? say all .",
+)
+EXPLAIN = ("answer both at length .", "tell me both and say why .", "answer at length .", "please answer both and say why .")
+BASE_SKILLS = frozenset(
+    "count_shape count_colour count_all presence colour_of shape_of size_of place_of ground "
+    "bar_height tallest bar_right_of read_word read_number left_digit left_of".split()
+)
+
+
+def description(scene: Scene) -> str:
+    """Everything in the scene, a sentence a fact."""
+    sentences = [f"the ground is {scene.ground} ."]
+    if scene.text:
+        verb = "shows" if scene.text.isdigit() else "says"
+        sentences.append(f"the sign {verb} {scene.text} .")
+    if scene.digits:
+        sentences.append(f"the digits are {scene.digits[0]} and {scene.digits[1]} .")
+    sentences += [f"the {bar.colour} bar is {bar.height} high ." for bar in scene.bars]
+    sentences += [f"there is a {t.size} {phrase(t)} in {cell(t)} ." for t in scene.things]
+    return " ".join(sentences)
+
+
+def facts(scene: Scene) -> tuple[list[list[str]], list[str]]:
+    """(facts, wrong) that the open-answer rubric looks for in a description of the scene."""
+    named = [[f"ground is {scene.ground}", f"{scene.ground} ground"]]
+    wrong: list[str] = []
+    if scene.text:
+        named.append([scene.text])
+    if scene.digits:
+        named += [[f"{a} and {b}", f"{a} {b}", f"{a} + {b}"] for a, b in [scene.digits]]
+    named += [[f"{b.colour} bar is {b.height}", f"{b.colour} {b.height}"] for b in scene.bars]
+    present = {phrase(t) for t in scene.things}
+    for thing in scene.things:
+        named.append([f"{thing.size} {phrase(thing)} in {cell(thing)}"])
+    named += [[text] for text in sorted(present)]
+    if scene.things:
+        wrong = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in present]
+    return named, wrong
+
+
+def explanation(questions: list[Question]) -> str:
+    """The answers of several questions, each with what decides it."""
+    return " ".join(f"{q.statement} . here {q.evidence} ." for q in questions)
+
+
+def draw_questions(
+    scene: Scene, rng: np.random.Generator, count: int, names: frozenset[str]
+) -> list[tuple[Skill, Question]]:
+    """Up to `count` questions of different skills out of `names`."""
+    skills = [s for s in askable(scene) if s.name in names]
+    found: list[tuple[Skill, Question]] = []
+    for i in rng.permutation(len(skills)):
+        question = skills[int(i)].ask(scene, rng)
+        if question is not None:
+            found.append((skills[int(i)], question))
+        if len(found) == count:
+            break
+    return found
+
+
+def converse(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Turns (prompt, answer) of one conversation."""
+    turns: list[tuple[str, str]] = []
+    if rng.random() < 0.5:
+        turns.append((DESCRIBE[int(rng.integers(len(DESCRIBE)))], description(scene)))
+    asked = draw_questions(scene, rng, 5, BASE_SKILLS)
+    if len(asked) >= 2 and rng.random() < 0.5:
+        pair, asked = asked[:2], asked[2:]
+        texts = " ".join(training_wording(s, q, rng) for s, q in pair)
+        suffix = EXPLAIN[int(rng.integers(len(EXPLAIN)))]
+        turns.append((f"{texts} {suffix}", explanation([q for _, q in pair])))
+    for subject, question in asked:
+        text = training_wording(subject, question, rng)
+        if rng.random() < 0.1:
+            turns.append((f"{text} {SHORT[int(rng.integers(3))]}", question.answer))
+        else:
+            turns.append((text, f"{question.statement} ."))
+    order = rng.permutation(len(turns))
+    return [turns[int(i)] for i in order]

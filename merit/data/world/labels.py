@@ -1,0 +1,54 @@
+"""What is in every cell, as class labels: the vision encoder's pre-training (in place of a public
+encoder, which cannot be had without a download)."""
+
+from __future__ import annotations
+
+import string
+
+import numpy as np
+
+from merit.data.world.draw import Pen, draw_scene
+from merit.data.world.scene import COLOURS, GRID, GROUNDS, SHAPES, SIZES, Scene, sample_scene
+
+CHARACTERS = string.ascii_lowercase + string.digits + "+"
+# classes of every head; class 0 of all but `ground` means that the cell has none
+HEADS = {
+    "shape": 1 + len(SHAPES),
+    "colour": 1 + len(COLOURS),
+    "size": 1 + len(SIZES),
+    "character": 1 + len(CHARACTERS),
+    "bar": 3,  # half cells that a bar fills
+    "ground": len(GROUNDS),
+}
+
+
+def cell_labels(scene: Scene) -> np.ndarray:
+    """int64 (len(HEADS), 16): the class of every head in every cell, cells in reading order."""
+    labels = {name: np.zeros((GRID, GRID), dtype=np.int64) for name in HEADS}
+    labels["ground"][:] = GROUNDS.index(scene.ground)
+    for thing in scene.things:
+        at = thing.row, thing.column
+        labels["shape"][at] = 1 + SHAPES.index(thing.shape)
+        labels["colour"][at] = 1 + COLOURS.index(thing.colour)
+        labels["size"][at] = 1 + SIZES.index(thing.size)
+    offset = (GRID - len(scene.text)) // 2
+    for i, character in enumerate(scene.text):
+        labels["character"][0, offset + i] = 1 + CHARACTERS.index(character)
+    if scene.digits:
+        for column, character in enumerate(f"{scene.digits[0]}+{scene.digits[1]}"):
+            labels["character"][0, column] = 1 + CHARACTERS.index(character)
+    for bar in scene.bars:
+        for row in range(GRID):
+            filled = int(np.clip(bar.height - 2 * (GRID - 1 - row), 0, 2))
+            labels["bar"][row, bar.column] = filled
+            labels["colour"][row, bar.column] = 1 + COLOURS.index(bar.colour) if filled else 0
+    return np.stack([labels[name].reshape(-1) for name in HEADS])
+
+
+def labelled_batch(
+    batch_size: int, rng: np.random.Generator, pen: Pen
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 (B, 56, 56, 3), labels int64 (B, len(HEADS), 16)) of fresh scenes."""
+    scenes = [sample_scene(rng) for _ in range(batch_size)]
+    images = np.stack([draw_scene(scene, pen) for scene in scenes])
+    return images, np.stack([cell_labels(scene) for scene in scenes])

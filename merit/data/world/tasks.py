@@ -1,0 +1,136 @@
+"""The 136 tasks: 32 skills in four answer styles, and two captions for each kind of scene.
+
+Tasks of one skill share their questions and differ in how they must be answered, which is what
+makes their gradients conflict. Each task has an instruction of its own, as in Vision-FLAN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from merit.data.world.questions import SKILLS, Question, Skill, phrase, skill
+from merit.data.world.scene import KINDS, Scene
+
+STYLES = ("short", "letter", "sentence", "rationale")
+CAPTIONS = ("brief", "list")
+SHORT = (
+    "answer the question using a single word or phrase .",
+    "give a short answer .",
+    "reply with one word .",
+)
+SENTENCE = ("answer in a full sentence .", "reply with a sentence .", "say it in a sentence .")
+RATIONALE = ("explain your answer .", "give the reason first .", "say why .")
+BRIEF = ("write a brief caption .", "caption this image .")
+LIST = ("list what is shown .", "make a list of all you see .")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task unit: `subject` is a skill, or a kind of scene for captions."""
+
+    name: str
+    family: str
+    style: str
+    subject: str
+    variant: int  # which of the style's instructions this task uses
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (self.subject,) if self.style in CAPTIONS else skill(self.subject).kinds
+
+
+def all_tasks() -> list[Task]:
+    """The 136 tasks, sorted by name."""
+    tasks = [
+        Task(f"{s.name}-{style}", s.family if style != "rationale" else "rationale", style, s.name, i)
+        for i, s in enumerate(SKILLS)
+        for style in STYLES
+    ]
+    tasks += [
+        Task(f"{kind}-{style}", "captioning" if style == "brief" else "description", style, kind, i)
+        for i, kind in enumerate(KINDS)
+        for style in CAPTIONS
+    ]
+    return sorted(tasks, key=lambda task: task.name)
+
+
+def task_sizes(tasks: list[Task], num_examples: int, rng: np.random.Generator) -> list[int]:
+    """Unequal sizes (log-normal, at least 8 a task) that add up to about `num_examples`."""
+    shares = rng.lognormal(0.0, 0.6, len(tasks))
+    shares /= shares.sum()
+    return [max(8, round(num_examples * share)) for share in shares]
+
+
+def ask_task(task: Task, scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    """(prompt, answer) of one example, or None where the scene does not allow the question."""
+    if task.style in CAPTIONS:
+        instructions = BRIEF if task.style == "brief" else LIST
+        prompt = instructions[int(rng.integers(len(instructions)))]
+        return prompt, brief_caption(scene) if task.style == "brief" else list_caption(scene)
+    subject = skill(task.subject)
+    question = subject.ask(scene, rng)
+    if question is None:
+        return None
+    text = training_wording(subject, question, rng)
+    if task.style == "short":
+        return f"{text} {SHORT[task.variant % 3]}", question.answer
+    if task.style == "letter":
+        options, letter = lettered(question, rng)
+        return letter_prompt(text, options, task.variant % 3), letter
+    if task.style == "sentence":
+        return f"{text} {SENTENCE[task.variant % 3]}", f"{question.statement} ."
+    return (
+        f"{text} {RATIONALE[task.variant % 3]}",
+        f"{question.evidence} , so the answer is {question.answer} .",
+    )
+
+
+def training_wording(subject: Skill, question: Question, rng: np.random.Generator) -> str:
+    """One of the skill's training wordings, filled in."""
+    wordings = subject.wordings[1:]
+    return wordings[int(rng.integers(len(wordings)))].format(**question.slots)
+
+
+def lettered(question: Question, rng: np.random.Generator) -> tuple[list[str], str]:
+    """Up to four options in a random order, and the letter of the right one."""
+    wrong = [question.choices[int(i)] for i in rng.permutation(len(question.choices))[:3]]
+    options = [question.answer, *wrong]
+    order = [int(i) for i in rng.permutation(len(options))]
+    return [options[i] for i in order], "ABCD"[order.index(0)]
+
+
+def letter_prompt(text: str, options: list[str], variant: int) -> str:
+    """The question with its options, in one of three layouts in common use."""
+    listed = "\n".join(f"{letter}. {o}" for letter, o in zip("ABCD", options, strict=False))
+    if variant == 0:
+        return (
+            f"Question: {text}\nOptions:\n{listed}\n"
+            "Please select the correct answer from the options above."
+        )
+    if variant == 1:
+        return f"{text}\n{listed}\nanswer with the letter of the correct option ."
+    return f"{text} choose one .\n{listed}"
+
+
+def brief_caption(scene: Scene) -> str:
+    """One short phrase."""
+    if scene.kind == "shapes":
+        return f"{len(scene.things)} things on {scene.ground} ground ."
+    if scene.kind == "sign":
+        return f"a sign with {scene.text} ."
+    if scene.kind == "chart":
+        return "a chart with 4 bars ."
+    return f"a sum of {scene.digits[0]} and {scene.digits[1]} ."
+
+
+def list_caption(scene: Scene) -> str:
+    """What is shown, as a list without positions."""
+    parts = [phrase(thing) for thing in scene.things]
+    if scene.text:
+        parts.insert(0, f"sign {scene.text}")
+    if scene.digits:
+        parts.insert(0, f"digits {scene.digits[0]} {scene.digits[1]}")
+    parts += [f"{bar.colour} {bar.height}" for bar in scene.bars]
+    return " , ".join(parts) + " ."

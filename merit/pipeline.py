@@ -1,0 +1,214 @@
+"""`merit repro`: bring every result up to date, with the branches trained side by side.
+
+DVC runs one stage at a time, each in a process of its own. That suits all stages but the branches
+and their merges, which are many and short at mini scale. They run through `merit.launch`, and each
+is recorded in DVC as if `dvc repro` had run it: `dvc.lock` and the run cache cannot tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from merit.config import Experiment, Params, load_experiment, load_params
+from merit.errors import MeritError
+from merit.graph import KINDS, PIPELINE_FILE, render
+from merit.io.artifacts import Artifacts, atomic_write, read_json
+from merit.launch import Job, clock, run_jobs, stage_name
+from merit.methods import plan
+
+# DVC's remarks on what it did not do
+_NOISE = (
+    *("didn't change, skipping", "Updating lock file", "Generating lock file", "Use `dvc push`"),
+    *("git add", "To track the changes with git", "To enable auto staging", "core.autostage"),
+)
+_SECONDS_BETWEEN_RECORDS = 20.0  # each `dvc commit` takes a core for two seconds or so
+
+
+def repro() -> None:
+    """Run what is out of date, and only that. A killed run resumes: finished branches are kept.
+
+    Raises MeritError where the settings are wrong or a stage fails.
+    """
+    params = load_params()
+    experiments = {name: load_experiment(name) for name in params.experiments}
+    refresh(params, experiments)
+    if not pending():
+        print("Everything is up to date.")
+        return
+    _dvc_repro([stage_name("partition", name) for name in params.experiments])
+    _restore(pending(("train",)))
+    jobs = branch_jobs(experiments, pending(("train", "merge")))
+    if jobs:
+        num_workers = min(params.workers, len(jobs))
+        print(f"{len(jobs)} branches and merges in {num_workers} processes", file=sys.stderr)
+        with _Recorder() as recorder:
+            run_jobs(jobs, num_workers, recorder.add)
+    _dvc_repro([stage_name("report", name) for name in params.experiments])
+    print(time_by_stage(experiments))
+
+
+def refresh(params: Params, experiments: Mapping[str, Experiment]) -> None:
+    """Write dvc.yaml where it is not what the settings and the code ask for."""
+    text = render(params, experiments)
+    if not PIPELINE_FILE.is_file() or PIPELINE_FILE.read_text(encoding="utf-8") != text:
+        atomic_write(PIPELINE_FILE, text)
+
+
+def pending(kinds: Sequence[str] = ()) -> list[str]:
+    """The stages of these kinds (all kinds where empty) whose records are out of date, sorted."""
+    status = json.loads(_dvc("status", "--json") or "{}")
+    prefixes = tuple(f"{kind}-" for kind in kinds) or ("",)
+    return sorted(name for name in status if name.startswith(prefixes))
+
+
+def branch_jobs(experiments: Mapping[str, Experiment], names: Sequence[str]) -> list[Job]:
+    """The jobs behind the stages `names`, and behind every merge that follows from them.
+
+    DVC's status does not yet see that a merge is out of date when only its branch's settings have
+    changed, so the merges downstream of a pending job are taken along. A branch costs its
+    manifest's tokens; a merge costs next to nothing beside that.
+    """
+    jobs: list[Job] = []
+    for name, experiment in experiments.items():
+        planned = plan(experiment)
+        due = set(names)
+        for branch in planned.branches:
+            if stage_name("train", name, branch) in due:
+                tokens = float(read_json(Artifacts(name).manifest(branch))["num_tokens"])
+                jobs.append(Job("train", name, branch, tokens))
+        # models that others derive from come first, so that one pass follows every path
+        for model in sorted(planned.models.values(), key=lambda model: model.rule == "shrunk"):
+            after = tuple(
+                [stage_name("train", name, branch) for branch in model.branches]
+                + [
+                    stage_name("merge", name, other)
+                    for other in (model.source, model.match)
+                    if other
+                ]
+            )
+            job = Job("merge", name, model.id, 1.0, after)
+            if job.name in due or due.intersection(after):
+                due.add(job.name)
+                jobs.append(job)
+    return jobs
+
+
+def time_by_stage(experiments: Mapping[str, Experiment]) -> str:
+    """A table of the seconds and the peak memory that each kind of stage took when it last ran."""
+    lines = [f"{'stage':<24}{'runs':>5}{'time':>9}{'peak MB':>9}"]
+    for name, experiment in experiments.items():
+        planned = plan(experiment)
+        items: dict[str, Sequence[str | None]] = {kind: [None] for kind in KINDS}
+        items |= {"train": list(planned.branches), "merge": list(planned.models)}
+        for kind, those in items.items():
+            folder = Artifacts(name).folder / "timings"
+            files = [folder / f"{'-'.join(filter(None, (kind, item)))}.json" for item in those]
+            timings = [read_json(file) for file in files if file.is_file()]
+            if timings:
+                seconds = sum(timing["seconds"] for timing in timings)
+                memory = max(timing.get("peak_memory_mb") or 0 for timing in timings)
+                label = f"{kind}-{name}"
+                lines.append(f"{label:<24}{len(timings):>5}{clock(seconds):>9}{memory:>9.0f}")
+    return "\n".join(lines)
+
+
+# --- DVC ----------------------------------------------------------------------------------------
+
+
+class _Recorder:
+    """Records finished jobs in DVC from a thread, some at a time, while the workers go on.
+
+    What a kill can lose is the batch since the last record.
+    """
+
+    def __enter__(self) -> _Recorder:
+        self.batch: list[str] = []
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.running: Future[str] | None = None
+        self.recorded = time.monotonic()
+        return self
+
+    def add(self, job: Job) -> None:
+        self.batch.append(job.name)
+        busy = self.running is not None and not self.running.done()
+        if not busy and time.monotonic() - self.recorded > _SECONDS_BETWEEN_RECORDS:
+            self._record()
+
+    def _record(self) -> None:
+        if self.running is not None:
+            self.running.result()  # raises what the last record raised
+        batch, self.batch = self.batch, []
+        self.running = self.thread.submit(_dvc, "commit", "--force", "--quiet", *batch)
+        self.recorded = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever ended the launch, what has finished is recorded."""
+        with self.thread:
+            if self.batch:
+                self._record()
+            if self.running is not None:
+                self.running.result()
+
+
+def _restore(names: Sequence[str]) -> None:
+    """Check out, from DVC's run cache, the outputs of those stages that ran before as now.
+
+    `dvc repro` does so by itself; its command line has no way to do only that, hence its API.
+    """
+    if not names:
+        return
+    from dvc.repo import Repo
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    restored = []
+    with Repo() as repo, repo.lock:
+        for stage in repo.index.stages:
+            if stage.addressing not in names:
+                continue
+            # as dvc.stage.run does; `restore` must be the one to save the dependencies' hashes,
+            # since it first asks whether those in dvc.lock still hold
+            stage.remove_outs(ignore_remove=False, force=False)
+            with contextlib.suppress(RunCacheNotFoundError):
+                repo.stage_cache.restore(stage)
+                restored.append(stage.addressing)
+    if restored:
+        _dvc("commit", "--force", "--quiet", *restored)
+        print(f"{len(restored)} branches restored from DVC's cache", file=sys.stderr)
+
+
+def _dvc_repro(targets: Sequence[str]) -> None:
+    """`dvc repro` with the stages' own output, but not DVC's remarks on what it skipped."""
+    command = [sys.executable, "-m", "dvc", "repro", *targets]
+    with subprocess.Popen(
+        command, env=_environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() and not any(remark in line for remark in _NOISE):
+                print(line, end="", flush=True)
+    if process.returncode:
+        raise MeritError(f"`dvc repro {' '.join(targets)}` failed; the lines above say why")
+
+
+def _dvc(*arguments: str) -> str:
+    """The standard output of one `dvc` command. Raises MeritError with DVC's message."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        message = (done.stderr or done.stdout).strip()
+        raise MeritError(f"`dvc {' '.join(arguments)}` failed:\n{message}")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with its own Python as `python` (the stages' command) and no telemetry."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}

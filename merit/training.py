@@ -1,0 +1,144 @@
+"""The training loop of one branch (and of a base phase): next-token loss on encoded examples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from merit.config import Optimizer
+from merit.data.encode import IGNORED, Encoded
+from merit.errors import MeritError
+
+Record = dict[str, float]
+Project = Callable[[torch.Tensor], torch.Tensor]
+
+
+def forward_loss(model: Any, batch: dict[str, torch.Tensor], project: Project | None) -> torch.Tensor:
+    """Mean next-token loss over the batch's loss-bearing tokens (scalar).
+
+    `project` turns cached vision hidden states into image embeddings, where the projector learns;
+    without it the batch's images are image embeddings already.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    encoder = None
+    if len(batch["images"]):
+        embeddings = batch["images"] if project is None else project(batch["images"])
+        # a sequence of one tensor a picture, as the vision encoder itself returns it
+        encoder = {"image": BaseModelOutputWithPooling(pooler_output=tuple(embeddings))}  # type: ignore[arg-type]
+    output = model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        labels=batch["labels"],
+        mm_encoder_outputs=encoder,
+        use_cache=False,
+    )
+    return output.loss
+
+
+def data_order(num_examples: int, epochs: float, seed: int) -> np.ndarray:
+    """int64 indices: a fresh permutation an epoch, the last one cut short; from the seed alone."""
+    rng = np.random.default_rng(seed)
+    total = round(num_examples * epochs)
+    passes = [rng.permutation(num_examples) for _ in range(math.ceil(epochs))]
+    return np.concatenate(passes)[:total]
+
+
+def batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Slices of the data order; the last one may be smaller, so that every example is seen."""
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def learning_rate_at(step: int, num_steps: int, optimizer: Optimizer) -> float:
+    """Linear warm-up over warmup_ratio of the steps, then the schedule's decay to zero."""
+    warmup = int(optimizer.warmup_ratio * num_steps)
+    if step < warmup:
+        return optimizer.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[optimizer.schedule]
+    return optimizer.learning_rate * factor
+
+
+def train(
+    model: Any,
+    parameters: dict[str, torch.nn.Parameter],
+    data: Encoded,
+    order: np.ndarray,
+    optimizer: Optimizer,
+    *,
+    what: str,
+    batch_size: int | None = None,
+    project: Project | None = None,
+    log: Callable[[Record, Record], None] = lambda record, timing: None,
+    num_records: int = 200,
+) -> None:
+    """AdamW over `order` in place.
+
+    `log` gets (record, timing) about `num_records` times: the record (step, epoch, mean loss since
+    the last one, learning_rate, gradient_norm, num_tokens so far) is a function of inputs and seed
+    alone; the timing (step, seconds, tokens_per_second) is wall-clock.
+
+    Raises MeritError, naming `what` and the step, where the loss is not finite.
+    """
+    size = batch_size or optimizer.batch_size
+    num_steps = math.ceil(len(order) / size)
+    every = max(1, num_steps // num_records)
+    tensors = list(parameters.values())
+    adamw = torch.optim.AdamW(
+        tensors,
+        lr=optimizer.learning_rate,
+        betas=optimizer.betas,
+        weight_decay=optimizer.weight_decay,
+        fused=True,
+    )
+    model.train()
+    num_tokens, tokens_since, loss_since, count_since = 0, 0, 0.0, 0
+    started = last = time.monotonic()
+    for step, indices in enumerate(batches(order, size)):
+        rate = learning_rate_at(step, num_steps, optimizer)
+        for group in adamw.param_groups:
+            group["lr"] = rate
+        batch = data.batch(indices)
+        loss = forward_loss(model, batch, project)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise MeritError(
+                f"{what}: the loss is {value} at step {step + 1} of {num_steps}; lower "
+                f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
+            )
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(tensors, optimizer.max_grad_norm)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        bearing = int((batch["labels"][:, 1:] != IGNORED).sum())
+        num_tokens, tokens_since = num_tokens + bearing, tokens_since + bearing
+        loss_since, count_since = loss_since + value, count_since + 1
+        if (step + 1) % every == 0 or step + 1 == num_steps:
+            now = time.monotonic()
+            log(
+                {
+                    "step": step + 1,
+                    "epoch": round(min((step + 1) * size, len(order)) / len(data), 6),
+                    "loss": loss_since / count_since,
+                    "learning_rate": rate,
+                    "gradient_norm": float(norm),
+                    "num_tokens": num_tokens,
+                },
+                {
+                    "step": step + 1,
+                    "seconds": now - started,
+                    "tokens_per_second": tokens_since / max(now - last, 1e-9),
+                },
+            )
+            last, tokens_since, loss_since, count_since = now, 0, 0.0, 0
+    model.eval()

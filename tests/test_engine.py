@@ -1,0 +1,203 @@
+"""Prompts and scores by VLMEvalKit, through one scoring process for the whole file."""
+
+import base64
+import csv
+import io
+import json
+import os
+import ssl
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eval.engine import BenchmarkScore, ScoringEngine
+from merit.errors import MeritError
+
+FACTS = json.dumps({"facts": [["red circle"], ["blue square"]], "wrong": ["green star"]})
+CHOICE = {"question": "what colour ?", "A": "red", "B": "blue", "C": "3", "D": "None"}
+
+
+def image(colour: str) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_tsv(path: Path, rows: list[dict[str, str]]) -> Path:
+    full = [
+        {"index": str(i), "image": image("red"), "category": "c", **r} for i, r in enumerate(rows)
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(full[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(full)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ScoringEngine]:
+    with ScoringEngine() as running:
+        yield running
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    return {
+        "mini_mcq": write_tsv(
+            tmp_path / "mcq.tsv",
+            [
+                {**CHOICE, "answer": "B"},
+                {**CHOICE, "answer": "D"},
+                {**CHOICE, "D": "", "answer": "C"},
+            ],
+        ),
+        "mini_signs": write_tsv(
+            tmp_path / "signs.tsv",
+            [{"question": "read it .", "answer": a} for a in ("7", "None", "007", "stop")],
+        ),
+        "mini_describe": write_tsv(
+            tmp_path / "describe.tsv", [{"question": "describe it .", "answer": FACTS}] * 2
+        ),
+    }
+
+
+def test_prompts_are_vlmevalkits(engine: ScoringEngine, files: dict[str, Path]) -> None:
+    prompts = engine.prompts(files)
+    head = "Question: what colour ?\nOptions:\nA. red\nB. blue\nC. 3\n"
+    tail = "Please select the correct answer from the options above. \n"
+    assert prompts["mini_mcq"] == {
+        "0": f"{head}D. None\n{tail}",
+        "1": f"{head}D. None\n{tail}",
+        "2": f"{head}{tail}",
+    }
+    assert prompts["mini_signs"] == dict.fromkeys("0123", "read it .")
+    assert prompts["mini_describe"] == dict.fromkeys("01", "describe it .")
+
+
+def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
+    predictions = {
+        "good": {
+            "mini_mcq": {"0": "B. blue", "1": "D", "2": "C."},
+            "mini_signs": {"0": "7.", "1": "none", "2": "007", "3": "Stop"},
+            "mini_describe": {"0": "a red circle . a blue square .", "1": "blue square"},
+        },
+        "odd": {
+            "mini_mcq": {"0": "", "1": 'D . "\n\t\0', "2": "nan"},
+            "mini_signs": {"0": "7.0", "1": "", "2": "7", "3": "stop sign"},
+            "mini_describe": {"0": "red circle\n\tgreen star", "1": ""},
+        },
+        "partial": {"mini_signs": {"0": "7", "1": "", "2": "", "3": ""}},
+    }
+    scores = engine.score(files, predictions)
+    assert scores["good"]["mini_mcq"] == BenchmarkScore(100, {"0": 1, "1": 1, "2": 1})
+    assert scores["good"]["mini_signs"] == BenchmarkScore(100, dict.fromkeys("0123", 1.0))
+    assert scores["good"]["mini_describe"] == BenchmarkScore(75, {"0": 1.0, "1": 0.5})
+    assert scores["odd"]["mini_mcq"].questions == {"0": 0, "1": 1, "2": 0}
+    assert scores["odd"]["mini_mcq"].score == pytest.approx(100 / 3)
+    assert scores["odd"]["mini_signs"] == BenchmarkScore(0, dict.fromkeys("0123", 0.0))
+    assert scores["odd"]["mini_describe"] == BenchmarkScore(0, {"0": 0.0, "1": 0.0})
+    # a lone "7" among empty answers stays "7"
+    assert scores["partial"] == {"mini_signs": BenchmarkScore(25, {"0": 1, "1": 0, "2": 0, "3": 0})}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "hit"),
+    [
+        ("B", 1),
+        ("(B)", 1),
+        ("b", 0),
+        ("blue", 1),  # the only option whose text occurs
+        ("Blue .", 1),
+        ("the answer is B", 1),
+        ("B B", 1),
+        ("A B", 0),
+        ("blue or red", 0),
+        ("A blue one", 0),  # "A" is read as the letter
+        ("B it is , for all to see", 0),  # the letter must be among the last four words
+    ],
+)
+def test_what_counts_as_a_letter(
+    engine: ScoringEngine, tmp_path: Path, prediction: str, hit: int
+) -> None:
+    file = write_tsv(tmp_path / "q.tsv", [{**CHOICE, "B": "blue", "answer": "B"}])
+    scores = engine.score({"mini_scene": file}, {"m": {"mini_scene": {"0": prediction}}})
+    assert scores["m"]["mini_scene"].questions == {"0": hit}
+
+
+def test_many_models_score_within_seconds(engine: ScoringEngine, tmp_path: Path) -> None:
+    file = write_tsv(tmp_path / "q.tsv", [{**CHOICE, "answer": "ABCD"[i % 4]} for i in range(150)])
+    answers = {str(i): "A" for i in range(150)}
+    begin = time.perf_counter()
+    scores = engine.score({"mini_mcq": file}, {f"m{i}": {"mini_mcq": answers} for i in range(5)})
+    assert time.perf_counter() - begin < 5
+    assert [s["mini_mcq"].score for s in scores.values()] == pytest.approx([100 * 38 / 150] * 5)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**CHOICE, "answer": "E"}, "index '0': `answer` is 'E', which is not the letter"),
+        ({**CHOICE, "D": "", "answer": "D"}, "index '0': `answer` is 'D'"),
+        ({**CHOICE, "answer": "A", "question": " "}, "index '0': `question` is empty"),
+        ({**CHOICE, "answer": "A", "image": ""}, "index '0': `image` is empty"),
+        ({**CHOICE, "answer": "A", "image": "9"}, "index '0': `image` is neither"),
+        ({"question": "q", "A": "red", "answer": "A"}, "column `B` is missing"),
+    ],
+)
+def test_malformed_question_is_refused(
+    engine: ScoringEngine, tmp_path: Path, row: dict[str, str], message: str
+) -> None:
+    file = write_tsv(tmp_path / "bad.tsv", [row])
+    with pytest.raises(MeritError, match=message) as caught:
+        engine.prompts({"mini_mcq": file})
+    assert str(file) in str(caught.value)
+
+
+def test_bad_requests_are_refused_and_survived(
+    engine: ScoringEngine, files: dict[str, Path], tmp_path: Path
+) -> None:
+    signs = {"mini_signs": files["mini_signs"]}
+    with pytest.raises(MeritError, match="did you mean `mini_signs`"):
+        engine.prompts({"mini_sign": files["mini_signs"]})
+    with pytest.raises(MeritError, match="file not found"):
+        engine.prompts({"mini_signs": tmp_path / "absent.tsv"})
+    with pytest.raises(
+        MeritError, match=r"m: mini_signs: no prediction for index '1' \(3 missing\)"
+    ):
+        engine.score(signs, {"m": {"mini_signs": {"0": "7"}}})
+    with pytest.raises(MeritError, match="index '9', which is not a question"):
+        engine.score(signs, {"m": {"mini_signs": dict.fromkeys("01239", "7")}})
+    with pytest.raises(MeritError, match="m: mini_mcq: no file was given"):
+        engine.score(signs, {"m": {"mini_mcq": {"0": "A"}}})
+    twice = write_tsv(tmp_path / "t.tsv", [{"index": "3", "question": "q", "answer": "a"}] * 2)
+    with pytest.raises(MeritError, match="index '3' occurs twice"):
+        engine.prompts({"mini_signs": twice})
+    broken = write_tsv(tmp_path / "o.tsv", [{"question": "q", "answer": "{}"}])
+    with pytest.raises(MeritError, match="index '0': `answer`: `facts` must be"):
+        engine.prompts({"mini_explain": broken})
+    assert len(engine.prompts(signs)["mini_signs"]) == 4
+
+
+def test_vlmeval_stays_out_of_this_process(engine: ScoringEngine, files: dict[str, Path]) -> None:
+    engine.prompts(files)
+    assert "vlmeval" not in sys.modules
+    assert ssl._create_default_https_context is ssl.create_default_context
+    assert "LMUData" not in os.environ
+
+
+def test_death_of_the_process_is_told_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a stand-in vlmeval that fails on import, ahead of the real one
+    (tmp_path / "vlmeval").mkdir()
+    (tmp_path / "vlmeval" / "__init__.py").write_text("raise RuntimeError('no such thing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        ScoringEngine() as dying,
+        pytest.raises(MeritError, match=r"ended with status 1(.|\n)*RuntimeError: no such thing"),
+    ):
+        dying.prompts({"mini_signs": tmp_path / "x.tsv"})

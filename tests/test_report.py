@@ -1,0 +1,337 @@
+"""The report: hand-computed table values, unchanged published numbers, words, repeatable bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+
+from eval.report import pages
+from eval.report.build import build_index, build_report
+from eval.report.figures_partition import tsne
+from eval.report.figures_training import displacement_gram, load_trajectories
+from eval.report.intervals import Comparison, compare, leave_one_out, opponents, table_cells
+from eval.report.paper import PAPER_DIR, load_paper_table
+from eval.report.results import load_results
+from eval.report.tables import latex_escape, latex_table, markdown_table
+from merit.config import Experiment
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
+from tests import synthetic
+
+PAPER_TABLE = "table02_vision_flan_3b"
+METHODS = ("base", "joint-1ep", "random-8", "merit-3d", "joint-shrunk")
+BENCHMARKS = ("mini_scene", "mini_describe")  # one of choice, one open-ended
+
+# question scores by model: (mini_scene, mini_describe); all others answer as the base
+ANSWERS = {
+    "base": ([1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]),
+    "joint-1ep-s1": ([1, 1, 0, 0], [0.5, 0.5, 0.5, 0.5]),
+    "joint-1ep-s2": ([1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]),
+    "merit-3d-s1": ([1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5]),
+    "merit-3d-s2": ([1, 1, 1, 1], [1.0, 1.0, 1.0, 1.0]),
+}
+
+
+def make(root: Path) -> tuple[Experiment, Artifacts]:
+    experiment = synthetic.build(
+        root,
+        seeds=(1, 2),
+        methods=METHODS,
+        benchmarks=BENCHMARKS,
+        num_questions=4,
+    )
+    curves = ["joint-1ep", "random-8", "merit-3d"]
+    report = experiment.report.model_copy(update={"paper_table": PAPER_TABLE, "curves": curves})
+    experiment = experiment.model_copy(update={"report": report})
+    artifacts = Artifacts(experiment.name, root)
+    scores = read_json(artifacts.evaluation / "scores.json")
+    for model in scores["scores"]:
+        answers = ANSWERS.get(model, ANSWERS["base"])
+        rows = [
+            {"benchmark": name, "index": i, "prediction": "A", "score": float(score)}
+            for name, values in zip(BENCHMARKS, answers, strict=True)
+            for i, score in enumerate(values)
+        ]
+        write_jsonl(artifacts.evaluation / "predictions" / f"{model}.jsonl", rows)
+        means = [100 * float(np.mean(values)) for values in answers]
+        scores["scores"][model] = dict(zip(BENCHMARKS, means, strict=True))
+    # a removed method's scores must not come back
+    scores["scores"]["removed-s1"] = dict.fromkeys(BENCHMARKS, 99.0)
+    write_json(artifacts.evaluation / "scores.json", scores)
+    return experiment, artifacts
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Artifacts]:
+    return make(tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.fixture(scope="module")
+def reports(
+    made: tuple[Experiment, Artifacts], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("repository")
+    readme = root / "README.md"
+    readme.write_text(f"# Top\n\n{pages.BEGIN}\nold\n{pages.END}\n\nend\n", encoding="utf-8")
+    reports = root / "reports"
+    build_report(made[0], made[1], reports)
+    build_index([made[0]], reports, readme)
+    yield reports
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def test_cells_are_the_hand_computed_ones(made: tuple[Experiment, Artifacts]) -> None:
+    results = load_results(*made)
+    cells = table_cells(results)
+    assert list(cells) == list(METHODS)
+    assert list(cells["base"]) == ["mini_scene", "mini_describe", "avg", "avg_closed"]
+    joint = cells["joint-1ep"]
+    # mini_scene: 50 and 25 on the two seeds; mini_describe: 50 on both
+    assert joint["mini_scene"].mean == 37.5
+    assert joint["avg"].mean == (37.5 + 50) / 2
+    assert joint["avg"].spread == pytest.approx(12.5 / math.sqrt(2))  # of 50 and 37.5
+    assert joint["avg_closed"].mean == 37.5
+    assert joint["avg"].num_questions == 8
+    # The questions' means over seeds are 1, 0.5, 0, 0. Of four draws, P(sum = 0) = 1/16 > 2.5 %;
+    # P(sum >= 3.5) = (1 + 4)/256 < 2.5 % and P(sum >= 3) = (1 + 4 + 8 + 6)/256 > 2.5 %.
+    assert (joint["mini_scene"].low, joint["mini_scene"].high) == pytest.approx((0.0, 75.0))
+    assert (joint["mini_describe"].low, joint["mini_describe"].high) == pytest.approx((50.0, 50.0))
+    assert (joint["avg"].low, joint["avg"].high) == pytest.approx((25.0, 62.5))
+    assert cells["base"]["avg"].spread is None
+    assert results.open_ended == ("mini_describe",)
+    assert results.seeds == {"base": (), **dict.fromkeys(METHODS[1:], (1, 2))}
+
+
+def test_comparison_and_leave_one_out(made: tuple[Experiment, Artifacts]) -> None:
+    results = load_results(*made)
+    found = compare(results, "merit-3d", "joint-1ep")
+    # merit-3d: (100 + 50)/2 and (100 + 100)/2; joint-1ep: 50 and 37.5
+    assert found.difference == 87.5 - 43.75
+    assert (found.seeds_ahead, found.num_seeds) == (2, 2)
+    assert found.seeds_p_value == 0.25  # 1 / 2^2
+    # paired differences on mini_scene: 0, 0.5, 1, 1; on mini_describe always 0.25
+    assert found.low >= 100 * 0.25 / 2
+    assert found.verdict == "better"
+    parts = leave_one_out(results, "merit-3d", "joint-1ep")
+    assert {name: part.difference for name, part in parts.items()} == {
+        "mini_scene": 25.0,
+        "mini_describe": 62.5,
+    }
+    same = compare(results, "random-8", "base")
+    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "undecided")
+    assert (same.seeds_ahead, same.num_seeds) == (0, 2)  # the base stands against every seed
+
+
+def test_opponents_of_a_merit_method(made: tuple[Experiment, Artifacts]) -> None:
+    assert opponents(made[0], "merit-3d") == ["joint-1ep", "base", "random-8", "joint-shrunk"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says", "never"),
+    [
+        (0.1, 2.0, "**beats**", "not decided"),
+        (-0.1, 2.0, "**not decided**", "beats"),
+        (-2.0, -0.1, "**is worse than**", "beats"),
+        (0.0, 2.0, "**not decided**", "beats"),
+    ],
+)
+def test_words_claim_no_more_than_the_interval(
+    low: float, high: float, says: str, never: str
+) -> None:
+    found = Comparison("merit-3d", "base", (low + high) / 2, low, high, 0.5, 2, 3, 0.25)
+    sentence = pages.verdict_sentence(found)
+    assert says in sentence
+    assert never not in sentence
+    assert f"{low:+.1f} to {high:+.1f}" in sentence
+    assert "ahead on 2 of 3 seeds" in sentence
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def test_wide_and_tidy_tables(reports: Path) -> None:
+    wide = pd.read_csv(reports / "synthetic" / "table02.csv")
+    assert wide["method"].tolist() == list(METHODS)
+    assert wide.columns[:5].tolist() == ["method", *BENCHMARKS, "avg", "avg_closed"]
+    joint = wide[wide["method"] == "joint-1ep"].iloc[0]
+    values = joint[["avg", "avg_spread", "avg_ci_low", "avg_ci_high", "num_questions"]].tolist()
+    assert values == [43.75, 8.84, 25.0, 62.5, 8]
+    assert joint["paper_avg_other_scale"] == 54.3
+    tidy = pd.read_csv(reports / "synthetic" / "table02_tidy.csv", dtype=str)
+    assert set(tidy["source"]) == {"ours", "paper"}
+    ours = tidy[(tidy["source"] == "ours") & (tidy["method"] == "joint-1ep")]
+    assert ours["benchmark"].tolist() == [*BENCHMARKS, "avg", "avg_closed"]
+    assert ours["seeds"].tolist() == ["1 2"] * 4
+    assert ours["parameter_hash"].str.len().tolist() == [64] * 4
+    assert read_json(reports / "synthetic" / "metrics.json") == {
+        "base": 37.5,
+        "joint-1ep": 43.75,
+        "random-8": 37.5,
+        "merit-3d": 87.5,
+        "joint-shrunk": 37.5,
+    }
+
+
+def test_published_numbers_are_unchanged(reports: Path) -> None:
+    source = (PAPER_DIR / f"{PAPER_TABLE}.csv").read_text(encoding="utf-8")
+    header, *lines = list(csv.reader(io.StringIO(source)))
+    tidy = pd.read_csv(reports / "synthetic" / "table02_tidy.csv", dtype=str)
+    paper = tidy[tidy["source"] == "paper"]
+    assert paper["mean"].tolist() == [cell for line in lines for cell in line[1:]]
+    assert (paper["scale"].str.contains("Qwen2.5-VL-3B")).all()
+    markdown = (reports / "synthetic" / "table02.md").read_text(encoding="utf-8")
+    assert markdown_table([header, *lines]) in markdown
+    assert "another scale" in markdown
+
+
+def test_latex() -> None:
+    assert latex_escape(r"a_b & 5 % \ {x} ~ ^ # $ ±") == (
+        r"a\_b \& 5 \% \textbackslash{} \{x\} \textasciitilde{} \textasciicircum{} \# \$ $\pm$"
+    )
+    table = latex_table([["method", "mini_mcq"], ["base", "1.0 ± 0.5"]], "50 %", "tab:x")
+    assert r"method & mini\_mcq \\" in table
+    assert r"base & 1.0 $\pm$ 0.5 \\" in table
+    assert r"\caption{50 \%}" in table
+    assert r"\begin{tabular}{lr}" in table
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+def test_pages_link_to_files_that_exist(reports: Path) -> None:
+    readme = (reports.parent / "README.md").read_text(encoding="utf-8")
+    assert readme.startswith(f"# Top\n\n{pages.BEGIN}\n### Synthetic")
+    assert readme.endswith(f"{pages.END}\n\nend\n")
+    assert "old" not in readme
+    assert "**merit-3d** **beats** **joint-1ep** by 43.8 points" in readme
+    page = reports / "README.md"
+    for file in (reports.parent / "README.md", page):
+        text = file.read_text(encoding="utf-8")
+        links = [part.split(")")[0] for part in text.split("](")[1:]]
+        assert len(links) >= 3
+        assert [link for link in links if not (file.parent / link).is_file()] == []
+    text = page.read_text(encoding="utf-8")
+    for figure in "benchmarks average similarity pca tsne trajectories training".split():
+        assert f"(synthetic/figures/{figure}.png)" in text
+    assert "Leave one benchmark out" in text
+    assert "| seeds | joint-1ep 1, 2; random-8 1, 2; merit-3d 1, 2; joint-shrunk 1, 2 |" in text
+
+
+def test_a_readme_without_markers_is_refused(reports: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# Top\n", encoding="utf-8")
+    with pytest.raises(MeritError, match="results:begin"):
+        pages.write_pages([("synthetic", "Synthetic")], reports, readme)
+    assert readme.read_text(encoding="utf-8") == "# Top\n"
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def test_the_same_artifacts_give_the_same_bytes(
+    made: tuple[Experiment, Artifacts], reports: Path, tmp_path: Path
+) -> None:
+    build_report(made[0], made[1], tmp_path / "reports")
+    first, second = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (reports / "synthetic", tmp_path / "reports" / "synthetic")
+    )
+    assert sorted(first) == sorted(second)
+    assert [path for path in first if first[path] != second[path]] == []
+    images = [path for path in first if path.suffix == ".png"]
+    assert len(images) == 7
+    assert max(len(first[path]) for path in images) < 300_000
+    assert not any(b"CreationDate" in first[p] for p in first if p.suffix == ".pdf")
+
+
+def test_trajectories_by_hand(tmp_path: Path) -> None:
+    base = {"a": np.array([1.0, 2.0], np.float32), "b": np.array([[3.0]], np.float32)}
+    moves = [(3.0, 0.0, 0.0), (0.0, 4.0, 0.0), (0.0, 4.0, 2.0)]
+    save_file(base, tmp_path / "base.safetensors")
+    for k, (x, y, z) in enumerate(moves):
+        moved = {"a": base["a"] + np.float32([x, y]), "b": base["b"] + np.float32(z)}
+        save_file(moved, tmp_path / f"{k}.safetensors")
+    files = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    expected = np.array(moves) @ np.array(moves).T
+    assert displacement_gram(tmp_path / "base.safetensors", files) == pytest.approx(expected)
+    save_file({"a": base["a"]}, tmp_path / "1.safetensors")
+    with pytest.raises(MeritError, match=r"1\.safetensors: tensor 'b' does not match"):
+        displacement_gram(tmp_path / "base.safetensors", files)
+    (tmp_path / "1.safetensors").write_bytes(b"cut")
+    with pytest.raises(MeritError, match="not a readable safetensors file"):
+        displacement_gram(tmp_path / "base.safetensors", files)
+
+
+def test_trajectories_keep_lengths_and_the_average(made: tuple[Experiment, Artifacts]) -> None:
+    view = load_trajectories(made[0], made[1], "merit-3d")
+    merge = read_json(made[1].model("merit-3d-s1") / "merge.json")
+    assert view.merged == pytest.approx(np.array(merge["merge_weights"]) @ view.branches)
+    for k, point in enumerate(view.branches):
+        summary = read_json(made[1].branch(f"merit-3d-s1-g{k}") / "summary.json")
+        assert np.linalg.norm(point) <= summary["displacement"] + 1e-5  # a projection
+    assert view.share[0] >= view.share[1] > 0
+    assert view.joint_method == "joint-1ep"
+
+
+def test_tsne_is_repeatable_and_keeps_neighbours() -> None:
+    angles = np.concatenate([np.linspace(0, 0.2, 6), np.linspace(1.5, 1.7, 6)])
+    similarity = np.cos(angles[:, None] - angles[None, :])
+    points = tsne(similarity)
+    assert np.array_equal(points, tsne(similarity))
+    distance = np.linalg.norm(points[:, None] - points[None, :], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert ((distance.argmin(axis=1) < 6) == (np.arange(12) < 6)).all()
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def test_missing_or_stale_inputs_are_named_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    experiment, artifacts = make(tmp_path / "artifacts")
+    reports = tmp_path / "reports"
+    table = reports / "synthetic" / "table02.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("before", encoding="utf-8")
+    scores_file = artifacts.evaluation / "scores.json"
+    scores = read_json(scores_file)
+
+    def refused(match: str) -> None:
+        with pytest.raises(MeritError, match=match):
+            build_report(experiment, artifacts, reports)
+        assert [p for p in reports.rglob("*") if p.is_file()] == [table]
+        assert table.read_text(encoding="utf-8") == "before"
+
+    missing = {name: row for name, row in scores["scores"].items() if name != "merit-3d-s2"}
+    write_json(scores_file, scores | {"scores": missing})
+    refused(r"scores\.json: key `scores`: no model 'merit-3d-s2'")
+    wrong = scores["scores"] | {"base": {"mini_scene": 30.0, "mini_describe": 50.0}}
+    write_json(scores_file, scores | {"scores": wrong})
+    refused(r"base\.jsonl: benchmark 'mini_scene': the answers average 25.00")
+    write_json(scores_file, scores)
+    predictions = artifacts.evaluation / "predictions"
+    shutil.move(predictions / "base.jsonl", predictions / "kept")
+    refused(r"base\.jsonl: file not found")
+    shutil.move(predictions / "kept", predictions / "base.jsonl")
+    summary_file = artifacts.branch("merit-3d-s1-g2") / "summary.json"
+    summary = read_json(summary_file)
+    write_json(summary_file, summary | {"base_hash": "other"})
+    refused(r"merit-3d-s1-g2/summary\.json: key `base_hash`: another base")
+    write_json(summary_file, summary)
+    (artifacts.partition / "similarity.npy").write_bytes(b"cut")
+    refused(r"similarity\.npy: not readable")
+
+
+def test_an_unknown_paper_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MeritError, match=r"table99\.csv: no such table.*table02_vision_flan_3b"):
+        load_paper_table("table99", tmp_path)

@@ -1,0 +1,292 @@
+"""eval.statistics: hand-computed values, agreement with enumeration, properties."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from eval import statistics as s
+from merit.errors import MeritError
+
+# --- over seeds ------------------------------------------------------------------------------
+
+
+def test_spread_by_hand() -> None:
+    assert s.spread([2.0, 4.0, 9.0]) == (5.0, pytest.approx(math.sqrt(13)), 2.0, 9.0, 3)
+    assert s.spread([7.0]) == s.Spread(7.0, None, 7.0, 7.0, 1)
+
+
+def test_wilcoxon_five_of_five_is_the_papers_p() -> None:
+    joint = [54.5, 54.3, 54.1, 54.6, 54.3]  # table 8
+    merit = [57.1, 57.4, 56.4, 56.9, 57.3]
+    assert s.wilcoxon(merit, joint) == s.Wilcoxon(15.0, 0.03125, 5)
+    assert s.wilcoxon(joint, merit) == s.Wilcoxon(0.0, 1.0, 5)
+
+
+def test_wilcoxon_one_seed_disagrees() -> None:
+    # ranks 1..5 and the smallest difference is negative: W+ = 14; only 14 and 15 reach it
+    assert s.wilcoxon([2, 3, 4, 5, -1], [0, 0, 0, 0, 0]) == s.Wilcoxon(14.0, 2 / 32, 5)
+
+
+def test_wilcoxon_ties_and_zeros_by_hand() -> None:
+    # |d| = 1, 1, 3 (one zero dropped): ranks 1.5, 1.5, 3; W+ = 4.5 of {0, 1.5, 1.5, 3, 3, 4.5,
+    # 4.5, 6}: three of eight sign patterns reach it
+    assert s.wilcoxon([1, -1, 3, 0], [0, 0, 0, 0]) == s.Wilcoxon(4.5, 3 / 8, 3)
+    assert s.wilcoxon([1, 2], [1, 2]) == s.Wilcoxon(0.0, 1.0, 0)
+
+
+def test_wilcoxon_ties_survive_rounding() -> None:
+    assert s.wilcoxon([0.3, 0.0], [0.1, 0.2]) == s.wilcoxon([2, 0], [0, 2])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=7))
+def test_wilcoxon_equals_enumeration(differences: list[int]) -> None:
+    kept = np.array([d for d in differences if d])
+    ranks = stats.rankdata(np.abs(kept)) if len(kept) else np.array([])
+    observed = ranks[kept > 0].sum() if len(kept) else 0.0
+    patterns = itertools.product((0, 1), repeat=len(kept))
+    reached = [float(np.dot(p, ranks)) >= observed for p in patterns]
+    result = s.wilcoxon(differences, [0] * len(differences))
+    assert result.p_value == pytest.approx(np.mean(reached), abs=1e-12)
+    assert result.statistic == observed
+
+
+def test_wilcoxon_equals_scipy_exact_without_ties() -> None:
+    a = np.random.default_rng(3).normal(0.3, 1, 12)
+    expected = stats.wilcoxon(a, alternative="greater", method="exact")
+    result = s.wilcoxon(a, np.zeros(12))
+    assert result.p_value == pytest.approx(expected.pvalue, rel=1e-12)
+    assert result.statistic == expected.statistic
+
+
+def test_wilcoxon_refuses_unpaired_seeds() -> None:
+    with pytest.raises(MeritError, match="5 against 3"):
+        s.wilcoxon([1] * 5, [1] * 3)
+
+
+# --- intervals -------------------------------------------------------------------------------
+
+
+def test_normal_interval_by_hand() -> None:
+    # 50 of 100: s^2 = 25/99, half width 1.959964 * sqrt(25/99/100)
+    low, high = s.normal_interval([0, 1] * 50)
+    half = 1.959963985 * math.sqrt(25 / 99 / 100)
+    assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert s.normal_interval([1.0] * 10) == (1.0, 1.0)
+    assert s.normal_interval([0.5]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("right", "total"), [(0, 10), (3, 10), (10, 10), (77, 100)])
+def test_wilson_interval_equals_scipy(right: int, total: int) -> None:
+    expected = stats.binomtest(right, total).proportion_ci(0.9, method="wilson")
+    interval = s.wilson_interval([1] * right + [0] * (total - right), 0.9)
+    assert interval == (pytest.approx(expected.low, abs=1e-12), pytest.approx(expected.high))
+
+
+def test_wilson_interval_at_zero_by_hand() -> None:
+    z2 = 1.959963985**2
+    assert s.wilson_interval([0] * 10) == (0.0, pytest.approx(z2 / (10 + z2)))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+def test_intervals_hold_the_mean(scores: list[float]) -> None:
+    mean = float(np.mean(scores))
+    for low, high in (s.normal_interval(scores), s.wilson_interval(scores)):
+        assert 0 <= low <= mean + 1e-12
+        assert mean - 1e-12 <= high <= 1
+
+
+def test_bootstrap_interval_has_the_binomial_quantiles() -> None:
+    # the resampled count of right answers is Binomial(40, 0.3)
+    interval = s.bootstrap_interval({"mmlu": [1] * 12 + [0] * 28}, num_resamples=40_000)
+    expected = stats.binom.ppf([0.025, 0.975], 40, 0.3) / 40
+    assert interval == (
+        pytest.approx(expected[0], abs=0.026),
+        pytest.approx(expected[1], abs=0.026),
+    )
+
+
+def test_bootstrap_average_is_over_benchmarks_not_questions() -> None:
+    # a benchmark without variance, however large, halves the other's interval exactly
+    one = {"ai2d": [1] * 12 + [0] * 28}
+    both = {**one, "mmmu": [1] * 5000}
+    alone, together = s.bootstrap_interval(one), s.bootstrap_interval(both)
+    assert together == (pytest.approx((1 + alone.low) / 2), pytest.approx((1 + alone.high) / 2))
+
+
+def test_coverage_of_bootstrap_and_wilson() -> None:
+    generator = np.random.default_rng(0)
+    draws = (generator.random((200, 80)) < 0.35).astype(float)
+    bootstrap = [s.bootstrap_interval({"b": d}, num_resamples=500) for d in draws]
+    wilson = [s.wilson_interval(d) for d in draws]
+    for intervals in (bootstrap, wilson):
+        covered = np.mean([low <= 0.35 <= high for low, high in intervals])
+        assert 0.89 <= covered <= 0.99
+
+
+# --- paired bootstrap ------------------------------------------------------------------------
+
+
+def test_paired_bootstrap_constant_difference_has_no_width() -> None:
+    theirs = np.linspace(0, 0.5, 30)
+    result, average = s.paired_bootstrap({"ai2d": theirs + 0.25}, {"ai2d": theirs})
+    for r in (result["ai2d"], average):
+        assert r == (*[pytest.approx(0.25)] * 3, 1 / 10_001, 30)
+
+
+def test_paired_bootstrap_of_equal_answers_is_undecided() -> None:
+    scores = {"a": [0.0, 1.0, 1.0], "b": [0.5, 0.1]}
+    per_benchmark, average = s.paired_bootstrap(scores, scores, num_resamples=99)
+    assert per_benchmark["a"] == s.Difference(0.0, 0.0, 0.0, 1.0, 3)
+    assert average == s.Difference(0.0, 0.0, 0.0, 1.0, 5)
+
+
+def test_paired_bootstrap_p_value_by_enumeration() -> None:
+    # differences (1, 0, 0): a resample of three has no gain with probability (2/3)^3
+    result, _ = s.paired_bootstrap({"a": [1, 0, 1]}, {"a": [0, 0, 1]}, num_resamples=40_000)
+    assert result["a"].p_value == pytest.approx(8 / 27, abs=0.01)
+    assert result["a"].difference == pytest.approx(1 / 3)
+
+
+def test_paired_bootstrap_spread_matches_theory() -> None:
+    generator = np.random.default_rng(1)
+    ours = {"a": generator.random(200), "b": generator.random(50)}
+    theirs = {name: generator.random(len(x)) for name, x in ours.items()}
+    per_benchmark, average = s.paired_bootstrap(ours, theirs, num_resamples=20_000)
+    errors = {k: np.std(ours[k] - theirs[k]) / math.sqrt(len(ours[k])) for k in ours}
+    for name, r in per_benchmark.items():
+        assert (r.high - r.low) / (2 * 1.96) == pytest.approx(errors[name], rel=0.04)
+    combined = math.hypot(*errors.values()) / 2  # independent strata, plain mean of two
+    assert (average.high - average.low) / (2 * 1.96) == pytest.approx(combined, rel=0.04)
+    assert average.difference == pytest.approx(
+        (per_benchmark["a"].difference + per_benchmark["b"].difference) / 2
+    )
+
+
+def test_benchmarks_are_resampled_independently() -> None:
+    # two benchmarks with the very same scores: the average is sqrt(2) more certain than either
+    theirs = np.zeros(400)
+    ours = np.arange(400) % 2.0
+    per_benchmark, average = s.paired_bootstrap({"a": ours, "b": ours}, {"a": theirs, "b": theirs})
+    width = per_benchmark["a"].high - per_benchmark["a"].low
+    assert (average.high - average.low) == pytest.approx(width / math.sqrt(2), rel=0.06)
+
+
+def test_paired_bootstrap_uses_the_pairing() -> None:
+    hard = np.arange(100) % 2.0  # both methods fail on the same questions; one differs in five
+    ours = np.where(np.arange(100) % 10 == 0, 1.0, hard)
+    result, _ = s.paired_bootstrap({"a": ours}, {"a": hard})
+    assert result["a"].low > 0
+    assert s.wilson_interval(hard).high > s.wilson_interval(ours).low  # unpaired: overlap
+
+
+def test_paired_bootstrap_is_deterministic_and_streams_are_separate() -> None:
+    generator = np.random.default_rng(2)
+    ours = {name: generator.random(40) for name in ("a", "b")}
+    theirs = {name: generator.random(40) for name in ("a", "b")}
+    first = s.paired_bootstrap(ours, theirs, seed=4)
+    assert s.paired_bootstrap(ours, theirs, seed=4) == first
+    assert s.paired_bootstrap(ours, theirs, seed=5) != first
+    alone, _ = s.paired_bootstrap({"a": ours["a"]}, {"a": theirs["a"]}, seed=4)
+    assert alone["a"] == first[0]["a"]
+    reordered = s.paired_bootstrap(dict(reversed(ours.items())), theirs, seed=4)
+    assert reordered[1] == pytest.approx(first[1])
+
+
+def test_seeds_are_averaged_per_question_before() -> None:
+    ours, theirs = [[1, 0, 1, 1], [1, 1, 0, 1]], [[0, 0, 0, 1]]
+    averaged = s.paired_bootstrap({"a": [1, 0.5, 0.5, 1]}, {"a": [0, 0, 0, 1]})
+    assert s.paired_bootstrap({"a": ours}, {"a": theirs}) == averaged
+
+
+def test_blocks_change_nothing_in_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"a": np.random.default_rng(0).random(30)}
+    whole = s.bootstrap_interval(scores, num_resamples=1000)
+    monkeypatch.setattr(s, "RESAMPLE_BLOCK", 300)
+    assert s.bootstrap_interval(scores, num_resamples=1000) == whole
+
+
+def test_bad_scores_are_refused() -> None:
+    with pytest.raises(MeritError, match=r"\['c'\]"):
+        s.paired_bootstrap({"a": [1], "c": [1]}, {"a": [1]})
+    with pytest.raises(MeritError, match="mmmu: 2 scores against 3"):
+        s.paired_bootstrap({"mmmu": [1, 0]}, {"mmmu": [1, 0, 1]})
+    with pytest.raises(MeritError, match=r"ai2d: found 54\.0, expected finite numbers in 0\.\.1"):
+        s.bootstrap_interval({"ai2d": [1.0, 54.0]})
+    with pytest.raises(MeritError, match="found nan"):
+        s.wilson_interval([0.0, math.nan])
+    with pytest.raises(MeritError, match="no benchmark"):
+        s.bootstrap_interval({})
+    with pytest.raises(MeritError, match=r"shape \(0,\)"):
+        s.normal_interval([])
+
+
+# --- McNemar, leave one out, shares, Holm -----------------------------------------------------
+
+
+def test_mcnemar_by_hand() -> None:
+    # 5 discordant questions, 5 for us: two-sided 2 / 2^5; concordant ones do not count
+    ours, theirs = [1] * 5 + [1, 0, 0], [0] * 5 + [1, 0, 0]
+    assert s.mcnemar(ours, theirs) == (5, 0, pytest.approx(2 / 32))
+    # 3 against 1: 2 * (C(4,3) + C(4,4)) / 16
+    assert s.mcnemar([1, 1, 1, 0], [0, 0, 0, 1]) == (3, 1, pytest.approx(10 / 16))
+    assert s.mcnemar([1, 0], [1, 0]) == s.McNemar(0, 0, 1.0)
+
+
+def test_mcnemar_refuses_graded_or_unpaired_answers() -> None:
+    with pytest.raises(MeritError, match="use paired_bootstrap"):
+        s.mcnemar([0.5, 1], [0, 1], "mmvet")
+    with pytest.raises(MeritError, match="mmvet: 2 answers against 1"):
+        s.mcnemar([0, 1], [0], "mmvet")
+
+
+def test_leave_one_out_by_hand() -> None:
+    assert s.leave_one_out({"a": 10, "b": 20, "c": 60}) == {"a": 40, "b": 35, "c": 15}
+    with pytest.raises(MeritError, match="found 1"):
+        s.leave_one_out({"a": 1})
+
+
+def test_gain_shares_of_table_8_show_two_benchmarks_carry_most() -> None:
+    names = ("seedbench", "mmbench", "llava_wild", "mmvet", "textvqa", "ai2d", "mathvista", "mmmu")
+    joint = dict(zip(names, (68.6, 80.1, 41.8, 38.5, 68.3, 62.4, 35.0, 40.9), strict=True))
+    merit = dict(zip(names, (70.4, 80.3, 52.2, 38.1, 75.1, 63.1, 35.7, 42.1), strict=True))
+    shares = s.gain_shares(merit, joint)
+    # differences 1.8 0.2 10.4 -0.4 6.8 0.7 0.7 1.2: together 21.4
+    assert shares["llava_wild"] == pytest.approx(10.4 / 21.4)
+    assert shares["mmvet"] == pytest.approx(-0.4 / 21.4)
+    assert shares["textvqa"] == pytest.approx(6.8 / 21.4)  # 80 % with llava_wild
+    assert math.fsum(v for v in shares.values() if v is not None) == pytest.approx(1)
+
+
+def test_gain_shares_without_a_gain_are_undefined() -> None:
+    assert s.gain_shares({"a": 1, "b": 3}, {"a": 2, "b": 2}) == {"a": None, "b": None}
+    with pytest.raises(MeritError, match=r"\['b'\]"):
+        s.gain_shares({"a": 1, "b": 3}, {"a": 2})
+
+
+def test_holm_by_hand() -> None:
+    # sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 = 0.04, 0.06, 0.06, 0.04, made monotone
+    adjusted = s.holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.02})
+    assert list(adjusted) == ["a", "b", "c", "d"]
+    assert adjusted == pytest.approx({"a": 0.06, "b": 0.04, "c": 0.06, "d": 0.06})
+    assert s.holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert s.holm({}) == {}
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_raw_and_bonferroni(p_values: list[float]) -> None:
+    raw = {str(i): p for i, p in enumerate(p_values)}
+    adjusted = s.holm(raw)
+    order = sorted(raw, key=raw.__getitem__)
+    assert all(raw[k] <= adjusted[k] <= min(1.0, len(raw) * max(raw.values())) for k in raw)
+    assert all(adjusted[a] <= adjusted[b] for a, b in itertools.pairwise(order))
+    assert adjusted[order[0]] == pytest.approx(min(1.0, len(raw) * raw[order[0]]))
