@@ -206,6 +206,13 @@ class Evaluation(Settings):
     max_new_tokens: PositiveInt = 64
 
 
+class Tuning(Settings):
+    """The grid in which `merit tune` looks for joint-1ep's settings, on the validation split."""
+
+    learning_rate: Annotated[list[PositiveFloat], Field(min_length=1)]
+    batch_size: Annotated[list[PositiveInt], Field(min_length=1)]
+
+
 class Report(Settings):
     """What the report stage writes, and which of the paper's tables stands beside it."""
 
@@ -226,6 +233,7 @@ class Experiment(Settings):
     methods: Annotated[dict[str, AnyMethod], Field(min_length=1)]
     evaluation: Evaluation
     report: Report
+    tuning: Tuning | None = None
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Experiment:

@@ -22,7 +22,7 @@ import yaml
 from merit.config import EXPERIMENTS_DIR, Experiment, Params
 from merit.errors import MeritError
 from merit.io.artifacts import REPORTS_DIR, Artifacts
-from merit.launch import STAGES_PACKAGE, stage_name
+from merit.launch import stage_module, stage_name
 from merit.methods import Model, plan
 
 PIPELINE_FILE = Path("dvc.yaml")
@@ -40,7 +40,8 @@ PLUMBING = frozenset(
     f"merit/{name}.py"
     for name in (
         *("__init__", "__main__", "cli", "config", "errors", "graph", "launch", "pipeline"),
-        *("io/__init__", "io/artifacts", "io/tracking", "stages/__init__"),
+        "progress",
+        *("io/__init__", "io/artifacts", "io/runs", "io/tracking", "stages/__init__"),
     )
 )
 
@@ -70,9 +71,9 @@ def render(params: Params, experiments: Mapping[str, Experiment]) -> str:
         report = Artifacts(name).report
         metrics.append(str(report / "metrics.json"))
         bars = {"template": "bar_horizontal", "x": "score", "y": "method"}
-        curves = {"x": "step", "y": "loss"}
+        curves = {"x": "epoch", "y": experiments[name].report.curves}
         plots.append({str(report / "plots/scores.csv"): bars})
-        plots.append({str(report / "plots/training.csv"): curves})
+        plots.append({str(report / "plots/training_mean.csv"): curves})
     content = {"stages": stages, "metrics": metrics, "plots": plots}
     return HEADER + yaml.safe_dump(content, sort_keys=False, width=1000)
 
@@ -123,11 +124,12 @@ def experiment_stages(experiment: Experiment) -> dict[str, dict[str, Any]]:
         add("merge", [paths.model(model.id)], _merge_inputs(model, paths), item=model.id)
 
     models = [paths.model(model) for model in planned.models]
-    # predictions persist, so that a stopped or extended evaluation keeps the answers it has
-    predictions, scores = paths.evaluation / "predictions", paths.evaluation / "scores.json"
+    # answers persist, so that a stopped or extended evaluation keeps those it has
+    answers, predictions = paths.evaluation / "answers", paths.evaluation / "predictions"
+    scores = paths.evaluation / "scores.json"
     add(
         "evaluate",
-        [{str(predictions): {"persist": True}}, scores],
+        [{str(answers): {"persist": True}}, predictions, scores],
         [*models, paths.data / "benchmarks"],
         ["evaluation"],
     )
@@ -180,7 +182,9 @@ def code_files(kind: str, root: Path = Path()) -> list[str]:
     Raises MeritError where a file is not valid Python.
     """
     found: set[str] = set()
-    queue = [f"{STAGES_PACKAGE}.{kind}"]
+    queue = [stage_module(kind)]
+    if kind == "evaluate":
+        queue.append(stage_module("generate"))  # launched by name
     while queue:
         module = queue.pop()
         path = _source(module, root)

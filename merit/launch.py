@@ -24,8 +24,11 @@ from pathlib import Path
 from types import FrameType
 
 from merit.errors import MeritError
+from merit.io.artifacts import Artifacts
+from merit.progress import write_timing
 
-STAGES_PACKAGE = "merit.stages"
+# judging lives in `eval`, which may import `merit`; the way back is by name only
+_EVAL_STAGES = ("generate", "evaluate", "report")
 # spawn, not fork: a forked child of a process that holds torch's threads or locks can hang
 _SPAWN = multiprocessing.get_context("spawn")
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -36,9 +39,21 @@ def stage_name(kind: str, experiment: str, item: str | None = None) -> str:
     return "-".join(part for part in (kind, experiment, item) if part).replace(".", "_")
 
 
+def stage_module(stage: str) -> str:
+    """The module whose `run(experiment, item)` is the stage."""
+    return f"{'eval' if stage in _EVAL_STAGES else 'merit'}.stages.{stage}"
+
+
+def run_stage(stage: str, experiment: str, item: str | None) -> None:
+    """Run one stage in this process; write how long it took and how much memory."""
+    began = time.monotonic()
+    importlib.import_module(stage_module(stage)).run(experiment, item)
+    write_timing(Artifacts(experiment).folder, stage, item, began)
+
+
 @dataclass(frozen=True)
 class Job:
-    """One call of `merit.stages.<stage>.run(experiment, item)`.
+    """One call of `run_stage(stage, experiment, item)`.
 
     `cost` is in any unit, the same for all jobs of a launch (tokens, say): it orders the jobs and
     gives the ETA. `after` names the jobs that must be finished first; a name that is not launched
@@ -70,7 +85,7 @@ def run_jobs(
     jobs: Sequence[Job],
     num_workers: int,
     on_done: Callable[[Job], None],
-    package: str = STAGES_PACKAGE,
+    package: str | None = None,
 ) -> None:
     """Run `jobs` in `num_workers` processes; `on_done` is called in this process as each finishes.
 
@@ -78,6 +93,8 @@ def run_jobs(
     MeritError names the job and the cause: a stage's own MeritError message unchanged, any other
     exception with its traceback, a worker that died with its signal and its last output.
     Interrupting stops the workers, which leave no half-written output.
+
+    Args: package: where the stages' modules are, if they are not the project's own (tests).
     """
     names = {job.name for job in jobs}
     if len(names) != len(jobs):
@@ -133,7 +150,7 @@ def _assign(workers: Sequence[_Worker], waiting: dict[str, Job], unfinished: set
 class _Worker:
     """One process; `job` is what it works on."""
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str | None) -> None:
         handle, name = tempfile.mkstemp(prefix="merit-worker-", suffix=".log")
         os.close(handle)
         self.log = Path(name)
@@ -187,7 +204,7 @@ class _Worker:
 # --- inside a worker ----------------------------------------------------------------------------
 
 
-def _work(connection: Connection, package: str, log: str) -> None:
+def _work(connection: Connection, package: str | None, log: str) -> None:
     """Take jobs until the parent closes the pipe; answer each with None or the failure's text."""
     for name in _THREAD_SETTINGS:  # before the first import of numpy or torch, which read them
         os.environ[name] = "1"
@@ -204,7 +221,10 @@ def _work(connection: Connection, package: str, log: str) -> None:
             return
         failure = None
         try:
-            importlib.import_module(f"{package}.{stage}").run(experiment, item)
+            if package is None:
+                run_stage(stage, experiment, item)
+            else:
+                importlib.import_module(f"{package}.{stage}").run(experiment, item)
         except MeritError as error:
             failure = str(error)
         except Exception:

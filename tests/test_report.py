@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ METHODS = ("base", "joint-1ep", "random-8", "merit-3d", "joint-shrunk")
 BENCHMARKS = ("mini_scene", "mini_describe")  # one of choice, one open-ended
 
 # question scores by model: (mini_scene, mini_describe); all others answer as the base
-ANSWERS = {
+ANSWERS: dict[str, tuple[list[float], list[float]]] = {
     "base": ([1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]),
     "joint-1ep-s1": ([1, 1, 0, 0], [0.5, 0.5, 0.5, 0.5]),
     "joint-1ep-s2": ([1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]),
@@ -76,16 +75,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Artifact
 
 
 @pytest.fixture(scope="module")
-def reports(
-    made: tuple[Experiment, Artifacts], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def reports(made: tuple[Experiment, Artifacts], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     readme = root / "README.md"
     readme.write_text(f"# Top\n\n{pages.BEGIN}\nold\n{pages.END}\n\nend\n", encoding="utf-8")
     reports = root / "reports"
     build_report(made[0], made[1], reports)
     build_index([made[0]], reports, readme)
-    yield reports
+    return reports
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -206,6 +203,23 @@ def test_latex() -> None:
     assert r"\begin{tabular}{lr}" in table
 
 
+def test_training_curves_are_the_token_weighted_mean(reports: Path) -> None:
+    """Branch g of the synthetic tree has loss (2 + 0.1 g) / (1 + epoch), ten records an epoch."""
+    frame = pd.read_csv(reports / "synthetic" / "plots" / "training.csv")
+    joint = frame[(frame["method"] == "joint-1ep") & (frame["branch"] != "mean")]
+    assert joint["loss"].tolist() == pytest.approx([2 / (1 + k / 10) for k in range(1, 11)], 1e-4)
+    merit = frame[frame["method"] == "merit-3d"]
+    last = merit.groupby("branch", sort=False)[["num_tokens", "loss"]].last()
+    branches = last.drop("mean")
+    assert branches["loss"].tolist() == pytest.approx([1 + 0.05 * g for g in range(8)], 1e-4)
+    weighted = np.average(branches["loss"], weights=branches["num_tokens"])
+    assert last.loc["mean", "loss"] == pytest.approx(weighted, 1e-4)
+    assert last.loc["mean", "num_tokens"] == branches["num_tokens"].sum()
+    means = pd.read_csv(reports / "synthetic" / "plots" / "training_mean.csv")
+    assert means.columns.tolist() == ["epoch", "joint-1ep", "random-8", "merit-3d"]
+    assert means["merit-3d"].iloc[-1] == pytest.approx(weighted, 1e-4)
+
+
 # --- pages --------------------------------------------------------------------------------------
 
 
@@ -222,8 +236,9 @@ def test_pages_link_to_files_that_exist(reports: Path) -> None:
         assert len(links) >= 3
         assert [link for link in links if not (file.parent / link).is_file()] == []
     text = page.read_text(encoding="utf-8")
-    for figure in "benchmarks average similarity pca tsne trajectories training".split():
+    for figure in ("benchmarks", "average", "similarity", "pca", "tsne", "trajectories"):
         assert f"(synthetic/figures/{figure}.png)" in text
+    assert "(synthetic/figures/training.png)" in text
     assert "Leave one benchmark out" in text
     assert "| seeds | joint-1ep 1, 2; random-8 1, 2; merit-3d 1, 2; joint-shrunk 1, 2 |" in text
 
@@ -260,7 +275,8 @@ def test_trajectories_by_hand(tmp_path: Path) -> None:
     moves = [(3.0, 0.0, 0.0), (0.0, 4.0, 0.0), (0.0, 4.0, 2.0)]
     save_file(base, tmp_path / "base.safetensors")
     for k, (x, y, z) in enumerate(moves):
-        moved = {"a": base["a"] + np.float32([x, y]), "b": base["b"] + np.float32(z)}
+        move = {"a": np.array([x, y], np.float32), "b": np.array([[z]], np.float32)}
+        moved = {name: base[name] + move[name] for name in base}
         save_file(moved, tmp_path / f"{k}.safetensors")
     files = [tmp_path / f"{k}.safetensors" for k in range(3)]
     expected = np.array(moves) @ np.array(moves).T

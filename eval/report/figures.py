@@ -81,6 +81,7 @@ def write_figures(
                 figures_training.draw_curves(experiment, curves),
             )
             _write_csv(out / "plots" / "training.csv", curves)
+            _write_csv(out / "plots" / "training_mean.csv", figures_training.mean_losses(curves))
     return written
 
 

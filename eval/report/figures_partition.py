@@ -114,7 +114,7 @@ def draw_similarity(view: PartitionView) -> Figure:
         f"mean cosine {', '.join(means)}"
     )
     bar = figure.colorbar(image, ax=axes, shrink=0.8, extend="both")
-    bar.set_label("cosine similarity (1st to 99th percentile off the diagonal)")
+    bar.set_label("cosine similarity (colours end at the extreme 1 % off the diagonal)")
     bar.outline.set_visible(False)
     return figure
 
@@ -223,14 +223,16 @@ def _split_lines(axes: Axes, splits: list[dict[str, Any]], vertical: int) -> Non
         dashes = "-" if vertical == 1 else ("--" if path[1] == "0" else ":")
         axes.plot((start, end), [split["threshold"]] * 2, color="black", lw=0.9, ls=dashes)
         if vertical == 2:
+            twins = [s for s in splits if s["axis"] == 2 and s["path"][0] == path[0]]
+            upper = split["threshold"] == max(s["threshold"] for s in twins)
             side = "at or below" if path[1] == "0" else "above"
             axes.annotate(
                 f"PC2 {side} its split",
                 ((end if path[0] == "1" else start), split["threshold"]),
-                xytext=(-3 if path[0] == "1" else 3, 2),
+                xytext=(-3 if path[0] == "1" else 3, 2 if upper else -2),
                 textcoords="offset points",
                 ha="right" if path[0] == "1" else "left",
-                va="bottom",
+                va="bottom" if upper else "top",
                 fontsize=6,
                 color="#444444",
             )

@@ -87,6 +87,18 @@ def _mean_curve(curves: list[pd.DataFrame], tokens: list[float]) -> pd.DataFrame
     )
 
 
+def mean_losses(curves: pd.DataFrame) -> pd.DataFrame:
+    """Column epoch, then a method's mean loss a column (empty past its last epoch)."""
+    means = curves[curves["branch"] == "mean"]
+    starts, ends = (means.groupby("method")["epoch"].agg(how) for how in ("min", "max"))
+    epochs = np.linspace(starts.max(), ends.max(), GRID)
+    columns = {
+        str(method): np.interp(epochs, frame["epoch"], frame["loss"], right=np.nan)
+        for method, frame in means.groupby("method", sort=False)
+    }
+    return pd.DataFrame({"epoch": epochs, **columns})
+
+
 def draw_curves(experiment: Experiment, curves: pd.DataFrame) -> Figure:
     """Left: loss over epochs, a line a method. Right: each branch over the tokens it has seen."""
     figure = new_figure(8.6, 3.6)

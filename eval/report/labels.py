@@ -30,9 +30,9 @@ def place_labels(
 ) -> list[int]:
     """Write the names of `points` (num_points, 2) in the given order; returns those written.
 
-    A name is skipped where it would cover a point, a line, another name or the frame; `required` ones may
-    stand farther off, joined to their point by a thin line. The layout is frozen first, since
-    what fits depends on it.
+    A name is skipped where it would cover a point, a line, another name or the frame; `required`
+    ones may stand farther off, joined to their point by a thin line. The layout is frozen first,
+    since what fits depends on it.
     """
     figure = axes.figure
     canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from merit.config import AnyMethod
 from merit.io.artifacts import atomic_write
@@ -37,6 +38,8 @@ STYLE: dict[str, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "merit",
 }
+
+LARGE_PNG = 250_000  # bytes; the committed pictures stay below 300 kB
 
 # Okabe and Ito's palette: told apart with every common colour blindness
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -87,4 +90,15 @@ def save(figure: Figure, folder: Path, name: str) -> None:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata)
             figure.set_layout_engine("none")  # laid out once: both files are alike
-            atomic_write(folder / f"{name}.{suffix}", buffer.getvalue())
+            content = _palette(buffer) if suffix == "png" else buffer.getvalue()
+            atomic_write(folder / f"{name}.{suffix}", content)
+
+
+def _palette(png: io.BytesIO) -> bytes:
+    """The picture as it is, or with 256 colours (a third of the size) where it is a large one."""
+    if len(png.getvalue()) <= LARGE_PNG:
+        return png.getvalue()
+    small = io.BytesIO()
+    picture = Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(small, format="png", optimize=True)
+    return small.getvalue()

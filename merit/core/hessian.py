@@ -241,7 +241,7 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _cholesky(rows: Tensor) -> Tensor:
-    """L of A A^T = L L^T: row i of L are row i of A's coordinates in an orthonormal basis."""
+    """L of A A^T = L L^T; L's rows are A's in an orthonormal basis of their span."""
     gram = inner_products(rows, rows)
     factor, info = torch.linalg.cholesky_ex(gram)
     # a rank lost only to rounding leaves a pivot that is tiny beside its row's norm

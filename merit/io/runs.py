@@ -62,7 +62,8 @@ class Run:
     """One MLflow run as the records describe it.
 
     `files` maps a path inside the run's artifacts to text or to a file on disk of the same
-    name. `points` is a function because reading the records is only worth it where `content_hash` has changed.
+    name. `points` is a function because reading the records is only worth it where `content_hash`
+    has changed.
     """
 
     key: str

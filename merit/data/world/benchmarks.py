@@ -23,7 +23,7 @@ from merit.data.world.conversations import (
 from merit.data.world.draw import Pen, draw_scene
 from merit.data.world.questions import SKILLS, Question, Skill
 from merit.data.world.scene import Scene, sample_scene
-from merit.data.world.tasks import lettered
+from merit.data.world.tasks import SHORT, lettered
 
 DESCRIBE_WORDING = "please describe the whole image at length ."
 EXPLAIN_WORDING = "please answer both at length and say why ."
@@ -95,7 +95,7 @@ def _closed_row(
     text = subject.wordings[0].format(**question.slots)
     row = {"question": text, "category": subject.name}
     if kind == "exact":
-        return {**row, "answer": question.answer}
+        return {**row, "question": f"{text} {SHORT[0]}", "answer": question.answer}
     options, letter = lettered(question, rng)
     return {**row, **dict(zip("ABCD", options, strict=False)), "answer": letter}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from merit.data.world.questions import Question, Skill, askable, cell, phrase
-from merit.data.world.scene import COLOURS, SHAPES, Scene
+from merit.data.world.scene import COLOURS, GRID, SHAPES, Scene
 from merit.data.world.tasks import SHORT, training_wording
 
 DESCRIBE = (
@@ -21,6 +21,7 @@ DESCRIBE = (
     "give a long description .",
     "what is in this image ? say all .",
 )
+READ = ("read the image row by row .", "what is in every row ?")
 EXPLAIN = ("answer both at length .", "tell me both and say why .", "answer at length .", "please answer both and say why .")
 BASE_SKILLS = frozenset(
     "count_shape count_colour count_all presence colour_of shape_of size_of place_of ground "
@@ -37,8 +38,23 @@ def description(scene: Scene) -> str:
     if scene.digits:
         sentences.append(f"the digits are {scene.digits[0]} and {scene.digits[1]} .")
     sentences += [f"the {bar.colour} bar is {bar.height} high ." for bar in scene.bars]
-    sentences += [f"there is a {t.size} {phrase(t)} in {cell(t)} ." for t in scene.things]
+    sentences += [f"a {t.size} {phrase(t)} in {cell(t)} ." for t in scene.things]
     return " ".join(sentences)
+
+
+def reading(scene: Scene) -> str:
+    """What every cell holds, row by row: the dense caption of stage 1 (alignment)."""
+    cells = [["none"] * GRID for _ in range(GRID)]
+    for thing in scene.things:
+        cells[thing.row][thing.column] = f"{thing.size} {phrase(thing)}"
+    if scene.text:
+        cells[0] = ["sign", scene.text]
+    if scene.digits:
+        cells[0] = ["digits", str(scene.digits[0]), str(scene.digits[1])]
+    if scene.bars:
+        cells = [[f"{bar.colour} {bar.height}" for bar in scene.bars]]
+    rows = [f"row {i} : {' , '.join(row)} ." for i, row in enumerate(cells, start=1)]
+    return f"{scene.ground} ground . {' '.join(rows)}"
 
 
 def facts(scene: Scene) -> tuple[list[list[str]], list[str]]:

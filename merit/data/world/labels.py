@@ -11,7 +11,7 @@ from merit.data.world.draw import Pen, draw_scene
 from merit.data.world.scene import COLOURS, GRID, GROUNDS, SHAPES, SIZES, Scene, sample_scene
 
 CHARACTERS = string.ascii_lowercase + string.digits + "+"
-# classes of every head; class 0 of all but `ground` means that the cell has none
+# classes of every head; class 0 of the first five means that the cell has none
 HEADS = {
     "shape": 1 + len(SHAPES),
     "colour": 1 + len(COLOURS),
@@ -19,6 +19,10 @@ HEADS = {
     "character": 1 + len(CHARACTERS),
     "bar": 3,  # half cells that a bar fills
     "ground": len(GROUNDS),
+    # where the cell is: public encoders know it from absolute position embeddings, which this
+    # architecture lacks
+    "row": GRID,
+    "column": GRID,
 }
 
 
@@ -26,6 +30,7 @@ def cell_labels(scene: Scene) -> np.ndarray:
     """int64 (len(HEADS), 16): the class of every head in every cell, cells in reading order."""
     labels = {name: np.zeros((GRID, GRID), dtype=np.int64) for name in HEADS}
     labels["ground"][:] = GROUNDS.index(scene.ground)
+    labels["row"][:], labels["column"][:] = np.indices((GRID, GRID))
     for thing in scene.things:
         at = thing.row, thing.column
         labels["shape"][at] = 1 + SHAPES.index(thing.shape)

@@ -67,7 +67,7 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     ground = _pick(rng, GROUNDS)
     noise_seed = int(rng.integers(2**31))
     if kind == "shapes":
-        things = _things(rng, int(rng.integers(3, 7)), range(GRID))
+        things = _things(rng, int(rng.integers(2, 6)), range(GRID))
         return Scene(kind, ground, things=things, noise_seed=noise_seed)
     if kind == "sign":
         if rng.random() < 0.7:

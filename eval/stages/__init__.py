@@ -1,0 +1,1 @@
+"""The stages that judge models: evaluate and report."""

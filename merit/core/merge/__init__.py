@@ -1,0 +1,1 @@
+"""Merging branches: tensors in, tensor out; one file a method."""

@@ -1,0 +1,100 @@
+"""base: build theta0 by its phases, or take a checkpoint; write it as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from merit.config import Experiment, Phase, load_experiment
+from merit.data.encode import Encoded, encode_examples, pixel_values
+from merit.data.examples import read_examples
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, atomic_folder, file_hash, write_json
+from merit.progress import Progress
+from merit.training import Record
+
+VOCABULARY = Path(__file__).parents[1] / "data" / "world" / "vocabulary.txt"
+IMAGE_SIZE = 56
+
+
+def run(name: str, item: str | None = None) -> None:
+    """Write artifacts/<name>/base."""
+    experiment, paths = load_experiment(name), Artifacts(name)
+    with atomic_folder(paths.base) as folder:
+        if experiment.base.checkpoint is not None:
+            source = Path(experiment.base.checkpoint)
+            if not (source / "config.json").is_file():
+                raise MeritError(
+                    f"experiments/{name}.yaml: key `base.checkpoint`: no model in {source}"
+                )
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        else:
+            records = build(experiment, paths.data, folder)
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (folder / "records.jsonl").write_text(lines, encoding="utf-8")
+        base_hash = file_hash(folder / "model.safetensors")
+        write_json(folder / "base.json", {"base_hash": base_hash, "seed": experiment.base.seed})
+
+
+def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
+    """Train theta0 from scratch on one process's threads; returns the records of all phases."""
+    import torch
+
+    from merit.base import pretrain_vision, run_phase
+    from merit.models import build_model, build_processor
+
+    settings = experiment.base
+    assert settings.architecture is not None
+    torch.set_flush_denormal(True)
+    processor = build_processor(
+        VOCABULARY.read_text(encoding="utf-8").split(), settings.architecture, IMAGE_SIZE
+    )
+    model = build_model(processor, settings.architecture, settings.seed)
+    records: list[Record] = []
+    hidden: dict[str, Encoded] = {}
+    total = sum(phase.num_steps for phase in settings.phases)
+    before = 0
+    with Progress("base", total) as progress:
+        for i, phase in enumerate(settings.phases):
+
+            def log(record: Record, timing: Record, phase: Phase = phase, done: int = before) -> None:
+                records.append({"phase": phase.name, **record, "step": done + record["step"]})  # type: ignore[dict-item]
+                progress.advance(int(done + record["step"]) - progress.done)
+
+            seed = settings.seed * 100 + i
+            if phase.data == "labels":
+                pretrain_vision(model, processor, phase, seed, log)
+                hidden.clear()  # the encoder has changed
+            else:
+                encoded = hidden.get(phase.data) or _encode(model, processor, data, phase.data)
+                hidden[phase.data] = encoded
+                run_phase(model, encoded, phase, seed, log)
+            before += phase.num_steps
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return records
+
+
+def _encode(model: object, processor: object, data: Path, split: str) -> Encoded:
+    """A split of the base's data with the vision encoder's hidden states as features."""
+    examples = read_examples(data / f"{split}.jsonl")
+    images = sorted({image for example in examples for image in example.images})
+    features = vision_features(model, processor, [data / image for image in images], lambda h: h)
+    return encode_examples(examples, processor, features, {p: i for i, p in enumerate(images)})
+
+
+def vision_features(
+    model: object, processor: object, paths: list[Path], after: Callable, batch_size: int = 64
+) -> np.ndarray:
+    """float32 (num_images, ...): `after` of the vision encoder's hidden states, batch by batch."""
+    from merit.models import vision_hidden_states
+
+    parts = []
+    for start in range(0, len(paths), batch_size):
+        pixels = pixel_values(paths[start : start + batch_size], processor)
+        parts.append(after(vision_hidden_states(model, pixels)).detach().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,75 @@
+"""encode: the mixture as arrays, with the frozen vision part's image embeddings cached.
+
+The vision part is frozen from here on, so every branch would compute the same embeddings again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merit.config import load_experiment
+from merit.data.encode import encode_examples
+from merit.data.examples import Example, read_examples
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json
+
+
+def run(name: str, item: str | None = None) -> None:
+    """Write artifacts/<name>/encoded."""
+    load_experiment(name)
+    paths = Artifacts(name)
+    tasks, examples = read_mixture(paths)
+
+    from merit.models import load_model, load_processor, project, use_one_thread
+    from merit.stages.base import vision_features
+
+    use_one_thread()
+    model, processor = load_model(paths.base), load_processor(paths.base)
+    images = sorted({image for example in examples for image in example.images})
+    features = vision_features(
+        model, processor, [paths.data / image for image in images], lambda h: project(model, h)
+    )
+    encoded = encode_examples(examples, processor, features, {p: i for i, p in enumerate(images)})
+    num_tokens = encoded.num_loss_tokens()
+    index = {task: i for i, task in enumerate(tasks)}
+    owner = np.array([index[example.task] for example in examples], dtype=np.int32)
+    with atomic_folder(paths.encoded) as folder:
+        encoded.save(folder)
+        np.save(folder / "task_of_example.npy", owner)
+        write_json(
+            folder / "tasks.json",
+            [
+                {
+                    "task": task,
+                    "num_samples": int((owner == i).sum()),
+                    "num_tokens": int(num_tokens[owner == i].sum()),
+                }
+                for i, task in enumerate(tasks)
+            ],
+        )
+
+
+def read_mixture(paths: Artifacts) -> tuple[list[str], list[Example]]:
+    """The task names in their order, and all examples, task by task.
+
+    Raises MeritError where a task's file is missing, empty or malformed, or holds another task's
+    examples, or where an image does not exist.
+    """
+    tasks = [entry["task"] for entry in read_json(paths.data / "tasks.json")]
+    if len(set(tasks)) != len(tasks):
+        raise MeritError(f"{paths.data}/tasks.json: a task is listed twice")
+    examples: list[Example] = []
+    for task in tasks:
+        path = paths.data / "mixture" / f"{task}.jsonl"
+        for number, example in enumerate(read_examples(path), start=1):
+            if example.task != task:
+                raise MeritError(
+                    f"{path}, line {number}: key `task`: found {example.task!r}, expected {task!r}"
+                )
+            for image in example.images:
+                if not (paths.data / image).is_file():
+                    raise MeritError(
+                        f"{path}, line {number}: image {paths.data / image} does not exist"
+                    )
+            examples.append(example)
+    return tasks, examples
