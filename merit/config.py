@@ -179,7 +179,7 @@ class MeritMethod(Method):
 
 
 class ShrunkMethod(Method):
-    """theta0 + alpha (joint - theta0), alpha such that the distance equals `match`'s merged model's.
+    """theta0 + alpha (joint - theta0), alpha such that the distance from theta0 is `match`'s.
 
     The control of METHOD 3b (WiSE-FT interpolation); it trains nothing.
     """
@@ -190,7 +190,7 @@ class ShrunkMethod(Method):
 
 
 AnyMethod = Annotated[
-    Union[BaseMethod, JointMethod, RandomMethod, SoupMethod, MeritMethod, ShrunkMethod],
+    BaseMethod | JointMethod | RandomMethod | SoupMethod | MeritMethod | ShrunkMethod,
     Field(discriminator="partition"),
 ]
 
@@ -249,8 +249,13 @@ class Experiment(Settings):
                             f"methods.{name}.seeds: {sorted(missing)} are not seeds of {other!r}"
                         )
                 if not isinstance(self.methods[method.source], JointMethod):
-                    raise ValueError(f"methods.{name}.source: {method.source!r} is not a joint method")
-        for name in [*self.report.curves, *([self.report.partition] if self.report.partition else [])]:
+                    raise ValueError(
+                        f"methods.{name}.source: {method.source!r} is not a joint method"
+                    )
+        for name in [
+            *self.report.curves,
+            *([self.report.partition] if self.report.partition else []),
+        ]:
             if name not in self.methods:
                 raise ValueError(f"report: no method is called {name!r}")
         return self
@@ -286,7 +291,9 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
         raise MeritError(f"{path}: no such experiment.{_nearest(name, known)}")
     experiment = _load(path, Experiment)
     if experiment.name != name:
-        raise MeritError(f"{path}: key `name`: found {experiment.name!r}, the file is called {name!r}")
+        raise MeritError(
+            f"{path}: key `name`: found {experiment.name!r}, the file is called {name!r}"
+        )
     return experiment
 
 
@@ -309,6 +316,8 @@ def _load(path: Path, model: type[Any]) -> Any:
 def _explain(entry: Any, model: type[BaseModel]) -> str:
     """One sentence for one pydantic error."""
     location = [str(part) for part in entry["loc"]]
+    if location[0:1] == ["methods"]:
+        del location[2:3]  # pydantic's tag of the method's kind, which is no key of the file
     key = ".".join(location) or "(top level)"
     if entry["type"] == "extra_forbidden":
         return f"unknown key `{key}`.{_nearest(location[-1], _fields_at(model, location[:-1]))}"

@@ -69,14 +69,18 @@ def plan(experiment: Experiment) -> Plan:
     branches: dict[str, Branch] = {}
     models: dict[str, Model] = {}
 
-    def branch(name: str, partition: str, group: int, num_groups: int, epochs: float, seed: int) -> str:
+    def branch(
+        name: str, partition: str, group: int, num_groups: int, epochs: float, seed: int
+    ) -> str:
         branches.setdefault(name, Branch(name, partition, group, num_groups, epochs, seed))
         return name
 
     def joint(epochs: float, seed: int) -> str:
         return branch(f"joint-{_epochs_tag(epochs)}-s{seed}", "joint", 0, 1, epochs, seed)
 
-    def groups(partition: str, num_groups: int, epochs: float, seed: int, label: str) -> tuple[str, ...]:
+    def groups(
+        partition: str, num_groups: int, epochs: float, seed: int, label: str
+    ) -> tuple[str, ...]:
         tag = "" if epochs == 1 else f"-{_epochs_tag(epochs)}"
         return tuple(
             branch(f"{label}{tag}-s{seed}-g{k}", partition, k, num_groups, epochs, seed)
@@ -101,7 +105,9 @@ def plan(experiment: Experiment) -> Plan:
                 members = groups(f"{label}-s{seed}", method.groups, method.epochs, seed, label)
             elif isinstance(method, MeritMethod):
                 label = f"merit-{method.axes}d"
-                members = groups(f"merit-{method.axes}d", 2**method.axes, method.epochs, seed, label)
+                members = groups(
+                    f"merit-{method.axes}d", 2**method.axes, method.epochs, seed, label
+                )
             elif isinstance(method, ShrunkMethod):
                 models[model_id] = Model(
                     model_id,

@@ -8,7 +8,7 @@ the other two.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,11 @@ def build_processor(words: Iterable[str], architecture: Architecture, image_size
         chat_template=CHAT_TEMPLATE,
     )
     limits = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
-    vision = {"patch_size": architecture.patch_size, "merge_size": 2, "size": limits}
+    vision: dict[str, Any] = {
+        "patch_size": architecture.patch_size,
+        "merge_size": 2,
+        "size": limits,
+    }
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision),
         tokenizer=fast,
@@ -145,11 +149,12 @@ def load_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     if not (folder / "config.json").is_file():
         raise MeritError(f"{folder}: no model here (config.json is missing); `dvc repro` writes it")
     try:
-        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise MeritError(f"{folder}: the model cannot be read ({error}); write it anew") from None
+    model, report = loaded
     missing = [name for name in report["missing_keys"] if name != "lm_head.weight"]
     if missing or report["unexpected_keys"]:
         raise MeritError(
@@ -175,12 +180,27 @@ def component_of(name: str) -> str:
     return "vision" if "visual." in name else "decoder"
 
 
-def set_trainable(model: torch.nn.Module, components: Iterable[str]) -> dict[str, torch.nn.Parameter]:
+def set_trainable(
+    model: torch.nn.Module, components: Iterable[str]
+) -> dict[str, torch.nn.Parameter]:
     """Let exactly `components` learn; returns their parameters by name, in a fixed order."""
     chosen = set(components)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(component_of(name) in chosen)
     return {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
+
+
+def stored_tensors(
+    model: Any, parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """`parameters` under the names that they have in the model's checkpoint file.
+
+    transformers renames tensors while loading, and back in `save_pretrained`: a module called
+    `model.visual` is `visual` in every Qwen2.5-VL checkpoint.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, dict(parameters))
 
 
 @torch.no_grad()

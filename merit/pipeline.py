@@ -8,19 +8,21 @@ is recorded in DVC as if `dvc repro` had run it: `dvc.lock` and the run cache ca
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from merit.config import Experiment, Params, load_experiment, load_params
 from merit.errors import MeritError
 from merit.graph import KINDS, PIPELINE_FILE, render
-from merit.io.artifacts import Artifacts, atomic_write, read_json
+from merit.io.artifacts import REPORTS_DIR, Artifacts, atomic_write, read_json
 from merit.launch import Job, clock, run_jobs, stage_name
 from merit.methods import plan
 
@@ -35,7 +37,8 @@ _SECONDS_BETWEEN_RECORDS = 20.0  # each `dvc commit` takes a core for two second
 def repro() -> None:
     """Run what is out of date, and only that. A killed run resumes: finished branches are kept.
 
-    Raises MeritError where the settings are wrong or a stage fails.
+    Raises MeritError where the settings are wrong or a stage fails; where only MLflow could not be
+    written, after everything else is finished.
     """
     params = load_params()
     experiments = {name: load_experiment(name) for name in params.experiments}
@@ -43,6 +46,12 @@ def repro() -> None:
     if not pending():
         print("Everything is up to date.")
         return
+    with _mirror():
+        _bring_up_to_date(params, experiments)
+        print(time_by_stage(experiments))
+
+
+def _bring_up_to_date(params: Params, experiments: Mapping[str, Experiment]) -> None:
     _dvc_repro([stage_name("partition", name) for name in params.experiments])
     _restore(pending(("train",)))
     jobs = branch_jobs(experiments, pending(("train", "merge")))
@@ -52,7 +61,9 @@ def repro() -> None:
         with _Recorder() as recorder:
             run_jobs(jobs, num_workers, recorder.add)
     _dvc_repro([stage_name("report", name) for name in params.experiments])
-    print(time_by_stage(experiments))
+    # the pages over all experiments; no stage of DVC's, since README.md is ours as well as theirs
+    build_index = importlib.import_module("eval.report.build").build_index
+    build_index(list(experiments.values()), REPORTS_DIR)
 
 
 def refresh(params: Params, experiments: Mapping[str, Experiment]) -> None:
@@ -118,6 +129,27 @@ def time_by_stage(experiments: Mapping[str, Experiment]) -> str:
                 label = f"{kind}-{name}"
                 lines.append(f"{label:<24}{len(timings):>5}{clock(seconds):>9}{memory:>9.0f}")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _mirror() -> Iterator[None]:
+    """Carry the records into MLflow while the block runs, and once more after it.
+
+    A process of its own pays for mlflow's import (seconds), and nothing in the block waits for it
+    or fails with it. Raises MeritError, after the block, where the last pass failed.
+    """
+    command = [sys.executable, "-m", "merit", "track", "follow"]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=_environment(), stderr=errors)
+        try:
+            yield
+        finally:
+            process.terminate()  # it takes this as the sign for the last pass
+            process.wait()
+        errors.seek(0)
+        message = errors.read().rpartition("merit: error: ")[2].strip()
+    if process.returncode:
+        raise MeritError(f"all stages are finished, but not in MLflow:\n{message}")
 
 
 # --- DVC ----------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ Record = dict[str, float]
 Project = Callable[[torch.Tensor], torch.Tensor]
 
 
-def forward_loss(model: Any, batch: dict[str, torch.Tensor], project: Project | None) -> torch.Tensor:
+def forward_loss(
+    model: Any, batch: dict[str, torch.Tensor], project: Project | None
+) -> torch.Tensor:
     """Mean next-token loss over the batch's loss-bearing tokens (scalar).
 
     `project` turns cached vision hidden states into image embeddings, where the projector learns;
@@ -88,7 +90,8 @@ def train(
     the last one, learning_rate, gradient_norm, num_tokens so far) is a function of inputs and seed
     alone; the timing (step, seconds, tokens_per_second) is wall-clock.
 
-    Raises MeritError, naming `what` and the step, where the loss is not finite.
+    Raises MeritError, naming `what` and the step, where the loss, or at the end a parameter, is not
+    finite.
     """
     size = batch_size or optimizer.batch_size
     num_steps = math.ceil(len(order) / size)
@@ -141,4 +144,10 @@ def train(
                 },
             )
             last, tokens_since, loss_since, count_since = now, 0, 0.0, 0
+    # the last step has no loss after it that would show what it did
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise MeritError(
+            f"{what}: the parameters are not finite after step {num_steps} of {num_steps}; lower "
+            f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
+        )
     model.eval()

@@ -74,7 +74,7 @@ def experiment(
             "evaluation": {"benchmarks": list(benchmarks)},
             "report": {
                 "title": "Synthetic",
-                "paper_table": "table02",
+                "paper_table": "table02_vision_flan_3b",
                 "curves": [m for m in ("joint-1ep", "merit-3d") if m in methods],
                 "partition": "merit-3d" if "merit-3d" in methods else None,
             },

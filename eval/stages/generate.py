@@ -63,7 +63,9 @@ def images_of(path: Path) -> dict[str, Image.Image]:
                 data = base64.b64decode(row["image"], validate=True)
                 images[row["index"]] = Image.open(io.BytesIO(data)).convert("RGB")
             except (KeyError, ValueError, OSError) as error:
-                raise MeritError(f"{path}: index {row.get('index')}: no readable image ({error})") from None
+                raise MeritError(
+                    f"{path}: index {row.get('index')}: no readable image ({error})"
+                ) from None
     return images
 
 

@@ -8,5 +8,5 @@ from merit.io.artifacts import REPORTS_DIR, Artifacts
 
 
 def run(name: str, item: str | None = None) -> None:
-    """Write reports/<name>, reports/README.md and the result block of README.md."""
+    """Write reports/<name>; the pages over all experiments follow at the end of `merit repro`."""
     build_report(load_experiment(name), Artifacts(name), REPORTS_DIR)

@@ -51,7 +51,7 @@ def mean_gradient(
 
 
 def strided(tensors: Iterable[torch.Tensor], stride: int) -> torch.Tensor:
-    """Every `stride`-th entry of the concatenation of the flattened tensors, without building it."""
+    """Every `stride`-th entry of the flattened tensors' concatenation, without building it."""
     parts, position = [], 0
     for tensor in tensors:
         flat = tensor.reshape(-1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ class Encoded:
             path = folder / f"{name}.npy"
             try:
                 arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise MeritError(f"{path}: cannot be read ({error}); run `dvc repro` anew") from None
+            except (OSError, ValueError, EOFError) as error:
+                raise MeritError(
+                    f"{path}: cannot be read ({error}); run `dvc repro` anew"
+                ) from None
         return cls(**arrays)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
@@ -123,10 +126,7 @@ def encode_examples(
     cumulative = np.concatenate([[0], np.cumsum(lengths)])
     offsets = cumulative[bounds].astype(np.int64)
     positions = np.concatenate(
-        [
-            mrope_positions(tokens[a:b], image_id, side)
-            for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-        ],
+        [mrope_positions(tokens[a:b], image_id, side) for a, b in pairwise(offsets)],
         axis=1,
     )
     return Encoded(

@@ -86,7 +86,9 @@ def _parse(line: str, where: str) -> Example:
             or message.get("role") != role
             or not isinstance(message.get("content"), str)
         ):
-            raise MeritError(f"{where}: messages[{i}] must have role {role!r} and text, found {message!r}")
+            raise MeritError(
+                f"{where}: messages[{i}] must have role {role!r} and text, found {message!r}"
+            )
     if len(messages) % 2:
         raise MeritError(f"{where}: the last message must be the assistant's answer")
     images = value["images"]
@@ -106,4 +108,6 @@ def load_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise MeritError(f"{path}: image not found; an example refers to it") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise MeritError(f"{path}: not a readable image ({error}); fetch or write it anew") from None
+        raise MeritError(
+            f"{path}: not a readable image ({error}); fetch or write it anew"
+        ) from None

@@ -147,7 +147,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise MeritError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
         if not isinstance(row, dict):
-            raise MeritError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
+            raise MeritError(
+                f"{path}, line {number}: expected an object, found {type(row).__name__}"
+            )
         rows.append(row)
     return rows
 

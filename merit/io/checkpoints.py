@@ -41,7 +41,9 @@ class Checkpoint:
             yield name, self.read(name)
 
 
-def check_same_tensors(checkpoint: Checkpoint, base: Checkpoint, names: set[str] | None = None) -> None:
+def check_same_tensors(
+    checkpoint: Checkpoint, base: Checkpoint, names: set[str] | None = None
+) -> None:
     """Raise MeritError unless the checkpoint's tensors are the base's by name and shape.
 
     With `names`, the checkpoint must also hold exactly these tensors.
@@ -56,7 +58,7 @@ def check_same_tensors(checkpoint: Checkpoint, base: Checkpoint, names: set[str]
         if checkpoint.shape(name) != base.shape(name):
             raise MeritError(
                 f"{checkpoint.path}: tensor {name!r} has shape {checkpoint.shape(name)}, the base "
-                f"{base.path} has {base.shape(name)}; it was trained from another base: train it again"
+                f"{base.path} has {base.shape(name)}; it comes from another base: train it again"
             )
     if names is not None and set(checkpoint.names) != names:
         missing = sorted(names - set(checkpoint.names))

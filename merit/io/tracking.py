@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -37,6 +38,8 @@ LOCK_TIMEOUT = 10.0  # seconds to wait for a locked database or a silent server
 POLL_SECONDS = 5.0
 METRICS_PER_BATCH = 1000  # MLflow's limits for one call
 ITEMS_PER_BATCH = 100
+HOST = "127.0.0.1"
+CHART_VIEW = "workflowType=machine_learning&compareRunsMode=CHART"
 KEY, CONTENT_HASH, PARENT = "merit.key", "merit.content_hash", "mlflow.parentRunId"
 
 
@@ -150,6 +153,41 @@ def main_follow(params: Params, experiments: Sequence[Experiment]) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     follow(params, experiments, stop=stop)
+
+
+def serve(params: Params, port: int) -> None:
+    """The command `merit ui`: print where the experiments' charts are, then be MLflow's server.
+
+    It listens on 127.0.0.1 alone. Raises MeritError where nothing has been tracked yet, where the
+    port is taken, or where `tracking.uri` is a server already.
+    """
+    uri = params.tracking.uri
+    if uri.startswith("http"):
+        raise MeritError(f"params.yaml: key `tracking.uri`: a server already: open {uri}")
+    nothing = f"{uri}: nothing has been tracked yet; `make repro` does (or `merit track sync`)"
+    path = _sqlite_path(uri)
+    if path and not path.is_file():
+        raise MeritError(nothing)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise MeritError(
+                f"port {port} of {HOST} cannot be used ({error}); choose another: "
+                f"`merit ui --port {port + 1}`"
+            ) from None
+    with _store(uri, LOCK_TIMEOUT) as client:
+        found = [client.get_experiment_by_name(name) for name in params.experiments]
+    if not any(found):
+        raise MeritError(nothing)
+    for experiment in filter(None, found):
+        charts = f"experiments/{experiment.experiment_id}/runs?{CHART_VIEW}"
+        print(f"{experiment.name}: http://{HOST}:{port}/#/{charts}")
+    print("Ctrl-C stops the server.", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, command)  # it takes this process's place, and with it every signal
 
 
 # --- one experiment -----------------------------------------------------------------------------

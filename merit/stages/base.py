@@ -11,7 +11,7 @@ import numpy as np
 
 from merit.config import Experiment, Phase, load_experiment
 from merit.data.encode import Encoded, encode_examples, pixel_values
-from merit.data.examples import read_examples
+from merit.data.examples import Example, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, file_hash, write_json
 from merit.progress import Progress
@@ -49,6 +49,12 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
 
     settings = experiment.base
     assert settings.architecture is not None
+    # all data before the first step: a missing file should not cost the phases before it
+    examples = {
+        phase.data: read_examples(data / f"{phase.data}.jsonl")
+        for phase in settings.phases
+        if phase.data != "labels"
+    }
     torch.set_flush_denormal(True)
     processor = build_processor(
         VOCABULARY.read_text(encoding="utf-8").split(), settings.architecture, IMAGE_SIZE
@@ -61,7 +67,9 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     with Progress("base", total) as progress:
         for i, phase in enumerate(settings.phases):
 
-            def log(record: Record, timing: Record, phase: Phase = phase, done: int = before) -> None:
+            def log(
+                record: Record, timing: Record, phase: Phase = phase, done: int = before
+            ) -> None:
                 records.append({"phase": phase.name, **record, "step": done + record["step"]})  # type: ignore[dict-item]
                 progress.advance(int(done + record["step"]) - progress.done)
 
@@ -70,7 +78,9 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
                 pretrain_vision(model, processor, phase, seed, log)
                 hidden.clear()  # the encoder has changed
             else:
-                encoded = hidden.get(phase.data) or _encode(model, processor, data, phase.data)
+                encoded = hidden.get(phase.data) or _encode(
+                    model, processor, data, examples[phase.data]
+                )
                 hidden[phase.data] = encoded
                 run_phase(model, encoded, phase, seed, log)
             before += phase.num_steps
@@ -79,9 +89,8 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     return records
 
 
-def _encode(model: object, processor: object, data: Path, split: str) -> Encoded:
-    """A split of the base's data with the vision encoder's hidden states as features."""
-    examples = read_examples(data / f"{split}.jsonl")
+def _encode(model: object, processor: object, data: Path, examples: list[Example]) -> Encoded:
+    """Examples of the base's data with the vision encoder's hidden states as features."""
     images = sorted({image for example in examples for image in example.images})
     features = vision_features(model, processor, [data / image for image in images], lambda h: h)
     return encode_examples(examples, processor, features, {p: i for i, p in enumerate(images)})

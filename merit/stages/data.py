@@ -15,6 +15,7 @@ from merit.data.world.conversations import READ, converse, reading
 from merit.data.world.draw import Pen, draw_scene
 from merit.data.world.scene import KINDS, Scene, sample_scene
 from merit.data.world.tasks import Task, all_tasks, ask_task, task_sizes
+from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, atomic_write, write_json, write_jsonl
 from merit.progress import Progress
 
@@ -70,12 +71,22 @@ def write_mini_world(settings: MiniWorldData, folder: Path) -> None:
 def mixture_examples(
     task: Task, size: int, pool: list[Scene], rng: np.random.Generator
 ) -> list[Example]:
-    """`size` examples of one task over images of the pool that allow its question."""
+    """`size` examples of one task over images of the pool that allow its question.
+
+    Raises MeritError where the pool seems to hold no such image.
+    """
     fitting = [i for i, scene in enumerate(pool) if scene.kind in task.kinds]
     examples: list[Example] = []
+    misses = 0  # in a row
     while len(examples) < size:
+        if misses > 100 * len(fitting):
+            raise MeritError(
+                f"task {task.name!r}: none of {len(fitting)} images allows its question; raise "
+                "`data.num_images`"
+            )
         image = fitting[int(rng.integers(len(fitting)))]
         turn = ask_task(task, pool[image], rng)
+        misses = misses + 1 if turn is None else 0
         if turn is not None:
             identifier = f"{task.name}-{len(examples)}"
             examples.append(make_example(identifier, task.name, [turn], (_relative("m", image),)))

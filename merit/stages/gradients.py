@@ -41,7 +41,9 @@ def run(name: str, item: str | None = None) -> None:
             mine = np.flatnonzero(owner == i)
             sample = mine[calibration_sample(len(mine), settings.num_examples, settings.seed)]
             # batches of like lengths waste little on padding
-            sample = sample[np.argsort(data.offsets[sample + 1] - data.offsets[sample], kind="stable")]
+            sample = sample[
+                np.argsort(data.offsets[sample + 1] - data.offsets[sample], kind="stable")
+            ]
             losses = [
                 functools.partial(batch_loss, sample[start : start + settings.batch_size])
                 for start in range(0, len(sample), settings.batch_size)

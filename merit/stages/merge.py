@@ -19,10 +19,10 @@ def run(name: str, item: str | None = None) -> None:
         raise MeritError(f"merge: {name} has no model {item!r}; it has {', '.join(planned.models)}")
     model, paths = planned.models[item], Artifacts(name)
     with atomic_folder(paths.model(item)) as folder:
+        record = write_merged(model, paths, folder)
         for source in sorted(paths.base.iterdir()):
             if source.name not in ("model.safetensors", "records.jsonl", "base.json"):
                 shutil.copyfile(source, folder / source.name)
-        record = write_merged(model, paths, folder)
         record["checkpoint_hash"] = file_hash(folder / "model.safetensors")
         write_json(folder / "merge.json", record)
 
@@ -63,7 +63,9 @@ def write_merged(model: Model, paths: Artifacts, folder: Path) -> dict[str, Any]
     elif model.rule == "shrunk":
         assert model.source is not None
         assert model.match is not None
-        source, match = (read_json(paths.model(m) / "merge.json") for m in (model.source, model.match))
+        source, match = (
+            read_json(paths.model(m) / "merge.json") for m in (model.source, model.match)
+        )
         alpha = matching_alpha(match["displacement"], source["displacement"])
         joint = Checkpoint(paths.model(model.source) / "model.safetensors")
         check_same_tensors(joint, base)

@@ -91,7 +91,7 @@ def build_manifests(
     tasks: list[dict[str, Any]],
     partitions: dict[str, dict[str, int]],
 ) -> dict[str, dict[str, Any]]:
-    """What each branch trains on, complete: nothing else decides its result but base and settings."""
+    """What each branch trains on: with base and settings, all that decides its result."""
     training = experiment.training
     manifests = {}
     for branch in planned.branches.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,9 @@ def run(name: str, item: str | None = None) -> None:
     if item is None:
         raise MeritError("train: name the branch, as in `merit train mini_vision merit-3d-s1-g0`")
     experiment, paths = load_experiment(name), Artifacts(name)
+    known = sorted(path.stem for path in paths.manifest(item).parent.glob("*.json"))
+    if known and item not in known:
+        raise MeritError(f"train: {name} has no branch {item!r}; it has {', '.join(known)}")
     manifest = read_json(paths.manifest(item))
     data = Encoded.load(paths.encoded)
     order = branch_order(paths, manifest)
@@ -36,7 +40,7 @@ def run(name: str, item: str | None = None) -> None:
 
     from merit.core.diagnostics import displacement
     from merit.io.checkpoints import Checkpoint, save_tensors
-    from merit.models import load_model, set_trainable, use_one_thread
+    from merit.models import load_model, set_trainable, stored_tensors, use_one_thread
     from merit.training import Record, train
 
     use_one_thread()
@@ -69,7 +73,8 @@ def run(name: str, item: str | None = None) -> None:
         )
     base = Checkpoint(paths.base / "model.safetensors")
     with torch.no_grad(), atomic_folder(paths.branch(item)) as folder:
-        save_tensors(parameters, folder / "model.safetensors")
+        tensors = stored_tensors(model, parameters)
+        save_tensors(tensors, folder / "model.safetensors")
         write_jsonl(folder / "records.jsonl", [dict(record) for record in records])
         write_jsonl(folder / "timing.jsonl", [dict(timing) for timing in timings])
         write_json(
@@ -79,7 +84,7 @@ def run(name: str, item: str | None = None) -> None:
                 "num_steps": num_steps,
                 "num_tokens": manifest["num_tokens"],
                 "final_loss": records[-1]["loss"],
-                "displacement": displacement((p, base.read(n)) for n, p in parameters.items()),
+                "displacement": displacement((t, base.read(n)) for n, t in tensors.items()),
                 "base_hash": file_hash(paths.base / "model.safetensors"),
                 "manifest_hash": value_hash(manifest),
                 "training_hash": value_hash(experiment.training.model_dump(mode="json")),
@@ -90,7 +95,7 @@ def run(name: str, item: str | None = None) -> None:
     print(f"{item}: {num_steps} steps in {time.monotonic() - began:.1f} s")
 
 
-def branch_order(paths: Artifacts, manifest: dict) -> np.ndarray:  # type: ignore[type-arg]
+def branch_order(paths: Artifacts, manifest: dict[str, Any]) -> np.ndarray:
     """The branch's examples (indices into the encoded mixture) in training order."""
     from merit.training import data_order
 

@@ -21,8 +21,9 @@ from merit.data.world.conversations import (
     facts,
 )
 from merit.data.world.draw import Pen, draw_scene
-from merit.data.world.questions import SKILLS, Question, Skill
+from merit.data.world.questions import Question
 from merit.data.world.scene import Scene, sample_scene
+from merit.data.world.skills import SKILLS, Skill
 from merit.data.world.tasks import SHORT, lettered
 
 DESCRIBE_WORDING = "please describe the whole image at length ."
@@ -51,7 +52,9 @@ RECIPES: dict[str, Recipe] = {
         "exact",
         ("bar_height", "tallest", "shortest", "bars_above", "bar_right_of", "taller", "second"),
     ),
-    "mini_digits": Recipe("exact", ("digit_sum", "digit_difference", "larger_digit", "bar_difference")),
+    "mini_digits": Recipe(
+        "exact", ("digit_sum", "digit_difference", "larger_digit", "bar_difference")
+    ),
     "mini_multihop": Recipe(
         "exact", ("same_colour", "common_colour", "count_pair", "row_mate", "word_kind", "second")
     ),
@@ -104,14 +107,20 @@ def _open_row(kind: str, scene: Scene, rng: np.random.Generator) -> dict[str, st
     named, wrong = facts(scene)
     if kind == "describe":
         reference = {"facts": named, "wrong": wrong, "text": description(scene)}
-        return {"question": DESCRIBE_WORDING, "answer": json.dumps(reference), "category": scene.kind}
+        return {
+            "question": DESCRIBE_WORDING,
+            "answer": json.dumps(reference),
+            "category": scene.kind,
+        }
     asked = draw_questions(scene, rng, 2, BASE_SKILLS)
     if len(asked) < 2:
         return None
     texts = " ".join(s.wordings[0].format(**q.slots) for s, q in asked)
     questions = [q for _, q in asked]
     reference = {
-        "facts": [[fact] for q in questions for fact in (q.statement, *_evidence_parts(q.evidence))],
+        "facts": [
+            [fact] for q in questions for fact in (q.statement, *_evidence_parts(q.evidence))
+        ],
         "wrong": [phrase for phrase in wrong if phrase not in texts],
         "text": explanation(questions),
     }

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merit.data.world.questions import Question, Skill, askable, cell, phrase
-from merit.data.world.scene import COLOURS, GRID, SHAPES, Scene
-from merit.data.world.tasks import SHORT, training_wording
+from merit.data.world.questions import Question
+from merit.data.world.scene import COLOURS, GRID, SHAPES, Scene, cell, phrase
+from merit.data.world.skills import Skill, askable
+from merit.data.world.tasks import SHORT, letter_turn, training_wording
 
 DESCRIBE = (
     "describe this image .",
@@ -22,11 +23,17 @@ DESCRIBE = (
     "what is in this image ? say all .",
 )
 READ = ("read the image row by row .", "what is in every row ?")
-EXPLAIN = ("answer both at length .", "tell me both and say why .", "answer at length .", "please answer both and say why .")
-BASE_SKILLS = frozenset(
-    "count_shape count_colour count_all presence colour_of shape_of size_of place_of ground "
-    "bar_height tallest bar_right_of read_word read_number left_digit left_of".split()
+EXPLAIN = (
+    "answer both at length .",
+    "tell me both and say why .",
+    "answer at length .",
+    "please answer both and say why .",
 )
+BASE_SKILLS = frozenset(
+    ["count_shape", "count_colour", "count_all", "presence", "colour_of", "shape_of", "size_of",
+     "place_of", "ground", "bar_height", "tallest", "bar_right_of", "read_word", "read_number",
+     "left_digit", "left_of"]
+)  # fmt: skip
 
 
 def description(scene: Scene) -> str:
@@ -108,8 +115,11 @@ def converse(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         turns.append((f"{texts} {suffix}", explanation([q for _, q in pair])))
     for subject, question in asked:
         text = training_wording(subject, question, rng)
-        if rng.random() < 0.1:
+        style = rng.random()
+        if style < 0.1:
             turns.append((f"{text} {SHORT[int(rng.integers(3))]}", question.answer))
+        elif style < 0.3:
+            turns.append(letter_turn(text, question, int(rng.integers(3)), rng))
         else:
             turns.append((text, f"{question.statement} ."))
     order = rng.permutation(len(turns))

@@ -134,7 +134,8 @@ def _shape_mask(shape: int, size: str) -> np.ndarray:
         angles = np.pi / 5 * np.arange(10) - np.pi / 2
         radii = np.where(np.arange(10) % 2 == 0, radius, radius * 0.4)
         pen.polygon(
-            list(zip(mid + radii * np.cos(angles), mid + radii * np.sin(angles), strict=True)), fill=255
+            list(zip(mid + radii * np.cos(angles), mid + radii * np.sin(angles), strict=True)),
+            fill=255,
         )
     small = picture.resize((CELL, CELL), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / 255.0

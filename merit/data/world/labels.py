@@ -8,7 +8,7 @@ import string
 import numpy as np
 
 from merit.data.world.draw import Pen, draw_scene
-from merit.data.world.scene import COLOURS, GRID, GROUNDS, SHAPES, SIZES, Scene, sample_scene
+from merit.data.world.scene import COLOURS, GRID, GROUNDS, MAX_BAR, SHAPES, SIZES, Scene, sample_scene
 
 CHARACTERS = string.ascii_lowercase + string.digits + "+"
 # classes of every head; class 0 of the first five means that the cell has none
@@ -17,7 +17,7 @@ HEADS = {
     "colour": 1 + len(COLOURS),
     "size": 1 + len(SIZES),
     "character": 1 + len(CHARACTERS),
-    "bar": 3,  # half cells that a bar fills
+    "bar": 1 + MAX_BAR,  # the height of the bar in the cell's column
     "ground": len(GROUNDS),
     # where the cell is: public encoders know it from absolute position embeddings, which this
     # architecture lacks
@@ -43,10 +43,9 @@ def cell_labels(scene: Scene) -> np.ndarray:
         for column, character in enumerate(f"{scene.digits[0]}+{scene.digits[1]}"):
             labels["character"][0, column] = 1 + CHARACTERS.index(character)
     for bar in scene.bars:
-        for row in range(GRID):
-            filled = int(np.clip(bar.height - 2 * (GRID - 1 - row), 0, 2))
-            labels["bar"][row, bar.column] = filled
-            labels["colour"][row, bar.column] = 1 + COLOURS.index(bar.colour) if filled else 0
+        labels["bar"][:, bar.column] = bar.height
+        filled = GRID - (bar.height + 1) // 2
+        labels["colour"][filled:, bar.column] = 1 + COLOURS.index(bar.colour)
     return np.stack([labels[name].reshape(-1) for name in HEADS])
 
 

@@ -1,19 +1,35 @@
-"""What can be asked of a scene: the skills, each a function from a scene to one question.
+"""What can be asked of a scene: functions from a scene to one answered question.
 
-A skill has one wording for the benchmarks and others for training, so that no benchmark question
-is worded as any training question is. The text of a question, and all else, is lower case except
-for option letters; punctuation stands apart, since the vocabulary is one token a word.
+A function returns None where the scene does not allow its question. How a question is worded is
+in `merit.data.world.skills`. All text is lower case except for option letters; punctuation stands
+apart, since the vocabulary is one token a word.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from merit.data.world.scene import COLOURS, GROUNDS, LEXICON, SHAPES, SIZES, WORDS, Scene, Thing
+from merit.data.world.scene import (
+    COLOURS,
+    GROUNDS,
+    LEXICON,
+    SHAPES,
+    SIZES,
+    WORDS,
+    Scene,
+    Thing,
+    cell,
+    phrase,
+    place,
+    plural,
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,45 +49,20 @@ class Question:
 Ask = Callable[[Scene, np.random.Generator], Question | None]
 
 
-@dataclass(frozen=True)
-class Skill:
-    """`wordings[0]` is for benchmarks, the others for training; `{slot}`s are filled in."""
-
-    name: str
-    family: str
-    kinds: tuple[str, ...]
-    wordings: tuple[str, ...]
-    ask: Ask
-
-
-def plural(shape: str) -> str:
-    return "crosses" if shape == "cross" else f"{shape}s"
-
-
-def phrase(thing: Thing) -> str:
-    return f"{thing.colour} {thing.shape}"
-
-
-def cell(thing: Thing) -> str:
-    return f"row {thing.row + 1} column {thing.column + 1}"
-
-
-def place(thing: Thing) -> str:
-    return f"{'top' if thing.row < 2 else 'bottom'} {'left' if thing.column < 2 else 'right'}"
-
-
-def _where(things: list[Thing]) -> str:
+def _where(things: Sequence[Thing]) -> str:
     if not things:
         return "there is none"
     return " and ".join(f"a {phrase(thing)} in {cell(thing)}" for thing in things)
 
 
-def _one(rng: np.random.Generator, values: list) -> object:  # type: ignore[type-arg]
+def _one(rng: np.random.Generator, values: Sequence[T]) -> T:
     return values[int(rng.integers(len(values)))]
 
 
 def _numbers_near(number: int) -> tuple[str, ...]:
-    return tuple(str(n) for n in (number - 2, number - 1, number + 1, number + 2, number + 3) if n >= 0)
+    return tuple(
+        str(n) for n in (number - 2, number - 1, number + 1, number + 2, number + 3) if n >= 0
+    )
 
 
 def _others(values: tuple[str, ...], answer: str) -> tuple[str, ...]:
@@ -94,12 +85,12 @@ def _number_question(slots: dict[str, str], number: int, statement: str, evidenc
 # --- shapes -------------------------------------------------------------------------------------
 
 
-def _counting(attribute: str) -> Ask:
+def counting(attribute: str) -> Ask:
     values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}[attribute]
 
     def ask(scene: Scene, rng: np.random.Generator) -> Question:
         present = sorted({getattr(thing, attribute) for thing in scene.things})
-        value = str(_one(rng, present if rng.random() < 0.8 else list(values)))
+        value = _one(rng, present if rng.random() < 0.8 else values)
         matching = [thing for thing in scene.things if getattr(thing, attribute) == value]
         noun = plural(value) if attribute == "shape" else f"{value} things"
         return _number_question(
@@ -112,12 +103,12 @@ def _counting(attribute: str) -> Ask:
     return ask
 
 
-def _count_all(scene: Scene, rng: np.random.Generator) -> Question:
+def count_all(scene: Scene, rng: np.random.Generator) -> Question:
     count = len(scene.things)
-    return _number_question({}, count, f"the number of things is {count}", _where(list(scene.things)))
+    return _number_question({}, count, f"the number of things is {count}", _where(scene.things))
 
 
-def _count_pair(scene: Scene, rng: np.random.Generator) -> Question | None:
+def count_pair(scene: Scene, rng: np.random.Generator) -> Question | None:
     present = sorted({thing.shape for thing in scene.things})
     if len(present) < 2:
         return None
@@ -132,20 +123,20 @@ def _count_pair(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-def _presence(scene: Scene, rng: np.random.Generator) -> Question:
-    thing: Thing = _one(rng, list(scene.things))  # type: ignore[assignment]
+def presence(scene: Scene, rng: np.random.Generator) -> Question:
+    thing = _one(rng, scene.things)
     target = phrase(thing)
     if rng.random() < 0.5:
-        target = f"{_one(rng, list(COLOURS))} {thing.shape}"
+        target = f"{_one(rng, COLOURS)} {thing.shape}"
         if rng.random() < 0.5:
-            target = f"{thing.colour} {_one(rng, list(SHAPES))}"
+            target = f"{thing.colour} {_one(rng, SHAPES)}"
     matching = [t for t in scene.things if phrase(t) == target]
     answer, choices = _yes_no(bool(matching))
     statement = f"there is {'a' if matching else 'no'} {target}"
     return Question({"what": target}, answer, choices, statement, _where(matching))
 
 
-def _attribute(asked: str, given: str) -> Ask:
+def attribute(asked: str, given: str) -> Ask:
     """The `asked` attribute of the only thing whose `given` attribute is named."""
     values = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}[asked]
     key: Callable[[Thing], str] = phrase if given == "phrase" else lambda t: str(getattr(t, given))
@@ -154,7 +145,7 @@ def _attribute(asked: str, given: str) -> Ask:
         candidates = _unique(scene, key)
         if not candidates:
             return None
-        thing: Thing = _one(rng, candidates)  # type: ignore[assignment, arg-type]
+        thing = _one(rng, candidates)
         name = f"{thing.colour} thing" if given == "colour" else key(thing)
         answer = getattr(thing, asked)
         return Question(
@@ -168,11 +159,11 @@ def _attribute(asked: str, given: str) -> Ask:
     return ask
 
 
-def _place_of(scene: Scene, rng: np.random.Generator) -> Question | None:
+def place_of(scene: Scene, rng: np.random.Generator) -> Question | None:
     candidates = _unique(scene, phrase)
     if not candidates:
         return None
-    thing: Thing = _one(rng, candidates)  # type: ignore[assignment, arg-type]
+    thing = _one(rng, candidates)
     every = ("top left", "top right", "bottom left", "bottom right")
     return Question(
         {"what": phrase(thing)},
@@ -183,7 +174,7 @@ def _place_of(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-def _ordering(word: str, coordinate: str) -> Ask:
+def ordering(word: str, coordinate: str) -> Ask:
     def ask(scene: Scene, rng: np.random.Generator) -> Question | None:
         candidates = _unique(scene, phrase)
         pairs = [
@@ -192,7 +183,7 @@ def _ordering(word: str, coordinate: str) -> Ask:
         ]  # fmt: skip
         if not pairs:
             return None
-        a, b = _one(rng, pairs)  # type: ignore[misc]
+        a, b = _one(rng, pairs)
         truth = getattr(a, coordinate) < getattr(b, coordinate)
         answer, choices = _yes_no(truth)
         return Question(
@@ -206,7 +197,7 @@ def _ordering(word: str, coordinate: str) -> Ask:
     return ask
 
 
-def _ground(scene: Scene, rng: np.random.Generator) -> Question:
+def ground(scene: Scene, rng: np.random.Generator) -> Question:
     return Question(
         {},
         scene.ground,
@@ -216,11 +207,11 @@ def _ground(scene: Scene, rng: np.random.Generator) -> Question:
     )
 
 
-def _same_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
+def same_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     candidates = _unique(scene, lambda t: t.shape)
     if not candidates or len(scene.things) < 2:
         return None
-    thing: Thing = _one(rng, candidates)  # type: ignore[assignment, arg-type]
+    thing = _one(rng, candidates)
     matching = [t for t in scene.things if t.colour == thing.colour and t is not thing]
     return _number_question(
         {"what": thing.shape},
@@ -230,7 +221,7 @@ def _same_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-def _common_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
+def common_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     counts = Counter(thing.colour for thing in scene.things).most_common()
     if len(counts) < 2 or counts[0][1] == counts[1][1]:
         return None
@@ -247,13 +238,13 @@ def _common_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-def _row_mate(scene: Scene, rng: np.random.Generator) -> Question | None:
+def row_mate(scene: Scene, rng: np.random.Generator) -> Question | None:
     rows = Counter(thing.row for thing in scene.things)
     unique = _unique(scene, phrase)
     candidates = [thing for thing in unique if rows[thing.row] == 2]
     if not candidates:
         return None
-    thing: Thing = _one(rng, candidates)  # type: ignore[assignment, arg-type]
+    thing = _one(rng, candidates)
     mate = next(t for t in scene.things if t.row == thing.row and t is not thing)
     return Question(
         {"what": phrase(thing)},
@@ -268,10 +259,12 @@ def _row_mate(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _bars(*colours_and_heights: tuple[str, int]) -> str:
-    return " and ".join(f"the {colour} bar is {height} high" for colour, height in colours_and_heights)
+    return " and ".join(
+        f"the {colour} bar is {height} high" for colour, height in colours_and_heights
+    )
 
 
-def _bar_height(scene: Scene, rng: np.random.Generator) -> Question:
+def bar_height(scene: Scene, rng: np.random.Generator) -> Question:
     bar = scene.bars[int(rng.integers(len(scene.bars)))]
     evidence = f"the {bar.colour} bar is in column {bar.column + 1}"
     return _number_question(
@@ -279,7 +272,7 @@ def _bar_height(scene: Scene, rng: np.random.Generator) -> Question:
     )
 
 
-def _ranked(rank: int, name: str) -> Ask:
+def ranked(rank: int, name: str) -> Ask:
     def ask(scene: Scene, rng: np.random.Generator) -> Question:
         ordered = sorted(scene.bars, key=lambda bar: -bar.height)
         bar = ordered[rank]
@@ -295,15 +288,17 @@ def _ranked(rank: int, name: str) -> Ask:
     return ask
 
 
-def _taller(scene: Scene, rng: np.random.Generator) -> Question:
+def taller(scene: Scene, rng: np.random.Generator) -> Question:
     a, b = (scene.bars[int(i)] for i in rng.permutation(len(scene.bars))[:2])
     answer, choices = _yes_no(a.height > b.height)
-    statement = f"the {a.colour} bar is {'' if answer == 'yes' else 'not '}taller than the {b.colour} bar"
+    statement = (
+        f"the {a.colour} bar is {'' if answer == 'yes' else 'not '}taller than the {b.colour} bar"
+    )
     evidence = _bars((a.colour, a.height), (b.colour, b.height))
     return Question({"what": a.colour, "other": b.colour}, answer, choices, statement, evidence)
 
 
-def _bar_difference(scene: Scene, rng: np.random.Generator) -> Question:
+def bar_difference(scene: Scene, rng: np.random.Generator) -> Question:
     a, b = (scene.bars[int(i)] for i in rng.permutation(len(scene.bars))[:2])
     return _number_question(
         {"what": a.colour, "other": b.colour},
@@ -313,16 +308,19 @@ def _bar_difference(scene: Scene, rng: np.random.Generator) -> Question:
     )
 
 
-def _bars_above(scene: Scene, rng: np.random.Generator) -> Question:
+def bars_above(scene: Scene, rng: np.random.Generator) -> Question:
     limit = int(rng.integers(2, 7))
     above = [bar for bar in scene.bars if bar.height > limit]
     evidence = _bars(*((bar.colour, bar.height) for bar in above)) or "there is none"
     return _number_question(
-        {"what": str(limit)}, len(above), f"the number of bars over {limit} is {len(above)}", evidence
+        {"what": str(limit)},
+        len(above),
+        f"the number of bars over {limit} is {len(above)}",
+        evidence,
     )
 
 
-def _bar_right_of(scene: Scene, rng: np.random.Generator) -> Question:
+def bar_right_of(scene: Scene, rng: np.random.Generator) -> Question:
     column = int(rng.integers(len(scene.bars) - 1))
     bar, right = scene.bars[column], scene.bars[column + 1]
     present = tuple(b.colour for b in scene.bars if b is not right)
@@ -338,7 +336,7 @@ def _bar_right_of(scene: Scene, rng: np.random.Generator) -> Question:
 # --- signs and sums -------------------------------------------------------------------------------
 
 
-def _read_word(scene: Scene, rng: np.random.Generator) -> Question | None:
+def read_word(scene: Scene, rng: np.random.Generator) -> Question | None:
     if scene.text.isdigit():
         return None
     wrong = tuple(LEXICON[int(i)] for i in rng.permutation(len(LEXICON))[:6])
@@ -346,7 +344,7 @@ def _read_word(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question({}, scene.text, _others(wrong, scene.text), says, "the sign is in row 1")
 
 
-def _read_number(scene: Scene, rng: np.random.Generator) -> Question | None:
+def read_number(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not scene.text.isdigit():
         return None
     number = int(scene.text)
@@ -357,7 +355,7 @@ def _read_number(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question({}, scene.text, choices, says, "the sign is in row 1")
 
 
-def _word_kind(scene: Scene, rng: np.random.Generator) -> Question | None:
+def word_kind(scene: Scene, rng: np.random.Generator) -> Question | None:
     if scene.text.isdigit():
         return None
     kind = next(name for name, group in WORDS.items() if scene.text in group)
@@ -365,10 +363,10 @@ def _word_kind(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question({}, kind, _others(tuple(WORDS), kind), statement, f"the sign says {scene.text}")
 
 
-def _sign_says(scene: Scene, rng: np.random.Generator) -> Question | None:
+def sign_says(scene: Scene, rng: np.random.Generator) -> Question | None:
     if scene.text.isdigit():
         return None
-    target = scene.text if rng.random() < 0.5 else str(_one(rng, list(LEXICON)))
+    target = scene.text if rng.random() < 0.5 else _one(rng, LEXICON)
     answer, choices = _yes_no(target == scene.text)
     statement = f"the sign does {'' if answer == 'yes' else 'not '}say {target}"
     return Question({"what": target}, answer, choices, statement, f"the sign says {scene.text}")
@@ -378,72 +376,23 @@ def _digits(scene: Scene) -> str:
     return f"the digits are {scene.digits[0]} and {scene.digits[1]}"
 
 
-def _digit_sum(scene: Scene, rng: np.random.Generator) -> Question:
+def digit_sum(scene: Scene, rng: np.random.Generator) -> Question:
     total = sum(scene.digits)
     return _number_question({}, total, f"the sum is {total}", _digits(scene))
 
 
-def _digit_difference(scene: Scene, rng: np.random.Generator) -> Question:
+def digit_difference(scene: Scene, rng: np.random.Generator) -> Question:
     difference = abs(scene.digits[0] - scene.digits[1])
     return _number_question({}, difference, f"the digits differ by {difference}", _digits(scene))
 
 
-def _larger_digit(scene: Scene, rng: np.random.Generator) -> Question | None:
+def larger_digit(scene: Scene, rng: np.random.Generator) -> Question | None:
     if scene.digits[0] == scene.digits[1]:
         return None
     larger = max(scene.digits)
     return _number_question({}, larger, f"the larger digit is {larger}", _digits(scene))
 
 
-def _left_digit(scene: Scene, rng: np.random.Generator) -> Question:
+def left_digit(scene: Scene, rng: np.random.Generator) -> Question:
     left = scene.digits[0]
     return _number_question({}, left, f"the left digit is {left}", "it is in row 1 column 1")
-
-
-WITH_THINGS = ("shapes",)
-ALL_KINDS = ("shapes", "sign", "sum")
-
-SKILLS: tuple[Skill, ...] = (
-    Skill("count_shape", "counting", WITH_THINGS, ("how many {what} are in the image ?", "how many {what} are there ?", "count the {what} ."), _counting("shape")),
-    Skill("count_colour", "counting", WITH_THINGS, ("how many {what} are in the image ?", "how many {what} can you see ?", "count all {what} ."), _counting("colour")),
-    Skill("count_size", "counting", WITH_THINGS, ("how many {what} are in the image ?", "how many {what} do you find ?", "count every one of the {what} ."), _counting("size")),
-    Skill("count_all", "counting", WITH_THINGS, ("how many things are in the image ?", "how many things are there ?", "how many things are shown ?"), _count_all),
-    Skill("count_pair", "multi-hop", WITH_THINGS, ("how many {what} are in the image together ?", "how many {what} are there together ?", "count the {what} together ."), _count_pair),
-    Skill("presence", "presence", WITH_THINGS, ("is a {what} in the image ?", "is there a {what} ?", "can you see a {what} ?"), _presence),
-    Skill("colour_of", "classification", WITH_THINGS, ("what is the color of the {what} ?", "what color is the {what} ?", "which color is the {what} ?"), _attribute("colour", "shape")),
-    Skill("shape_of", "classification", WITH_THINGS, ("what is the shape of the {what} ?", "what shape is the {what} ?", "which shape is the {what} ?"), _attribute("shape", "colour")),
-    Skill("size_of", "classification", WITH_THINGS, ("what is the size of the {what} ?", "what size is the {what} ?", "name the size of the {what} ."), _attribute("size", "phrase")),
-    Skill("place_of", "position", WITH_THINGS, ("in which corner is the {what} ?", "where is the {what} ?", "which corner is the {what} in ?"), _place_of),
-    Skill("left_of", "position", WITH_THINGS, ("is the {what} left of the {other} ?", "is the {what} to the left of the {other} ?", "does the {what} stand left of the {other} ?"), _ordering("left of", "column")),
-    Skill("above", "position", WITH_THINGS, ("can you see the {what} above the {other} ?", "is the {what} above the {other} ?", "does the {what} stand above the {other} ?"), _ordering("above", "row")),
-    Skill("ground", "classification", ALL_KINDS, ("which ground can you see ?", "what is the ground like ?", "what ground can be seen ?"), _ground),
-    Skill("same_colour", "multi-hop", WITH_THINGS, ("how many other things are in the color of the {what} ?", "how many other things share the color of the {what} ?", "count the other things in the color of the {what} ."), _same_colour),
-    Skill("common_colour", "multi-hop", WITH_THINGS, ("what is the most common color ?", "what color is the most common ?", "name the most common color ."), _common_colour),
-    Skill("row_mate", "multi-hop", WITH_THINGS, ("which shape is in the same row as the {what} ?", "what shape is in the same row as the {what} ?", "name the shape in the same row as the {what} ."), _row_mate),
-    Skill("bar_height", "chart reading", ("chart",), ("what is the height of the {what} bar ?", "what height does the {what} bar have ?", "read the height of the {what} bar ."), _bar_height),
-    Skill("tallest", "chart reading", ("chart",), ("which bar is the tallest ?", "what color is the tallest bar ?", "name the tallest bar ."), _ranked(0, "tallest")),
-    Skill("shortest", "chart reading", ("chart",), ("which bar is the shortest ?", "what color is the shortest bar ?", "name the shortest bar ."), _ranked(-1, "shortest")),
-    Skill("second", "multi-hop", ("chart",), ("which bar is the second tallest ?", "what color is the second tallest bar ?", "name the second tallest bar ."), _ranked(1, "second tallest")),
-    Skill("taller", "comparison", ("chart",), ("is the {what} one taller than the {other} one ?", "is the {what} bar taller than the {other} bar ?", "does the {what} bar stand taller than the {other} bar ?"), _taller),
-    Skill("bar_difference", "arithmetic", ("chart",), ("what is the difference of the {what} and the {other} bar ?", "what is the difference of the {what} bar and the {other} bar ?", "by how many do the {what} bar and the {other} bar differ ?"), _bar_difference),
-    Skill("bars_above", "chart reading", ("chart",), ("how many bars are taller than {what} ?", "how many bars are over {what} ?", "count the bars over {what} ."), _bars_above),
-    Skill("bar_right_of", "position", ("chart",), ("what bar is right of the {what} one ?", "what bar is to the right of the {what} bar ?", "which bar is right of the {what} bar ?"), _bar_right_of),
-    Skill("read_word", "ocr", ("sign",), ("what word is on the sign ?", "what does the sign say ?", "which word does the sign have ?"), _read_word),
-    Skill("read_number", "ocr", ("sign",), ("which number does the sign have ?", "what number is on the sign ?", "read the number on the sign ."), _read_number),
-    Skill("word_kind", "multi-hop", ("sign",), ("what is the kind of the word on the sign ?", "what kind of thing does the sign name ?", "name the kind of the word on the sign ."), _word_kind),
-    Skill("sign_says", "ocr", ("sign",), ("is the word on the sign {what} ?", "does the sign say {what} ?", "is {what} the word on the sign ?"), _sign_says),
-    Skill("digit_sum", "arithmetic", ("sum",), ("name the sum of the digits .", "what is the sum of the digits ?", "add the digits ."), _digit_sum),
-    Skill("digit_difference", "arithmetic", ("sum",), ("name the difference of the digits .", "what is the difference of the digits ?", "by how many do the digits differ ?"), _digit_difference),
-    Skill("larger_digit", "comparison", ("sum",), ("which digit is larger ?", "what is the larger digit ?", "name the larger digit ."), _larger_digit),
-    Skill("left_digit", "ocr", ("sum",), ("name the left digit .", "what is the left digit ?", "which digit is on the left ?"), _left_digit),
-)  # fmt: skip
-
-
-def skill(name: str) -> Skill:
-    """The skill called `name`."""
-    return next(s for s in SKILLS if s.name == name)
-
-
-def askable(scene: Scene) -> list[Skill]:
-    """The skills that belong to the scene's kind."""
-    return [s for s in SKILLS if scene.kind in s.kinds]

@@ -60,6 +60,26 @@ class Scene:
     noise_seed: int = field(default=0, compare=False)
 
 
+def plural(shape: str) -> str:
+    """A shape's plural."""
+    return "crosses" if shape == "cross" else f"{shape}s"
+
+
+def phrase(thing: Thing) -> str:
+    """What a thing is called: "red circle"."""
+    return f"{thing.colour} {thing.shape}"
+
+
+def cell(thing: Thing) -> str:
+    """Where a thing is, to the cell; rows and columns count from 1."""
+    return f"row {thing.row + 1} column {thing.column + 1}"
+
+
+def place(thing: Thing) -> str:
+    """Where a thing is, to the quarter of the image."""
+    return f"{'top' if thing.row < 2 else 'bottom'} {'left' if thing.column < 2 else 'right'}"
+
+
 def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     """A scene of `kind`, or of a kind drawn at random."""
     if kind is None:
@@ -70,17 +90,18 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
         things = _things(rng, int(rng.integers(2, 6)), range(GRID))
         return Scene(kind, ground, things=things, noise_seed=noise_seed)
     if kind == "sign":
-        if rng.random() < 0.7:
-            text = _pick(rng, LEXICON)
-        else:
-            text = str(int(rng.integers(10, 100)))
+        is_word = rng.random() < 0.7
+        text = _pick(rng, LEXICON) if is_word else str(int(rng.integers(10, 100)))
         things = _things(rng, int(rng.integers(1, 4)), range(2, GRID))
         return Scene(kind, ground, things=things, text=text, noise_seed=noise_seed)
     if kind == "chart":
         colours = rng.permutation(len(COLOURS))[:GRID]
-        heights = rng.permutation(np.arange(1, MAX_BAR + 1))[:GRID]  # all different: one tallest bar
+        heights = rng.permutation(np.arange(1, MAX_BAR + 1))[
+            :GRID
+        ]  # all different: one tallest bar
         bars = tuple(
-            Bar(COLOURS[int(c)], int(h), i) for i, (c, h) in enumerate(zip(colours, heights, strict=True))
+            Bar(COLOURS[int(c)], int(h), i)
+            for i, (c, h) in enumerate(zip(colours, heights, strict=True))
         )
         return Scene(kind, ground, bars=bars, noise_seed=noise_seed)
     if kind == "sum":
@@ -88,7 +109,12 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
         things = _things(rng, int(rng.integers(1, 4)), range(2, GRID))
         handwritten = bool(rng.random() < 0.5)
         return Scene(
-            kind, ground, things=things, digits=digits, handwritten=handwritten, noise_seed=noise_seed
+            kind,
+            ground,
+            things=things,
+            digits=digits,
+            handwritten=handwritten,
+            noise_seed=noise_seed,
         )
     raise ValueError(f"unknown kind of scene {kind!r}")
 

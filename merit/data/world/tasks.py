@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merit.data.world.questions import SKILLS, Question, Skill, phrase, skill
-from merit.data.world.scene import KINDS, Scene
+from merit.data.world.questions import Question
+from merit.data.world.scene import KINDS, Scene, phrase
+from merit.data.world.skills import SKILLS, Skill, skill
 
 STYLES = ("short", "letter", "sentence", "rationale")
 CAPTIONS = ("brief", "list")
@@ -44,7 +45,9 @@ class Task:
 def all_tasks() -> list[Task]:
     """The 136 tasks, sorted by name."""
     tasks = [
-        Task(f"{s.name}-{style}", s.family if style != "rationale" else "rationale", style, s.name, i)
+        Task(
+            f"{s.name}-{style}", s.family if style != "rationale" else "rationale", style, s.name, i
+        )
         for i, s in enumerate(SKILLS)
         for style in STYLES
     ]
@@ -77,8 +80,7 @@ def ask_task(task: Task, scene: Scene, rng: np.random.Generator) -> tuple[str, s
     if task.style == "short":
         return f"{text} {SHORT[task.variant % 3]}", question.answer
     if task.style == "letter":
-        options, letter = lettered(question, rng)
-        return letter_prompt(text, options, task.variant % 3), letter
+        return letter_turn(text, question, task.variant % 3, rng)
     if task.style == "sentence":
         return f"{text} {SENTENCE[task.variant % 3]}", f"{question.statement} ."
     return (
@@ -99,6 +101,18 @@ def lettered(question: Question, rng: np.random.Generator) -> tuple[list[str], s
     options = [question.answer, *wrong]
     order = [int(i) for i in rng.permutation(len(options))]
     return [options[i] for i in order], "ABCD"[order.index(0)]
+
+
+def letter_turn(
+    text: str, question: Question, variant: int, rng: np.random.Generator
+) -> tuple[str, str]:
+    """A multiple-choice prompt, and the right option's words followed by its letter.
+
+    Words first: a decoder of this size finds the letter by looking up the words it has just
+    written. VLMEvalKit reads the letter.
+    """
+    options, letter = lettered(question, rng)
+    return letter_prompt(text, options, variant), f"{question.answer} : {letter}"
 
 
 def letter_prompt(text: str, options: list[str], variant: int) -> str:

@@ -1,0 +1,297 @@
+"""`merit smoke`: the whole pipeline at a tiny size, in a folder of its own.
+
+The repository's code, experiments and settings are copied into a temporary folder that is a git and
+DVC repository like a fresh clone. There a tiny variant of `experiments/mini_vision.yaml` runs
+through `merit repro`, and its results are checked. Nothing in the repository itself is touched.
+
+After a change that is meant to alter results, write the golden values of the tests anew:
+
+    python -m merit.smoke --write-golden tests/golden/smoke.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merit.config import EXPERIMENTS_DIR, PARAMS_FILE, Experiment, Params, load_experiment
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, file_hash, read_json, read_jsonl, write_json
+from merit.methods import plan
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE, NAME = "mini_vision", "smoke"
+COPIED = ("merit", "eval", "experiments", "reports/paper", "params.yaml", "README.md", "docs")
+COPIED_HIDDEN = (".dvc/config", ".dvcignore", ".gitignore")
+UNCHANGED_LIMIT = 10.0  # seconds that a `merit repro` with nothing to do may take
+
+# What the tiny variant changes. The keys are checked with the rest of the experiment.
+NUM_STEPS = (30, 20, 60)  # of the base's phases
+OVERRIDES: dict[str, Any] = {
+    "name": NAME,
+    "data": {
+        **{"num_examples": 600, "num_images": 300, "num_conversations": 300},
+        **{"num_questions": 12, "num_validation_questions": 4},
+    },
+    "base": {
+        "architecture": {
+            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+            **{"num_attention_heads": 2, "num_key_value_heads": 1},
+            **{"vision_hidden_size": 32, "vision_intermediate_size": 64},
+            **{"vision_depth": 2, "vision_num_heads": 2},
+        },
+    },
+    "gradients": {"num_examples": 4},
+    "evaluation": {"max_new_tokens": 16},
+    "report": {
+        "title": "Smoke run",
+        "curves": ["joint-1ep", "random-2", "merit-1d"],
+        "partition": "merit-1d",
+    },
+}
+METHODS: dict[str, Any] = {
+    "base": {"partition": "base"},
+    "joint-1ep": {"partition": "joint"},
+    "random-2": {"partition": "random", "groups": 2},
+    "soup-2": {"partition": "soup", "members": 2},
+    "merit-1d": {"partition": "merit", "axes": 1},
+    "joint-shrunk": {"partition": "shrunk", "source": "joint-1ep", "match": "merit-1d"},
+}
+
+
+def smoke() -> None:
+    """Run, check, say how long each stage took; the folder stays only where something failed."""
+    folder = Path(tempfile.mkdtemp(prefix="merit-smoke-"))
+    print(f"The whole pipeline at a tiny size, in {folder}", file=sys.stderr)
+    began = time.monotonic()
+    try:
+        print(smoke_run(folder))
+        again = check_unchanged(folder)
+    except BaseException:
+        print(f"merit smoke: left for inspection: {folder}", file=sys.stderr)
+        raise
+    shutil.rmtree(folder)
+    total = time.monotonic() - began
+    print(f"smoke run passed in {total:.0f} s, {again:.0f} s of it a second run with nothing to do")
+
+
+def smoke_run(folder: Path) -> str:
+    """Prepare `folder`, run the pipeline in it and check the results; returns what it printed.
+
+    Raises MeritError where the pipeline fails or leaves something out.
+    """
+    prepare(folder)
+    output = repro(folder)
+    check(folder)
+    return output
+
+
+def prepare(folder: Path) -> None:
+    """Make `folder` a git and DVC repository that holds the code and the tiny experiment."""
+    experiment = tiny(load_experiment(SOURCE, ROOT / EXPERIMENTS_DIR))
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in (*COPIED, *COPIED_HIDDEN):
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=ignored)
+        elif source.is_file():
+            shutil.copyfile(source, target)
+    _write_yaml(folder / EXPERIMENTS_DIR / f"{NAME}.yaml", experiment.model_dump(mode="json"))
+    params = Params(experiments=[NAME])
+    _write_yaml(folder / PARAMS_FILE, params.model_dump(mode="json"))
+    identity = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost")
+    unsigned = ("-c", "commit.gpgsign=false", "-c", "core.hooksPath=/dev/null")
+    for arguments in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "-m", "smoke")):
+        subprocess.run(["git", *identity, *unsigned, *arguments], cwd=folder, check=True)
+
+
+def tiny(experiment: Experiment) -> Experiment:
+    """`experiment` at a tiny size. Raises pydantic's ValidationError for a misspelled override."""
+    values = _merged(experiment.model_dump(mode="json"), OVERRIDES)
+    values["methods"] = METHODS
+    for phase, num_steps in zip(values["base"]["phases"], NUM_STEPS, strict=True):
+        phase["num_steps"] = num_steps
+    return Experiment.model_validate(values)
+
+
+def repro(folder: Path) -> str:
+    """`merit repro` in `folder`; its standard output. Raises MeritError where it fails."""
+    return run_merit(folder, "repro")
+
+
+def run_merit(folder: Path, *arguments: str) -> str:
+    """One `merit` command with the code of `folder`; progress and messages go to stderr.
+
+    On one thread, so that the number of cores does not decide how sums are rounded.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "merit", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise MeritError(f"`merit {' '.join(arguments)}` in {folder} failed:\n{done.stdout}")
+    return done.stdout
+
+
+def check(folder: Path) -> None:
+    """Raise MeritError where a model lacks a score, or the report a table, figure or page."""
+    experiment, paths = load_experiment(NAME, folder / EXPERIMENTS_DIR), _paths(folder)
+    scores = read_json(paths.evaluation / "scores.json")["scores"]
+    benchmarks = set(experiment.evaluation.benchmarks)
+    for model in plan(experiment).models:
+        if set(scores.get(model, {})) != benchmarks:
+            raise MeritError(f"{model}: scores for {sorted(scores.get(model, {}))} only")
+    report = folder / "reports" / NAME
+    expected = [report / f"table02{suffix}" for suffix in (".csv", ".md", ".tex")]
+    expected += [report / "metrics.json", folder / "reports" / "README.md", folder / "mlflow.db"]
+    missing = [str(path) for path in expected if not path.is_file() or not path.stat().st_size]
+    if missing:
+        raise MeritError(f"the report lacks {', '.join(missing)}")
+    stems = {path.stem for path in (report / "figures").glob("*.png")}
+    if len(stems) < 6 or stems != {path.stem for path in (report / "figures").glob("*.pdf")}:
+        raise MeritError(
+            f"{report / 'figures'}: PNG and PDF of six figures expected, found {stems}"
+        )
+
+
+def check_unchanged(folder: Path) -> float:
+    """Seconds of a `merit repro` with nothing to do. Raises MeritError where it does anything."""
+    before = {path: path.stat().st_mtime_ns for path in _results(folder)}
+    began = time.monotonic()
+    output = repro(folder)
+    seconds = time.monotonic() - began
+    after = {path: path.stat().st_mtime_ns for path in _results(folder)}
+    if before != after or "up to date" not in output:
+        raise MeritError(f"a second `merit repro` did something:\n{output}")
+    if seconds > UNCHANGED_LIMIT:
+        raise MeritError(f"a second `merit repro` took {seconds:.1f} s")
+    return seconds
+
+
+# --- golden values ------------------------------------------------------------------------------
+
+
+def golden(folder: Path) -> dict[str, Any]:
+    """What a finished smoke run in `folder` is compared by.
+
+    `data`, `num_tokens` and `groups` of the methods that read no gradient are the same on every
+    machine. The rest follows from `base_hash`: floating point may differ between machines.
+    """
+    paths = _paths(folder)
+    experiment = load_experiment(NAME, folder / EXPERIMENTS_DIR)
+    branches = plan(experiment).branches
+    manifests = {branch: read_json(paths.manifest(branch)) for branch in branches}
+    return {
+        "data": data_hashes(paths.data),
+        "num_tokens": {branch: m["num_tokens"] for branch, m in manifests.items()},
+        "groups": read_json(paths.partition / "partitions.json"),
+        "base_hash": read_json(paths.base / "base.json")["base_hash"],
+        "losses": {b: read_jsonl(paths.branch(b) / "records.jsonl")[-1]["loss"] for b in branches},
+        "displacements": {
+            branch: read_json(paths.branch(branch) / "summary.json")["displacement"]
+            for branch in branches
+        },
+        "checkpoints": {
+            branch: file_hash(paths.branch(branch) / "model.safetensors") for branch in branches
+        },
+        "scores": read_json(paths.evaluation / "scores.json")["scores"],
+    }
+
+
+def data_hashes(data: Path) -> dict[str, str]:
+    """SHA-256 of the parts of the data stage's output, pictures by their pixels.
+
+    A PNG's bytes depend on the compression library, its pixels do not.
+    """
+    return {
+        "texts": _tree_hash(data, (".json", ".jsonl"), lambda path: path.read_bytes()),
+        "images": _tree_hash(data / "images", (".png",), lambda path: _pixels(path.read_bytes())),
+        "benchmarks": _tree_hash(data / "benchmarks", (".tsv",), _questions),
+    }
+
+
+def _tree_hash(folder: Path, suffixes: tuple[str, ...], content: Callable[[Path], bytes]) -> str:
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in suffixes):
+        inner = hashlib.sha256(content(path)).hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {inner}\n".encode())
+    return total.hexdigest()
+
+
+def _questions(path: Path) -> bytes:
+    """A benchmark's rows with every image replaced by the hash of its pixels."""
+    csv.field_size_limit(1 << 30)  # a cell holds an image
+    lines = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            row["image"] = hashlib.sha256(_pixels(base64.b64decode(row["image"]))).hexdigest()
+            lines.append(repr(sorted(row.items())))
+    return "\n".join(lines).encode()
+
+
+def _pixels(png: bytes) -> bytes:
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png))
+    return repr((image.mode, image.size)).encode() + image.tobytes()
+
+
+# --- small things -------------------------------------------------------------------------------
+
+
+def _paths(folder: Path) -> Artifacts:
+    return Artifacts(NAME, folder / "artifacts")
+
+
+def _results(folder: Path) -> list[Path]:
+    """Every file that the pipeline writes; DVC's own bookkeeping is not among them."""
+    found = [p for part in ("artifacts", "reports") for p in (folder / part).rglob("*")]
+    found += [folder / name for name in ("dvc.yaml", "dvc.lock", "mlflow.db", "README.md")]
+    return [path for path in found if path.is_file()]
+
+
+def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `overrides` in their place, block by block."""
+    result = dict(values)
+    for key, value in overrides.items():
+        inner = result.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        result[key] = _merged(inner, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _write_yaml(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m merit.smoke", description=smoke.__doc__)
+    parser.add_argument("--write-golden", type=Path, metavar="FILE", required=True)
+    target: Path = parser.parse_args().write_golden
+    with tempfile.TemporaryDirectory(prefix="merit-smoke-") as folder:
+        print(smoke_run(Path(folder)))
+        write_json(target, golden(Path(folder)))
+    print(f"{target} written")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,95 @@
+"""What several tests share: one tiny world and one tiny model, made once a session."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merit.config import Architecture, MiniWorldData
+from merit.data.examples import Example, read_examples
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORLD = MiniWorldData(
+    source="mini_world",
+    seed=5,
+    num_examples=1200,
+    num_images=160,
+    num_conversations=40,
+    num_questions=40,
+    num_validation_questions=8,
+)
+ARCHITECTURE = Architecture(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    vision_hidden_size=16,
+    vision_intermediate_size=24,
+    vision_depth=1,
+    vision_num_heads=2,
+    patch_size=7,
+    initializer_range=0.06,
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model of one layer, its processor, and a few examples as arrays.
+
+    Do not change the model: tests that train take a copy.
+    """
+
+    model: Any
+    processor: Any
+    data: Path  # the world's folder
+    examples: list[Example]
+    encoded: Any  # merit.data.encode.Encoded
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data stage's output at a tiny size."""
+    from merit.stages.data import write_mini_world
+
+    folder = tmp_path_factory.mktemp("world")
+    write_mini_world(WORLD, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor() -> Any:
+    from merit.models import build_processor
+    from merit.stages.base import IMAGE_SIZE, VOCABULARY
+
+    words = VOCABULARY.read_text(encoding="utf-8").split()
+    return build_processor(words, ARCHITECTURE, IMAGE_SIZE)
+
+
+@pytest.fixture(scope="session")
+def tiny(world: Path, processor: Any) -> Tiny:
+    """Ten single-turn examples, four conversations and one question without an image."""
+    from merit.data.encode import encode_examples
+    from merit.data.examples import make_example
+    from merit.models import build_model, project
+    from merit.stages.base import vision_features
+
+    model = build_model(processor, ARCHITECTURE, seed=1)
+    examples = read_examples(world / "mixture" / "count_shape-letter.jsonl")[:3]
+    examples += read_examples(world / "mixture" / "row_mate-rationale.jsonl")[:3]
+    examples += read_examples(world / "mixture" / "tallest-short.jsonl")[:4]
+    examples += read_examples(world / "conversations.jsonl")[:4]
+    examples += [make_example("no-image", "text", [("say yes .", "yes .")], ())]
+    images = sorted({image for example in examples for image in example.images})
+    features = vision_features(
+        model, processor, [world / image for image in images], lambda h: project(model, h)
+    )
+    rows = {image: i for i, image in enumerate(images)}
+    encoded = encode_examples(examples, processor, features, rows)
+    return Tiny(model, processor, world, examples, encoded)

@@ -1,0 +1,165 @@
+"""Encoded examples against transformers' own processor, positions, forward pass and loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from torch.testing import assert_close
+
+from merit.data.encode import IGNORED, Encoded, mrope_positions
+from merit.data.examples import IMAGE_TOKEN, Example, load_image
+from merit.errors import MeritError
+from merit.models import SPECIAL_TOKENS
+from merit.training import forward_loss
+from tests.conftest import Tiny
+
+
+def reference(tiny: Tiny, example: Example) -> Any:
+    """What the processor itself makes of the example: chat template, image tokens, pixels."""
+    messages = []
+    for message in example.messages:
+        parts: list[dict[str, str]] = []
+        for i, text in enumerate(message["content"].split(IMAGE_TOKEN)):
+            parts += [{"type": "image"}] * (i > 0)
+            parts += [{"type": "text", "text": text}] * bool(text)
+        messages.append({"role": message["role"], "content": parts})
+    images = [load_image(tiny.data / image) for image in example.images]
+    return tiny.processor(
+        text=[tiny.processor.apply_chat_template(messages, tokenize=False)],
+        images=images or None,
+        return_tensors="pt",
+        return_mm_token_type_ids=True,
+    )
+
+
+def piece(array: np.ndarray, tiny: Tiny, i: int) -> np.ndarray:
+    start, end = tiny.encoded.offsets[i : i + 2]
+    return array[..., start:end]
+
+
+def test_tokens_are_the_processors(tiny: Tiny) -> None:
+    assert len(tiny.encoded) == len(tiny.examples) == 15
+    for i, example in enumerate(tiny.examples):
+        expected = reference(tiny, example)["input_ids"][0].numpy()
+        assert_array_equal(piece(tiny.encoded.tokens, tiny, i), expected)
+
+
+def test_positions_are_those_of_get_rope_index(tiny: Tiny) -> None:
+    for i, example in enumerate(tiny.examples):
+        inputs = reference(tiny, example)
+        expected, _ = tiny.model.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs.get("image_grid_thw"),
+            attention_mask=inputs["attention_mask"],
+        )
+        assert_array_equal(piece(tiny.encoded.positions, tiny, i), expected[:, 0].numpy())
+
+
+def test_positions_by_hand() -> None:
+    """Two words, an image of 2 x 2 tokens (9 = image), two words."""
+    tokens = np.array([5, 6, 9, 9, 9, 9, 7, 8])
+    assert_array_equal(
+        mrope_positions(tokens, image_id=9, side=2),
+        [[0, 1, 2, 2, 2, 2, 4, 5], [0, 1, 2, 2, 3, 3, 4, 5], [0, 1, 2, 3, 2, 3, 4, 5]],
+    )
+
+
+def test_loss_lies_on_the_answers_and_their_end_marks_alone(tiny: Tiny) -> None:
+    tokenizer = tiny.processor.tokenizer
+    for i, example in enumerate(tiny.examples):
+        labels = piece(tiny.encoded.labels, tiny, i)
+        tokens = piece(tiny.encoded.tokens, tiny, i)
+        bearing = labels != IGNORED
+        assert_array_equal(labels[bearing], tokens[bearing])
+        answers = [m["content"] for m in example.messages if m["role"] == "assistant"]
+        expected = tokenizer(
+            [answer + SPECIAL_TOKENS["end"] for answer in answers], add_special_tokens=False
+        )["input_ids"]
+        assert labels[bearing].tolist() == [token for ids in expected for token in ids]
+        # each run of loss-bearing tokens is one answer: it follows "assistant" and ends the turn
+        starts = np.flatnonzero(bearing & ~np.roll(bearing, 1))
+        assert len(starts) == len(answers)
+        assistant = tokenizer.convert_tokens_to_ids("assistant")
+        assert set(tokens[starts - 1]) == {assistant}
+    assert_array_equal(
+        tiny.encoded.num_loss_tokens(),
+        [int((piece(tiny.encoded.labels, tiny, i) != IGNORED).sum()) for i in range(15)],
+    )
+
+
+def test_a_padded_batch_has_the_token_mean_of_its_examples_losses(tiny: Tiny) -> None:
+    indices = np.arange(len(tiny.encoded))
+    lengths = np.diff(tiny.encoded.offsets)
+    assert lengths.min() < lengths.max() / 3  # there is something to pad
+    with torch.no_grad():
+        together = forward_loss(tiny.model, tiny.encoded.batch(indices), None)
+        alone = torch.stack(
+            [forward_loss(tiny.model, tiny.encoded.batch([i]), None) for i in indices]
+        )
+    counts = torch.from_numpy(tiny.encoded.num_loss_tokens()).float()
+    assert_close(together, (alone * counts).sum() / counts.sum(), rtol=1e-6, atol=1e-6)
+
+
+def test_cached_features_give_the_logits_of_the_pixels(tiny: Tiny) -> None:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    for i in (0, 4, 11):
+        inputs = reference(tiny, tiny.examples[i])
+        batch = tiny.encoded.batch([i])
+        with torch.no_grad():
+            expected = tiny.model(**inputs, use_cache=False).logits
+            embeddings: Any = tuple(batch["images"])
+            found = tiny.model(
+                input_ids=batch["input_ids"],
+                position_ids=batch["position_ids"],
+                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=embeddings)},
+                use_cache=False,
+            ).logits
+        assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        # and the image matters: another one gives other logits
+        swapped = {**batch, "images": batch["images"].flip(1)}
+        assert forward_loss(tiny.model, swapped, None) != forward_loss(tiny.model, batch, None)
+
+
+def test_a_batch_is_the_examples_in_the_order_asked_for(tiny: Tiny) -> None:
+    batch = tiny.encoded.batch([12, 2])
+    lengths = np.diff(tiny.encoded.offsets)[[12, 2]]
+    assert batch["input_ids"].shape == (2, lengths.max())
+    assert batch["position_ids"].shape == (3, 2, lengths.max())
+    short = int(lengths.argmin())
+    assert (batch["labels"][short, lengths.min() :] == IGNORED).all()
+    for row, i in enumerate((12, 2)):
+        tokens = piece(tiny.encoded.tokens, tiny, i)
+        assert batch["input_ids"][row, : len(tokens)].tolist() == tokens.tolist()
+        image = tiny.encoded.features[tiny.encoded.image_ids[tiny.encoded.image_offsets[i]]]
+        assert_array_equal(batch["images"][row].numpy(), image)
+
+
+def test_arrays_come_back_from_disk(tiny: Tiny, tmp_path: Path) -> None:
+    tiny.encoded.save(tmp_path)
+    loaded = Encoded.load(tmp_path)
+    for name, array in vars(tiny.encoded).items():
+        assert_array_equal(getattr(loaded, name), array)
+        assert getattr(loaded, name).dtype == array.dtype
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.5, None])
+@pytest.mark.parametrize("name", ["tokens", "features"])
+def test_a_truncated_or_missing_array_is_refused(
+    tiny: Tiny, tmp_path: Path, name: str, kept: float | None
+) -> None:
+    tiny.encoded.save(tmp_path)
+    path = tmp_path / f"{name}.npy"
+    content = path.read_bytes()
+    if kept is None:
+        path.unlink()
+    else:
+        path.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
+    with pytest.raises(MeritError, match=f"{name}.npy: cannot be read"):
+        Encoded.load(tmp_path)

@@ -1,0 +1,145 @@
+"""A user's mistake at the command line: one message, status 2, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARAMS = "params.yaml"
+YAML = "experiments/mini_vision.yaml"
+MODEL = "artifacts/mini_vision/base/model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The settings alone, as in a fresh clone before any stage has run."""
+    shutil.copyfile(ROOT / PARAMS, tmp_path / PARAMS)
+    (tmp_path / "experiments").mkdir()
+    shutil.copyfile(ROOT / YAML, tmp_path / YAML)
+    return tmp_path
+
+
+@pytest.fixture
+def refuse(folder: Path) -> Callable[..., str]:
+    """Run a command that must be refused; returns its message."""
+
+    def run(*arguments: str) -> str:
+        before = files(folder)
+        done = subprocess.run(
+            [sys.executable, "-m", "merit", *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        prefix = "merit: error: "
+        assert done.stderr.count(prefix) == 1
+        assert files(folder) == before
+        assert done.stdout == ""
+        return done.stderr.partition(prefix)[2].strip()
+
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_misspelled_key_in_params(folder: Path, refuse: Callable[..., str]) -> None:
+    replace(folder / PARAMS, "workers:", "wokers:")
+    expected = "params.yaml: unknown key `wokers`. Did you mean `workers`?"
+    assert refuse("repro") == expected
+
+
+def test_wrong_type_in_params(folder: Path, refuse: Callable[..., str]) -> None:
+    replace(folder / PARAMS, "workers: 2", "workers: two")
+    assert refuse("repro").startswith("params.yaml: key `workers`: found 'two': ")
+
+
+@pytest.mark.parametrize("command", ["repro", "data"])
+def test_misspelled_key_in_an_experiment(
+    folder: Path, refuse: Callable[..., str], command: str
+) -> None:
+    replace(folder / YAML, "max_new_tokens:", "max_new_token:")
+    arguments = [command] if command == "repro" else [command, "mini_vision"]
+    assert refuse(*arguments) == (
+        "experiments/mini_vision.yaml: unknown key `evaluation.max_new_token`. "
+        "Did you mean `max_new_tokens`?"
+    )
+
+
+def test_two_mistakes_are_two_lines(folder: Path, refuse: Callable[..., str]) -> None:
+    replace(folder / YAML, "stride: 5", "stride: five")
+    replace(folder / YAML, "max_new_tokens:", "max_new_token:")
+    lines = refuse("repro").splitlines()
+    assert len(lines) == 2
+    assert "key `gradients.stride`: found 'five'" in lines[0]
+    assert "unknown key `evaluation.max_new_token`" in lines[1]
+
+
+def test_unknown_experiment(refuse: Callable[..., str]) -> None:
+    message = refuse("data", "mini_visoin")
+    assert message == (
+        "experiments/mini_visoin.yaml: no such experiment. Did you mean `mini_vision`?"
+    )
+
+
+def test_unknown_branch(folder: Path, refuse: Callable[..., str]) -> None:
+    manifests = folder / "artifacts/mini_vision/partition/manifests"
+    manifests.mkdir(parents=True)
+    (manifests / "joint-1ep-s1.json").write_text("{}")
+    message = refuse("train", "mini_vision", "joint-1ep-s9")
+    assert message == "train: mini_vision has no branch 'joint-1ep-s9'; it has joint-1ep-s1"
+
+
+def test_unknown_model(refuse: Callable[..., str]) -> None:
+    message = refuse("merge", "mini_vision", "merit-9d-s1")
+    assert message.startswith("merge: mini_vision has no model 'merit-9d-s1'; it has base, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        ("base mini_vision", "artifacts/mini_vision/data/captions.jsonl"),
+        ("encode mini_vision", "artifacts/mini_vision/data/tasks.json"),
+        ("gradients mini_vision", "artifacts/mini_vision/encoded/tokens.npy"),
+        ("partition mini_vision", "artifacts/mini_vision/encoded/tasks.json"),
+        (
+            "train mini_vision joint-1ep-s1",
+            "artifacts/mini_vision/partition/manifests/joint-1ep-s1.json",
+        ),
+        ("merge mini_vision base", MODEL),
+        ("report mini_vision", "artifacts/mini_vision/evaluation/scores.json"),
+    ],
+)
+def test_missing_upstream_file(refuse: Callable[..., str], arguments: str, file: str) -> None:
+    message = refuse(*arguments.split())
+    assert message.startswith(f"{file}: ")
+    assert len(message.splitlines()) == 1
+
+
+def test_truncated_base(folder: Path, refuse: Callable[..., str]) -> None:
+    path = folder / MODEL
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    assert refuse("merge", "mini_vision", "base").startswith(f"{MODEL}: truncated or not a ")
+
+
+def test_nothing_tracked_yet(refuse: Callable[..., str]) -> None:
+    assert refuse("ui").startswith("sqlite:///mlflow.db: nothing has been tracked yet")

@@ -1,0 +1,237 @@
+"""The training loop and the mean gradients, on a model of one layer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from torch.testing import assert_close
+
+from merit.config import Optimizer
+from merit.core.gradients import calibration_sample, kept_entries, mean_gradient, strided
+from merit.data.encode import IGNORED
+from merit.errors import MeritError
+from merit.models import component_of, set_trainable
+from merit.training import Record, batches, data_order, forward_loss, learning_rate_at, train
+from tests.conftest import Tiny
+
+OPTIMIZER = Optimizer(learning_rate=3e-3, batch_size=4, warmup_ratio=0.0)
+
+
+def run(
+    tiny: Tiny,
+    optimizer: Optimizer = OPTIMIZER,
+    *,
+    epochs: float = 2.0,
+    seed: int = 1,
+    prepare: Callable[[Any], None] = lambda model: None,
+) -> tuple[dict[str, torch.Tensor], list[Record]]:
+    """(trained decoder tensors, records) of a copy of the tiny model."""
+    model = copy.deepcopy(tiny.model)
+    prepare(model)
+    parameters = set_trainable(model, ["decoder"])
+    records: list[Record] = []
+    order = data_order(len(tiny.encoded), epochs, seed)
+    train(
+        model,
+        parameters,
+        tiny.encoded,
+        order,
+        optimizer,
+        what="branch merit-3d-s1-g0",
+        log=lambda record, timing: records.append(record),
+    )
+    return {name: p.detach() for name, p in parameters.items()}, records
+
+
+# --- the loop -----------------------------------------------------------------------------------
+
+
+def test_training_twice_is_the_same_bytes(tiny: Tiny) -> None:
+    (first, records), (second, again) = run(tiny), run(tiny)
+    assert records == again
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.numpy().tobytes() == second[name].numpy().tobytes(), name
+    other, _ = run(tiny, seed=2)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_only_the_decoder_learns_and_the_loss_falls(tiny: Tiny) -> None:
+    before = {name: p.detach().clone() for name, p in tiny.model.named_parameters()}
+    trained, records = run(tiny, epochs=25.0)
+    assert {component_of(name) for name in trained} == {"decoder"}
+    assert len(trained) == sum(component_of(name) == "decoder" for name in before)
+    assert all(not torch.equal(trained[name], before[name]) for name in trained)
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    assert records[0]["loss"] == pytest.approx(math.log(len(tiny.processor.tokenizer)), rel=0.05)
+
+
+def test_records_by_hand(tiny: Tiny) -> None:
+    """15 examples in batches of 4: 4 steps an epoch and the last epoch's rest, 8 in 2 epochs."""
+    _, records = run(tiny)
+    assert [record["step"] for record in records] == list(range(1, 9))
+    epochs = [round(4 * step / 15, 6) for step in range(1, 8)]
+    assert [record["epoch"] for record in records] == [*epochs, 2.0]
+    rates = [3e-3 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert [record["learning_rate"] for record in records] == pytest.approx(rates)
+    # loss-bearing tokens: none is the first of its example, so none is lost to the shift
+    assert records[-1]["num_tokens"] == 2 * int(tiny.encoded.num_loss_tokens().sum())
+    order = data_order(15, 2.0, 1)
+    counts = tiny.encoded.num_loss_tokens()[order]
+    assert [r["num_tokens"] for r in records] == np.cumsum(counts)[
+        [3, 7, 11, 15, 19, 23, 27, 29]
+    ].tolist()
+
+
+def test_the_first_record_is_the_loss_and_gradient_of_the_base(tiny: Tiny) -> None:
+    _, records = run(tiny)
+    model = copy.deepcopy(tiny.model)
+    parameters = set_trainable(model, ["decoder"])
+    loss = forward_loss(model, tiny.encoded.batch(data_order(15, 2.0, 1)[:4]), None)
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+    assert records[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert records[0]["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_poisoned_model_is_named_with_branch_and_step(tiny: Tiny) -> None:
+    def poison(model: Any) -> None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.fill_(math.nan)
+
+    with pytest.raises(
+        MeritError, match=r"^branch merit-3d-s1-g0: the loss is nan at step 1 of 8; lower"
+    ):
+        run(tiny, prepare=poison)
+
+
+def test_a_learning_rate_that_explodes_is_named(tiny: Tiny) -> None:
+    optimizer = OPTIMIZER.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(
+        MeritError,
+        match=r"^branch merit-3d-s1-g0: the loss is \S+ at step 2 of 8; .*\(now 1e\+30\)",
+    ):
+        run(tiny, optimizer)
+
+
+def test_a_last_step_that_explodes_is_not_kept(tiny: Tiny) -> None:
+    """No loss is computed after the last step: the parameters themselves are looked at."""
+    optimizer = OPTIMIZER.model_copy(
+        update={"learning_rate": 1e39, "batch_size": 15, "schedule": "constant"}
+    )
+    with pytest.raises(
+        MeritError, match=r"^branch merit-3d-s1-g0: .* not finite after step 1 of 1"
+    ):
+        run(tiny, optimizer, epochs=1.0)
+
+
+# --- the schedule and the order of data ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        (
+            "cosine",
+            [0.5, 1.0] + [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)],
+        ),
+    ],
+)
+def test_learning_rate_by_hand(schedule: Any, expected: list[float]) -> None:
+    """10 steps, 2 of them warm-up."""
+    optimizer = Optimizer(learning_rate=2.0, batch_size=1, schedule=schedule, warmup_ratio=0.2)
+    found = [learning_rate_at(step, 10, optimizer) for step in range(10)]
+    assert found == pytest.approx([2.0 * value for value in expected])
+
+
+@given(
+    num_examples=st.integers(1, 60),
+    halves=st.integers(1, 6),
+    seed=st.integers(0, 2**31 - 1),
+    batch_size=st.integers(1, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_epoch_sees_every_example_once(
+    num_examples: int, halves: int, seed: int, batch_size: int
+) -> None:
+    epochs = halves / 2
+    order = data_order(num_examples, epochs, seed)
+    assert_array_equal(order, data_order(num_examples, epochs, seed))
+    assert len(order) == round(num_examples * epochs)
+    for epoch in range(int(epochs)):
+        one = order[epoch * num_examples : (epoch + 1) * num_examples]
+        assert sorted(one) == list(range(num_examples))
+    rest = order[int(epochs) * num_examples :]
+    assert len(set(rest)) == len(rest)
+    parts = list(batches(order, batch_size))
+    assert_array_equal(np.concatenate(parts) if parts else order, order)
+    assert {len(part) for part in parts[:-1]} <= {batch_size}
+
+
+def test_two_seeds_are_two_orders() -> None:
+    assert data_order(20, 1.0, 1).tolist() != data_order(20, 1.0, 2).tolist()
+    two = data_order(20, 2.0, 1)
+    assert two[:20].tolist() == data_order(20, 1.0, 1).tolist()
+    assert two[:20].tolist() != two[20:].tolist()
+
+
+# --- mean gradients -----------------------------------------------------------------------------
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 5), max_size=3), min_size=1, max_size=6),
+    stride=st.integers(1, 9),
+)
+@settings(max_examples=100, deadline=None)
+def test_strided_is_concatenate_then_slice(shapes: list[list[int]], stride: int) -> None:
+    count, tensors = 0, []
+    for shape in shapes:
+        size = math.prod(shape)
+        tensors.append(torch.arange(count, count + size).reshape(shape))
+        count += size
+    found = strided(tensors, stride)
+    assert found.tolist() == list(range(count))[::stride]
+    assert len(found) == kept_entries({str(i): t for i, t in enumerate(tensors)}, stride)
+
+
+@pytest.mark.parametrize("size", [1, 4, 15])
+@pytest.mark.parametrize("stride", [1, 5])
+def test_mean_gradient_is_that_of_the_token_mean(tiny: Tiny, size: int, stride: int) -> None:
+    """However the task is cut into batches, and however unlike their numbers of tokens are."""
+    model = copy.deepcopy(tiny.model)
+    parameters = set_trainable(model, ["decoder"])
+
+    def batch_loss(indices: np.ndarray) -> tuple[torch.Tensor, int]:
+        batch = tiny.encoded.batch(indices)
+        return forward_loss(model, batch, None), int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    losses = [(lambda part=part: batch_loss(part)) for part in batches(np.arange(15), size)]
+    found = mean_gradient(losses, parameters, stride)
+    whole = forward_loss(model, tiny.encoded.batch(np.arange(15)), None)
+    gradients = torch.autograd.grad(whole, list(parameters.values()))
+    expected = torch.cat([g.flatten() for g in gradients])[::stride]
+    assert found.dtype == torch.float32
+    assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert float(expected.norm()) > 0.1
+
+
+def test_calibration_takes_at_most_its_limit() -> None:
+    assert calibration_sample(3, 200, seed=0).tolist() == [0, 1, 2]
+    sample = calibration_sample(500, 200, seed=0)
+    assert len(set(sample.tolist())) == 200
+    assert sample.tolist() == sorted(sample.tolist())
+    assert sample.tolist() == calibration_sample(500, 200, seed=0).tolist()
+    assert sample.tolist() != calibration_sample(500, 200, seed=1).tolist()
+    with pytest.raises(ValueError, match="loss-bearing"):
+        mean_gradient([], {"a": torch.nn.Parameter(torch.zeros(2))}, 1)

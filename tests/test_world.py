@@ -1,0 +1,260 @@
+"""The mini world: its tasks, its words, and that no benchmark leaks into training."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from merit.data.examples import IMAGE_TOKEN, read_examples
+from merit.data.world import conversations, tasks
+from merit.data.world.benchmarks import DESCRIBE_WORDING, EXPLAIN_WORDING, RECIPES
+from merit.data.world.draw import Pen
+from merit.data.world.scene import (
+    COLOURS,
+    GROUNDS,
+    LEXICON,
+    SHAPES,
+    SIZES,
+    WORDS,
+    Scene,
+    sample_scene,
+)
+from merit.data.world.skills import SKILLS
+from merit.data.world.tasks import all_tasks, letter_prompt, task_sizes
+from merit.errors import MeritError
+from merit.io.artifacts import read_json
+from merit.stages.data import mixture_examples, write_mini_world
+from tests.conftest import WORLD
+
+# --- tasks --------------------------------------------------------------------------------------
+
+
+def test_the_136_tasks() -> None:
+    """32 skills in four styles and 4 kinds of scene in two: 128 + 8."""
+    found = all_tasks()
+    assert len(SKILLS) == 32
+    assert len({task.name for task in found}) == 136
+    assert [task.name for task in found] == sorted(task.name for task in found)
+    assert Counter(task.style for task in found) == {
+        **{"short": 32, "letter": 32, "sentence": 32, "rationale": 32},
+        **{"brief": 4, "list": 4},
+    }
+    # of every skill three styles count for its family, the fourth is a rationale
+    skills = Counter(s.family for s in SKILLS)
+    assert skills == {
+        **{"counting": 4, "multi-hop": 6, "presence": 1, "classification": 4, "position": 4},
+        **{"chart reading": 4, "comparison": 2, "arithmetic": 3, "ocr": 4},
+    }
+    assert Counter(task.family for task in found) == {
+        **{family: 3 * count for family, count in skills.items()},
+        **{"rationale": 32, "captioning": 4, "description": 4},
+    }
+    assert {t.name: t.family for t in found}["row_mate-rationale"] == "rationale"
+    assert {t.name: t.family for t in found}["chart-list"] == "description"
+
+
+def test_task_sizes_are_unequal_and_add_up() -> None:
+    sizes = task_sizes(all_tasks(), 13_600, np.random.default_rng(0))
+    assert abs(sum(sizes) - 13_600) <= 136
+    assert min(sizes) >= 8
+    assert max(sizes) > 2 * np.median(sizes)
+    assert task_sizes(all_tasks(), 1, np.random.default_rng(0)) == [8] * 136
+
+
+def test_the_data_stage_writes_what_its_settings_ask_for(world: Path) -> None:
+    listed = read_json(world / "tasks.json")
+    assert [entry["task"] for entry in listed] == [task.name for task in all_tasks()]
+    for entry in listed:
+        examples = read_examples(world / "mixture" / f"{entry['task']}.jsonl")
+        assert len(examples) == entry["num_examples"]
+        assert {example.task for example in examples} == {entry["task"]}
+    assert len(read_examples(world / "conversations.jsonl")) == WORLD.num_conversations
+    for split, count in (("", WORLD.num_questions), ("validation", WORLD.num_validation_questions)):
+        for name in RECIPES:
+            assert len(read_tsv(world / "benchmarks" / split / f"{name}.tsv")) == count
+
+
+def test_the_same_seed_is_the_same_bytes(world: Path, tmp_path: Path) -> None:
+    write_mini_world(WORLD, tmp_path)
+    files = sorted(p.relative_to(world) for p in world.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    for file in files:
+        assert (world / file).read_bytes() == (tmp_path / file).read_bytes(), file
+
+
+def test_another_seed_is_another_world(world: Path) -> None:
+    rngs = [np.random.default_rng([seed, 1]) for seed in (WORLD.seed, WORLD.seed + 1)]
+    first, second = ([sample_scene(rng) for _ in range(20)] for rng in rngs)
+    assert first != second
+
+
+def test_a_pool_that_no_task_can_ask_about_is_refused() -> None:
+    """Signs with words alone: nobody can read a number; without a limit this would never end."""
+    pool = [Scene("sign", "plain", text="wolf")] * 3
+    task = next(t for t in all_tasks() if t.name == "read_number-short")
+    with pytest.raises(MeritError, match=r"read_number-short.*num_images"):
+        mixture_examples(task, 1, pool, np.random.default_rng(0))
+
+
+# --- no leakage ---------------------------------------------------------------------------------
+
+
+def read_tsv(path: Path) -> list[dict[str, str]]:
+    csv.field_size_limit(1 << 30)
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def pixel_hash(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as image:
+        return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def questions(world: Path, split: str) -> Iterator[tuple[str, dict[str, str]]]:
+    for name in RECIPES:
+        for row in read_tsv(world / "benchmarks" / split / f"{name}.tsv"):
+            yield name, row
+
+
+def training_prompts(world: Path) -> set[str]:
+    """Every user turn of the mixture, the conversations and the captions."""
+    files = [*sorted((world / "mixture").glob("*.jsonl"))]
+    files += [world / "conversations.jsonl", world / "captions.jsonl"]
+    return {
+        message["content"].replace(IMAGE_TOKEN, "").strip()
+        for file in files
+        for example in read_examples(file)
+        for message in example.messages
+        if message["role"] == "user"
+    }
+
+
+def test_no_benchmark_image_occurs_in_training_or_in_the_other_split(world: Path) -> None:
+    training = {pixel_hash(path.read_bytes()) for path in (world / "images").glob("*.png")}
+    assert len(training) == WORLD.num_images + WORLD.num_conversations
+    test, validation = (
+        {pixel_hash(base64.b64decode(row["image"])) for _, row in questions(world, split)}
+        for split in ("", "validation")
+    )
+    assert len(test) == 8 * WORLD.num_questions
+    assert not test & training
+    assert not validation & training
+    assert not test & validation
+
+
+def test_no_benchmark_question_occurs_in_training(world: Path) -> None:
+    """Neither a whole question nor, without its instruction, as part of a training prompt."""
+    prompts = training_prompts(world)
+    assert len(prompts) > 300
+    everything = "\n\n".join(sorted(prompts))
+    instruction = tasks.SHORT[0]
+    for split in ("", "validation"):
+        for _, row in questions(world, split):
+            asked = {row["question"], row["question"].removesuffix(instruction).strip()}
+            options = [row[letter] for letter in "ABCD" if row.get(letter)]
+            if options:
+                asked |= {letter_prompt(row["question"], options, v) for v in range(3)}
+            assert not asked & prompts
+            assert not any(text in everything for text in asked)
+
+
+def test_no_benchmark_wording_is_a_training_wording() -> None:
+    """Compared whatever fills the slots, over all skills and every training instruction."""
+
+    def bare(wording: str) -> str:
+        return re.sub(r"\{\w+\}", "_", wording)
+
+    training = {bare(wording) for s in SKILLS for wording in s.wordings[1:]}
+    assert len({wording for s in SKILLS for wording in s.wordings[1:]}) >= 62
+    assert not training & {bare(s.wordings[0]) for s in SKILLS}
+    # a training wording with anything in its slots never makes a benchmark wording
+    for s in SKILLS:
+        for wording in s.wordings[1:]:
+            pattern = re.sub(r"\\\{\w+\\\}", ".+", re.escape(wording))
+            for other in SKILLS:
+                asked = other.wordings[0].format(what="red circle", other="blue star")
+                assert not re.fullmatch(pattern, asked), (wording, asked)
+    assert DESCRIBE_WORDING not in conversations.DESCRIBE
+    assert EXPLAIN_WORDING not in conversations.EXPLAIN
+
+
+def test_no_handwritten_digit_is_in_both_splits() -> None:
+    def scans(split: str) -> set[bytes]:
+        return {mask.tobytes() for masks in Pen(split)._masks.values() for mask in masks}
+
+    train, test = scans("train"), scans("test")
+    assert (len(train), len(test)) == (1347, 450)  # 1,797 scans, every fourth for the benchmarks
+    assert not train & test
+
+
+def test_letters_of_benchmarks_point_at_one_of_unlike_options(world: Path) -> None:
+    for name, row in questions(world, ""):
+        if RECIPES[name].kind == "choice":
+            options = [row[letter] for letter in "ABCD" if row[letter]]
+            assert row["answer"] in "ABCD"[: len(options)]
+            assert len(set(options)) == len(options) >= 2
+
+
+# --- vocabulary ---------------------------------------------------------------------------------
+
+
+def unknown_words(texts: list[str], processor: Any) -> set[str]:
+    tokenizer = processor.tokenizer
+    ids = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    return {
+        text[start:end]
+        for text, tokens, offsets in zip(
+            texts, ids["input_ids"], ids["offset_mapping"], strict=True
+        )
+        for token, (start, end) in zip(tokens, offsets, strict=True)
+        if token == tokenizer.unk_token_id
+    }
+
+
+def test_the_tiny_world_has_no_unknown_word(world: Path, processor: Any) -> None:
+    texts: list[str] = []
+    for file in [*(world / "mixture").glob("*.jsonl"), *world.glob("*.jsonl")]:
+        for example in read_examples(file):
+            texts += [m["content"].replace(IMAGE_TOKEN, "") for m in example.messages]
+    for split in ("", "validation"):
+        for _, row in questions(world, split):
+            texts += [row[k] for k in ("question", *"ABCD") if row.get(k)]
+            is_open = row["answer"].startswith("{")
+            texts.append(json.loads(row["answer"])["text"] if is_open else row["answer"])
+    assert len(texts) > 2000
+    assert unknown_words(texts, processor) == set()
+
+
+def test_no_template_has_an_unknown_word(processor: Any) -> None:
+    """Also those that a tiny world does not happen to use."""
+    words = [*SHAPES, *(f"{s}s" if s != "cross" else "crosses" for s in SHAPES), *COLOURS]
+    words += [*SIZES, *GROUNDS, *LEXICON, *WORDS, *(str(n) for n in range(100))]
+    texts = [w.format(what="red", other="blue") for s in SKILLS for w in s.wordings]
+    texts += [*tasks.SHORT, *tasks.SENTENCE, *tasks.RATIONALE, *tasks.BRIEF, *tasks.LIST]
+    texts += [*conversations.DESCRIBE, *conversations.READ, *conversations.EXPLAIN]
+    texts += [DESCRIBE_WORDING, EXPLAIN_WORDING]
+    texts += [letter_prompt("what ?", ["yes", "no", "1", "2"], variant) for variant in range(3)]
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        scene = sample_scene(rng)
+        texts += [conversations.description(scene), conversations.reading(scene)]
+        texts += [tasks.brief_caption(scene), tasks.list_caption(scene)]
+        for s in SKILLS:
+            question = s.ask(scene, rng) if scene.kind in s.kinds else None
+            if question is not None:
+                texts += [question.statement, question.evidence, question.answer]
+                texts += [*question.choices, *question.slots.values()]
+    assert unknown_words(words + texts, processor) == set()
+    assert unknown_words(["a zebra ."], processor) == {"zebra"}
