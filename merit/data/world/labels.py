@@ -8,7 +8,16 @@ import string
 import numpy as np
 
 from merit.data.world.draw import Pen, draw_scene
-from merit.data.world.scene import COLOURS, GRID, GROUNDS, MAX_BAR, SHAPES, SIZES, Scene, sample_scene
+from merit.data.world.scene import (
+    COLOURS,
+    GRID,
+    GROUNDS,
+    MAX_BAR,
+    SHAPES,
+    SIZES,
+    Scene,
+    sample_scene,
+)
 
 CHARACTERS = string.ascii_lowercase + string.digits + "+"
 # classes of every head; class 0 of the first five means that the cell has none
