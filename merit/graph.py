@@ -171,7 +171,8 @@ def _merge_inputs(model: Model, paths: Artifacts) -> list[Path]:
         return [paths.base, paths.model(model.source), paths.model(model.match)]
     inputs = [paths.base]
     for branch in model.branches:
-        inputs += [paths.branch(branch) / "model.safetensors", paths.manifest(branch)]
+        folder = paths.branch(branch)
+        inputs += [folder / "model.safetensors", folder / "summary.json", paths.manifest(branch)]
     return inputs
 
 

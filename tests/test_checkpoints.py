@@ -11,7 +11,14 @@ import torch
 import yaml
 
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, atomic_write, read_json, write_json
+from merit.io.artifacts import (
+    Artifacts,
+    atomic_folder,
+    atomic_write,
+    file_hash,
+    read_json,
+    write_json,
+)
 from merit.io.checkpoints import Checkpoint, check_same_tensors, save_tensors
 from merit.models import load_model
 from merit.stages import merge
@@ -139,6 +146,8 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
     for k, (shift, num_tokens) in enumerate([(1.0, 10), (5.0, 30)]):
         name = f"merit-1d-s1-g{k}"
         saved(paths.branch(name) / "model.safetensors", branch(shift))
+        base_hash = file_hash(paths.base / "model.safetensors")
+        write_json(paths.branch(name) / "summary.json", {"base_hash": base_hash})
         write_json(paths.manifest(name), {"num_tokens": num_tokens})
     return paths
 
@@ -182,7 +191,13 @@ def gone(paths: Artifacts) -> None:
     (paths.branch("merit-1d-s1-g1") / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("break_it", [other_base, other_tensors, cut, gone])
+def same_shapes_of_another_base(paths: Artifacts) -> None:
+    write_json(paths.branch("merit-1d-s1-g1") / "summary.json", {"base_hash": "another"})
+
+
+@pytest.mark.parametrize(
+    "break_it", [other_base, same_shapes_of_another_base, other_tensors, cut, gone]
+)
 def test_a_refused_merge_leaves_the_last_one_untouched(
     experiment: Artifacts, break_it: Any
 ) -> None:

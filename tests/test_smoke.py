@@ -1,4 +1,4 @@
-"""The whole pipeline at a tiny size, once: its results are golden, on one machine to the bit.
+"""The whole pipeline at a tiny size: its results are golden, on one machine to the bit.
 
 The golden values are written by `python -m merit.smoke --write-golden tests/golden/smoke.json`.
 """

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from merit.errors import MeritError
 
 ARTIFACTS_DIR = Path("artifacts")
@@ -152,6 +154,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A memory-mapped array. Raises MeritError that names the file where it cannot be read."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise MeritError(
+            f"{path}: missing, truncated or not an array ({error}); delete it and run `merit repro`"
+        ) from None
 
 
 def file_hash(path: Path) -> str:

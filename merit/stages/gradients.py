@@ -9,7 +9,7 @@ import numpy as np
 from merit.config import load_experiment
 from merit.data.encode import IGNORED, Encoded
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json
+from merit.io.artifacts import Artifacts, atomic_folder, read_array, read_json, write_json
 from merit.progress import Progress
 
 
@@ -25,7 +25,7 @@ def run(name: str, item: str | None = None) -> None:
     settings = experiment.gradients
     torch.set_flush_denormal(True)
     data = Encoded.load(paths.encoded)
-    owner = np.load(paths.encoded / "task_of_example.npy")
+    owner = read_array(paths.encoded / "task_of_example.npy")
     tasks = [entry["task"] for entry in read_json(paths.encoded / "tasks.json")]
     model = load_model(paths.base)
     parameters = set_trainable(model, experiment.training.trainable)

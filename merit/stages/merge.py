@@ -51,8 +51,13 @@ def write_merged(model: Model, paths: Artifacts, folder: Path) -> dict[str, Any]
     merged = {}
     if model.rule == "merge":
         branches = [Checkpoint(paths.branch(b) / "model.safetensors") for b in model.branches]
-        for branch in branches:
+        base_hash = file_hash(paths.base / "model.safetensors")
+        for name, branch in zip(model.branches, branches, strict=True):
             check_same_tensors(branch, base, set(branches[0].names))
+            if read_json(paths.branch(name) / "summary.json")["base_hash"] != base_hash:
+                raise MeritError(
+                    f"{branch.path}: trained from another base than {base.path}; train it again"
+                )
         counts = [read_json(paths.manifest(b))["num_tokens"] for b in model.branches]
         weights = token_weights(counts)
         merged = {

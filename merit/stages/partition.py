@@ -15,6 +15,7 @@ from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
     atomic_write,
+    read_array,
     read_json,
     value_hash,
     write_json,
@@ -29,7 +30,7 @@ def run(name: str, item: str | None = None) -> None:
     names = [entry["task"] for entry in tasks]
     if read_json(paths.gradients / "tasks.json")["tasks"] != names:
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
-    similarity = cosine_matrix(np.load(paths.gradients / "gradients.npy", mmap_mode="r"))
+    similarity = cosine_matrix(read_array(paths.gradients / "gradients.npy"))
     axes = [m.axes for m in experiment.methods.values() if isinstance(m, MeritMethod)]
     num_axes = min(len(names), max([2, *axes]))  # two at least: the scatter plot shows two
     components = pca(similarity, num_axes)

@@ -15,6 +15,7 @@ from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
     file_hash,
+    read_array,
     read_json,
     value_hash,
     write_json,
@@ -99,7 +100,7 @@ def branch_order(paths: Artifacts, manifest: dict[str, Any]) -> np.ndarray:
     """The branch's examples (indices into the encoded mixture) in training order."""
     from merit.training import data_order
 
-    owner = np.load(paths.encoded / "task_of_example.npy")
+    owner = read_array(paths.encoded / "task_of_example.npy")
     tasks = [entry["task"] for entry in read_json(paths.encoded / "tasks.json")]
     wanted = set(manifest["tasks"])
     unknown = wanted - set(tasks)
