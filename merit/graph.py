@@ -107,7 +107,8 @@ def experiment_stages(experiment: Experiment) -> dict[str, dict[str, Any]]:
         stages[stage] = definition
 
     add("data", [paths.data], blocks=["data"])
-    add("base", [paths.base], [paths.data], ["base"])
+    conversations = ("captions.jsonl", "conversations.jsonl", "images")
+    add("base", [paths.base], [paths.data / part for part in conversations], ["base"])
     # the conversations and the benchmarks are none of the mixture's business
     mixture = [paths.data / part for part in ("tasks.json", "mixture", "images")]
     add("encode", [paths.encoded], [*mixture, paths.base])

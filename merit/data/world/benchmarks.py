@@ -41,10 +41,16 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "mini_scene": Recipe(
         "choice",
-        ("count_shape", "count_colour", "presence", "colour_of", "shape_of", "size_of", "place_of",
-         "left_of", "above", "ground"),
+        ("count_shape", "count_colour", "count_all", "colour_of", "shape_of", "place_of",
+         "common_colour", "ground"),
     ),
-    "mini_mcq": Recipe("choice", tuple(s.name for s in SKILLS)),
+    # four options each, so that a guess is right one time in four
+    "mini_mcq": Recipe(
+        "choice",
+        ("read_word", "read_number", "word_kind", "left_digit", "digit_sum", "larger_digit",
+         "bar_height", "tallest", "shortest", "second", "bar_right_of", "row_mate", "shape_of",
+         "colour_of", "place_of", "ground"),
+    ),
     "mini_describe": Recipe("describe"),
     "mini_explain": Recipe("explain"),
     "mini_signs": Recipe("exact", ("read_word", "read_number", "word_kind", "left_digit")),

@@ -11,7 +11,7 @@ import numpy as np
 from merit.data.world.questions import Question
 from merit.data.world.scene import COLOURS, GRID, SHAPES, Scene, cell, phrase
 from merit.data.world.skills import Skill, askable
-from merit.data.world.tasks import SHORT, letter_turn, training_wording
+from merit.data.world.tasks import SHORT, option_turn, training_wording
 
 DESCRIBE = (
     "describe this image .",
@@ -119,7 +119,7 @@ def converse(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         if style < 0.1:
             turns.append((f"{text} {SHORT[int(rng.integers(3))]}", question.answer))
         elif style < 0.3:
-            turns.append(letter_turn(text, question, int(rng.integers(3)), rng))
+            turns.append(option_turn(text, question, int(rng.integers(3)), rng))
         else:
             turns.append((text, f"{question.statement} ."))
     order = rng.permutation(len(turns))

@@ -14,7 +14,7 @@ from merit.data.world.questions import Question
 from merit.data.world.scene import KINDS, Scene, phrase
 from merit.data.world.skills import SKILLS, Skill, skill
 
-STYLES = ("short", "letter", "sentence", "rationale")
+STYLES = ("short", "option", "sentence", "rationale")
 CAPTIONS = ("brief", "list")
 SHORT = (
     "answer the question using a single word or phrase .",
@@ -79,8 +79,8 @@ def ask_task(task: Task, scene: Scene, rng: np.random.Generator) -> tuple[str, s
     text = training_wording(subject, question, rng)
     if task.style == "short":
         return f"{text} {SHORT[task.variant % 3]}", question.answer
-    if task.style == "letter":
-        return letter_turn(text, question, task.variant % 3, rng)
+    if task.style == "option":
+        return option_turn(text, question, task.variant % 3, rng)
     if task.style == "sentence":
         return f"{text} {SENTENCE[task.variant % 3]}", f"{question.statement} ."
     return (
@@ -103,19 +103,19 @@ def lettered(question: Question, rng: np.random.Generator) -> tuple[list[str], s
     return [options[i] for i in order], "ABCD"[order.index(0)]
 
 
-def letter_turn(
+def option_turn(
     text: str, question: Question, variant: int, rng: np.random.Generator
 ) -> tuple[str, str]:
-    """A multiple-choice prompt, and the right option's words followed by its letter.
+    """A multiple-choice prompt, and the words of the right option.
 
-    Words first: a decoder of this size finds the letter by looking up the words it has just
-    written. VLMEvalKit reads the letter.
+    Words, not the letter: a decoder of this size reads the option off the image but does not learn
+    to look up its letter (measured); VLMEvalKit's exact matching takes an option's words as well.
     """
-    options, letter = lettered(question, rng)
-    return letter_prompt(text, options, variant), f"{question.answer} : {letter}"
+    options, _ = lettered(question, rng)
+    return option_prompt(text, options, variant), question.answer
 
 
-def letter_prompt(text: str, options: list[str], variant: int) -> str:
+def option_prompt(text: str, options: list[str], variant: int) -> str:
     """The question with its options, in one of three layouts in common use."""
     listed = "\n".join(f"{letter}. {o}" for letter, o in zip("ABCD", options, strict=False))
     if variant == 0:
@@ -124,7 +124,7 @@ def letter_prompt(text: str, options: list[str], variant: int) -> str:
             "Please select the correct answer from the options above."
         )
     if variant == 1:
-        return f"{text}\n{listed}\nanswer with the letter of the correct option ."
+        return f"{text}\n{listed}\nanswer with the correct option ."
     return f"{text} choose one .\n{listed}"
 
 
