@@ -81,7 +81,7 @@ def tiny(world: Path, processor: Any) -> Tiny:
     from merit.stages.base import vision_features
 
     model = build_model(processor, ARCHITECTURE, seed=1)
-    examples = read_examples(world / "mixture" / "count_shape-letter.jsonl")[:3]
+    examples = read_examples(world / "mixture" / "count_shape-option.jsonl")[:3]
     examples += read_examples(world / "mixture" / "row_mate-rationale.jsonl")[:3]
     examples += read_examples(world / "mixture" / "tallest-short.jsonl")[:4]
     examples += read_examples(world / "conversations.jsonl")[:4]

@@ -200,14 +200,13 @@ def test_the_letter_is_that_of_the_right_option() -> None:
     assert all(65 < letters[letter] < 135 for letter in "ABCD")
 
 
-def test_letters_of_training_examples_are_those_of_their_words(world: Path) -> None:
+def test_answers_to_multiple_choice_are_exactly_one_of_the_options(world: Path) -> None:
     for subject in SKILLS:
-        for example in read_examples(world / "mixture" / f"{subject.name}-letter.jsonl"):
+        for example in read_examples(world / "mixture" / f"{subject.name}-option.jsonl"):
             prompt, answer = (message["content"] for message in example.messages)
-            options = dict(re.findall(r"^([A-D])\. (.+)$", prompt, flags=re.MULTILINE))
-            words, letter = answer.split(" : ")
-            assert options[letter] == words
-            assert len(set(options.values())) == len(options) >= 2
+            options = re.findall(r"^[A-D]\. (.+)$", prompt, flags=re.MULTILINE)
+            assert options.count(answer) == 1
+            assert len(set(options)) == len(options) >= 2
 
 
 # --- pictures and labels ------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from merit.data.world.scene import (
     sample_scene,
 )
 from merit.data.world.skills import SKILLS
-from merit.data.world.tasks import all_tasks, letter_prompt, task_sizes
+from merit.data.world.tasks import all_tasks, option_prompt, task_sizes
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
 from merit.stages.data import mixture_examples, write_mini_world
@@ -48,7 +48,7 @@ def test_the_136_tasks() -> None:
     assert len({task.name for task in found}) == 136
     assert [task.name for task in found] == sorted(task.name for task in found)
     assert Counter(task.style for task in found) == {
-        **{"short": 32, "letter": 32, "sentence": 32, "rationale": 32},
+        **{"short": 32, "option": 32, "sentence": 32, "rationale": 32},
         **{"brief": 4, "list": 4},
     }
     # of every skill three styles count for its family, the fourth is a rationale
@@ -165,7 +165,7 @@ def test_no_benchmark_question_occurs_in_training(world: Path) -> None:
             asked = {row["question"], row["question"].removesuffix(instruction).strip()}
             options = [row[letter] for letter in "ABCD" if row.get(letter)]
             if options:
-                asked |= {letter_prompt(row["question"], options, v) for v in range(3)}
+                asked |= {option_prompt(row["question"], options, v) for v in range(3)}
             assert not asked & prompts
             assert not any(text in everything for text in asked)
 
@@ -245,7 +245,7 @@ def test_no_template_has_an_unknown_word(processor: Any) -> None:
     texts += [*tasks.SHORT, *tasks.SENTENCE, *tasks.RATIONALE, *tasks.BRIEF, *tasks.LIST]
     texts += [*conversations.DESCRIBE, *conversations.READ, *conversations.EXPLAIN]
     texts += [DESCRIBE_WORDING, EXPLAIN_WORDING]
-    texts += [letter_prompt("what ?", ["yes", "no", "1", "2"], variant) for variant in range(3)]
+    texts += [option_prompt("what ?", ["yes", "no", "1", "2"], variant) for variant in range(3)]
     rng = np.random.default_rng(0)
     for _ in range(400):
         scene = sample_scene(rng)
