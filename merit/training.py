@@ -80,6 +80,7 @@ def train(
     *,
     what: str,
     batch_size: int | None = None,
+    num_examples: int | None = None,
     project: Project | None = None,
     log: Callable[[Record, Record], None] = lambda record, timing: None,
     num_records: int = 200,
@@ -90,11 +91,15 @@ def train(
     the last one, learning_rate, gradient_norm, num_tokens so far) is a function of inputs and seed
     alone; the timing (step, seconds, tokens_per_second) is wall-clock.
 
+    Args: num_examples: examples in one epoch, where `order` draws on a part of `data` (a branch's
+    group).
+
     Raises MeritError, naming `what` and the step, where the loss, or at the end a parameter, is not
     finite.
     """
     size = batch_size or optimizer.batch_size
     num_steps = math.ceil(len(order) / size)
+    per_epoch = num_examples or len(data)
     every = max(1, num_steps // num_records)
     tensors = list(parameters.values())
     adamw = torch.optim.AdamW(
@@ -131,7 +136,7 @@ def train(
             log(
                 {
                     "step": step + 1,
-                    "epoch": round(min((step + 1) * size, len(order)) / len(data), 6),
+                    "epoch": round(min((step + 1) * size, len(order)) / per_epoch, 6),
                     "loss": loss_since / count_since,
                     "learning_rate": rate,
                     "gradient_norm": float(norm),

@@ -235,3 +235,20 @@ def test_calibration_takes_at_most_its_limit() -> None:
     assert sample.tolist() != calibration_sample(500, 200, seed=1).tolist()
     with pytest.raises(ValueError, match="loss-bearing"):
         mean_gradient([], {"a": torch.nn.Parameter(torch.zeros(2))}, 1)
+
+
+def test_an_epoch_is_a_pass_over_the_examples_trained_on(tiny: Tiny) -> None:
+    """A branch that trains on two of the examples, twice, ends at epoch 2, not at a fraction."""
+    records: list[Record] = []
+    model = copy.deepcopy(tiny.model)
+    train(
+        model,
+        set_trainable(model, ["decoder"]),
+        tiny.encoded,
+        np.array([0, 1, 1, 0]),
+        Optimizer(learning_rate=1e-4, batch_size=2),
+        what="branch",
+        num_examples=2,
+        log=lambda record, timing: records.append(record),
+    )
+    assert [record["epoch"] for record in records] == [1.0, 2.0]

@@ -70,6 +70,7 @@ def run(name: str, item: str | None = None) -> None:
             experiment.training.optimizer,
             what=f"branch {item}",
             batch_size=manifest["batch_size"],
+            num_examples=manifest["num_samples"],
             log=log,
         )
     base = Checkpoint(paths.base / "model.safetensors")
