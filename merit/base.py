@@ -21,7 +21,7 @@ from merit.data.world.draw import Pen
 from merit.data.world.labels import HEADS, labelled_batch
 from merit.errors import MeritError
 from merit.models import image_grid, project, set_trainable
-from merit.training import Record, data_order, learning_rate_at, train
+from merit.training import Record, data_order, grouped_by_length, learning_rate_at, train
 
 Log = Callable[[Record, Record], None]
 
@@ -86,6 +86,7 @@ def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> N
     parameters = set_trainable(model, phase.trainable)
     needed = phase.num_steps * phase.optimizer.batch_size
     order = data_order(len(data), needed / len(data), seed)
+    order = grouped_by_length(order, np.diff(data.offsets), phase.optimizer.batch_size, seed)
     train(
         model,
         parameters,

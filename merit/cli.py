@@ -18,6 +18,7 @@ STAGES = {
     "train": "train one branch",
     "merge": "merge one model",
     "evaluate": "answer and score the benchmarks with every model",
+    "study": "one measurement besides the main tables",
     "report": "tables, figures and pages",
 }
 
@@ -51,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     for stage, summary in STAGES.items():
         command = commands.add_parser(stage, help=summary)
         command.add_argument("experiment")
-        if stage in ("train", "merge"):
-            command.add_argument("item", help="the branch's or the model's id")
+        if stage in ("train", "merge", "study"):
+            command.add_argument("item", help="the branch's, the model's or the study's name")
     commands.add_parser("repro", help="bring every result up to date, branches side by side")
     commands.add_parser("smoke", help="the whole pipeline at a tiny size in a temporary folder")
     commands.add_parser("ui", help="MLflow's UI on 127.0.0.1").add_argument(
@@ -87,7 +88,9 @@ def _dispatch(options: argparse.Namespace) -> None:
         params = load_params()
         experiments = [load_experiment(name) for name in params.experiments]
         if options.command == "ui":
-            tracking.serve(params, options.port)
+            from merit.io.ui import serve
+
+            serve(params, options.port)
         elif options.action == "sync":
             tracking.main_sync(params, experiments)
         else:

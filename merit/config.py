@@ -12,23 +12,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from merit.config_studies import Studies
 from merit.errors import MeritError
+from merit.settings import Fraction, PositiveFloat, PositiveInt, Settings
 
 PARAMS_FILE = Path("params.yaml")
 EXPERIMENTS_DIR = Path("experiments")
 
 Component = Literal["vision", "projector", "decoder"]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Settings(BaseModel):
-    """Base of every settings block: immutable, strict about types, closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+Level = Literal["default", "full"]  # how much is run: `studies` of params.yaml
+Reading = Literal["within", "between"]  # of conflict-2; see merit.core.partition.conflict_groups
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use accepts
+Axes = Annotated[int, Field(ge=1, le=10)]
 
 
 # --- data -----------------------------------------------------------------------------------
@@ -39,38 +36,80 @@ class MiniWorldData(Settings):
 
     source: Literal["mini_world"]
     seed: int
+    units: Literal["tasks", "sources"] = "tasks"  # 136 tasks, or 176 sources that include them
+    size_spread: PositiveFloat = 0.6  # standard deviation of the units' log sizes
     num_examples: PositiveInt  # fine-tuning examples over all tasks
     num_images: PositiveInt  # distinct images behind them; tasks share images, as in Vision-FLAN
     num_conversations: PositiveInt  # multi-turn conversations of the base's instruction tuning
+    num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5
     num_questions: PositiveInt  # test questions a benchmark
     num_validation_questions: PositiveInt
 
 
-DataSettings = MiniWorldData
+class MiniTextData(Settings):
+    """The generated text world (merit.data.text)."""
+
+    source: Literal["mini_text"]
+    seed: int
+    num_examples: PositiveInt  # fine-tuning examples over all tasks
+    num_documents: PositiveInt  # plain text that the base is pre-trained on
+    num_conversations: PositiveInt  # the base's few questions and answers
+    num_questions: PositiveInt  # test questions a benchmark
+    num_validation_questions: PositiveInt
+
+
+DataSettings = Annotated[MiniWorldData | MiniTextData, Field(discriminator="source")]
 
 
 # --- base -----------------------------------------------------------------------------------
 
+VISION_SIZES = (
+    *("vision_hidden_size", "vision_intermediate_size", "vision_depth", "vision_num_heads"),
+    "patch_size",
+)
+
 
 class Architecture(Settings):
-    """Sizes of a Qwen2.5-VL built from scratch; every other field keeps the real model's value."""
+    """Sizes of a model built from scratch; every other field keeps the real model's value.
+
+    With the vision part's sizes (all of them) a Qwen2.5-VL, without any a Qwen2 text model.
+    """
 
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
     num_hidden_layers: PositiveInt
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt
-    vision_hidden_size: PositiveInt
-    vision_intermediate_size: PositiveInt
-    vision_depth: PositiveInt
-    vision_num_heads: PositiveInt
-    patch_size: PositiveInt
+    vision_hidden_size: PositiveInt | None = None
+    vision_intermediate_size: PositiveInt | None = None
+    vision_depth: PositiveInt | None = None
+    vision_num_heads: PositiveInt | None = None
+    patch_size: PositiveInt | None = None
     initializer_range: PositiveFloat
+
+    @property
+    def has_vision(self) -> bool:
+        return self.vision_depth is not None
+
+    @model_validator(mode="after")
+    def _whole_vision_part(self) -> Architecture:
+        sizes = {name: getattr(self, name) for name in VISION_SIZES}
+        missing = [name for name, size in sizes.items() if size is None]
+        if 0 < len(missing) < len(sizes):
+            raise ValueError(
+                f"{', '.join(f'`{name}`' for name in missing)} missing: give all sizes of the "
+                "vision part, or none of them for a text model"
+            )
+        return self
 
 
 class Optimizer(Settings):
-    """AdamW with a warm-up and a decay; used by a base phase and by every branch alike."""
+    """An optimiser with a warm-up and a decay; used by a base phase and by every branch alike.
 
+    `sgd` has no momentum (table 18); `betas` are AdamW's alone.
+    """
+
+    algorithm: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat
     batch_size: PositiveInt
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -91,7 +130,7 @@ class Phase(Settings):
     """One phase of building the base: which data, which components learn, for how long."""
 
     name: str
-    data: str  # a split that the data stage wrote: "labels", "captions", "conversations"
+    data: str  # what the data stage wrote: "labels", "captions", "corpus", "conversations", ...
     trainable: list[Component]
     num_steps: PositiveInt
     optimizer: Optimizer
@@ -136,9 +175,33 @@ class Training(Settings):
 
 
 class Method(Settings):
-    """What all methods share: the seeds that are run."""
+    """What all methods but the base share: which seeds are run, and at which level of work.
 
-    seeds: Annotated[list[int], Field(min_length=1)] = [1]
+    `seeds` are run with `studies: default` in params.yaml, `full_seeds` (the same ones where none
+    are given) with `studies: full`. A method with `when: full` exists at that level only.
+    """
+
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [1]
+    full_seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
+    when: Level = "default"
+
+    def seeds_at(self, level: Level) -> list[int]:
+        """The seeds that are run at this level."""
+        return self.full_seeds if level == "full" and self.full_seeds is not None else self.seeds
+
+    @model_validator(mode="after")
+    def _full_holds_default(self) -> Method:
+        missing = sorted(set(self.seeds) - set(self.seeds_at("full")))
+        if missing:
+            # otherwise switching to the full level would throw runs away
+            raise ValueError(f"`full_seeds` must hold all of `seeds`; {missing} are missing")
+        return self
+
+
+class TrainedMethod(Method):
+    """A method that trains branches, each for `epochs` passes over its group's examples."""
+
+    epochs: PositiveFloat = 1.0
 
 
 class BaseMethod(Settings):
@@ -147,35 +210,52 @@ class BaseMethod(Settings):
     partition: Literal["base"]
 
 
-class JointMethod(Method):
+class JointMethod(TrainedMethod):
     """One group that holds every task."""
 
     partition: Literal["joint"]
-    epochs: PositiveFloat = 1.0
 
 
-class RandomMethod(Method):
+class RandomMethod(TrainedMethod):
     """Random balanced groups; the seed draws the groups, too."""
 
     partition: Literal["random"]
     groups: PositiveInt
-    epochs: PositiveFloat = 1.0
 
 
-class SoupMethod(Method):
+class SoupMethod(TrainedMethod):
     """Joint runs that differ in data order only, averaged uniformly: `members` times the budget."""
 
     partition: Literal["soup"]
     members: Annotated[int, Field(ge=2)]
-    epochs: PositiveFloat = 1.0
 
 
-class MeritMethod(Method):
+class MeritMethod(TrainedMethod):
     """2^axes groups from recursive median splits along the top PCA axes of the cosine matrix."""
 
     partition: Literal["merit"]
-    axes: Annotated[int, Field(ge=1, le=10)]
-    epochs: PositiveFloat = 1.0
+    axes: Axes
+
+
+class RawpcaMethod(TrainedMethod):
+    """MERIT's splits along the PCA axes of the raw gradients' Gram matrix (table 20)."""
+
+    partition: Literal["rawpca"]
+    axes: Axes
+
+
+class KmeansMethod(TrainedMethod):
+    """K-means on the gradients' directions (table 10); the seed draws its starts, too."""
+
+    partition: Literal["kmeans"]
+    groups: Annotated[int, Field(ge=2)]
+
+
+class ConflictMethod(TrainedMethod):
+    """Two groups, greedily from the most conflicting pair of tasks, in one of two readings."""
+
+    partition: Literal["conflict"]
+    reading: Reading = "within"
 
 
 class ShrunkMethod(Method):
@@ -190,7 +270,15 @@ class ShrunkMethod(Method):
 
 
 AnyMethod = Annotated[
-    BaseMethod | JointMethod | RandomMethod | SoupMethod | MeritMethod | ShrunkMethod,
+    BaseMethod
+    | JointMethod
+    | RandomMethod
+    | SoupMethod
+    | MeritMethod
+    | RawpcaMethod
+    | KmeansMethod
+    | ConflictMethod
+    | ShrunkMethod,
     Field(discriminator="partition"),
 ]
 
@@ -218,6 +306,7 @@ class Report(Settings):
 
     title: str
     paper_table: str  # file stem in reports/paper/
+    paper_build: str | None = None  # which of that table's models, where it has several
     curves: list[str] = []  # methods whose training curves are drawn
     partition: str | None = None  # the method whose groups order the heat map and the PCA scatter
 
@@ -234,31 +323,67 @@ class Experiment(Settings):
     evaluation: Evaluation
     report: Report
     tuning: Tuning | None = None
+    studies: Studies = Studies()
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Experiment:
+        if not select(self, "default").methods:
+            raise ValueError("methods: all are `when: full`; at least one must run by default")
         for name, method in self.methods.items():
             if isinstance(method, ShrunkMethod):
-                for key in ("source", "match"):
-                    other = getattr(method, key)
-                    if other not in self.methods:
-                        raise ValueError(f"methods.{name}.{key}: no method is called {other!r}")
-                    missing = set(method.seeds) - set(getattr(self.methods[other], "seeds", []))
-                    if missing:
-                        raise ValueError(
-                            f"methods.{name}.seeds: {sorted(missing)} are not seeds of {other!r}"
-                        )
-                if not isinstance(self.methods[method.source], JointMethod):
-                    raise ValueError(
-                        f"methods.{name}.source: {method.source!r} is not a joint method"
-                    )
+                self._check_shrunk(name, method)
         for name in [
             *self.report.curves,
             *([self.report.partition] if self.report.partition else []),
         ]:
             if name not in self.methods:
                 raise ValueError(f"report: no method is called {name!r}")
+            if name not in select(self, "default").methods:
+                raise ValueError(
+                    f"report: {name!r} is `when: full`; name a method that runs by default, too"
+                )
         return self
+
+    def _check_shrunk(self, name: str, method: ShrunkMethod) -> None:
+        """Its source and match exist wherever it does, seed by seed."""
+        for key in ("source", "match"):
+            other_name = getattr(method, key)
+            if other_name not in self.methods:
+                raise ValueError(f"methods.{name}.{key}: no method is called {other_name!r}")
+            levels: tuple[Level, ...] = ("full",) if method.when == "full" else ("default", "full")
+            for level in levels:
+                other = select(self, level).methods.get(other_name)
+                if other is None:
+                    raise ValueError(
+                        f"methods.{name}.{key}: {other_name!r} is `when: full`; "
+                        f"{name!r} must be, too"
+                    )
+                wanted = method.seeds_at(level)
+                missing = sorted(set(wanted) - set(getattr(other, "seeds", [])))
+                if missing:
+                    field = "seeds" if wanted is method.seeds else "full_seeds"
+                    where = "" if level == "default" else " with `studies: full`"
+                    raise ValueError(
+                        f"methods.{name}.{field}: {missing} are not seeds of {other_name!r}{where}"
+                    )
+        if not isinstance(self.methods[method.source], JointMethod):
+            raise ValueError(f"methods.{name}.source: {method.source!r} is not a joint method")
+
+
+def select(experiment: Experiment, level: Level) -> Experiment:
+    """The experiment as `studies: <level>` in params.yaml runs it.
+
+    "default" leaves out the methods with `when: full`; "full" has all, with their `full_seeds` as
+    `seeds`. Whatever runs at the default level is part of the full one.
+    """
+    methods = {
+        name: method.model_copy(update={"seeds": method.seeds_at(level)})
+        if isinstance(method, Method)
+        else method
+        for name, method in experiment.methods.items()
+        if level == "full" or getattr(method, "when", "default") == "default"
+    }
+    return experiment.model_copy(update={"methods": methods})
 
 
 class Tracking(Settings):
@@ -271,6 +396,7 @@ class Params(Settings):
     """params.yaml: what the pipeline as a whole runs."""
 
     experiments: Annotated[list[str], Field(min_length=1)]
+    studies: Level = "default"  # "full": every method, seed and study
     workers: PositiveInt = 2  # branches trained side by side by `make repro`
     tracking: Tracking = Tracking()
 
@@ -284,7 +410,10 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
-    """experiments/<name>.yaml, checked. Raises MeritError that names the file and the key."""
+    """experiments/<name>.yaml, checked, as the params.yaml beside `folder` asks for it (`select`).
+
+    Without a params.yaml, at the default level. Raises MeritError that names the file and the key.
+    """
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.yaml"))
@@ -294,7 +423,8 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
         raise MeritError(
             f"{path}: key `name`: found {experiment.name!r}, the file is called {name!r}"
         )
-    return experiment
+    params = folder.parent / PARAMS_FILE
+    return select(experiment, load_params(params).studies if params.is_file() else "default")
 
 
 def _load(path: Path, model: type[Any]) -> Any:
@@ -316,11 +446,14 @@ def _load(path: Path, model: type[Any]) -> Any:
 def _explain(entry: Any, model: type[BaseModel]) -> str:
     """One sentence for one pydantic error."""
     location = [str(part) for part in entry["loc"]]
+    place = location[:-1]  # where other keys are known
     if location[0:1] == ["methods"]:
-        del location[2:3]  # pydantic's tag of the method's kind, which is no key of the file
+        # pydantic adds a tag, the method's kind: no key of the file, but it tells the known keys
+        place = [part for i, part in enumerate(place) if i != 1]
+        del location[2:3]
     key = ".".join(location) or "(top level)"
     if entry["type"] == "extra_forbidden":
-        return f"unknown key `{key}`.{_nearest(location[-1], _fields_at(model, location[:-1]))}"
+        return f"unknown key `{key}`.{_nearest(location[-1], _fields_at(model, place))}"
     if entry["type"] == "missing":
         return f"key `{key}` is missing"
     if entry["type"] == "value_error":
@@ -344,9 +477,20 @@ def _fields_at(model: Any, location: list[str]) -> list[str]:
         for candidate in candidates:
             if part in candidate.model_fields:
                 following += _models_in(candidate.model_fields[part].annotation)
-        # a list index, a mapping's key or a union's tag stays at the models already found
-        candidates = following or candidates
+        # a union's tag picks one of its models; a list index or a mapping's key picks none
+        tagged = [candidate for candidate in candidates if part in _tags(candidate)]
+        candidates = following or tagged or candidates
     return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _tags(model: Any) -> set[str]:
+    """Values of the model's fields that can have one value only: what a tagged union goes by."""
+    choices = [
+        get_args(field.annotation)
+        for field in model.model_fields.values()
+        if get_origin(field.annotation) is Literal
+    ]
+    return {values[0] for values in choices if len(values) == 1}
 
 
 def _models_in(annotation: Any) -> list[Any]:

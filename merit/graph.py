@@ -19,19 +19,21 @@ from typing import Any, NoReturn
 
 import yaml
 
-from merit.config import EXPERIMENTS_DIR, Experiment, Params
+from merit.config import EXPERIMENTS_DIR, PARAMS_FILE, Experiment, Params
 from merit.errors import MeritError
 from merit.io.artifacts import REPORTS_DIR, Artifacts
 from merit.launch import stage_module, stage_name
 from merit.methods import Model, plan
+from merit.studies import STUDIES, Study, active, folder, inputs
 
 PIPELINE_FILE = Path("dvc.yaml")
 PAPER_DIR = REPORTS_DIR / "paper"
+LM_TASKS = Path("eval/tasks/mini_text")
 
 # The stages' modules, in the order of the data's flow.
 KINDS = (
     *("data", "base", "encode", "gradients", "partition"),
-    *("train", "merge", "evaluate", "report"),
+    *("train", "merge", "evaluate", "study", "report"),
 )
 
 # Settings, paths and bookkeeping: read by every stage, they decide no result by themselves
@@ -39,9 +41,17 @@ KINDS = (
 PLUMBING = frozenset(
     f"merit/{name}.py"
     for name in (
-        *("__init__", "__main__", "cli", "config", "errors", "graph", "launch", "pipeline"),
-        "progress",
-        *("io/__init__", "io/artifacts", "io/runs", "io/tracking", "stages/__init__"),
+        *("__init__", "__main__", "cli", "config", "config_studies", "errors", "graph", "launch"),
+        *("pipeline", "progress", "settings", "studies"),
+        *(
+            "io/__init__",
+            "io/artifacts",
+            "io/runs",
+            "io/store",
+            "io/tracking",
+            "io/ui",
+            "stages/__init__",
+        ),
     )
 )
 
@@ -63,7 +73,7 @@ def render(params: Params, experiments: Mapping[str, Experiment]) -> str:
     metrics: list[str] = []
     plots: list[Any] = []
     for name in params.experiments:
-        added = experiment_stages(experiments[name])
+        added = experiment_stages(experiments[name], params.studies)
         for stage in added:
             if stage in stages:
                 _refuse_twin(name, stage)
@@ -78,13 +88,16 @@ def render(params: Params, experiments: Mapping[str, Experiment]) -> str:
     return HEADER + yaml.safe_dump(content, sort_keys=False, width=1000)
 
 
-def experiment_stages(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """One experiment's stages: {stage name: cmd, deps, params, outs}, upstream first."""
+def experiment_stages(experiment: Experiment, level: str = "default") -> dict[str, dict[str, Any]]:
+    """One experiment's stages: {stage name: cmd, deps, params, outs}, upstream first.
+
+    Args: level: `studies` of params.yaml, which decides what studies there are.
+    """
     name = experiment.name
     paths = Artifacts(name)
     planned = plan(experiment)
     theta0 = paths.base / "model.safetensors"
-    code = {kind: code_files(kind) for kind in KINDS}
+    code = {kind: code_files(stage_module(kind)) for kind in KINDS}
     stages: dict[str, dict[str, Any]] = {}
 
     def add(
@@ -93,13 +106,16 @@ def experiment_stages(experiment: Experiment) -> dict[str, dict[str, Any]]:
         deps: Sequence[Path] = (),
         blocks: Sequence[str] = (),
         item: str | None = None,
+        code_of: Sequence[str] | None = None,
     ) -> None:
         definition: dict[str, Any] = {
             "cmd": " ".join(part for part in ("python -m merit", kind, name, item) if part),
-            "deps": [*dict.fromkeys(map(str, deps)), *code[kind]],
+            "deps": [*dict.fromkeys(map(str, deps)), *(code_of or code[kind])],
         }
         if blocks:
             definition["params"] = [{str(EXPERIMENTS_DIR / f"{name}.yaml"): list(blocks)}]
+        if "methods" in blocks:  # which of them there are is the level's to say
+            definition["params"].append({str(PARAMS_FILE): ["studies"]})
         definition["outs"] = [out if isinstance(out, dict) else str(out) for out in outs]
         stage = stage_name(kind, name, item)
         if stage in stages:
@@ -107,16 +123,19 @@ def experiment_stages(experiment: Experiment) -> dict[str, dict[str, Any]]:
         stages[stage] = definition
 
     add("data", [paths.data], blocks=["data"])
-    conversations = ("captions.jsonl", "conversations.jsonl", "images")
-    add("base", [paths.base], [paths.data / part for part in conversations], ["base"])
+    # built anew from the phases' data, or taken from a checkpoint
+    needed = sorted({f"{p.data}.jsonl" for p in experiment.base.phases if p.data != "labels"})
+    pictures = ["images"] if experiment.data.source == "mini_world" else []
+    parts = [*needed, *pictures] if needed else []
+    add("base", [paths.base], [paths.data / part for part in parts], ["base"])
     # the conversations and the benchmarks are none of the mixture's business
-    mixture = [paths.data / part for part in ("tasks.json", "mixture", "images")]
+    mixture = [paths.data / part for part in ("tasks.json", "mixture", *pictures)]
     add("encode", [paths.encoded], [*mixture, paths.base])
     blocks = ["gradients", "training.trainable"]
     add("gradients", [paths.gradients], [paths.encoded, theta0], blocks)
     # the mixture's token counts and the batch sizes go into the manifests
-    inputs = [paths.gradients, paths.encoded]
-    add("partition", [paths.partition], inputs, ["methods", "training"])
+    evidence = [paths.gradients, paths.encoded]
+    add("partition", [paths.partition], evidence, ["methods", "training"])
     for branch in planned.branches:
         # its own manifest only: changing one group retrains that branch alone
         deps = [paths.manifest(branch), theta0, paths.encoded]
@@ -125,15 +144,30 @@ def experiment_stages(experiment: Experiment) -> dict[str, dict[str, Any]]:
         add("merge", [paths.model(model.id)], _merge_inputs(model, paths), item=model.id)
 
     models = [paths.model(model) for model in planned.models]
+    # what lm-eval asks and how it scores is said in YAML, which no import leads to
+    questions = [
+        p for b in experiment.evaluation.benchmarks if (p := LM_TASKS / f"{b}.yaml").is_file()
+    ]
     # answers persist, so that a stopped or extended evaluation keeps those it has
     answers, predictions = paths.evaluation / "answers", paths.evaluation / "predictions"
     scores = paths.evaluation / "scores.json"
     add(
         "evaluate",
         [{str(answers): {"persist": True}}, predictions, scores],
-        [*models, paths.data / "benchmarks"],
-        ["evaluation"],
+        [*models, paths.data / "benchmarks", *questions],
+        ["evaluation", "methods"],
     )
+    studies = active(experiment, level)
+    for study in studies:
+        # what a study trains by itself follows the same settings as the branches
+        add(
+            "study",
+            [{str(folder(name, study.name)): {"cache": False}}],  # committed to git
+            inputs(study, experiment, paths),
+            ["training", "methods", f"studies.{study.name}"],
+            study.name,
+            code_files(f"eval.studies.{study.name}", stage_module("study")),
+        )
     branch_files = [
         paths.branch(branch) / file
         for branch in planned.branches
@@ -150,7 +184,8 @@ def experiment_stages(experiment: Experiment) -> dict[str, dict[str, Any]]:
             paths.partition,
             *branch_files,
             *(model / "merge.json" for model in models),
-            *sorted(PAPER_DIR.glob(f"{experiment.report.paper_table}.*")),
+            *study_results(experiment, studies),
+            *sorted(PAPER_DIR.glob("*.csv")),
         ],
         ["methods", "report"],
     )
@@ -177,15 +212,29 @@ def _merge_inputs(model: Model, paths: Artifacts) -> list[Path]:
     return inputs
 
 
-def code_files(kind: str, root: Path = Path()) -> list[str]:
-    """The project's files that stage `kind` imports, itself included, without `PLUMBING`; sorted.
+def study_results(experiment: Experiment, planned: Sequence[Study]) -> list[Path]:
+    """result.json of the planned studies, and of those that an earlier, fuller run has left.
+
+    The heavier studies of the mini experiments are committed: a default run shows them as well.
+    """
+    results = {study.name: folder(experiment.name, study.name) for study in STUDIES.values()}
+    names = {study.name for study in planned}
+    return [
+        path / "result.json"
+        for study, path in results.items()
+        if study in names or (path / "result.json").is_file()
+    ]
+
+
+def code_files(*modules: str, root: Path = Path()) -> list[str]:
+    """The project's files that `modules` import, themselves included, without `PLUMBING`; sorted.
 
     Found in the source, not by importing: imports inside functions count, and nothing is loaded.
     Raises MeritError where a file is not valid Python.
     """
     found: set[str] = set()
-    queue = [stage_module(kind)]
-    if kind == "evaluate":
+    queue = list(modules)
+    if stage_module("evaluate") in modules:
         queue.append(stage_module("generate"))  # launched by name
     while queue:
         module = queue.pop()

@@ -28,7 +28,7 @@ from merit.io.artifacts import Artifacts
 from merit.progress import write_timing
 
 # judging lives in `eval`, which may import `merit`; the way back is by name only
-_EVAL_STAGES = ("generate", "evaluate", "report")
+_EVAL_STAGES = ("generate", "evaluate", "study", "report")
 # spawn, not fork: a forked child of a process that holds torch's threads or locks can hang
 _SPAWN = multiprocessing.get_context("spawn")
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -9,22 +9,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from merit.config import (
+    AnyMethod,
     BaseMethod,
+    ConflictMethod,
     Experiment,
     JointMethod,
+    KmeansMethod,
     MeritMethod,
     RandomMethod,
+    RawpcaMethod,
+    Reading,
     ShrunkMethod,
     SoupMethod,
 )
 
 
 @dataclass(frozen=True)
+class Partition:
+    """One assignment of all tasks to groups: a rule (`kind`) and what the rule needs to know.
+
+    `kind` is "joint", "random", "merit", "rawpca", "kmeans" or "conflict"; `seed` is given where
+    the rule draws (random, kmeans), `reading` for conflict only.
+    """
+
+    kind: str
+    label: str  # "joint", "random-<groups>", "merit-<axes>d", ...: what branches are called after
+    num_groups: int
+    seed: int | None = None
+    reading: Reading | None = None
+
+    @property
+    def key(self) -> str:
+        """What the partition stage files the groups under: the label, "-s<seed>" where drawn."""
+        return self.label if self.seed is None else f"{self.label}-s{self.seed}"
+
+
+@dataclass(frozen=True)
 class Branch:
     """One training run: group `group` of a partition, for `epochs` epochs, data order `seed`.
 
-    `partition` is the key that the partition stage builds groups under: "joint", "merit-<axes>"
-    or "random-<groups>-s<seed>".
+    `partition` is the key of one of the plan's partitions.
     """
 
     id: str
@@ -54,38 +78,49 @@ class Model:
 
 @dataclass(frozen=True)
 class Plan:
-    """All branches and all models of an experiment, in the order of its methods."""
+    """All branches, models and partitions of an experiment, in the order of its methods."""
 
     branches: dict[str, Branch]
     models: dict[str, Model]
+    partitions: dict[str, Partition]  # by key
 
 
-def _epochs_tag(epochs: float) -> str:
-    return f"{epochs:g}ep"
+def partition_of(method: AnyMethod, seed: int) -> Partition:
+    """How the method, run with this seed, assigns tasks. Raises ValueError where it trains nothing.
+
+    Seeds draw the groups of random and kmeans; for the others they are data orders only.
+    """
+    match method:
+        case JointMethod() | SoupMethod():
+            return Partition("joint", "joint", 1)
+        case RandomMethod(groups=groups):
+            return Partition("random", f"random-{groups}", groups, seed=seed)
+        case KmeansMethod(groups=groups):
+            return Partition("kmeans", f"kmeans-{groups}", groups, seed=seed)
+        case MeritMethod(axes=axes):
+            return Partition("merit", f"merit-{axes}d", 2**axes)
+        case RawpcaMethod(axes=axes):
+            return Partition("rawpca", f"rawpca-{axes}d", 2**axes)
+        case ConflictMethod(reading=reading):
+            return Partition("conflict", f"conflict-2-{reading}", 2, reading=reading)
+        case BaseMethod() | ShrunkMethod():
+            raise ValueError(f"{method.partition} methods assign no tasks")
 
 
 def plan(experiment: Experiment) -> Plan:
-    """The branches and models that the experiment's methods ask for."""
+    """The branches, models and partitions that the experiment's methods ask for."""
     branches: dict[str, Branch] = {}
     models: dict[str, Model] = {}
+    partitions: dict[str, Partition] = {}
 
-    def branch(
-        name: str, partition: str, group: int, num_groups: int, epochs: float, seed: int
-    ) -> str:
-        branches.setdefault(name, Branch(name, partition, group, num_groups, epochs, seed))
-        return name
-
-    def joint(epochs: float, seed: int) -> str:
-        return branch(f"joint-{_epochs_tag(epochs)}-s{seed}", "joint", 0, 1, epochs, seed)
-
-    def groups(
-        partition: str, num_groups: int, epochs: float, seed: int, label: str
-    ) -> tuple[str, ...]:
-        tag = "" if epochs == 1 else f"-{_epochs_tag(epochs)}"
-        return tuple(
-            branch(f"{label}{tag}-s{seed}-g{k}", partition, k, num_groups, epochs, seed)
-            for k in range(num_groups)
-        )
+    def train(partition: Partition, epochs: float, seed: int) -> tuple[str, ...]:
+        """The partition's branches, new or already asked for; their ids."""
+        partitions.setdefault(partition.key, partition)
+        ids = _branch_ids(partition, epochs, seed)
+        for k, name in enumerate(ids):
+            branch = Branch(name, partition.key, k, partition.num_groups, epochs, seed)
+            branches.setdefault(name, branch)
+        return ids
 
     for name, method in experiment.methods.items():
         if isinstance(method, BaseMethod):
@@ -93,30 +128,25 @@ def plan(experiment: Experiment) -> Plan:
             continue
         for seed in method.seeds:
             model_id = f"{name}-s{seed}"
-            members: tuple[str, ...] = ()
-            if isinstance(method, JointMethod):
-                members = (joint(method.epochs, seed),)
-            elif isinstance(method, SoupMethod):
-                # seed s of an n-soup takes the n data orders from s on, so that its members are
-                # joint runs that other methods (or other seeds) have already paid for
-                members = tuple(joint(method.epochs, seed + i) for i in range(method.members))
-            elif isinstance(method, RandomMethod):
-                label = f"random-{method.groups}"
-                members = groups(f"{label}-s{seed}", method.groups, method.epochs, seed, label)
-            elif isinstance(method, MeritMethod):
-                label = f"merit-{method.axes}d"
-                members = groups(
-                    f"merit-{method.axes}d", 2**method.axes, method.epochs, seed, label
-                )
-            elif isinstance(method, ShrunkMethod):
-                models[model_id] = Model(
-                    model_id,
-                    name,
-                    seed,
-                    "shrunk",
-                    source=f"{method.source}-s{seed}",
-                    match=f"{method.match}-s{seed}",
-                )
+            if isinstance(method, ShrunkMethod):
+                source, match = f"{method.source}-s{seed}", f"{method.match}-s{seed}"
+                models[model_id] = Model(model_id, name, seed, "shrunk", source=source, match=match)
                 continue
-            models[model_id] = Model(model_id, name, seed, "merge", branches=members)
-    return Plan(branches, models)
+            # seed s of an n-soup takes the n data orders from s on, so that its members are
+            # joint runs that other methods (or other seeds) have already paid for
+            members = method.members if isinstance(method, SoupMethod) else 1
+            trained = [
+                branch
+                for order in range(seed, seed + members)
+                for branch in train(partition_of(method, seed), method.epochs, order)
+            ]
+            models[model_id] = Model(model_id, name, seed, "merge", branches=tuple(trained))
+    return Plan(branches, models, partitions)
+
+
+def _branch_ids(partition: Partition, epochs: float, seed: int) -> tuple[str, ...]:
+    """joint-<epochs>ep-s<seed>, or <label>[-<epochs>ep]-s<seed>-g<group> for every group."""
+    if partition.kind == "joint":
+        return (f"joint-{epochs:g}ep-s{seed}",)
+    tag = "" if epochs == 1 else f"-{epochs:g}ep"
+    return tuple(f"{partition.label}{tag}-s{seed}-g{k}" for k in range(partition.num_groups))

@@ -1,8 +1,8 @@
-"""theta0: build a small Qwen2.5-VL from scratch, or load a checkpoint; name its components.
+"""theta0: build a small Qwen2.5-VL or Qwen2 from scratch, or load one; name its components.
 
 The components follow the paper: the vision encoder, the projector (`visual.merger`) and the
 language decoder. The fine-tuning stage trains the decoder alone; building the base also trains
-the other two.
+the other two. A text model is a decoder and nothing else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 
 from merit.config import Architecture
 from merit.errors import MeritError
+from merit.io.artifacts import read_json
 
 if TYPE_CHECKING:
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2ForCausalLM
 
 SPECIAL_TOKENS = {
     "pad": "<|endoftext|>",
@@ -39,13 +40,32 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ROLES = ("user", "assistant")
+ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM")
 
 
 def build_processor(words: Iterable[str], architecture: Architecture, image_size: int) -> Any:
     """A Qwen2.5-VL processor with a word-level tokenizer over a frozen vocabulary."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    limits = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
+    vision: dict[str, Any] = {
+        "patch_size": architecture.patch_size,
+        "merge_size": 2,
+        "size": limits,
+    }
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**vision),
+        tokenizer=build_tokenizer(words),
+        video_processor=Qwen2VLVideoProcessor(**vision),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_tokenizer(words: Iterable[str]) -> Any:
+    """A word-level tokenizer with Qwen2.5's special tokens over a frozen vocabulary."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary = [*SPECIAL_TOKENS.values(), *ROLES, *sorted(set(words) - set(ROLES))]
     tokenizer = Tokenizer(
@@ -58,7 +78,7 @@ def build_processor(words: Iterable[str], architecture: Architecture, image_size
     )
     # joins the words with spaces: no word starts with the prefix that would glue it to the last one
     tokenizer.decoder = decoders.WordPiece(prefix="\x00", cleanup=False)
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIAL_TOKENS["pad"],
         eos_token=SPECIAL_TOKENS["end"],
@@ -66,18 +86,6 @@ def build_processor(words: Iterable[str], architecture: Architecture, image_size
         additional_special_tokens=[
             SPECIAL_TOKENS[k] for k in ("start", "vision_start", "vision_end", "image", "video")
         ],
-        chat_template=CHAT_TEMPLATE,
-    )
-    limits = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
-    vision: dict[str, Any] = {
-        "patch_size": architecture.patch_size,
-        "merge_size": 2,
-        "size": limits,
-    }
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**vision),
-        tokenizer=fast,
-        video_processor=Qwen2VLVideoProcessor(**vision),
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -89,6 +97,7 @@ def build_model(
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     a, tokenizer = architecture, processor.tokenizer
+    assert a.vision_depth is not None
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
     rotary = a.hidden_size // a.num_attention_heads // 2  # the M-RoPE sections must sum to this
     temporal = rotary - 2 * (3 * rotary // 8)
@@ -138,18 +147,58 @@ def build_model(
     return model.eval()
 
 
-def load_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL from a Hugging Face folder, float32, in evaluation mode.
+def build_text_model(tokenizer: Any, architecture: Architecture, seed: int) -> Qwen2ForCausalLM:
+    """A randomly initialised Qwen2 of the given sizes, float32."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    Raises MeritError where a file is missing, truncated or does not fit the architecture.
+    a = architecture
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=a.hidden_size,
+        intermediate_size=a.intermediate_size,
+        num_hidden_layers=a.num_hidden_layers,
+        num_attention_heads=a.num_attention_heads,
+        num_key_value_heads=a.num_key_value_heads,
+        max_position_embeddings=2048,
+        initializer_range=a.initializer_range,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        bos_token_id=ids["start"],
+        eos_token_id=ids["end"],
+        pad_token_id=ids["pad"],
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.eos_token_id = ids["end"]
+    model.generation_config.pad_token_id = ids["pad"]
+    return model.eval()
+
+
+def has_vision(model: Any) -> bool:
+    """Whether the model reads images."""
+    return hasattr(model.config, "vision_config")
+
+
+def load_model(folder: Path) -> Any:
+    """A Qwen2.5-VL or a Qwen2 from a Hugging Face folder, float32, in evaluation mode.
+
+    config.json's `architectures` says which. Raises MeritError where a file is missing, truncated
+    or does not fit the architecture, or the architecture is another one.
     """
+    import transformers
     from safetensors import SafetensorError
-    from transformers import Qwen2_5_VLForConditionalGeneration
 
     if not (folder / "config.json").is_file():
         raise MeritError(f"{folder}: no model here (config.json is missing); `dvc repro` writes it")
+    architectures = read_json(folder / "config.json").get("architectures") or [""]
+    if architectures[0] not in ARCHITECTURES:
+        raise MeritError(
+            f"{folder}/config.json: key `architectures`: found {architectures}, expected "
+            f"{' or '.join(ARCHITECTURES)}"
+        )
     try:
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = getattr(transformers, architectures[0]).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
@@ -164,12 +213,14 @@ def load_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     return model.eval()
 
 
-def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
-    """The processor saved beside a model."""
-    from transformers import AutoProcessor
+def load_processor(folder: Path) -> Any:
+    """The processor saved beside a model; for a text model, its tokenizer."""
+    from transformers import AutoProcessor, AutoTokenizer
 
     if not (folder / "tokenizer.json").is_file():
         raise MeritError(f"{folder}: no processor here (tokenizer.json is missing)")
+    if not (folder / "processor_config.json").is_file():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 

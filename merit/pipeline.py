@@ -25,6 +25,7 @@ from merit.graph import KINDS, PIPELINE_FILE, render
 from merit.io.artifacts import REPORTS_DIR, Artifacts, atomic_write, read_json
 from merit.launch import Job, clock, run_jobs, stage_name
 from merit.methods import plan
+from merit.studies import STUDIES
 
 # DVC's remarks on what it did not do
 _NOISE = (
@@ -44,6 +45,7 @@ def repro() -> None:
     experiments = {name: load_experiment(name) for name in params.experiments}
     refresh(params, experiments)
     if not pending():
+        _pages(experiments)  # a kill may have come between the last report and these
         print("Everything is up to date.")
         return
     with _mirror():
@@ -61,7 +63,11 @@ def _bring_up_to_date(params: Params, experiments: Mapping[str, Experiment]) -> 
         with _Recorder() as recorder:
             run_jobs(jobs, num_workers, recorder.add)
     _dvc_repro([stage_name("report", name) for name in params.experiments])
-    # the pages over all experiments; no stage of DVC's, since README.md is ours as well as theirs
+    _pages(experiments)
+
+
+def _pages(experiments: Mapping[str, Experiment]) -> None:
+    """The pages over all experiments; no stage of DVC's, as README.md is ours as well as theirs."""
     build_index = importlib.import_module("eval.report.build").build_index
     build_index(list(experiments.values()), REPORTS_DIR)
 
@@ -119,6 +125,7 @@ def time_by_stage(experiments: Mapping[str, Experiment]) -> str:
         planned = plan(experiment)
         items: dict[str, Sequence[str | None]] = {kind: [None] for kind in KINDS}
         items |= {"train": list(planned.branches), "merge": list(planned.models)}
+        items["study"] = list(STUDIES)
         for kind, those in items.items():
             folder = Artifacts(name).folder / "timings"
             files = [folder / f"{'-'.join(filter(None, (kind, item)))}.json" for item in those]

@@ -13,6 +13,7 @@ import torch
 from merit.config import Optimizer
 from merit.data.encode import IGNORED, Encoded
 from merit.errors import MeritError
+from merit.models import has_vision
 
 Record = dict[str, float]
 Project = Callable[[torch.Tensor], torch.Tensor]
@@ -24,8 +25,12 @@ def forward_loss(
     """Mean next-token loss over the batch's loss-bearing tokens (scalar).
 
     `project` turns cached vision hidden states into image embeddings, where the projector learns;
-    without it the batch's images are image embeddings already.
+    without it the batch's images are image embeddings already. A text model takes neither images
+    nor positions.
     """
+    if not has_vision(model):
+        return model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     encoder = None
@@ -51,6 +56,25 @@ def data_order(num_examples: int, epochs: float, seed: int) -> np.ndarray:
     return np.concatenate(passes)[:total]
 
 
+def grouped_by_length(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, window: int = 16
+) -> np.ndarray:
+    """`order` with examples of like length in one batch, as LLaVA trains its base: less padding.
+
+    Within every `window` batches of the order, examples are sorted by `lengths` (one for each
+    example of the data) and the batches are then shuffled; a last, smaller batch stays last.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, len(order), window * batch_size):
+        part = order[start : start + window * batch_size]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        full = len(part) // batch_size * batch_size
+        rows = part[:full].reshape(-1, batch_size)
+        parts += [rows[rng.permutation(len(rows))].ravel(), part[full:]]
+    return np.concatenate(parts)
+
+
 def batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """Slices of the data order; the last one may be smaller, so that every example is seen."""
     for start in range(0, len(order), batch_size):
@@ -71,6 +95,23 @@ def learning_rate_at(step: int, num_steps: int, optimizer: Optimizer) -> float:
     return optimizer.learning_rate * factor
 
 
+def build_optimizer(
+    tensors: list[torch.nn.Parameter], optimizer: Optimizer
+) -> torch.optim.Optimizer:
+    """AdamW, or SGD without momentum, at the peak learning rate."""
+    if optimizer.algorithm == "sgd":
+        return torch.optim.SGD(
+            tensors, lr=optimizer.learning_rate, weight_decay=optimizer.weight_decay
+        )
+    return torch.optim.AdamW(
+        tensors,
+        lr=optimizer.learning_rate,
+        betas=optimizer.betas,
+        weight_decay=optimizer.weight_decay,
+        fused=True,
+    )
+
+
 def train(
     model: Any,
     parameters: dict[str, torch.nn.Parameter],
@@ -85,7 +126,7 @@ def train(
     log: Callable[[Record, Record], None] = lambda record, timing: None,
     num_records: int = 200,
 ) -> None:
-    """AdamW over `order` in place.
+    """The optimiser's steps over `order`, in place.
 
     `log` gets (record, timing) about `num_records` times: the record (step, epoch, mean loss since
     the last one, learning_rate, gradient_norm, num_tokens so far) is a function of inputs and seed
@@ -102,19 +143,13 @@ def train(
     per_epoch = num_examples or len(data)
     every = max(1, num_steps // num_records)
     tensors = list(parameters.values())
-    adamw = torch.optim.AdamW(
-        tensors,
-        lr=optimizer.learning_rate,
-        betas=optimizer.betas,
-        weight_decay=optimizer.weight_decay,
-        fused=True,
-    )
+    stepper = build_optimizer(tensors, optimizer)
     model.train()
     num_tokens, tokens_since, loss_since, count_since = 0, 0, 0.0, 0
     started = last = time.monotonic()
     for step, indices in enumerate(batches(order, size)):
         rate = learning_rate_at(step, num_steps, optimizer)
-        for group in adamw.param_groups:
+        for group in stepper.param_groups:
             group["lr"] = rate
         batch = data.batch(indices)
         loss = forward_loss(model, batch, project)
@@ -126,8 +161,8 @@ def train(
             )
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(tensors, optimizer.max_grad_norm)
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
         bearing = int((batch["labels"][:, 1:] != IGNORED).sum())
         num_tokens, tokens_since = num_tokens + bearing, tokens_since + bearing
         loss_since, count_since = loss_since + value, count_since + 1

@@ -75,10 +75,9 @@ def processor() -> Any:
 @pytest.fixture(scope="session")
 def tiny(world: Path, processor: Any) -> Tiny:
     """Ten single-turn examples, four conversations and one question without an image."""
-    from merit.data.encode import encode_examples
+    from merit.data.encode import encode_examples, vision_features
     from merit.data.examples import make_example
     from merit.models import build_model, project
-    from merit.stages.base import vision_features
 
     model = build_model(processor, ARCHITECTURE, seed=1)
     examples = read_examples(world / "mixture" / "count_shape-option.jsonl")[:3]

@@ -9,13 +9,17 @@ import pytest
 import yaml
 
 from merit.config import (
+    Experiment,
     JointMethod,
+    Level,
     MeritMethod,
     ShrunkMethod,
     load_experiment,
     load_params,
+    select,
 )
 from merit.errors import MeritError
+from merit.methods import plan
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
@@ -102,8 +106,22 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ),
         ("methods.merit-1d.axis", 1, "unknown key `methods.merit-1d.axis`. Did you mean `axes`?"),
         # far from anything known: the known keys
-        ("report.zzz", 1, "unknown key `report.zzz`. Known here: curves, paper_table, partition"),
+        ("report.zzz", 1, "unknown key `report.zzz`. Known here: curves, paper_build, paper_table"),
+        # the keys of the method's own kind are suggested, not those of another
+        (
+            "methods.joint-1ep.groups",
+            2,
+            "unknown key `methods.joint-1ep.groups`. Known here: "
+            "epochs, full_seeds, partition, seeds, when.",
+        ),
+        (
+            "methods.merit-1d",
+            {"partition": "conflict", "groups": 2},
+            "unknown key `methods.merit-1d.groups`. Known here: "
+            "epochs, full_seeds, partition, reading, seeds, when.",
+        ),
         # missing
+        ("methods.merit-1d", {"partition": "kmeans"}, "key `methods.merit-1d.groups` is missing"),
         ("data.num_questions", None, "key `data.num_questions` is missing"),
         ("report", None, "key `report` is missing"),
         ("methods.merit-1d.axes", None, "key `methods.merit-1d.axes` is missing"),
@@ -125,6 +143,23 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ("training.trainable", ["decodr"], "key `training.trainable.0`: found 'decodr': "),
         ("training.optimizer.betas", [0.9], "key `training.optimizer.betas.1` is missing"),
         ("methods", {}, "key `methods`: found {}: "),
+        ("methods.joint-1ep.seeds", [-1], "key `methods.joint-1ep.seeds.0`: found -1: "),
+        ("methods.joint-1ep.when", "never", "key `methods.joint-1ep.when`: found 'never': "),
+        (
+            "methods.merit-1d",
+            {"partition": "conflict", "reading": "inside"},
+            "key `methods.merit-1d.reading`: found 'inside': Input should be 'within' or 'between'",
+        ),
+        (
+            "methods.merit-1d",
+            {"partition": "kmeans", "groups": 1},
+            "key `methods.merit-1d.groups`: found 1: Input should be greater than or equal to 2",
+        ),
+        (
+            "methods.merit-1d",
+            {"partition": "rawpca", "axes": 0},
+            "key `methods.merit-1d.axes`: found 0: Input should be greater than or equal to 1",
+        ),
         ("methods.merit-1d.partition", "kmean", "key `methods.merit-1d`: found {"),
         # contradictions
         (
@@ -149,12 +184,115 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ),
         ("report.curves", ["joint-9ep"], "report: no method is called 'joint-9ep'"),
         ("report.partition", "merit-9d", "report: no method is called 'merit-9d'"),
+        # contradictions between the levels of work
+        (
+            "methods.joint-1ep.full_seeds",
+            [2, 3],
+            "key `methods.joint-1ep`: `full_seeds` must hold all of `seeds`; [1] are missing",
+        ),
+        (
+            "methods.joint-shrunk.full_seeds",
+            [1, 2],
+            "methods.joint-shrunk.full_seeds: [2] are not seeds of 'merit-1d' with `studies: full`",
+        ),
+        (
+            "methods.merit-1d.when",
+            "full",
+            "methods.joint-shrunk.match: 'merit-1d' is `when: full`; 'joint-shrunk' must be, too",
+        ),
+        ("methods.base.when", "full", "unknown key `methods.base.when`. Known here: partition."),
+        (
+            "methods",
+            {"m": {"partition": "joint", "when": "full"}},
+            "methods: all are `when: full`; at least one must run by default",
+        ),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, key: str, value: Any, message: str) -> None:
     values = settings()
     set_at(values, key, value)
     assert refusal(tmp_path, values).startswith(message)
+
+
+@pytest.mark.parametrize("key", ["curves", "partition"])
+def test_the_report_draws_what_runs_by_default(tmp_path: Path, key: str) -> None:
+    values = settings()
+    values["methods"]["kmeans-2"] = {"partition": "kmeans", "groups": 2, "when": "full"}
+    values["report"][key] = ["kmeans-2"] if key == "curves" else "kmeans-2"
+    assert refusal(tmp_path, values) == (
+        "report: 'kmeans-2' is `when: full`; name a method that runs by default, too"
+    )
+
+
+def two_levels() -> dict[str, Any]:
+    """`settings` with more seeds, a method and its control at the full level."""
+    values = settings()
+    values["methods"]["merit-1d"]["full_seeds"] = [1, 2]
+    values["methods"]["joint-shrunk"]["full_seeds"] = [2, 1]
+    values["methods"]["kmeans-2"] = {"partition": "kmeans", "groups": 2, "when": "full"}
+    values["methods"]["kmeans-shrunk"] = {
+        **{"partition": "shrunk", "source": "joint-1ep", "match": "kmeans-2"},
+        **{"when": "full"},
+    }
+    return values
+
+
+SEEDS: dict[Level, dict[str, list[int]]] = {
+    "default": {"base": [], "joint-1ep": [1, 2], "merit-1d": [1], "joint-shrunk": [1]},
+    "full": {
+        **{"base": [], "joint-1ep": [1, 2], "merit-1d": [1, 2], "joint-shrunk": [2, 1]},
+        **{"kmeans-2": [1], "kmeans-shrunk": [1]},
+    },
+}
+
+
+def seeds(experiment: Experiment) -> dict[str, list[int]]:
+    return {name: getattr(method, "seeds", []) for name, method in experiment.methods.items()}
+
+
+@pytest.mark.parametrize("level", ["default", "full"])
+def test_a_level_selects_methods_and_seeds(level: Level) -> None:
+    whole = Experiment.model_validate(two_levels())
+    chosen = select(whole, level)
+    assert list(chosen.methods) == list(SEEDS[level])  # in the order of the YAML
+    assert seeds(chosen) == SEEDS[level]
+    # nothing else changes, twice is once, and what is chosen is a right experiment by itself
+    assert chosen.model_dump(exclude={"methods"}) == whole.model_dump(exclude={"methods"})
+    assert select(chosen, level) == chosen
+    assert Experiment.model_validate(chosen.model_dump()) == chosen
+
+
+def test_the_full_level_holds_the_default_one() -> None:
+    whole = Experiment.model_validate(two_levels())
+    default, full = plan(select(whole, "default")), plan(select(whole, "full"))
+    assert default.branches.items() <= full.branches.items()
+    assert default.models.items() <= full.models.items()
+    assert sorted(set(full.branches) - set(default.branches)) == [
+        "kmeans-2-s1-g0",
+        "kmeans-2-s1-g1",
+        "merit-1d-s2-g0",
+        "merit-1d-s2-g1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("params", "level"),
+    [
+        (None, "default"),
+        ("experiments: [tiny]", "default"),
+        ("experiments: [tiny]\nstudies: default", "default"),
+        ("experiments: [tiny]\nstudies: full", "full"),
+    ],
+)
+def test_the_params_beside_the_experiments_decide_the_level(
+    tmp_path: Path, params: str | None, level: Level
+) -> None:
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(two_levels()), encoding="utf-8")
+    if params is not None:
+        (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
+    assert seeds(load_experiment("tiny", folder)) == SEEDS[level]
 
 
 def test_a_base_is_built_or_loaded_not_both(tmp_path: Path) -> None:
@@ -195,6 +333,7 @@ def test_a_missing_experiment_suggests_the_nearest(tmp_path: Path) -> None:
         ("workers: 2", "key `experiments` is missing"),
         ("experiments: mini", "key `experiments`: found 'mini': "),
         ("experiments: []", "key `experiments`: found []: "),
+        ("experiments: [a]\nstudies: all", "key `studies`: found 'all': Input should be 'default'"),
         ("experiments: [a]\nworkers: two", "key `workers`: found 'two': "),
         ("experiments: [a]\nworkers: true", "key `workers`: found True: "),
         ("- a\n- b", "expected keys and values, found list"),

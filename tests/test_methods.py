@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merit.config import Experiment
+from merit.config import BaseMethod, Experiment
 from merit.errors import MeritError
-from merit.methods import Branch, Model, Plan, plan
-from merit.stages.partition import assign, budget, build_manifests, check_budgets
+from merit.methods import Branch, Model, Partition, Plan, partition_of, plan
+from merit.stages.partition import Evidence, assign, budget, build_manifests, check_budgets
 from tests import synthetic
 
 TASKS = [
@@ -20,6 +20,16 @@ TASKS = [
 ONE_EPOCH = 35 + 40 + 45 + 50
 # axis 0: a, b | c, d is not balanced (30 : 70), a, b, c | d is (60 : 40)
 EMBEDDING = np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 0.0]])
+# a and d conflict most; b is close to a, c to d
+SIMILARITY = np.array(
+    [[1, 0.8, 0.1, -0.9], [0.8, 1, 0.0, -0.5], [0.1, 0.0, 1, 0.6], [-0.9, -0.5, 0.6, 1]]
+)
+# all of one direction, which cosines cannot tell apart; by length a < c < d < b
+GRADIENTS = np.array([[1.0, 0.0], [5.0, 0.0], [2.0, 0.0], [3.0, 0.0]], dtype=np.float32)
+
+
+def evidence(tasks: list[dict[str, Any]] = TASKS) -> Evidence:
+    return Evidence(tasks, GRADIENTS, SIMILARITY, EMBEDDING)
 
 
 def with_methods(joint_batch_size: Any = None, **methods: Any) -> Experiment:
@@ -74,6 +84,64 @@ def test_the_plan_by_hand() -> None:
     ]
 
 
+def test_the_plan_of_the_other_partitions_by_hand() -> None:
+    planned = plan(
+        with_methods(
+            **{
+                "conflict-2": {"partition": "conflict"},
+                "conflict-2-between": {"partition": "conflict", "reading": "between"},
+                "kmeans-2": {"partition": "kmeans", "groups": 2, "seeds": [4]},
+                "rawpca-1d": {"partition": "rawpca", "axes": 1, "epochs": 0.5},
+            }
+        )
+    )
+    assert planned.partitions == {
+        "conflict-2-within": Partition("conflict", "conflict-2-within", 2, reading="within"),
+        "conflict-2-between": Partition("conflict", "conflict-2-between", 2, reading="between"),
+        "kmeans-2-s4": Partition("kmeans", "kmeans-2", 2, seed=4),
+        "rawpca-1d": Partition("rawpca", "rawpca-1d", 2),
+    }
+    assert list(planned.branches.values()) == [
+        Branch("conflict-2-within-s1-g0", "conflict-2-within", 0, 2, 1.0, 1),
+        Branch("conflict-2-within-s1-g1", "conflict-2-within", 1, 2, 1.0, 1),
+        Branch("conflict-2-between-s1-g0", "conflict-2-between", 0, 2, 1.0, 1),
+        Branch("conflict-2-between-s1-g1", "conflict-2-between", 1, 2, 1.0, 1),
+        Branch("kmeans-2-s4-g0", "kmeans-2-s4", 0, 2, 1.0, 4),
+        Branch("kmeans-2-s4-g1", "kmeans-2-s4", 1, 2, 1.0, 4),
+        Branch("rawpca-1d-0.5ep-s1-g0", "rawpca-1d", 0, 2, 0.5, 1),
+        Branch("rawpca-1d-0.5ep-s1-g1", "rawpca-1d", 1, 2, 0.5, 1),
+    ]
+    assert planned.models["kmeans-2-s4"] == Model(
+        "kmeans-2-s4", "kmeans-2", 4, "merge", ("kmeans-2-s4-g0", "kmeans-2-s4-g1")
+    )
+
+
+def test_soups_of_every_size_share_the_joint_runs() -> None:
+    planned = plan(
+        with_methods(
+            **{
+                "joint-1ep": {"partition": "joint", "seeds": [1, 2, 3]},
+                "soup-2": {"partition": "soup", "members": 2},
+                "soup-3": {"partition": "soup", "members": 3},
+                "soup-4": {"partition": "soup", "members": 4},
+            }
+        )
+    )
+    joint = tuple(f"joint-1ep-s{seed}" for seed in (1, 2, 3, 4))
+    assert tuple(planned.branches) == joint
+    assert [planned.models[f"soup-{n}-s1"].branches for n in (2, 3, 4)] == [
+        joint[:2],
+        joint[:3],
+        joint,
+    ]
+    assert list(planned.partitions) == ["joint"]
+
+
+def test_the_base_assigns_no_tasks() -> None:
+    with pytest.raises(ValueError, match="base methods assign no tasks"):
+        partition_of(BaseMethod(partition="base"), 1)
+
+
 def test_two_names_of_one_method_share_their_branches() -> None:
     """A method's name is the user's: branches are called after what they are."""
     planned = plan(
@@ -85,13 +153,47 @@ def test_two_names_of_one_method_share_their_branches() -> None:
     assert planned.models["mine-s1"].branches == planned.models["yours-s1"].branches
 
 
+# --- groups -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "groups"),
+    [
+        ({"partition": "joint"}, "joint", [0, 0, 0, 0]),
+        ({"partition": "merit", "axes": 1}, "merit-1d", [0, 0, 0, 1]),
+        # by length a, c | d, b: 40 of the 100 samples, and not 10 or 80
+        ({"partition": "rawpca", "axes": 1}, "rawpca-1d", [0, 1, 0, 1]),
+        ({"partition": "rawpca", "axes": 2, "epochs": 2.0}, "rawpca-2d", None),
+        # b joins d (-0.5 is the lowest); c then prefers a (0.1) to d and b (0.3)
+        ({"partition": "conflict"}, "conflict-2-within", [0, 1, 0, 1]),
+        # b joins a (0.8 is the highest), then c joins d
+        ({"partition": "conflict", "reading": "between"}, "conflict-2-between", [0, 0, 1, 1]),
+        # squared distances 2 - 2C: 0.4 in a, b; 0.8 in c, d; at least 1.8 between
+        ({"partition": "kmeans", "groups": 2}, "kmeans-2-s1", [0, 0, 1, 1]),
+        ({"partition": "kmeans", "groups": 4}, "kmeans-4-s1", [0, 1, 2, 3]),
+    ],
+)
+def test_every_kind_assigns_by_its_own_rule(
+    method: dict[str, Any], key: str, groups: list[int] | None
+) -> None:
+    partitions, splits = assign(plan(with_methods(m=method)), evidence())
+    assert list(partitions) == [key]
+    assert list(partitions[key]) == ["a", "b", "c", "d"]
+    if groups is None:  # the second axis is one of rounding noise: any order of each half
+        assert sorted(partitions[key].values()) == [0, 1, 2, 3]
+    else:
+        assert list(partitions[key].values()) == groups
+    # a split is a line in the plane of embedding.npy: other rules have none to show
+    assert list(splits) == ([key] if method["partition"] == "merit" else [])
+
+
 # --- manifests and budgets ----------------------------------------------------------------------
 
 
 def made(**methods: Any) -> tuple[Plan, dict[str, dict[str, Any]]]:
     experiment = with_methods(joint_batch_size=16, **methods)
     planned = plan(experiment)
-    partitions, _ = assign(planned, TASKS, EMBEDDING)
+    partitions, _ = assign(planned, evidence())
     return planned, build_manifests(experiment, planned, TASKS, partitions)
 
 
@@ -102,6 +204,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "random-4": {"partition": "random", "groups": 4},
     "merit-1d": {"partition": "merit", "axes": 1},
     "merit-2ep": {"partition": "merit", "axes": 1, "epochs": 2.0},
+    "rawpca-1d": {"partition": "rawpca", "axes": 1},
+    "kmeans-2": {"partition": "kmeans", "groups": 2},
+    "conflict-2": {"partition": "conflict"},
 }
 
 
@@ -130,7 +235,7 @@ def test_manifests_by_hand() -> None:
 
 def test_every_method_spends_its_epochs_of_the_mixture() -> None:
     planned, manifests = made(**METHODS)
-    check_budgets(planned, manifests)
+    check_budgets(planned, manifests, TASKS)
     due = {
         model.method: budget(model, planned.branches, ONE_EPOCH)
         for model in planned.models.values()
@@ -142,6 +247,9 @@ def test_every_method_spends_its_epochs_of_the_mixture() -> None:
         "random-4": ONE_EPOCH,
         "merit-1d": ONE_EPOCH,
         "merit-2ep": 2 * ONE_EPOCH,
+        "rawpca-1d": ONE_EPOCH,
+        "kmeans-2": ONE_EPOCH,
+        "conflict-2": ONE_EPOCH,
     }
     spent = {
         model.method: sum(manifests[branch]["num_tokens"] for branch in model.branches)
@@ -149,7 +257,8 @@ def test_every_method_spends_its_epochs_of_the_mixture() -> None:
     }
     assert spent == due
     # every task lies in exactly one group of a partition
-    for label in ("random-4-s1", "merit-1d-s1"):
+    labels = ("random-4", "merit-1d", "rawpca-1d", "kmeans-2", "conflict-2-within")
+    for label in (f"{label}-s1" for label in labels):
         tasks = [t for b, m in manifests.items() if b.startswith(label) for t in m["tasks"]]
         assert sorted(tasks) == ["a", "b", "c", "d"]
 
@@ -159,7 +268,15 @@ def test_a_wrong_budget_is_refused(branch: str) -> None:
     planned, manifests = made(**METHODS)
     manifests[branch]["num_tokens"] += 10
     with pytest.raises(AssertionError, match=r"-s1 spends \d+ tokens, its budget is"):
-        check_budgets(planned, manifests)
+        check_budgets(planned, manifests, TASKS)
+
+
+def test_budgets_are_held_against_the_mixture_not_against_joint_training() -> None:
+    planned, manifests = made(**{"merit-1d": METHODS["merit-1d"]})
+    check_budgets(planned, manifests, TASKS)
+    manifests["merit-1d-s1-g1"]["num_tokens"] = 0
+    with pytest.raises(AssertionError, match="merit-1d-s1 spends 120 tokens, its budget is 170"):
+        check_budgets(planned, manifests, TASKS)
 
 
 @pytest.mark.parametrize(
@@ -167,21 +284,32 @@ def test_a_wrong_budget_is_refused(branch: str) -> None:
     [
         ({"partition": "merit", "axes": 3}, "merit-3d", 8),
         ({"partition": "random", "groups": 5}, "random-5-s1", 5),
+        ({"partition": "rawpca", "axes": 3}, "rawpca-3d", 8),
+        ({"partition": "kmeans", "groups": 5}, "kmeans-5-s1", 5),
     ],
 )
 def test_more_groups_than_tasks_is_refused(method: dict[str, Any], key: str, groups: int) -> None:
     planned = plan(with_methods(m=method))
-    embedding = np.hstack([EMBEDDING, EMBEDDING])
     with pytest.raises(
         MeritError,
         match=f"^partition '{key}': {groups} groups need at least {groups} tasks, found 4",
     ):
-        assign(planned, TASKS, embedding)
+        assign(planned, evidence())
 
 
-@pytest.mark.parametrize("method", ["merit-1d", "random-4"])
+def test_kmeans_refuses_more_groups_than_directions() -> None:
+    """c and d have one gradient: three directions at most."""
+    similarity = np.eye(4)
+    similarity[2, 3] = similarity[3, 2] = 1.0
+    planned = plan(with_methods(m={"partition": "kmeans", "groups": 4}))
+    known = Evidence(TASKS, GRADIENTS, similarity, EMBEDDING)
+    with pytest.raises(MeritError, match=r"^partition 'kmeans-4-s1': 4 groups .* found 3; use"):
+        assign(planned, known)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("soup")])
 def test_a_task_without_examples_is_refused(method: str) -> None:
     planned = plan(with_methods(m=METHODS[method]))
     tasks = [*TASKS[:2], {"task": "c", "num_samples": 0, "num_tokens": 0}, TASKS[3]]
     with pytest.raises(MeritError, match=r"^partition '.*': task 'c' has 0 samples; remove it"):
-        assign(planned, tasks, EMBEDDING)
+        assign(planned, evidence(tasks))

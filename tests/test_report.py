@@ -20,8 +20,21 @@ from eval.report.figures_training import displacement_gram, load_trajectories
 from eval.report.intervals import Comparison, compare, leave_one_out, opponents, table_cells
 from eval.report.paper import PAPER_DIR, load_paper_table
 from eval.report.results import load_results
+from eval.report.style import method_color
 from eval.report.tables import latex_escape, latex_table, markdown_table
-from merit.config import Experiment
+from merit.config import (
+    AnyMethod,
+    BaseMethod,
+    ConflictMethod,
+    Experiment,
+    JointMethod,
+    KmeansMethod,
+    MeritMethod,
+    RandomMethod,
+    RawpcaMethod,
+    ShrunkMethod,
+    SoupMethod,
+)
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from tests import synthetic
@@ -351,3 +364,19 @@ def test_missing_or_stale_inputs_are_named_and_nothing_is_overwritten(tmp_path: 
 def test_an_unknown_paper_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MeritError, match=r"table99\.csv: no such table.*table02_vision_flan_3b"):
         load_paper_table("table99", tmp_path)
+
+
+def test_every_way_of_assigning_tasks_has_a_colour_of_its_own() -> None:
+    methods: list[AnyMethod] = [
+        BaseMethod(partition="base"),
+        JointMethod(partition="joint"),
+        RandomMethod(partition="random", groups=2),
+        SoupMethod(partition="soup", members=2),
+        MeritMethod(partition="merit", axes=1),
+        RawpcaMethod(partition="rawpca", axes=1),
+        KmeansMethod(partition="kmeans", groups=2),
+        ConflictMethod(partition="conflict"),
+        ShrunkMethod(partition="shrunk", source="joint", match="merit"),
+    ]
+    assert len({method_color(method) for method in methods}) == len(methods)
+    assert method_color(methods[4]) == method_color(MeritMethod(partition="merit", axes=3))

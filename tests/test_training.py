@@ -20,7 +20,15 @@ from merit.core.gradients import calibration_sample, kept_entries, mean_gradient
 from merit.data.encode import IGNORED
 from merit.errors import MeritError
 from merit.models import component_of, set_trainable
-from merit.training import Record, batches, data_order, forward_loss, learning_rate_at, train
+from merit.training import (
+    Record,
+    batches,
+    data_order,
+    forward_loss,
+    grouped_by_length,
+    learning_rate_at,
+    train,
+)
 from tests.conftest import Tiny
 
 OPTIMIZER = Optimizer(learning_rate=3e-3, batch_size=4, warmup_ratio=0.0)
@@ -252,3 +260,26 @@ def test_an_epoch_is_a_pass_over_the_examples_trained_on(tiny: Tiny) -> None:
         log=lambda record, timing: records.append(record),
     )
     assert [record["epoch"] for record in records] == [1.0, 2.0]
+
+
+def test_batches_of_like_length_hold_every_example_once() -> None:
+    lengths = np.array([5, 1, 4, 2, 3, 6, 9])
+    order = np.array([6, 0, 1, 2, 3, 4, 5])
+    # one window: sorted by length the order is 1 3 4 2 0 5 6, so the batches are (1 3) (4 2) (0 5) (6)
+    found = grouped_by_length(order, lengths, batch_size=2, seed=0)
+    pairs = {tuple(found[i : i + 2]) for i in range(0, 6, 2)}
+    assert pairs == {(1, 3), (4, 2), (0, 5)}
+    assert found[-1] == 6
+    # windows of one batch keep the order of batches and sort inside them
+    narrow = grouped_by_length(order, lengths, batch_size=2, seed=0, window=1)
+    assert narrow.tolist() == [0, 6, 1, 2, 3, 4, 5]
+
+
+@given(st.integers(1, 60), st.integers(1, 7), st.integers(0, 5))
+def test_grouping_permutes_the_order(num_examples: int, batch_size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths, order = rng.integers(1, 9, num_examples), rng.permutation(num_examples)
+    found = grouped_by_length(order, lengths, batch_size, seed, window=2)
+    assert sorted(found) == sorted(order)
+    again = grouped_by_length(order, lengths, batch_size, seed, window=2)
+    assert found.tolist() == again.tolist()

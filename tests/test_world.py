@@ -32,7 +32,13 @@ from merit.data.world.scene import (
     sample_scene,
 )
 from merit.data.world.skills import SKILLS
-from merit.data.world.tasks import all_tasks, option_prompt, task_sizes
+from merit.data.world.tasks import (
+    all_sources,
+    all_tasks,
+    ask_task,
+    option_prompt,
+    task_sizes,
+)
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
 from merit.stages.data import mixture_examples, write_mini_world
@@ -65,12 +71,25 @@ def test_the_136_tasks() -> None:
     assert {t.name: t.family for t in found}["chart-list"] == "description"
 
 
+def test_sources_hold_the_tasks_and_pooled_units() -> None:
+    sources = all_sources()
+    assert len({task.name for task in sources}) == len(sources) == 176
+    assert set(all_tasks()) < set(sources)
+    rng = np.random.default_rng(0)
+    for task in set(sources) - set(all_tasks()):
+        answers = set()
+        for _ in range(40):
+            scene = sample_scene(rng, task.kinds[int(rng.integers(len(task.kinds)))])
+            answers.add(ask_task(task, scene, rng))
+        assert len(answers - {None}) > 5, task.name
+
+
 def test_task_sizes_are_unequal_and_add_up() -> None:
-    sizes = task_sizes(all_tasks(), 13_600, np.random.default_rng(0))
+    sizes = task_sizes(all_tasks(), 13_600, 0.6, np.random.default_rng(0))
     assert abs(sum(sizes) - 13_600) <= 136
     assert min(sizes) >= 8
     assert max(sizes) > 2 * np.median(sizes)
-    assert task_sizes(all_tasks(), 1, np.random.default_rng(0)) == [8] * 136
+    assert task_sizes(all_tasks(), 1, 0.6, np.random.default_rng(0)) == [8] * 136
 
 
 def test_the_data_stage_writes_what_its_settings_ask_for(world: Path) -> None:

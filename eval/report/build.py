@@ -6,32 +6,53 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.report.claims import claims_line, ledger, short_part, write_ledger
+from eval.report.claims_evidence import Case
+from eval.report.comparison import comparison_part, comparisons, glance, write_comparison
+from eval.report.explorer import load_explorer, write_explorer
 from eval.report.figures import write_figures
+from eval.report.html import write_html
 from eval.report.intervals import table_cells
-from eval.report.pages import write_pages, write_sections
+from eval.report.pages import Parts, write_pages, write_sections
 from eval.report.paper import load_paper_table
 from eval.report.provenance import load_provenance
 from eval.report.results import load_results
+from eval.report.studies import load_studies, studies_part
 from eval.report.tables import write_tables
 from merit.config import Experiment
 from merit.io.artifacts import Artifacts, atomic_write
 
 
 def build_report(experiment: Experiment, artifacts: Artifacts, reports_dir: Path) -> None:
-    """Write `reports_dir`/<experiment>/: tables, figures, plots, metrics and page fragments.
+    """Write `reports_dir`/<experiment>/: tables, figures, claims, metrics and page fragments.
 
     Everything is built aside first, so an error (MeritError where a file is missing or does not
     fit the others) leaves the old report as it was. Files of other stages in the folder stay.
     """
-    paper = load_paper_table(experiment.report.paper_table, reports_dir)
+    paper = load_paper_table(
+        experiment.report.paper_table, reports_dir, experiment.report.paper_build
+    )
     results = load_results(experiment, artifacts)
     provenance = load_provenance(experiment, artifacts)
     cells = table_cells(results)
+    studies = load_studies(experiment.name, reports_dir)
+    compared = comparisons(experiment, results)
+    records = ledger(Case(experiment, results, studies, provenance.base_hash))
+    parts = Parts(
+        claims_line=claims_line(records),
+        glance=glance(compared),
+        claims=short_part(records),
+        comparison=comparison_part(compared),
+        studies=studies_part(studies, provenance.base_hash),
+    )
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         figures = write_figures(experiment, artifacts, results, cells, out)
         write_tables(experiment, results, cells, paper, provenance, out)
-        write_sections(experiment, results, cells, paper, provenance, figures, out)
+        write_sections(experiment, results, cells, paper, provenance, figures, parts, out)
+        write_comparison(compared, out)
+        write_ledger(records, experiment.report.title, out)
+        write_explorer(load_explorer(experiment, artifacts), out)
         for path in sorted(p for p in out.rglob("*") if p.is_file()):
             target = reports_dir / experiment.name / path.relative_to(out)
             atomic_write(target, path.read_bytes())
@@ -40,5 +61,7 @@ def build_report(experiment: Experiment, artifacts: Artifacts, reports_dir: Path
 def build_index(
     experiments: Sequence[Experiment], reports_dir: Path, readme: Path = Path("README.md")
 ) -> None:
-    """`reports_dir`/README.md from the finished reports, and the results block of `readme`."""
-    write_pages([(e.name, e.report.title) for e in experiments], reports_dir, readme)
+    """README.md and index.html in `reports_dir` from the finished reports; `readme`'s results."""
+    titles = [(e.name, e.report.title) for e in experiments]
+    write_pages(titles, reports_dir, readme)
+    write_html(titles, reports_dir)

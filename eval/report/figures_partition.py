@@ -149,15 +149,21 @@ def draw_scatter(view: PartitionView) -> Figure:
 
 
 def draw_tsne(view: PartitionView, seed: int = 0) -> Figure:
-    """t-SNE of the task gradients on cosine distances, by family and by group."""
+    """t-SNE of the task gradients on cosine distances, by family and by group with KDE contours."""
     points = tsne(view.similarity, seed)
-    figure = new_figure(9.4, 4.4)
+    figure = new_figure(9.4, 4.6)
     left, right = figure.subplots(1, 2)
     _scatter(left, points, view.families)
-    _scatter(right, points, [f"group {g}" for g in view.groups])
+    groups = [f"group {g}" for g in view.groups]
+    _contours(right, points, groups)
+    _scatter(right, points, groups)
     left.set_title("t-SNE of the task gradients (cosine distance), by family")
-    right.set_title(f"The same points by group of {view.method}")
+    right.set_title(
+        f"The same points by group of {view.method}\n"
+        "kernel density contours around half and nine tenths of a group"
+    )
     for axes in (left, right):
+        axes.set(xlim=right.get_xlim(), ylim=right.get_ylim())
         axes.set_xticks([])
         axes.set_yticks([])
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, handletextpad=0.1)
@@ -196,6 +202,28 @@ def _scatter(axes: Axes, points: NDArray[np.float64], kinds: Sequence[str]) -> N
             ec="white",
             label=kind,
         )
+
+
+def _contours(axes: Axes, points: NDArray[np.float64], kinds: Sequence[str]) -> None:
+    """The level lines of every kind's Gaussian kernel density, in the colours of `_scatter`.
+
+    A kind of fewer than 4 tasks, or of tasks on one line, has no density to speak of.
+    """
+    from scipy.stats import gaussian_kde  # half a second to import, and only needed here
+
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.2 * (high - low)
+    x, y = np.meshgrid(*np.linspace(low - margin, high + margin, 90).T)
+    for index, kind in enumerate(sorted(set(kinds))):
+        chosen = points[[k == kind for k in kinds]]
+        if len(chosen) < 4 or np.linalg.matrix_rank(chosen - chosen.mean(axis=0)) < 2:
+            continue
+        density = gaussian_kde(chosen.T)
+        levels = np.quantile(density(chosen.T), [0.1, 0.5])
+        if levels[0] < levels[1]:
+            heights = density(np.stack([x.ravel(), y.ravel()])).reshape(x.shape)
+            color = group_mark(index)[0]
+            axes.contour(x, y, heights, levels=levels, colors=color, linewidths=(0.6, 1.1))
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

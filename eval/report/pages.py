@@ -7,6 +7,7 @@ its own folder, with links relative to it; the pages join these and adjust the l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.report.figures import FigureFile
@@ -23,12 +24,23 @@ from eval.report.intervals import (
 from eval.report.paper import PaperTable
 from eval.report.provenance import Provenance
 from eval.report.results import Results
-from eval.report.tables import DASH, caption, markdown_table, paper_caption, text_table
+from eval.report.tables import DASH, HEADINGS, caption, markdown_table, paper_caption, text_table
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_write
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What other modules add to an experiment's pages, as Markdown; "" where there is nothing."""
+
+    claims_line: str = ""  # one sentence for the summary
+    glance: str = ""  # which benchmarks carry the differences, a list
+    claims: str = ""
+    comparison: str = ""
+    studies: str = ""
 
 
 def verdict_sentence(found: Comparison) -> str:
@@ -54,6 +66,7 @@ def write_sections(
     paper: PaperTable,
     provenance: Provenance,
     figures: Sequence[FigureFile],
+    parts: Parts,
     out: Path,
 ) -> None:
     """`summary.md` and `section.md` of one experiment."""
@@ -68,10 +81,11 @@ def write_sections(
     )
     sentences = "".join(f"- {verdict_sentence(comparison)}\n" for comparison in found)
     summary = [
-        f"{sentences}\nAverages over {len(results.benchmarks)} benchmarks, paired bootstrap over "
-        "the questions; it says nothing about other seeds or other data.\n"
+        f"{sentences}{parts.glance}\nAverages over {len(results.benchmarks)} benchmarks, paired "
+        "bootstrap over the questions; it says nothing about other seeds or other data.\n"
         if found
         else "",
+        parts.claims_line,
         ours,
         f"{caption(results)} The last column is the paper's ({paper.scale}): another scale.\n",
         _image(next((f for f in figures if f.name == "average"), first)),
@@ -84,13 +98,30 @@ def write_sections(
         "### The paper's table\n",
         paper_caption(paper) + "\n",
         markdown_table([list(paper.header), *map(list, paper.rows)]),
+        parts.claims,
         _tests_part(found),
+        parts.comparison,
         _leave_one_out_part(results, found),
+        _intervals_part(cells),
         "### Figures\n",
         *(_image(figure) for figure in figures),
+        parts.studies,
         _provenance_part(results, provenance),
     ]
     atomic_write(out / "section.md", "\n".join(part for part in section if part))
+
+
+def _intervals_part(cells: Cells) -> str:
+    """A table: the bootstrap interval of every cell of the results table."""
+    head = ["method", *(HEADINGS.get(name, name) for name in next(iter(cells.values())))]
+    rows = [
+        [method, *(f"[{cell.low:.1f}, {cell.high:.1f}]" for cell in row.values())]
+        for method, row in cells.items()
+    ]
+    return (
+        f"### Intervals of every score\n\n{LEVEL:.0%} bootstrap intervals over questions, in "
+        f"percent.\n\n{markdown_table([head, *rows])}"
+    )
 
 
 def _image(figure: FigureFile) -> str:

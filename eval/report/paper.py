@@ -22,11 +22,15 @@ SCALES = {
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One published table: `header`, and `rows` of as many strings each."""
+    """One published table: `header`, and `rows` of as many strings each.
+
+    `build` is the model in the column `build` that the experiment stands for, where there is one.
+    """
 
     name: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    build: str | None = None
 
     @property
     def stem(self) -> str:
@@ -43,14 +47,19 @@ class PaperTable:
         if "method" not in self.header or "avg" not in self.header:
             return {}
         method, average = self.header.index("method"), self.header.index("avg")
-        names = [row[method] for row in self.rows]
-        return {row[method]: row[average] for row in self.rows if names.count(row[method]) == 1}
+        rows = self.rows
+        if self.build is not None:
+            build = self.header.index("build")
+            rows = tuple(row for row in rows if row[build] == self.build)
+        names = [row[method] for row in rows]
+        return {row[method]: row[average] for row in rows if names.count(row[method]) == 1}
 
 
-def load_paper_table(name: str, reports_dir: Path) -> PaperTable:
+def load_paper_table(name: str, reports_dir: Path, build: str | None = None) -> PaperTable:
     """`reports_dir`/paper/<name>.csv, or the repository's copy where that folder is missing.
 
-    Raises MeritError where there is no such table or a row has another number of cells.
+    Raises MeritError where there is no such table, a row has another number of cells, or no row is
+    about `build`.
     """
     folder = reports_dir / "paper"
     folder = folder if folder.is_dir() else PAPER_DIR
@@ -67,4 +76,13 @@ def load_paper_table(name: str, reports_dir: Path) -> PaperTable:
             raise MeritError(
                 f"{path}, line {number}: {len(line)} cells, the header has {len(lines[0])}"
             )
-    return PaperTable(name, tuple(lines[0]), tuple(tuple(line) for line in lines[1:]))
+    rows = tuple(tuple(line) for line in lines[1:])
+    if build is not None:
+        column = lines[0].index("build") if "build" in lines[0] else None
+        known = sorted({row[column] for row in rows}) if column is not None else []
+        if build not in known:
+            raise MeritError(
+                f"{path}: no row is about {build!r} (key `report.paper_build` of the experiment). "
+                f"Known: {', '.join(known) or 'none, the table has no column `build`'}."
+            )
+    return PaperTable(name, tuple(lines[0]), rows, build)

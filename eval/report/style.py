@@ -44,6 +44,7 @@ LARGE_PNG = 250_000  # bytes; the committed pictures stay below 300 kB
 # Okabe and Ito's palette: told apart with every common colour blindness
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
+OLIVE = "#8A8A00"  # a dark yellow, for lines and bars on white
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
 LARGER = {"*": 2.0, "P": 1.5, "X": 1.4}  # markers that cover less than their box
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
@@ -54,13 +55,16 @@ _KINDS = {
     "random": SKY,
     "soup": PURPLE,
     "merit": GREEN,
+    "rawpca": OLIVE,
+    "kmeans": BLUE,
+    "conflict": ORANGE,
     "shrunk": BLACK,
 }
 
 
 def method_color(method: AnyMethod) -> str:
     """One colour for each way of assigning tasks to groups."""
-    return _KINDS.get(method.partition, ORANGE)
+    return _KINDS[method.partition]
 
 
 def group_mark(index: int) -> tuple[str, str]:

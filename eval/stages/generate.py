@@ -9,8 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from eval.benchmarks import benchmark, engine_of
+from eval.engine import BenchmarkScore
 from eval.generate import Prompt, generate
-from merit.config import Experiment, load_experiment
+from merit.config import Evaluation, Experiment, load_experiment
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash, write_json
 
@@ -29,18 +31,46 @@ def run(name: str, item: str | None = None) -> None:
 
 def answer(experiment: Experiment, benchmarks: Path, model: Path, target: Path, key: str) -> None:
     """Answer every benchmark in `benchmarks` with the model folder `model`; write `target`."""
+    settings = experiment.evaluation
+    if engine_of(settings.benchmarks) == "lm_eval":
+        _answer_by_lm_eval(settings, benchmarks, model, target, key)
+    else:
+        _answer_images(settings, benchmarks, model, target, key)
+
+
+def _answer_by_lm_eval(
+    settings: Evaluation, benchmarks: Path, model: Path, target: Path, key: str
+) -> None:
+    """Answers and, since lm-eval does not part the two, scores."""
+    from eval.lm_engine import answer_all
     from merit.models import load_model, load_processor, use_one_thread
 
     use_one_thread()
-    settings = experiment.evaluation
+    results = answer_all(
+        load_model(model),
+        load_processor(model),
+        {name: benchmarks / benchmark(name).file for name in settings.benchmarks},
+        settings.batch_size,
+        settings.max_new_tokens,
+    )
+    scores = {b: {"score": r.score, "questions": r.questions} for b, r in results.items()}
+    answers = {name: result.predictions for name, result in results.items()}
+    write_json(target, {"key": key, "answers": answers, "scores": scores})
+
+
+def _answer_images(
+    settings: Evaluation, benchmarks: Path, model: Path, target: Path, key: str
+) -> None:
+    from merit.models import load_model, load_processor, use_one_thread
+
+    use_one_thread()
     prompts: list[Prompt] = []
     where: list[tuple[str, str]] = []
     texts = read_json(target.parent / "prompts.json")
-    for benchmark in settings.benchmarks:
-        path = benchmarks / f"{benchmark}.tsv"
-        for index, image in images_of(path).items():
-            prompts.append(Prompt(texts[benchmark][index], image))
-            where.append((benchmark, index))
+    for name in settings.benchmarks:
+        for index, image in images_of(benchmarks / benchmark(name).file).items():
+            prompts.append(Prompt(texts[name][index], image))
+            where.append((name, index))
     answers = generate(
         load_model(model),
         load_processor(model),
@@ -48,9 +78,9 @@ def answer(experiment: Experiment, benchmarks: Path, model: Path, target: Path, 
         settings.batch_size,
         settings.max_new_tokens,
     )
-    table: dict[str, dict[str, str]] = {benchmark: {} for benchmark in settings.benchmarks}
-    for (benchmark, index), text in zip(where, answers, strict=True):
-        table[benchmark][index] = text
+    table: dict[str, dict[str, str]] = {name: {} for name in settings.benchmarks}
+    for (name, index), text in zip(where, answers, strict=True):
+        table[name][index] = text
     write_json(target, {"key": key, "answers": table})
 
 
@@ -74,16 +104,27 @@ def answers_file(paths: Artifacts, model: str) -> Path:
 
 
 def answers_key(experiment: Experiment, paths: Artifacts, model: str) -> str:
-    """Hash of all that decides a model's answers: weights, prompts, images, generation settings."""
+    """Hash of all that decides a model's answers: weights, prompts, questions, settings."""
     benchmarks = experiment.evaluation.benchmarks
+    if engine_of(benchmarks) == "lm_eval":
+        from eval.lm_engine import task_file
+
+        asked = [file_hash(task_file(b)) for b in benchmarks]
+    else:
+        asked = [file_hash(paths.evaluation / "answers" / "prompts.json")]
     return value_hash(
         [
             read_json(paths.model(model) / "merge.json")["checkpoint_hash"],
-            file_hash(paths.evaluation / "answers" / "prompts.json"),
-            [file_hash(paths.data / "benchmarks" / f"{b}.tsv") for b in benchmarks],
+            *asked,
+            [file_hash(paths.data / "benchmarks" / benchmark(b).file) for b in benchmarks],
             experiment.evaluation.model_dump(mode="json"),
         ]
     )
+
+
+def stored_scores(path: Path) -> dict[str, BenchmarkScore]:
+    """The scores that stand beside lm-eval's answers."""
+    return {name: BenchmarkScore(**entry) for name, entry in read_json(path)["scores"].items()}
 
 
 def answered(paths: Artifacts, model: str, key: str) -> bool:

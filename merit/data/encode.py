@@ -6,7 +6,7 @@ milliseconds and reads only what it trains on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from merit.data.examples import IMAGE_TOKEN, Example, load_image
+from merit.data.examples import IMAGE_TOKEN, TEXT_ROLE, Example, load_image
 from merit.errors import MeritError
 from merit.models import SPECIAL_TOKENS
 
@@ -94,11 +94,12 @@ def encode_examples(
 ) -> Encoded:
     """Examples as arrays; the loss is borne by the assistant's words and its end mark.
 
-    Args: features as in `Encoded`; images: image path -> row of `features`.
+    A plain document bears it throughout. Args: features as in `Encoded`; images: image path -> row
+    of `features`; processor: a text model's is its tokenizer.
     """
-    tokenizer = processor.tokenizer
+    tokenizer = getattr(processor, "tokenizer", processor)
     image_id = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS["image"])
-    per_image = num_image_tokens(processor)
+    per_image = num_image_tokens(processor) if len(features) else 0
     side = int(per_image**0.5)
     marks = (
         SPECIAL_TOKENS["vision_start"]
@@ -111,6 +112,10 @@ def encode_examples(
     for example in examples:
         before = len(segments)
         for message in example.messages:
+            if message["role"] == TEXT_ROLE:
+                segments.append(f"{message['content']}{SPECIAL_TOKENS['pad']}")
+                bearing.append(True)
+                continue
             content = message["content"].replace(IMAGE_TOKEN, marks)
             segments.append(f"{SPECIAL_TOKENS['start']}{message['role']}\n")
             segments.append(f"{content}{SPECIAL_TOKENS['end']}")
@@ -178,3 +183,16 @@ def pixel_values(paths: Sequence[Path], processor: Any) -> torch.Tensor:
     pictures = [load_image(path) for path in paths]
     values = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     return values.view(len(pictures), -1, values.shape[-1])
+
+
+def vision_features(
+    model: object, processor: object, paths: list[Path], after: Callable, batch_size: int = 64
+) -> np.ndarray:
+    """float32 (num_images, ...): `after` of the vision encoder's hidden states, batch by batch."""
+    from merit.models import vision_hidden_states
+
+    parts = [] if paths else [np.zeros((0, 0, 0), dtype=np.float32)]
+    for start in range(0, len(paths), batch_size):
+        pixels = pixel_values(paths[start : start + batch_size], processor)
+        parts.append(after(vision_hidden_states(model, pixels)).detach().numpy())
+    return np.concatenate(parts)

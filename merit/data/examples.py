@@ -16,6 +16,7 @@ from PIL import Image
 from merit.errors import MeritError
 
 IMAGE_TOKEN = "<image>"
+TEXT_ROLE = "text"  # the one message of a plain document, which a base is pre-trained on
 KEYS = {"id", "task", "messages", "images"}
 
 
@@ -51,6 +52,11 @@ def make_example(
     return Example(identifier, task, tuple(messages), images)
 
 
+def make_document(identifier: str, text: str) -> Example:
+    """A plain document: all of it bears the loss, and no turn marks stand around it."""
+    return Example(identifier, "corpus", ({"role": TEXT_ROLE, "content": text},), ())
+
+
 def read_examples(path: Path) -> list[Example]:
     """Every example of a JSONL file.
 
@@ -79,8 +85,9 @@ def _parse(line: str, where: str) -> Example:
     messages = value["messages"]
     if not isinstance(messages, list) or not messages:
         raise MeritError(f"{where}: `messages` must be a list with at least one turn")
+    plain = len(messages) == 1 and TEXT_ROLE in _roles(messages)
     for i, message in enumerate(messages):
-        role = "user" if i % 2 == 0 else "assistant"
+        role = TEXT_ROLE if plain else "user" if i % 2 == 0 else "assistant"
         if (
             not isinstance(message, dict)
             or message.get("role") != role
@@ -89,7 +96,7 @@ def _parse(line: str, where: str) -> Example:
             raise MeritError(
                 f"{where}: messages[{i}] must have role {role!r} and text, found {message!r}"
             )
-    if len(messages) % 2:
+    if len(messages) % 2 and not plain:
         raise MeritError(f"{where}: the last message must be the assistant's answer")
     images = value["images"]
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
@@ -98,6 +105,10 @@ def _parse(line: str, where: str) -> Example:
     if marks != len(images):
         raise MeritError(f"{where}: {marks} `{IMAGE_TOKEN}` marks but {len(images)} images")
     return Example(str(value["id"]), str(value["task"]), tuple(messages), tuple(images))
+
+
+def _roles(messages: list[Any]) -> list[Any]:
+    return [message.get("role") for message in messages if isinstance(message, dict)]
 
 
 def load_image(path: Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""MLflow as a view of the records (the only module that imports mlflow, and only when it is used).
+"""MLflow as a view of the records (merit.io.store alone imports mlflow, when it is used).
 
 DVC's files are the truth. `sync` makes MLflow show exactly what `merit.io.runs` reads from them:
 one MLflow experiment per YAML, a parent run per model, a child run per branch. Every run carries
@@ -9,16 +9,12 @@ the pipeline runs, and shows the step records of running branches as they come.
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
@@ -29,17 +25,15 @@ from merit.errors import MeritError
 from merit.io import runs
 from merit.io.artifacts import ARTIFACTS_DIR, Artifacts
 from merit.io.runs import Point, Run
+from merit.io.store import LOCK_TIMEOUT, experiment_id_of, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-LOCK_TIMEOUT = 10.0  # seconds to wait for a locked database or a silent server
 POLL_SECONDS = 5.0
 METRICS_PER_BATCH = 1000  # MLflow's limits for one call
 ITEMS_PER_BATCH = 100
-HOST = "127.0.0.1"
-CHART_VIEW = "workflowType=machine_learning&compareRunsMode=CHART"
 KEY, CONTENT_HASH, PARENT = "merit.key", "merit.content_hash", "mlflow.parentRunId"
 
 
@@ -62,9 +56,9 @@ def prepare(uri: str, names: Sequence[str], *, timeout: float = LOCK_TIMEOUT) ->
     To be called once before processes that share the store start. Raises MeritError where the
     store cannot be written.
     """
-    with _store(uri, timeout) as client:
+    with open_store(uri, timeout) as client:
         for name in names:
-            _experiment_id(client, uri, name)
+            experiment_id_of(client, uri, name)
 
 
 def sync(
@@ -80,10 +74,10 @@ def sync(
     Raises MeritError where a record is unreadable or the store cannot be used.
     """
     uri = params.tracking.uri
-    with _store(uri, timeout) as client:
+    with open_store(uri, timeout) as client:
         total = Counts()
         for experiment in experiments:
-            view = _View(client, _experiment_id(client, uri, experiment.name))
+            view = _View(client, experiment_id_of(client, uri, experiment.name))
             total += _mirror(view, experiment, root, live=False)
         return total
 
@@ -112,11 +106,11 @@ def follow(
     while True:
         last = stop.is_set() or os.getppid() != parent
         try:
-            with _store(uri, timeout) as client:
+            with open_store(uri, timeout) as client:
                 for experiment in experiments:
                     name = experiment.name
                     if last or name not in views:
-                        views[name] = _View(client, _experiment_id(client, uri, name))
+                        views[name] = _View(client, experiment_id_of(client, uri, name))
                     total += _mirror(views[name], experiment, root, live=not last)
                     if last:
                         views[name].end_live_runs()
@@ -153,41 +147,6 @@ def main_follow(params: Params, experiments: Sequence[Experiment]) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     follow(params, experiments, stop=stop)
-
-
-def serve(params: Params, port: int) -> None:
-    """The command `merit ui`: print where the experiments' charts are, then be MLflow's server.
-
-    It listens on 127.0.0.1 alone. Raises MeritError where nothing has been tracked yet, where the
-    port is taken, or where `tracking.uri` is a server already.
-    """
-    uri = params.tracking.uri
-    if uri.startswith("http"):
-        raise MeritError(f"params.yaml: key `tracking.uri`: a server already: open {uri}")
-    nothing = f"{uri}: nothing has been tracked yet; `make repro` does (or `merit track sync`)"
-    path = _sqlite_path(uri)
-    if path and not path.is_file():
-        raise MeritError(nothing)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            raise MeritError(
-                f"port {port} of {HOST} cannot be used ({error}); choose another: "
-                f"`merit ui --port {port + 1}`"
-            ) from None
-    with _store(uri, LOCK_TIMEOUT) as client:
-        found = [client.get_experiment_by_name(name) for name in params.experiments]
-    if not any(found):
-        raise MeritError(nothing)
-    for experiment in filter(None, found):
-        charts = f"experiments/{experiment.experiment_id}/runs?{CHART_VIEW}"
-        print(f"{experiment.name}: http://{HOST}:{port}/#/{charts}")
-    print("Ctrl-C stops the server.", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, command)  # it takes this process's place, and with it every signal
 
 
 # --- one experiment -----------------------------------------------------------------------------
@@ -313,94 +272,3 @@ def _without(values: dict[str, str], known: dict[str, str]) -> dict[str, str]:
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-# --- the store ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _store(uri: str, timeout: float) -> Iterator[MlflowClient]:
-    """A client of a store that can be written; any failure of the store is one MeritError."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["DO_NOT_TRACK"] = "true"  # MLflow takes no other value for yes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(math.ceil(timeout)))
-    try:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-        from requests import RequestException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        for name in (
-            "mlflow",
-            "alembic",
-        ):  # migrations, retries and tracebacks of what is said below
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        if uri.startswith("sqlite:"):
-            _probe(uri, timeout)
-        yield mlflow.MlflowClient(tracking_uri=uri)
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
-        raise MeritError(_advice(uri, str(error))) from error
-
-
-def _probe(uri: str, timeout: float) -> None:
-    """Open the SQLite file for writing, or fail within `timeout`; MLflow itself would try for
-    minutes. A file that does not exist is created."""
-    from sqlalchemy import create_engine
-    from sqlalchemy.pool import NullPool
-
-    if path := _sqlite_path(uri):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MeritError(_advice(uri, str(error))) from error
-    engine = create_engine(uri, poolclass=NullPool, connect_args={"timeout": timeout})
-    with engine.connect() as connection:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        connection.exec_driver_sql("SELECT COUNT(*) FROM sqlite_master")
-        connection.rollback()
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    """The file behind sqlite:///<path>; None for memory, file: URIs and servers."""
-    from sqlalchemy.engine import make_url
-
-    database = make_url(uri).database if uri.startswith("sqlite:") else None
-    if not database or database == ":memory:" or database.startswith("file:"):
-        return None
-    return Path(database)
-
-
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        path = _sqlite_path(uri)  # artifacts lie beside the database; a server has its own place
-        location = (path.parent.resolve() / "mlruns" / name).as_uri() if path else None
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens at the runs
-        return str(client.create_experiment(name, artifact_location=location, tags=kind))
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
-
-
-def _advice(uri: str, reason: str) -> str:
-    """What failed, what to do, and that the results are safe."""
-    lowered = reason.lower()
-    if "locked" in lowered:
-        advice = "another process holds the database: stop it (`make ui`, another mirror) or wait"
-    elif "readonly" in lowered or "read-only" in lowered:
-        advice = "make the file and its folder writable, or set `tracking.uri` to another place"
-    elif "not a database" in lowered or "malformed" in lowered:
-        advice = "the file is damaged: delete it"
-    elif "out-of-date" in lowered:
-        advice = "another MLflow version wrote it: delete it (or run `mlflow db upgrade`)"
-    elif uri.startswith("http"):
-        advice = "start the server, or correct `tracking.uri` in params.yaml"
-    else:
-        advice = "check `tracking.uri` in params.yaml"
-    first_line = reason.strip().splitlines()[0] if reason.strip() else "unknown error"
-    return (
-        f"{uri}: MLflow's store cannot be used: {first_line}\n"
-        f"To do: {advice}; then `merit track sync`. "
-        "No result is lost: the records under artifacts/ are the truth, MLflow only shows them."
-    )

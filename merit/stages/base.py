@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from merit.config import Experiment, Phase, load_experiment
-from merit.data.encode import Encoded, encode_examples, pixel_values
+from merit.config import Architecture, Experiment, Phase, load_experiment
+from merit.data.encode import Encoded, encode_examples, vision_features
 from merit.data.examples import Example, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, file_hash, write_json
@@ -18,6 +16,7 @@ from merit.progress import Progress
 from merit.training import Record
 
 VOCABULARY = Path(__file__).parents[1] / "data" / "world" / "vocabulary.txt"
+TEXT_VOCABULARY = Path(__file__).parents[1] / "data" / "text" / "vocabulary.txt"
 IMAGE_SIZE = 56
 
 
@@ -45,7 +44,6 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     import torch
 
     from merit.base import pretrain_vision, run_phase
-    from merit.models import build_model, build_processor
 
     settings = experiment.base
     assert settings.architecture is not None
@@ -57,12 +55,9 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     }
     torch.set_flush_denormal(True)
     torch.set_num_threads(2)  # fixed: sums in another order would be other bytes
-    processor = build_processor(
-        VOCABULARY.read_text(encoding="utf-8").split(), settings.architecture, IMAGE_SIZE
-    )
-    model = build_model(processor, settings.architecture, settings.seed)
+    model, processor = initialise(settings.architecture, settings.seed)
     records: list[Record] = []
-    hidden: dict[str, Encoded] = {}
+    encoded: dict[str, Encoded] = {}
     total = sum(phase.num_steps for phase in settings.phases)
     before = 0
     with Progress("base", total) as progress:
@@ -77,34 +72,35 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
             seed = settings.seed * 100 + i
             if phase.data == "labels":
                 pretrain_vision(model, processor, phase, seed, log)
-                hidden.clear()  # the encoder has changed
+                encoded.clear()  # the encoder has changed
             else:
-                encoded = hidden.get(phase.data) or _encode(
-                    model, processor, data, examples[phase.data]
-                )
-                hidden[phase.data] = encoded
-                run_phase(model, encoded, phase, seed, log)
+                encoded = encoded or _encode(model, processor, data, examples)
+                run_phase(model, encoded[phase.data], phase, seed, log)
             before += phase.num_steps
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return records
 
 
-def _encode(model: object, processor: object, data: Path, examples: list[Example]) -> Encoded:
-    """Examples of the base's data with the vision encoder's hidden states as features."""
-    images = sorted({image for example in examples for image in example.images})
+def initialise(architecture: Architecture, seed: int) -> tuple[Any, Any]:
+    """(model, processor) with random weights; a text model's processor is its tokenizer."""
+    from merit.models import build_model, build_processor, build_text_model, build_tokenizer
+
+    if not architecture.has_vision:
+        tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
+        return build_text_model(tokenizer, architecture, seed), tokenizer
+    words = VOCABULARY.read_text(encoding="utf-8").split()
+    processor = build_processor(words, architecture, IMAGE_SIZE)
+    return build_model(processor, architecture, seed), processor
+
+
+def _encode(
+    model: object, processor: object, data: Path, examples: dict[str, list[Example]]
+) -> dict[str, Encoded]:
+    """The base's data with the vision encoder's hidden states as features, every image once."""
+    images = sorted({image for some in examples.values() for e in some for image in e.images})
     features = vision_features(model, processor, [data / image for image in images], lambda h: h)
-    return encode_examples(examples, processor, features, {p: i for i, p in enumerate(images)})
-
-
-def vision_features(
-    model: object, processor: object, paths: list[Path], after: Callable, batch_size: int = 64
-) -> np.ndarray:
-    """float32 (num_images, ...): `after` of the vision encoder's hidden states, batch by batch."""
-    from merit.models import vision_hidden_states
-
-    parts = []
-    for start in range(0, len(paths), batch_size):
-        pixels = pixel_values(paths[start : start + batch_size], processor)
-        parts.append(after(vision_hidden_states(model, pixels)).detach().numpy())
-    return np.concatenate(parts)
+    rows = {path: i for i, path in enumerate(images)}
+    return {
+        name: encode_examples(some, processor, features, rows) for name, some in examples.items()
+    }

@@ -8,39 +8,43 @@ from pathlib import Path
 
 import numpy as np
 
-from merit.config import MiniWorldData, load_experiment
+from merit.config import MiniTextData, MiniWorldData, load_experiment
 from merit.data.examples import Example, make_example
+from merit.data.text.write import write_mini_text
 from merit.data.world.benchmarks import RECIPES, benchmark_rows, png
-from merit.data.world.conversations import READ, converse, reading
+from merit.data.world.conversations import DESCRIBE, READ, converse, description, reading
 from merit.data.world.draw import Pen, draw_scene
 from merit.data.world.scene import KINDS, Scene, sample_scene
-from merit.data.world.tasks import Task, all_tasks, ask_task, task_sizes
+from merit.data.world.tasks import Task, all_sources, all_tasks, ask_task, task_sizes
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, atomic_write, write_json, write_jsonl
 from merit.progress import Progress
 
 # one independent stream of random numbers for each part, so that resizing one leaves the others
-STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4}
+STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "recaptions": 5}
 
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/data."""
     settings = load_experiment(name).data
     with atomic_folder(Artifacts(name).data) as folder:
-        write_mini_world(settings, folder)
+        if isinstance(settings, MiniTextData):
+            write_mini_text(settings, folder)
+        else:
+            write_mini_world(settings, folder)
 
 
 def write_mini_world(settings: MiniWorldData, folder: Path) -> None:
     """The generated world in the canonical formats (docs/formats.md)."""
     (folder / "images").mkdir()
     pen = Pen("train")
-    tasks = all_tasks()
+    tasks = all_sources() if settings.units == "sources" else all_tasks()
     with Progress("data", len(tasks) + len(RECIPES) * 2 + 1) as progress:
         rng = _stream(settings, "mixture")
         pool = _image_pool(settings.num_images, rng)
         for index, scene in enumerate(pool):
             _image(folder, "m", index).write_bytes(png(draw_scene(scene, pen)))
-        sizes = task_sizes(tasks, settings.num_examples, rng)
+        sizes = task_sizes(tasks, settings.num_examples, settings.size_spread, rng)
         for task, size in zip(tasks, sizes, strict=True):
             examples = mixture_examples(task, size, pool, rng)
             rows = [example.to_json() for example in examples]
@@ -54,6 +58,8 @@ def write_mini_world(settings: MiniWorldData, folder: Path) -> None:
             ],
         )
         _write_conversations(settings, folder, pen)
+        if settings.num_recaptions:
+            _write_recaptions(settings, folder, pen)
         progress.advance()
         for split, size in (
             ("test", settings.num_questions),
@@ -108,6 +114,19 @@ def _write_conversations(settings: MiniWorldData, folder: Path, pen: Pen) -> Non
         captions.append(make_example(f"caption-{i}", "caption", caption, images))
     write_jsonl(folder / "conversations.jsonl", [e.to_json() for e in conversations])
     write_jsonl(folder / "captions.jsonl", [e.to_json() for e in captions])
+
+
+def _write_recaptions(settings: MiniWorldData, folder: Path, pen: Pen) -> None:
+    """Long captions of further images: what stage 1.5 learns from (METHOD 4, the scaled base)."""
+    rng = _stream(settings, "recaptions")
+    captions = []
+    for i in range(settings.num_recaptions):
+        scene = sample_scene(rng)
+        _image(folder, "r", i).write_bytes(png(draw_scene(scene, pen)))
+        prompts, text = (DESCRIBE, description(scene)) if i % 2 else (READ, reading(scene))
+        turn = (prompts[int(rng.integers(len(prompts)))], text)
+        captions.append(make_example(f"recaption-{i}", "recaption", [turn], (_relative("r", i),)))
+    write_jsonl(folder / "recaptions.jsonl", [e.to_json() for e in captions])
 
 
 def _image_pool(count: int, rng: np.random.Generator) -> list[Scene]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from merit.config import load_experiment
-from merit.data.encode import encode_examples
+from merit.data.encode import encode_examples, vision_features
 from merit.data.examples import Example, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json
@@ -17,11 +17,14 @@ from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/encoded."""
     load_experiment(name)
-    paths = Artifacts(name)
+    write_encoded(Artifacts(name))
+
+
+def write_encoded(paths: Artifacts) -> None:
+    """Write `paths.encoded` from `paths.data`, with the features of `paths.base`."""
     tasks, examples = read_mixture(paths)
 
     from merit.models import load_model, load_processor, project, use_one_thread
-    from merit.stages.base import vision_features
 
     use_one_thread()
     model, processor = load_model(paths.base), load_processor(paths.base)

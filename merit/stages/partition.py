@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from merit.config import Experiment, MeritMethod, load_experiment
-from merit.core.partition import merit_groups, random_groups
-from merit.core.similarity import cosine_matrix, pca
+from merit.config import Experiment, load_experiment
+from merit.core.partition import (
+    Split,
+    check_counts,
+    conflict_groups,
+    joint_group,
+    kmeans_groups,
+    merit_groups,
+    random_groups,
+)
+from merit.core.similarity import cosine_matrix, gradient_coordinates, gram_pca, pca
 from merit.errors import MeritError
 from merit.io.artifacts import (
     Artifacts,
@@ -20,7 +31,7 @@ from merit.io.artifacts import (
     value_hash,
     write_json,
 )
-from merit.methods import Branch, Model, Plan, plan
+from merit.methods import Branch, Model, Partition, Plan, plan
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -30,14 +41,16 @@ def run(name: str, item: str | None = None) -> None:
     names = [entry["task"] for entry in tasks]
     if read_json(paths.gradients / "tasks.json")["tasks"] != names:
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
-    similarity = cosine_matrix(read_array(paths.gradients / "gradients.npy"))
-    axes = [m.axes for m in experiment.methods.values() if isinstance(m, MeritMethod)]
+    planned = plan(experiment)
+    gradients = read_array(paths.gradients / "gradients.npy")
+    similarity = cosine_matrix(gradients)
+    axes = [_num_axes(p) for p in planned.partitions.values() if p.kind == "merit"]
     num_axes = min(len(names), max([2, *axes]))  # two at least: the scatter plot shows two
     components = pca(similarity, num_axes)
-    planned = plan(experiment)
-    partitions, splits = assign(planned, tasks, components.embedding)
+    known = Evidence(tasks, gradients, similarity, components.embedding)
+    partitions, splits = assign(planned, known)
     manifests = build_manifests(experiment, planned, tasks, partitions)
-    check_budgets(planned, manifests)
+    check_budgets(planned, manifests, tasks)
     with atomic_folder(paths.partition) as folder:
         np.save(folder / "similarity.npy", similarity)
         np.save(folder / "embedding.npy", components.embedding)
@@ -56,33 +69,98 @@ def run(name: str, item: str | None = None) -> None:
             write_json(folder / "manifests" / f"{manifest['branch']}.json", manifest)
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the T tasks when they are assigned; rows in the order of `tasks`."""
+
+    tasks: list[dict[str, Any]]  # encoded/tasks.json
+    gradients: np.ndarray  # (T, D) float32, memory-mapped; read by the rules that need it alone
+    similarity: np.ndarray  # (T, T) float64
+    embedding: np.ndarray  # (T, num_axes) float64, of the cosine PCA
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [entry["task"] for entry in self.tasks]
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(T,) samples: what groups are balanced by."""
+        return np.array([entry["num_samples"] for entry in self.tasks])
+
+    @cached_property
+    def raw_embedding(self) -> np.ndarray:
+        """(T, T) scores on all axes of the raw-gradient PCA: one pass over the gradients."""
+        return gram_pca(self.gradients, len(self.tasks)).embedding
+
+
+def _num_axes(partition: Partition) -> int:
+    """r of 2^r groups."""
+    return partition.num_groups.bit_length() - 1
+
+
+# The groups (T,), and the cuts where they lie on the axes of embedding.npy.
+Assignment = tuple[np.ndarray, list[Split]]
+
+
+def _joint(known: Evidence, partition: Partition) -> Assignment:
+    return joint_group(known.names), []
+
+
+def _merit(known: Evidence, partition: Partition) -> Assignment:
+    return merit_groups(known.embedding, known.counts, known.names, _num_axes(partition))
+
+
+def _rawpca(known: Evidence, partition: Partition) -> Assignment:
+    num_axes = _num_axes(partition)
+    groups, _ = merit_groups(known.raw_embedding, known.counts, known.names, num_axes)
+    return groups, []
+
+
+def _random(known: Evidence, partition: Partition) -> Assignment:
+    assert partition.seed is not None
+    return random_groups(known.counts, known.names, partition.num_groups, partition.seed), []
+
+
+def _kmeans(known: Evidence, partition: Partition) -> Assignment:
+    assert partition.seed is not None
+    # as far from each other as the normalised gradients, with T columns instead of D
+    features = gradient_coordinates(known.similarity)
+    return kmeans_groups(features, known.names, partition.num_groups, partition.seed), []
+
+
+def _conflict(known: Evidence, partition: Partition) -> Assignment:
+    assert partition.reading is not None
+    return conflict_groups(known.similarity, known.names, partition.reading), []
+
+
+RULES: dict[str, Callable[[Evidence, Partition], Assignment]] = {
+    "joint": _joint,
+    "merit": _merit,
+    "rawpca": _rawpca,
+    "random": _random,
+    "kmeans": _kmeans,
+    "conflict": _conflict,
+}
+
+
 def assign(
-    planned: Plan, tasks: list[dict[str, Any]], embedding: np.ndarray
+    planned: Plan, known: Evidence
 ) -> tuple[dict[str, dict[str, int]], dict[str, list[dict[str, Any]]]]:
     """{partition key: {task: group}} for every key of the plan, and the merit partitions' splits.
 
     Raises MeritError, naming the partition, for fewer tasks than groups or an empty task.
     """
-    names = [entry["task"] for entry in tasks]
-    counts = np.array([entry["num_samples"] for entry in tasks])
     partitions: dict[str, dict[str, int]] = {}
     splits: dict[str, list[dict[str, Any]]] = {}
-    for branch in planned.branches.values():
-        key = branch.partition
-        if key in partitions:
-            continue
+    for key, partition in planned.partitions.items():
         try:
-            if key == "joint":
-                groups = np.zeros(len(names), dtype=np.int64)
-            elif key.startswith("merit-"):
-                axes = branch.num_groups.bit_length() - 1
-                groups, cuts = merit_groups(embedding, counts, names, axes)
-                splits[key] = [vars(cut) for cut in cuts]
-            else:
-                groups = random_groups(counts, names, branch.num_groups, branch.seed)
+            check_counts(known.counts, known.names, partition.num_groups)
+            groups, cuts = RULES[partition.kind](known, partition)
         except MeritError as error:
             raise MeritError(f"partition {key!r}: {error}") from None
-        partitions[key] = {name: int(group) for name, group in zip(names, groups, strict=True)}
+        partitions[key] = dict(zip(known.names, groups.tolist(), strict=True))
+        if cuts:
+            splits[key] = [vars(cut) for cut in cuts]
     return partitions, splits
 
 
@@ -117,18 +195,20 @@ def build_manifests(
     return manifests
 
 
-def check_budgets(planned: Plan, manifests: dict[str, dict[str, Any]]) -> None:
-    """Every model's branches spend one mixture's tokens an epoch (a soup's, one a member)."""
-    one_epoch = next(
-        (m["num_tokens"] / m["epochs"] for m in manifests.values() if m["partition"] == "joint"),
-        None,
-    )
+def check_budgets(
+    planned: Plan, manifests: dict[str, dict[str, Any]], tasks: list[dict[str, Any]]
+) -> None:
+    """Every model's branches spend one mixture's tokens an epoch (a soup's, one a member).
+
+    Raises AssertionError, which no settings can bring about: groups cover every task once.
+    """
+    one_epoch = sum(entry["num_tokens"] for entry in tasks)
     for model in planned.models.values():
         if model.rule != "merge":
             continue
         spent = sum(manifests[branch]["num_tokens"] for branch in model.branches)
-        due = budget(model, planned.branches, one_epoch or spent)
-        if one_epoch is not None and abs(spent - due) > len(model.branches):  # rounding
+        due = budget(model, planned.branches, one_epoch)
+        if abs(spent - due) > len(model.branches):  # rounding
             raise AssertionError(f"{model.id} spends {spent} tokens, its budget is {due}")
 
 

@@ -26,7 +26,7 @@ from merit.data.world.scene import Scene, sample_scene
 from merit.data.world.skills import SKILLS, Skill
 from merit.data.world.tasks import SHORT, lettered
 
-DESCRIBE_WORDING = "please describe the whole image at length ."
+DESCRIBE_WORDING = "please describe this whole image ."
 EXPLAIN_WORDING = "please answer both at length and say why ."
 
 

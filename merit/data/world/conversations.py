@@ -29,6 +29,7 @@ EXPLAIN = (
     "answer at length .",
     "please answer both and say why .",
 )
+SHORT_SHARE, OPTION_SHARE = 0.03, 0.12  # of the single questions; the others get a sentence
 BASE_SKILLS = frozenset(
     ["count_shape", "count_colour", "count_all", "presence", "colour_of", "shape_of", "size_of",
      "place_of", "ground", "bar_height", "tallest", "bar_right_of", "read_word", "read_number",
@@ -116,9 +117,9 @@ def converse(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     for subject, question in asked:
         text = training_wording(subject, question, rng)
         style = rng.random()
-        if style < 0.1:
+        if style < SHORT_SHARE:
             turns.append((f"{text} {SHORT[int(rng.integers(3))]}", question.answer))
-        elif style < 0.3:
+        elif style < SHORT_SHARE + OPTION_SHARE:
             turns.append(option_turn(text, question, int(rng.integers(3)), rng))
         else:
             turns.append((text, f"{question.statement} ."))

@@ -1,12 +1,15 @@
 """The 136 tasks: 32 skills in four answer styles, and two captions for each kind of scene.
 
+`all_sources` adds 40 units that pool several of them, as The Cauldron's subsets and whole data sets
+do in the paper's mixture of 176 sources.
+
 Tasks of one skill share their questions and differ in how they must be answered, which is what
 makes their gradients conflict. Each task has an instruction of its own, as in Vision-FLAN.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,7 +32,11 @@ LIST = ("list what is shown .", "make a list of all you see .")
 
 @dataclass(frozen=True)
 class Task:
-    """One task unit: `subject` is a skill, or a kind of scene for captions."""
+    """One task unit: `subject` is a skill, or a kind of scene for captions.
+
+    Pooled units: style "mixed" draws a style for every example, subject "all" a skill that the
+    scene allows.
+    """
 
     name: str
     family: str
@@ -39,7 +46,9 @@ class Task:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        return (self.subject,) if self.style in CAPTIONS else skill(self.subject).kinds
+        if self.subject == "all":
+            return KINDS
+        return (self.subject,) if self.subject in KINDS else skill(self.subject).kinds
 
 
 def all_tasks() -> list[Task]:
@@ -59,15 +68,30 @@ def all_tasks() -> list[Task]:
     return sorted(tasks, key=lambda task: task.name)
 
 
-def task_sizes(tasks: list[Task], num_examples: int, rng: np.random.Generator) -> list[int]:
-    """Unequal sizes (log-normal, at least 8 a task) that add up to about `num_examples`."""
-    shares = rng.lognormal(0.0, 0.6, len(tasks))
+def all_sources() -> list[Task]:
+    """176 units: the 136 tasks, 35 pooled over styles, and 5 single sources pooled over skills."""
+    pooled = [Task(f"{s.name}-pool", "pooled", "mixed", s.name, i) for i, s in enumerate(SKILLS)]
+    pooled += [Task(f"{k}-pool", "pooled", "captions", k, 0) for k in KINDS if k != "sum"]
+    single = [Task(f"source-{style}", "single source", style, "all", 0) for style in STYLES]
+    single.append(Task("source-captions", "single source", "captions", "all", 0))
+    return sorted([*all_tasks(), *pooled, *single], key=lambda task: task.name)
+
+
+def task_sizes(
+    tasks: list[Task], num_examples: int, spread: float, rng: np.random.Generator
+) -> list[int]:
+    """Unequal sizes that add up to about `num_examples`; at least 8 a task.
+
+    Log-normal shares; `spread` is the standard deviation of their logarithm.
+    """
+    shares = rng.lognormal(0.0, spread, len(tasks))
     shares /= shares.sum()
     return [max(8, round(num_examples * share)) for share in shares]
 
 
 def ask_task(task: Task, scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     """(prompt, answer) of one example, or None where the scene does not allow the question."""
+    task = _unpooled(task, scene, rng)
     if task.style in CAPTIONS:
         instructions = BRIEF if task.style == "brief" else LIST
         prompt = instructions[int(rng.integers(len(instructions)))]
@@ -78,7 +102,8 @@ def ask_task(task: Task, scene: Scene, rng: np.random.Generator) -> tuple[str, s
         return None
     text = training_wording(subject, question, rng)
     if task.style == "short":
-        return f"{text} {SHORT[task.variant % 3]}", question.answer
+        # any of the three: benchmarks ask for short answers in one way, whatever the skill
+        return f"{text} {SHORT[int(rng.integers(3))]}", question.answer
     if task.style == "option":
         return option_turn(text, question, task.variant % 3, rng)
     if task.style == "sentence":
@@ -87,6 +112,20 @@ def ask_task(task: Task, scene: Scene, rng: np.random.Generator) -> tuple[str, s
         f"{text} {RATIONALE[task.variant % 3]}",
         f"{question.evidence} , so the answer is {question.answer} .",
     )
+
+
+def _unpooled(task: Task, scene: Scene, rng: np.random.Generator) -> Task:
+    """The task that one example of a pooled unit is drawn from; any other task is itself."""
+    style, subject, variant = task.style, task.subject, task.variant
+    if style == "captions":
+        style = CAPTIONS[int(rng.integers(len(CAPTIONS)))]
+        return replace(task, style=style, subject=scene.kind)
+    if style == "mixed":
+        style, variant = STYLES[int(rng.integers(len(STYLES)))], int(rng.integers(3))
+    if subject == "all":
+        known = [s.name for s in SKILLS if scene.kind in s.kinds]
+        subject, variant = known[int(rng.integers(len(known)))], int(rng.integers(3))
+    return replace(task, style=style, subject=subject, variant=variant)
 
 
 def training_wording(subject: Skill, question: Question, rng: np.random.Generator) -> str:

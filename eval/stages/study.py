@@ -1,0 +1,70 @@
+"""study: one of the paper's measurements besides its main tables (merit.studies)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.report.provenance import git_commit
+from eval.report.tables import latex_table, markdown_table
+from merit.config import load_experiment
+from merit.errors import MeritError
+from merit.io.artifacts import (
+    Artifacts,
+    atomic_folder,
+    atomic_write,
+    file_hash,
+    value_hash,
+    write_json,
+)
+from merit.studies import STUDIES, folder
+
+Row = dict[str, Any]
+
+
+def run(name: str, item: str | None = None) -> None:
+    """Write reports/studies/<name>/<item>."""
+    experiment, paths = load_experiment(name), Artifacts(name)
+    if item not in STUDIES:
+        raise MeritError(f"study: there is no study {item!r}; there are {', '.join(STUDIES)}")
+    settings = getattr(experiment.studies, item)
+    if settings is None:
+        raise MeritError(f"experiments/{name}.yaml: key `studies.{item}` is missing; add it")
+    module = importlib.import_module(f"eval.studies.{item}")
+    result = module.measure(experiment, paths, settings)
+    result["provenance"] = {
+        "base_hash": file_hash(paths.base / "model.safetensors"),
+        "commit": git_commit(),
+        "settings": settings.model_dump(mode="json"),
+        "settings_hash": value_hash(settings.model_dump(mode="json")),
+    }
+    result = json.loads(json.dumps(result))  # what is drawn is what is stored
+    result["title"] = STUDIES[item].title
+    with atomic_folder(folder(name, item)) as out:
+        write_json(out / "result.json", result)
+        for stem, rows in result["tables"].items():
+            write_table(out, stem, rows, STUDIES[item].title, f"tab:{name}-{stem}")
+        module.draw(result, out)
+
+
+def write_table(out: Path, stem: str, rows: Sequence[Row], title: str, label: str) -> None:
+    """<stem>.csv, .md and .tex; the columns are those of the first row."""
+    header = list(rows[0])
+    cells = [[_cell(row[column]) for column in header] for row in rows]
+    lines = [",".join(_quoted(cell) for cell in row) for row in [header, *cells]]
+    atomic_write(out / f"{stem}.csv", "\n".join(lines) + "\n")
+    atomic_write(out / f"{stem}.md", markdown_table([header, *cells]))
+    atomic_write(out / f"{stem}.tex", latex_table([header, *cells], title, label))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _quoted(cell: str) -> str:
+    return f'"{cell}"' if "," in cell else cell

@@ -1,0 +1,201 @@
+"""How many examples a task's mean gradient needs (METHOD 6, table 11).
+
+The paper compares the gradient of n of a task's examples with that of 1000. Where tasks hold fewer
+(the mini study's hold about 70 each), a family of tasks stands in for a task: its examples are
+pooled. A family mixes tasks and answer styles, so its gradients spread more than one task's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from eval.report.paper import load_paper_table
+from eval.report.style import BLUE, GREY, VERMILION, new_figure, save, styled
+from merit.config import Experiment
+from merit.config_studies import Calibration
+from merit.errors import MeritError
+from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json
+from merit.progress import Progress
+from merit.stages.gradients import AtBase
+
+TABLE = "table11_calibration"
+CLAIMED = 200  # examples; the paper's claim (C11) is about these
+
+
+def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> dict[str, Any]:
+    """Table 11 from one pass over `reference` examples for every unit and draw.
+
+    Gradients keep one entry in `gradients.stride`, as the method's own do. The n examples are part
+    of the reference's, as in the paper, whose cosine at n = 1000 is 1.
+    Raises MeritError where no unit holds `reference` examples.
+    """
+    base = AtBase.load(experiment, paths)
+    units = _units(base, paths, settings)
+    sizes = [*sorted(set(settings.sizes)), settings.reference]
+    num_tokens = base.data.num_loss_tokens()
+    stride = experiment.gradients.stride
+    cosines = np.empty((len(units), settings.num_draws, len(sizes)))
+    label = f"calibration over {len(units)} units"
+    with Progress(label, cosines.size) as progress:
+        for unit, pool in enumerate(units.values()):
+            for draw_ in range(settings.num_draws):
+                chosen = np.random.default_rng([draw_, unit]).permutation(pool)
+                chosen = chosen[: settings.reference]
+
+                def sums(order: NDArray[np.int64] = chosen) -> Iterable[Tensor]:
+                    for part in np.split(order, sizes[:-1]):
+                        yield base.gradient(part, stride) * int(num_tokens[part].sum())
+                        progress.advance()
+
+                cosines[unit, draw_] = cosines_to_last(sums())
+    table = calibration_table(cosines, sizes)
+    at = {row["n"]: row for row in table}
+    nearest = min(sizes[:-1], key=lambda n: abs(n - CLAIMED))
+    row = at[nearest]
+    summary = {
+        "n": nearest,
+        "reference": settings.reference,
+        "unit": settings.unit,
+        "num_units": len(units),
+        "num_draws": settings.num_draws,
+        "stride": stride,
+        **{key: row[key] for key in ("mean_cosine", "std", "low", "high", "std_draws")},
+    }
+    return {
+        "tables": {TABLE: table},
+        "summary": summary,
+        "text": _text(summary),
+        "units": {name: cosines[i].mean(axis=0).round(6).tolist() for i, name in enumerate(units)},
+        "sizes": sizes,
+    }
+
+
+def _units(base: AtBase, paths: Artifacts, settings: Calibration) -> dict[str, NDArray[np.int64]]:
+    """The examples of every task, or of every family, that has `reference` of them, by name."""
+    names = np.array(base.tasks)
+    if settings.unit == "family":
+        entries = read_json(paths.data / "tasks.json")
+        family = {entry["task"]: entry["family"] for entry in entries}
+        names = np.array([family[task] for task in base.tasks])
+    owners = names[base.owner]
+    sizes = dict(zip(*np.unique(owners, return_counts=True), strict=True))
+    kept = [name for name, size in sizes.items() if size >= settings.reference]
+    if not kept:
+        advice = " or set `unit: family`" if settings.unit == "task" else ""
+        raise MeritError(
+            f"studies.calibration: no {settings.unit} holds {settings.reference} examples, the "
+            f"largest has {max(sizes.values())}; lower `reference`{advice}"
+        )
+    return {str(name): np.flatnonzero(owners == name) for name in kept}
+
+
+def cosines_to_last(parts: Iterable[Tensor]) -> list[float]:
+    """cos(S_j, S_J) of the running sums S_j = p_1 + ... + p_j, j = 1..J, of vectors (P,).
+
+    With p_j = (summed token gradients of the j-th share of the examples), S_j points as the mean
+    gradient of all examples up to there. Sums in float32, products in float64.
+    """
+    running: list[Tensor] = []
+    for part in parts:
+        running.append(running[-1] + part if running else part)
+    last = running[-1].double()
+    cosines = [float(torch.cosine_similarity(r.double(), last, dim=0, eps=0.0)) for r in running]
+    return [*cosines[:-1], 1.0]  # without the rounding
+
+
+def calibration_table(cosines: NDArray[np.float64], sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Table 11 from cosines (units, draws, sizes).
+
+    `mean_cosine` and `std` are over units, each the mean of its draws; low and high the 95 % t
+    interval of that mean; `std_draws` the standard deviation over draws, averaged over units. A
+    spread over one unit or one draw is None.
+    """
+    num_units, num_draws, _ = cosines.shape
+    per_unit = cosines.mean(axis=1)
+    rows = []
+    for j, n in enumerate(sizes):
+        values = per_unit[:, j]
+        mean = float(values.mean())
+        std = float(values.std(ddof=1)) if num_units > 1 else None
+        half = None
+        if std is not None:
+            half = float(stats.t.ppf(0.975, num_units - 1)) * std / math.sqrt(num_units)
+        draws = cosines[:, :, j].std(axis=1, ddof=1).mean() if num_draws > 1 else None
+        rows.append(
+            {
+                "n": n,
+                "mean_cosine": mean,
+                "std": std,
+                "low": None if half is None else mean - half,
+                "high": None if half is None else min(1.0, mean + half),
+                "std_draws": None if draws is None else float(draws),
+                "num_units": num_units,
+                "num_draws": num_draws,
+            }
+        )
+    return rows
+
+
+def _text(summary: dict[str, Any]) -> str:
+    plural = "tasks" if summary["unit"] == "task" else "families of tasks"
+    interval = (
+        ""
+        if summary["low"] is None
+        else f" (95 % interval {summary['low']:.3f} to {summary['high']:.3f} over units)"
+    )
+    pooled = (
+        ""
+        if summary["unit"] == "task"
+        else " A family's examples are pooled, since no task here "
+        "holds as many; families mix tasks and answer styles."
+    )
+    return (
+        f"The mean gradient of {summary['n']} examples has cosine {summary['mean_cosine']:.3f}"
+        f"{interval} to that of {summary['reference']} examples, over {summary['num_units']} "
+        f"{plural} with as many and {summary['num_draws']} draws each; the paper: 0.847 at 200 of "
+        f"1000, over tasks.{pooled}"
+    )
+
+
+def draw(result: dict[str, Any], folder: Path) -> None:
+    """calibration: the mean with its spread over units, every unit, and the paper's curve."""
+    rows, sizes = result["tables"][TABLE], result["sizes"]
+    mean = np.array([row["mean_cosine"] for row in rows])
+    std = np.array([row["std"] or 0.0 for row in rows])
+    summary = result["summary"]
+    paper = np.array(load_paper_table(TABLE, REPORTS_DIR).rows, dtype=np.float64)
+    plural = "tasks" if summary["unit"] == "task" else "families"
+    with styled():
+        figure = new_figure(5.2, 3.6)
+        axes = figure.subplots()
+        axes.fill_between(
+            sizes, mean - std, np.minimum(mean + std, 1), color=BLUE, alpha=0.18, lw=0
+        )
+        for values in result["units"].values():
+            axes.plot(sizes, values, color=BLUE, lw=0.5, alpha=0.5)
+        axes.plot(
+            sizes, mean, "o-", color=BLUE, ms=4, lw=1.6,
+            label=f"ours: mean of {len(result['units'])} {plural}, each a thin line; band: std",
+        )  # fmt: skip
+        axes.errorbar(
+            paper[:, 0], paper[:, 1], yerr=paper[:, 2],
+            fmt="s--", color=VERMILION, ms=3, lw=0.9, elinewidth=0.6, capsize=2,
+            label="paper, Qwen2.5-VL-3B: mean and std over tasks",
+        )  # fmt: skip
+        axes.axvline(summary["n"], color=GREY, lw=0.8, ls=":")
+        axes.set_xlabel("n, examples in the mean gradient")
+        axes.set_ylabel(f"cosine to the {summary['reference']}-example gradient")
+        axes.set_title(
+            f"Calibration size: {summary['mean_cosine']:.3f} with {summary['n']} examples"
+        )
+        axes.legend(loc="lower right")
+    save(figure, folder / "figures", "calibration")

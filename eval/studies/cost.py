@@ -1,0 +1,233 @@
+"""Wall-clock time of the method's steps beside joint training's (METHOD 6, table 15).
+
+The numbers are the seconds that the stages took when they last ran here (artifacts' `timings/`, and
+every branch's `timing.jsonl`): they differ from run to run and from machine to machine. A stage
+that DVC restored from its cache took no time here and has no file; its row says so.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.report.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save, styled
+from merit.config import Experiment
+from merit.config_studies import Cost
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, read_jsonl
+from merit.methods import Model, plan
+
+TABLE = "table15_wall_clock"
+RESTORED = "restored from the cache: no time taken here"
+LOOPS = "training loops alone: some stages were restored from the cache"
+Row = dict[str, Any]
+
+
+def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[str, Any]:
+    """Table 15: means over a method's seeds.
+
+    `seconds` is total compute (a method's branches added up, and its merge), `wall_seconds` the
+    longest branch and the merge: the time on as many machines as there are branches.
+    `overhead_percent` is both sides' compute compared, 100 (method / joint - 1), without gradients
+    and partition, which are paid once for a mixture; `first_overhead_percent` counts them, too.
+    Raises MeritError where the experiment has no such method.
+    """
+    models: dict[str, list[Model]] = {}
+    for model in plan(experiment).models.values():
+        models.setdefault(model.method, []).append(model)
+    for method in (settings.joint, *settings.methods):
+        if not any(model.branches for model in models.get(method, [])):
+            raise MeritError(
+                f"studies.cost: {method!r} is no method that trains branches at this level; "
+                f"there are {', '.join(name for name in models if models[name][0].branches)}"
+            )
+
+    steps = [
+        stage_row(step, _stage_seconds(paths, stage))
+        for step, stage in (
+            ("basin preparation", "base"),
+            ("gradient extraction", "gradients"),
+            ("cosine similarity matrix, pca, split", "partition"),
+        )
+    ]
+    chosen = {method: models[method] for method in (settings.joint, *settings.methods)}
+    # one basis for every method, so that loops are never compared with whole stages
+    whole = all(
+        _stage_seconds(paths, f"train-{branch}") is not None
+        for those in chosen.values()
+        for model in those
+        for branch in model.branches
+    )
+    rows = {
+        method: method_row(method, [_training(paths, model, whole) for model in those], whole)
+        for method, those in chosen.items()
+    }
+    joint = rows[settings.joint]
+    once = [row["seconds"] for row in steps[1:]]
+    for method in settings.methods:
+        add_overhead(rows[method], joint, once)
+    table = steps + list(rows.values())
+    last = rows[settings.methods[-1]]
+    summary = {
+        "method": settings.methods[-1],
+        "joint": settings.joint,
+        "whole_stages": whole,
+        "joint_seconds": joint["seconds"],
+        "gradient_seconds": once[0],
+        "partition_seconds": once[1],
+        **{key: last[key] for key in ("seconds", "wall_seconds", "first_overhead_percent")},
+        "overhead_percent": {m: rows[m]["overhead_percent"] for m in settings.methods},
+        "overhead_share": None,
+    }
+    if last["overhead_percent"] is not None:
+        summary["overhead_share"] = last["overhead_percent"] / 100
+    return {"tables": {TABLE: table}, "summary": summary, "text": _text(summary, last)}
+
+
+def _stage_seconds(paths: Artifacts, name: str) -> float | None:
+    """What the stage took when it last ran here; None where it did not."""
+    path = paths.folder / "timings" / f"{name}.json"
+    return float(read_json(path)["seconds"]) if path.is_file() else None
+
+
+def _loop_seconds(paths: Artifacts, branch: str) -> float | None:
+    """The branch's training loop alone, wherever it ran: its record travels with the branch."""
+    path = paths.branch(branch) / "timing.jsonl"
+    records = read_jsonl(path) if path.is_file() else []
+    return float(records[-1]["seconds"]) if records else None
+
+
+def _training(
+    paths: Artifacts, model: Model, whole: bool
+) -> tuple[list[float | None], float | None]:
+    """(seconds of every branch, of the merge) of one model."""
+    seconds: Callable[[str], float | None] = (
+        (lambda branch: _stage_seconds(paths, f"train-{branch}"))
+        if whole
+        else (lambda branch: _loop_seconds(paths, branch))
+    )
+    merge = _stage_seconds(paths, f"merge-{model.id}")
+    return [seconds(branch) for branch in model.branches], merge
+
+
+def stage_row(step: str, seconds: float | None) -> Row:
+    """A step that runs once."""
+    return {
+        "stage": step,
+        "seconds": seconds,
+        "std": None,
+        "wall_seconds": seconds,
+        "branches": None,
+        "runs": 0 if seconds is None else 1,
+        "overhead_percent": None,
+        "first_overhead_percent": None,
+        "note": RESTORED if seconds is None else "",
+    }
+
+
+def method_row(
+    method: str, runs: Sequence[tuple[Sequence[float | None], float | None]], whole: bool
+) -> Row:
+    """Branches + merge of one method, from (seconds of the branches, of the merge) a seed.
+
+    A seed with a branch of unknown time does not count. A merge of unknown time counts nothing: it
+    takes a fraction of a second.
+    """
+    known = [
+        ([float(b) for b in branches if b is not None], merge or 0.0)
+        for branches, merge in runs
+        if all(b is not None for b in branches)
+    ]
+    row = stage_row(f"{method}: branches + merge", None)
+    row["branches"] = len(runs[0][0])
+    if not known:
+        return row
+    totals = [sum(branches) + merge for branches, merge in known]
+    notes = [] if whole else [LOOPS]
+    if any(merge is None for _, merge in runs):
+        notes.append("merges restored from the cache count nothing")
+    return row | {
+        "seconds": statistics.fmean(totals),
+        "std": statistics.stdev(totals) if len(totals) > 1 else None,
+        "wall_seconds": statistics.fmean(max(branches) + merge for branches, merge in known),
+        "runs": len(known),
+        "note": "; ".join(notes),
+    }
+
+
+def add_overhead(row: Row, joint: Row, once: Sequence[float | None]) -> None:
+    """100 (method / joint - 1), without and with the steps that are paid once for a mixture."""
+    if row["seconds"] is None or not joint["seconds"]:
+        return
+    row["overhead_percent"] = 100 * (row["seconds"] / joint["seconds"] - 1)
+    paid = [seconds for seconds in once if seconds is not None]
+    if len(paid) == len(once):
+        total = row["seconds"] + sum(paid)
+        row["first_overhead_percent"] = 100 * (total / joint["seconds"] - 1)
+
+
+def _text(summary: dict[str, Any], row: Row) -> str:
+    method, joint = summary["method"], summary["joint"]
+    closing = (
+        "Wall-clock times are not reproducible to the byte: branches ran side by side on this "
+        "machine, and another run gives other seconds."
+    )
+    if summary["overhead_share"] is None:
+        return f"No overhead of {method} over {joint} here: their branches left no times. {closing}"
+    basis = "whole stages" if summary["whole_stages"] else LOOPS
+    first = summary["first_overhead_percent"]
+    with_all = (
+        "the gradients or the partition were restored from the cache, so that their share is "
+        "not known"
+        if first is None
+        else f"with gradients and partition, paid once for a mixture, {first:+.1f} %"
+    )
+    return (
+        f"{method}'s {row['branches']} branches and merge take {summary['seconds']:.1f} s of "
+        f"compute where {joint} takes {summary['joint_seconds']:.1f} s: "
+        f"{100 * summary['overhead_share']:+.1f} % ({basis}; paper: +24 % at 3B, +0.8 % at 7B); "
+        f"{with_all}. On {row['branches']} machines the branches and the merge take "
+        f"{summary['wall_seconds']:.1f} s. {closing}"
+    )
+
+
+def draw(result: dict[str, Any], folder: Path) -> None:
+    """cost: compute of every method on top of the gradients and the partition, and wall-clock."""
+    rows, summary = result["tables"][TABLE], result["summary"]
+    methods = [row for row in rows if row["branches"] is not None and row["seconds"] is not None]
+    once = (
+        ("gradients", summary["gradient_seconds"] or 0.0, ORANGE),
+        ("partition", summary["partition_seconds"] or 0.0, GREY),
+    )
+    with styled():
+        figure = new_figure(6.4, 0.9 + 0.62 * max(1, len(methods)))
+        axes = figure.subplots()
+        for i, row in enumerate(methods):
+            start = 0.0
+            is_joint = row["stage"].startswith(f"{summary['joint']}:")
+            for label, seconds, color in () if is_joint else once:
+                axes.barh(i - 0.19, seconds, 0.36, left=start, color=color, label=label)
+                start += seconds
+            axes.barh(
+                i - 0.19, row["seconds"], 0.36, left=start, xerr=row["std"],
+                color=VERMILION if is_joint else BLUE, error_kw={"lw": 0.8, "capsize": 2},
+                label="joint training" if is_joint else "branches + merge, added up",
+            )  # fmt: skip
+            if not is_joint:
+                axes.barh(
+                    i + 0.19, start + row["wall_seconds"], 0.36, color=GREEN,
+                    label="wall-clock on a machine a branch, all steps",
+                )  # fmt: skip
+        names = [row["stage"].partition(":")[0] for row in methods]
+        axes.set_yticks(range(len(methods)), names)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("seconds (std over seeds where there are several)")
+        axes.set_title("Compute and wall-clock time")
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        if unique:
+            figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    save(figure, folder / "figures", "cost")

@@ -1,0 +1,232 @@
+"""gain: the merging gain that theorem 3.1 predicts beside the measured one.
+
+    sum_k w_k L(theta_k) - L(merged)  against  1/2 sum_k w_k d_k^T H d_k,  d_k = theta_k - merged
+
+L is the loss on a sample of the whole mixture. Branches are also shrunk towards the base,
+theta0 + t (theta_k - theta0), to show at which distance the quadratic model stops holding: the
+prediction is exact as t goes to 0, where both sides fall as t^2.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from eval.report.style import BLACK, group_mark, new_figure, save, styled
+from eval.studies.loss import Meter, base_vector, branch_vectors, open_meter, planned_model
+from merit.config import Experiment
+from merit.config_studies import Gain
+from merit.core.merge.average import weighted_average
+from merit.core.theory import measured_gain, merging_gain_from_products
+from merit.io.artifacts import Artifacts, read_json
+from merit.progress import Progress
+
+STYLES: dict[str, dict[str, Any]] = {
+    "measured": {},
+    "predicted": {"ls": "--", "mfc": "white"},
+    "predicted_at_base": {"ls": ":", "mfc": "none"},
+}
+LABELS = {
+    "measured": "measured",
+    "predicted": "curvature at merged",
+    "predicted_at_base": "curvature at base",
+}
+CLOSE = 0.1  # the quadratic model "holds" where the prediction is off by at most this share
+
+
+def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[str, Any]:
+    """A row for every method and shrinkage t; predictions by exact Hessian-vector products."""
+    models = [
+        planned_model(experiment, "gain.methods", method, settings.seed, 2)
+        for method in settings.methods
+    ]
+    meter = open_meter(experiment, paths, settings.num_examples, curvature=True)
+    base = base_vector(meter, paths)
+    rows = []
+    num_products = sum(len(model.branches) for model in models) * (1 + len(settings.shrinkages))
+    with Progress("gain", num_products) as progress:
+        for model in models:
+            branches = branch_vectors(meter, paths, model)
+            weights = read_json(paths.model(model.id) / "merge.json")["merge_weights"]
+            rows += [
+                {"method": model.method, "num_branches": len(branches)} | row
+                for row in gains(meter, base, branches, weights, settings.shrinkages, progress)
+            ]
+    summary = summarise(rows) | {
+        "seed": settings.seed,
+        "num_examples": meter.num_examples,
+        "num_tokens": int(meter.num_tokens.sum()),
+    }
+    return {"tables": {"gain": rows}, "summary": summary, "text": sentences(summary)}
+
+
+def gains(
+    meter: Meter,
+    base: torch.Tensor,
+    branches: list[torch.Tensor],
+    merge_weights: list[float],
+    shrinkages: list[float],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """One row a shrinkage t.
+
+    `predicted` takes H at the merged model: there the first-order terms cancel exactly, and the
+    error is of third order in the d_k. `predicted_at_base` takes H at the base and grows as t^2.
+    """
+    deltas = [branch - base for branch in branches]
+    at_base = predicted_gain(meter, base, deltas, merge_weights, progress)
+    rows = []
+    for t in shrinkages:
+        shrunk = [torch.lerp(base, branch, t) for branch in branches]
+        merged = weighted_average(shrunk, merge_weights)
+        losses = [meter.losses(theta) for theta in [*shrunk, merged]]
+        # batch by batch, so that the error is that of the difference
+        difference = np.tensordot(merge_weights, losses[:-1], axes=1) - losses[-1]
+        means = [meter.mean(values) for values in losses]
+        measured = measured_gain(means[:-1], means[-1], merge_weights)
+        predicted = predicted_gain(meter, merged, shrunk, merge_weights, progress)
+        rows.append(
+            {
+                "t": t,
+                "loss_branches": float(np.dot(merge_weights, means[:-1])),
+                "loss_merged": means[-1],
+                "measured": measured,
+                "measured_se": meter.standard_error(difference),
+                "predicted": predicted,
+                "predicted_at_base": t**2 * at_base,
+                "predicted_over_measured": predicted / measured if measured else None,
+            }
+        )
+    return rows
+
+
+def predicted_gain(
+    meter: Meter,
+    at: torch.Tensor,
+    displacements: list[torch.Tensor],
+    merge_weights: list[float],
+    progress: Progress,
+) -> float:
+    """Theorem 3.1 with the Hessian at `at`; displacements may be taken from any common origin."""
+
+    def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        progress.advance()
+        return meter.hessian_product(at, torch.from_numpy(v).to(at)).double().numpy()
+
+    rows = torch.stack(displacements).double().numpy()
+    return merging_gain_from_products(rows, product, merge_weights)
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Signs of the measured gains, and prediction over measurement at every t."""
+    shrinkages = sorted({row["t"] for row in rows})
+    ratios = {
+        t: [row["predicted_over_measured"] for row in rows if row["t"] == t] for t in shrinkages
+    }
+    close = list(takewhile(lambda t: all(map(_is_close, ratios[t])), shrinkages))
+    whole = [row for row in rows if row["t"] == shrinkages[-1]]
+    return {
+        "methods": [row["method"] for row in whole],
+        "shrinkages": shrinkages,
+        "num_rows": len(rows),
+        "num_positive": sum(row["measured"] > 0 for row in rows),
+        "measured": [row["measured"] for row in whole],
+        "measured_se": [row["measured_se"] for row in whole],
+        "predicted": [row["predicted"] for row in whole],
+        "predicted_at_base": [row["predicted_at_base"] for row in whole],
+        "ratios": [ratios[t] for t in shrinkages],
+        "close": CLOSE,
+        "largest_close_t": close[-1] if close else None,
+    }
+
+
+def _is_close(ratio: float | None) -> bool:
+    return ratio is not None and abs(ratio - 1) <= CLOSE
+
+
+def sentences(summary: dict[str, Any]) -> str:
+    """The outcome in words."""
+
+    def numbers(values: list[float | None]) -> str:
+        return ", ".join("undefined" if value is None else f"{value:.3g}" for value in values)
+
+    largest = summary["largest_close_t"]
+    holds = f"up to t = {largest:g}" if largest is not None else "not even there"
+    return (
+        f"For {', '.join(summary['methods'])} at t = {summary['shrinkages'][-1]:g} the measured "
+        f"merging gain is {numbers(summary['measured'])}, the predicted one "
+        f"{numbers(summary['predicted'])} (with the curvature at the base "
+        f"{numbers(summary['predicted_at_base'])}). Prediction over measurement is "
+        f"{numbers(summary['ratios'][0])} at t = {summary['shrinkages'][0]:g}; it stays within "
+        f"{summary['close']:.0%} of 1 for all methods {holds}. "
+        f"{summary['num_positive']} of {summary['num_rows']} measured gains are "
+        "positive (a negative one: along the branches the loss curves downwards)."
+    )
+
+
+def draw(result: dict[str, Any], folder: Path) -> None:
+    """Predicted against measured gain with the diagonal; and gain / t^2, a constant in theory."""
+    rows = result["tables"]["gain"]
+    with styled():
+        figure = new_figure(7.2, 3.6)
+        scatter, scaled = figure.subplots(1, 2)
+        _draw_scatter(scatter, rows)
+        _draw_scaled(scaled, rows)
+        save(figure, folder / "figures", "gain")
+
+
+def _by_method(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return {method: [row for row in rows if row["method"] == method] for method in methods}
+
+
+def _draw_scatter(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    values = [row[key] for row in rows for key in ("measured", "predicted")]
+    ends = (min(values), max(values))
+    axes.plot(ends, ends, color=BLACK, lw=0.7, ls="--", label="predicted = measured")
+    for i, (method, mine) in enumerate(_by_method(rows).items()):
+        color, marker = group_mark(i)
+        for row in mine:
+            axes.errorbar(
+                row["measured"],
+                row["predicted"],
+                xerr=row["measured_se"],
+                color=color,
+                marker=marker,
+                ms=3 + 4 * row["t"],
+                elinewidth=0.7,
+                label=method if row is mine[-1] else None,
+            )
+    # decades, but through zero where a gain is negative
+    linear = float(np.quantile(np.abs(values), 0.25)) or 1.0
+    for set_scale in (axes.set_xscale, axes.set_yscale):
+        if min(values) > 0:
+            set_scale("log")
+        else:
+            set_scale("symlog", linthresh=linear)
+    axes.set_title("Merging gain, predicted and measured")
+    axes.set_xlabel("measured: mean branch loss - merged loss")
+    axes.set_ylabel("predicted: theorem 3.1, curvature at merged")
+    axes.legend(loc="lower right", title="larger mark: larger t", title_fontsize=7)
+
+
+def _draw_scaled(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    for i, (_, mine) in enumerate(_by_method(rows).items()):
+        color, marker = group_mark(i)
+        at = [row["t"] for row in mine]
+        for key, style in STYLES.items():
+            heights = [row[key] / row["t"] ** 2 for row in mine]
+            axes.plot(at, heights, color=color, marker=marker, lw=1, ms=4, **style)
+    for key, style in STYLES.items():
+        axes.plot([], [], color=BLACK, marker="o", lw=1, ms=4, label=LABELS[key], **style)
+    axes.axhline(0, color=BLACK, lw=0.6)
+    axes.set_title("Where the quadratic model holds")
+    axes.set_xlabel("t: branches shrunk to theta0 + t (theta_k - theta0)")
+    axes.set_ylabel("gain / t^2")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)

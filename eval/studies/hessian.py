@@ -1,0 +1,272 @@
+"""Do directions of gradient conflict lie along the loss's curvature? (METHOD 7, table 21)
+
+The Hessian is that of the mean of four task losses (each a mean per token, so that a task with long
+answers counts no more than another), at theta0, over the trainable parameters. Lanczos holds
+num_steps x P float32 numbers, and exact products need attention that can be differentiated twice,
+so the model runs in the "eager" implementation throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.studies.hessian_figures import TIERS, draw
+from merit.config import Experiment
+from merit.config_studies import Hessian
+from merit.core.hessian import (
+    abs_cosines,
+    alignment_z_score,
+    conflict_directions,
+    hvp_central_difference,
+    hvp_exact,
+    lanczos,
+    max_abs_cos,
+    principal_angles,
+    quadrant_tasks,
+)
+from merit.core.similarity import cosine_matrix, pca
+from merit.io.artifacts import Artifacts
+from merit.progress import Progress
+from merit.stages.gradients import AtBase
+
+__all__ = ["draw", "measure"]
+
+TOLERANCE = 0.05  # relative difference up to which the paper's central differences stand
+TABLE, STEPS = "table21_hessian_pca_alignment", "hessian_epsilon"
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Gradient and Hessian products of the mean of several tasks' losses; flat vectors are (P,)."""
+
+    base: AtBase
+    examples: Sequence[NDArray[np.int64]]  # of each task
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """The gradient at `theta`; the model's own parameters are as before afterwards."""
+        tensors = list(self.base.parameters.values())
+        before = torch.nn.utils.parameters_to_vector(tensors).detach().clone()
+        torch.nn.utils.vector_to_parameters(theta, tensors)
+        try:
+            return torch.stack([self.base.gradient(mine) for mine in self.examples]).mean(dim=0)
+        finally:
+            torch.nn.utils.vector_to_parameters(before, tensors)
+
+    def product(self, v: Tensor) -> Tensor:
+        """H v by double backward, batch by batch."""
+        tensors = list(self.base.parameters.values())
+        total = torch.zeros_like(v)
+        for mine in self.examples:
+            num_tokens = int(self.base.data.num_loss_tokens()[mine].sum())
+            for compute in self.base.losses(mine):
+                product, count = _batch_product(compute, tensors, v)
+                total += product * (count / (num_tokens * len(self.examples)))
+        return total
+
+
+def _batch_product(
+    compute: Callable[[], tuple[Tensor, int]], tensors: Sequence[Tensor], v: Tensor
+) -> tuple[Tensor, int]:
+    """(H v of one batch's mean loss, its loss-bearing tokens)."""
+    loss, count = compute()
+    return hvp_exact(lambda: loss, tensors, v), count
+
+
+def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict[str, Any]:
+    """Table 21, the three tiers, and how far the paper's central differences can be trusted."""
+    base = AtBase.load(experiment, paths)
+    base.model.set_attn_implementation("eager")
+    seed, num_tasks = experiment.gradients.seed, len(base.tasks)
+
+    def task_gradient(task: int, stride: int = 1) -> Tensor:
+        return base.task_gradient(task, settings.num_examples, seed, stride)
+
+    rows = []
+    with Progress("gradients for the cosine matrix", num_tasks) as progress:
+        for task in range(num_tasks):
+            rows.append(task_gradient(task, experiment.gradients.stride).numpy())
+            progress.advance()
+    embedding = pca(cosine_matrix(np.stack(rows)), 2, "double").embedding
+    chosen = quadrant_tasks(torch.from_numpy(embedding))
+    gradients = torch.stack([task_gradient(task) for task in chosen])
+    directions = {
+        "raw": conflict_directions(gradients, centred=False),
+        "centered": conflict_directions(gradients, centred=True),
+    }
+
+    curvature = Curvature(
+        base, [base.examples_of(task, settings.num_examples, seed) for task in chosen]
+    )
+    theta0 = torch.nn.utils.parameters_to_vector(list(base.parameters.values())).detach().clone()
+
+    def difference(v: Tensor, epsilon: float = settings.epsilon) -> Tensor:
+        return hvp_central_difference(curvature.gradient, theta0, v, epsilon)
+
+    spectra: dict[str, tuple[Tensor, Tensor]] = {}
+    with Progress("Lanczos", 2 * settings.num_steps) as progress:
+        for name, product in (("exact", curvature.product), ("central_difference", difference)):
+
+            def counted(v: Tensor, product: Any = product) -> Tensor:
+                progress.advance()
+                return product(v)
+
+            spectra[name] = lanczos(
+                counted,
+                len(theta0),
+                settings.num_steps,
+                num_vectors=settings.num_eigenvectors,
+            )
+    eigenvalues, eigenvectors = spectra["exact"]
+    products = torch.stack([curvature.product(v) for v in eigenvectors])
+    residuals = (products - eigenvalues[:, None].float() * eigenvectors).norm(dim=1)
+    residuals = residuals / eigenvalues.abs().float()
+    errors = [
+        relative_difference(difference(v), hv) for v, hv in zip(eigenvectors, products, strict=True)
+    ]
+    used = "central_difference" if float(np.mean(errors)) <= TOLERANCE else "exact"
+
+    table = alignment_table(directions, spectra, used, settings.num_random)
+    leading = spectra[used][1]
+    by_task = []
+    with Progress("tasks against eigenvectors", num_tasks) as progress:
+        for task in range(num_tasks):  # one full gradient at a time
+            by_task.append(float(max_abs_cos(task_gradient(task)[None], leading)[0]))
+            progress.advance()
+    null = alignment_z_score(directions["raw"], leading, num_samples=settings.num_random)
+    aligned = {
+        "random task gradient": by_task,
+        "gradient of the four tasks": [by_task[task] for task in chosen],
+        "pca conflict direction": max_abs_cos(directions["raw"], leading).tolist(),
+        "pca conflict direction, double-centred": max_abs_cos(
+            directions["centered"], leading
+        ).tolist(),
+    }
+    tiers = tier_table((null.null_mean, null.null_std, settings.num_random), aligned)
+    mean_of = {row["direction"]: row["mean_max_abs_cos"] for row in tiers}
+    values = {row["metric"]: row["value"] for row in table}
+    summary = {
+        **values,
+        "used": used,
+        "epsilon": settings.epsilon,
+        "hvp_relative_difference_mean": float(np.mean(errors)),
+        "hvp_relative_difference_max": float(np.max(errors)),
+        "residual_max": float(residuals.max()),
+        "num_parameters": len(theta0),
+        "num_tasks": num_tasks,
+        "tasks": [base.tasks[task] for task in chosen],
+        "random_vector": mean_of["random unit vector"],
+        "task_gradient": mean_of["random task gradient"],
+        "own_gradient": mean_of["gradient of the four tasks"],
+        "pca_direction": mean_of["pca conflict direction"],
+        "tasks_at_least_as_aligned": float(
+            np.mean(np.array(by_task) >= mean_of["pca conflict direction"])
+        ),
+    }
+    random = torch.randn(len(theta0), generator=torch.Generator().manual_seed(1))
+    probes = {
+        "first_eigenvector": (eigenvectors[0], products[0]),
+        "last_eigenvector": (eigenvectors[-1], products[-1]),
+        "random_vector": (random / random.norm(), curvature.product(random / random.norm())),
+    }
+    steps = [
+        {
+            "epsilon": epsilon,
+            **{
+                name: relative_difference(difference(v, epsilon), hv)
+                for name, (v, hv) in probes.items()
+            },
+        }
+        for epsilon in (settings.epsilon * 10.0**-k for k in range(4))
+    ]
+    return {
+        "tables": {TABLE: table, TIERS: tiers, STEPS: steps},
+        "summary": summary,
+        "text": _text(summary),
+        "abs_cosines": {name: abs_cosines(d, leading).tolist() for name, d in directions.items()},
+        "eigenvalues": {name: pair[0].tolist() for name, pair in spectra.items()},
+        "residuals": residuals.tolist(),
+        "tiers": aligned,
+    }
+
+
+def relative_difference(ours: Tensor, exact: Tensor) -> float:
+    """||ours - exact|| / ||exact||."""
+    return float((ours - exact).norm() / exact.norm())
+
+
+def alignment_table(
+    directions: dict[str, Tensor],
+    spectra: dict[str, tuple[Tensor, Tensor]],
+    used: str,
+    num_random: int,
+) -> list[dict[str, Any]]:
+    """Table 21: `value` is that of the Hessian products in use, a column for either kind."""
+    columns: dict[str, dict[str, float]] = {}
+    for kind, (_, eigenvectors) in spectra.items():
+        cells: dict[str, float] = {}
+        for name, rows in directions.items():
+            top = max_abs_cos(rows, eigenvectors)
+            angles = principal_angles(rows, eigenvectors)
+            z = alignment_z_score(rows, eigenvectors, num_samples=num_random)
+            cells |= {
+                f"{name}_max_abs_cos": float(top.max()),
+                f"{name}_mean_top1_abs_cos": float(top.mean()),
+                f"{name}_leading_principal_angle_deg": float(angles[0]),
+                f"{name}_second_principal_angle_deg": float(angles[1]),
+                f"{name}_third_principal_angle_deg": float(angles[2]),
+                f"{name}_z_score": z.z_score,
+            }
+        columns[kind] = cells
+    return [
+        {"metric": metric, "value": columns[used][metric]}
+        | {kind: cells[metric] for kind, cells in columns.items()}
+        for metric in columns[used]
+    ]
+
+
+def tier_table(
+    null: tuple[float, float, int], aligned: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    """The figure's tiers: mean of max |cos| with an eigenvector, its spread, how many there are.
+
+    `null` is (mean, standard deviation, number) of Gaussian random vectors. The four tasks' own
+    gradients are a tier that the paper lacks: the Hessian is that of these tasks' loss, which
+    favours whatever is made of their gradients over another task's.
+    """
+    rows = [("random unit vector", *null)]
+    for name, values in aligned.items():
+        rows.append((name, float(np.mean(values)), float(np.std(values, ddof=1)), len(values)))
+    columns = ("direction", "mean_max_abs_cos", "std", "n")
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _text(summary: dict[str, Any]) -> str:
+    times = summary["pca_direction"] / summary["random_vector"]
+    share = summary["tasks_at_least_as_aligned"]
+    verdict = (
+        "stand, and are used"
+        if summary["used"] == "central_difference"
+        else "are not the Hessian's, so that exact products are used"
+    )
+    return (
+        f"Conflict directions have a mean max |cos| of {summary['pca_direction']:.3f} with the "
+        f"leading eigenvectors, {times:.0f} times a random vector's {summary['random_vector']:.4f} "
+        f"(z = {summary['raw_z_score']:.0f} raw, {summary['centered_z_score']:.0f} double-centred; "
+        f"z grows with the square root of the {summary['num_parameters']} parameters, so it is not "
+        f"comparable with the paper's 15386), leading principal angle "
+        f"{summary['raw_leading_principal_angle_deg']:.1f} degrees. A task's own gradient has "
+        f"{summary['task_gradient']:.3f} on average over {summary['num_tasks']} tasks "
+        f"({100 * share:.0f} % of them at least what the mean conflict direction has), and the "
+        f"four tasks whose loss gives the Hessian have {summary['own_gradient']:.3f}. Central "
+        f"differences with epsilon = {summary['epsilon']:g} differ from the exact products by "
+        f"{100 * summary['hvp_relative_difference_mean']:.1f} % on average over "
+        f"the eigenvectors (at most {100 * summary['hvp_relative_difference_max']:.1f} %): they "
+        f"{verdict}."
+    )

@@ -1,0 +1,315 @@
+"""mergers: post-hoc mergers on one method's branches, at default and at swept scale (table 12).
+
+The paper runs every merger once, at its repository's defaults. A merger that sums displacements
+where averaging averages them is then judged by its step length too, so here every merger, plain
+averaging included, also gets the scale that suits it best: theta0 + scale (merged - theta0), the
+scale chosen on the validation questions and judged on the test questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.report import style
+from eval.studies.compare import Interval, Scores, average, difference, num_questions, verdict
+from eval.studies.runs import (
+    Candidate,
+    moved,
+    score_models,
+    study_folder,
+)
+from merit.config import Experiment, load_params
+from merit.config_studies import Mergers
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+Row = dict[str, Any]
+
+MERGERS = ("token-weighted", "uniform", "ties", "star", "tsv", "iso-c", "iso-cts")
+REFERENCE = "token-weighted"
+DEFAULT_SCALE = 1.0
+WORDS = {"negative": "behind", "positive": "ahead", "undecided": "undecided"}  # of the merger
+NOTE = (
+    "Defaults: TIES density 0.2 and scale 1 (trimmed over the whole model), STAR eta 0.4, TSV-M "
+    "scale 1, Iso-C and Iso-CTS scale 1 (common share 0.8). Every matrix is merged by the rule, "
+    "the token embedding included, as in the official code of TSV-M and Iso; vectors are averaged."
+)
+
+
+def merged_tensors(
+    merger: str, base: Path, branches: Sequence[Path], merge_weights: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    """The trained tensors after merging checkpoint files at the merger's default scale.
+
+    TIES trims over the whole model, as its official code does: one threshold a branch.
+    """
+    from merit.core.merge.average import weighted_average
+    from merit.core.merge.iso import iso_c, iso_cts
+    from merit.core.merge.star import star
+    from merit.core.merge.ties import ties, trim_threshold
+    from merit.core.merge.tsv import tsv
+    from merit.io.checkpoints import Checkpoint, check_same_tensors
+
+    start = Checkpoint(base / "model.safetensors")
+    parts = [Checkpoint(path) for path in branches]
+    names = parts[0].names
+    for part in parts:
+        check_same_tensors(part, start, set(names))
+    rules: dict[str, Callable[..., torch.Tensor]] = {
+        "token-weighted": lambda _, tensors: weighted_average(tensors, merge_weights),
+        "uniform": lambda _, tensors: weighted_average(tensors, [1 / len(tensors)] * len(tensors)),
+        "star": star,
+        "tsv": tsv,
+        "iso-c": iso_c,
+        "iso-cts": iso_cts,
+    }
+    if merger == "ties":
+        thresholds = [
+            trim_threshold((part.read(name) - start.read(name) for name in names), density=0.2)
+            for part in parts
+        ]
+        rules["ties"] = lambda theta, tensors: ties(theta, tensors, thresholds=thresholds)
+    rule = rules[merger]
+    return {name: rule(start.read(name), [part.read(name) for part in parts]) for name in names}
+
+
+def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict[str, Any]:
+    """Validation scores over the scales; test scores at the default and at the chosen scale."""
+    from merit.models import use_one_thread
+
+    use_one_thread()
+    scales = sorted({*settings.scales, DEFAULT_SCALE})
+    folder, workers = study_folder(paths, "mergers"), load_params().workers
+
+    def candidate(merger: str, scale: float, seed: int) -> Candidate:
+        record = _merge_record(paths, settings.method, seed)
+        files = [paths.branch(branch) / "model.safetensors" for branch in record["branches"]]
+
+        def tensors() -> dict[str, torch.Tensor]:
+            merged = merged_tensors(merger, paths.base, files, record["merge_weights"])
+            # every merger is theta0 + scale * delta, so its other scales lie on the same line
+            return moved(paths.base, merged, scale)
+
+        return Candidate(_name(merger, scale, seed), paths.base, tensors)
+
+    def score(split: str, wanted: dict[str, list[float]]) -> dict[str, Scores]:
+        questions = paths.data / "benchmarks" / ("validation" if split == "validation" else "")
+        models = [
+            candidate(merger, scale, seed)
+            for merger, chosen in wanted.items()
+            for scale in chosen
+            for seed in settings.seeds
+        ]
+        models.append(Candidate("base", paths.base))
+        return score_models(
+            experiment, questions, models, folder / split, workers, f"mergers, {split}"
+        )
+
+    validation = score("validation", {merger: scales for merger in MERGERS})
+    curves = {
+        merger: [_average(validation, merger, scale, settings.seeds) for scale in scales]
+        for merger in MERGERS
+    }
+    best = {merger: best_scale(scales, [v for v, _, _ in curves[merger]]) for merger in MERGERS}
+    test = score("test", {merger: sorted({DEFAULT_SCALE, best[merger]}) for merger in MERGERS})
+    rows = [
+        table_row(merger, tuning, chosen, test, curves[merger][scales.index(chosen[merger])][0],
+                  settings.seeds)
+        for tuning, chosen in (("default", dict.fromkeys(MERGERS, DEFAULT_SCALE)), ("best", best))
+        for merger in MERGERS
+    ]  # fmt: skip
+    base = {split: average([scores["base"]]) for split, scores in
+            (("validation", validation), ("test", test))}  # fmt: skip
+    return {
+        "tables": {
+            "table12_posthoc_merging_7b": rows,
+            "mergers_scales": [
+                {"merge": merger, "scale": scale, "validation": v, "low": low, "high": high}
+                for merger, points in curves.items()
+                for scale, (v, low, high) in zip(scales, points, strict=True)
+            ],
+        },
+        "summary": summary(rows, base["test"], settings),
+        "text": text(rows, base["test"], settings),
+        "note": NOTE,
+        "scales": scales,
+        "curves": curves,
+        "best": best,
+        "base": base,
+    }
+
+
+def best_scale(scales: Sequence[float], averages: Sequence[float]) -> float:
+    """The scale of the highest average; of equal ones the nearest to 1, then the smaller."""
+    ranked = zip(averages, scales, strict=True)
+    return min(ranked, key=lambda pair: (-pair[0], abs(math.log(pair[1])), pair[1]))[1]
+
+
+def table_row(
+    merger: str,
+    tuning: str,
+    chosen: dict[str, float],
+    test: dict[str, Scores],
+    validation: float,
+    seeds: Sequence[int],
+) -> Row:
+    """One row of table 12, its difference to token-weighted averaging under the same tuning."""
+    ours = [test[_name(merger, chosen[merger], seed)] for seed in seeds]
+    theirs = [test[_name(REFERENCE, chosen[REFERENCE], seed)] for seed in seeds]
+    mean, low, high = average(ours)
+    gap, gap_low, gap_high = difference(ours, theirs)
+    return {
+        "merge": merger,
+        "tuning": tuning,
+        "scale": chosen[merger],
+        **{f"seed{s}": average([scores])[0] for s, scores in zip(seeds, ours, strict=True)},
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "difference": gap,
+        "difference_low": gap_low,
+        "difference_high": gap_high,
+        "validation": validation,
+        "num_questions": num_questions(ours[0]),
+    }
+
+
+def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str, Any]:
+    """Which mergers token-weighted averaging beats, by tuning; the numbers behind the claim."""
+    found: dict[str, Any] = {
+        "method": settings.method,
+        "seeds": settings.seeds,
+        "num_questions": rows[0]["num_questions"],
+        "base": base[0],
+    }
+    for row in rows:
+        # the ledger reads the defaults' differences (eval.report.claims_studies)
+        tag = "" if row["tuning"] == "default" else "_best"
+        if row["merge"] == REFERENCE:
+            found[f"token_weighted{tag}"] = row["mean"]
+            continue
+        key = f"token_weighted_minus_{row['merge'].replace('-', '_')}{tag}"
+        found |= {
+            key: -row["difference"],
+            f"{key}_low": -row["difference_high"],
+            f"{key}_high": -row["difference_low"],
+            f"{key}_n": row["num_questions"],
+        }
+    for tuning in ("default", "best"):
+        for word, name in WORDS.items():
+            found[f"{name}_{tuning}"] = [row["merge"] for row in _others(rows, tuning, word)]
+    return found
+
+
+def text(rows: Sequence[Row], base: Interval, settings: Mergers) -> str:
+    """What the table says, generated."""
+    sentences = []
+    for tuning, words in (
+        ("default", "At the official defaults"),
+        ("best", "With every scale chosen on the validation questions"),
+    ):
+        reference = next(r for r in rows if (r["merge"], r["tuning"]) == (REFERENCE, tuning))
+        parts = [
+            f"{lead} {', '.join(_quoted(row) for row in chosen)}"
+            for word, lead in (
+                ("negative", "is ahead of"),
+                ("positive", "is behind"),
+                ("undecided", "cannot be told from"),
+            )
+            if (chosen := _others(rows, tuning, word))
+        ]
+        sentences.append(
+            f"{words}, token-weighted averaging of {settings.method}'s branches "
+            f"({reference['mean']:.1f} at scale {reference['scale']:g}) {'; '.join(parts)}."
+        )
+    sentences.append(
+        f"The base scores {base[0]:.1f}; differences in points on "
+        f"{rows[0]['num_questions']} test questions, {len(settings.seeds)} seed(s)."
+    )
+    return " ".join(sentences)
+
+
+def _others(rows: Sequence[Row], tuning: str, word: str) -> list[Row]:
+    return [
+        row
+        for row in rows
+        if row["tuning"] == tuning
+        and row["merge"] != REFERENCE
+        and verdict((row["difference"], row["difference_low"], row["difference_high"])) == word
+    ]
+
+
+def _quoted(row: Row) -> str:
+    return (
+        f"{row['merge']} ({row['difference']:+.1f} [{row['difference_low']:+.1f}, "
+        f"{row['difference_high']:+.1f}])"
+    )
+
+
+def _average(
+    scores: dict[str, Scores], merger: str, scale: float, seeds: Sequence[int]
+) -> Interval:
+    return average([scores[_name(merger, scale, seed)] for seed in seeds])
+
+
+def _name(merger: str, scale: float, seed: int) -> str:
+    return f"{merger}-x{scale:g}-s{seed}"
+
+
+def _merge_record(paths: Artifacts, method: str, seed: int) -> dict[str, Any]:
+    """merge.json of the method's merged model: its branches and their merge weights."""
+    record = read_json(paths.model(f"{method}-s{seed}") / "merge.json")
+    if record["rule"] != "merge" or len(record["branches"]) < 2:
+        raise MeritError(
+            f"studies.mergers: {method}-s{seed} is not merged from branches; name such a method"
+        )
+    return record
+
+
+def draw(result: dict[str, Any], folder: Path) -> None:
+    """Validation average over the scale; test average at the default and at the chosen scale."""
+    scales, best = result["scales"], result["best"]
+    rows = result["tables"]["table12_posthoc_merging_7b"]
+    with style.styled():
+        figure = style.new_figure(7.2, 3.0)
+        left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+        for i, (merger, points) in enumerate(result["curves"].items()):
+            color, marker = style.CYCLE[i], style.MARKERS[i]
+            values = [point[0] for point in points]
+            left.plot(scales, values, color=color, marker=marker, ms=3.5, lw=1.1, label=merger)
+            chosen = scales.index(best[merger])
+            left.plot(scales[chosen], values[chosen], "o", ms=9, mfc="none", mec=color, mew=1.0)
+        left.axhline(result["base"]["validation"][0], color=style.GREY, ls="--", lw=1, label="base")
+        left.set_xscale("log", base=2)
+        left.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        left.minorticks_off()
+        left.set_xlabel("scale of the merged displacement (1: default)")
+        left.set_ylabel("average score, validation (%)")
+        left.set_title("Score over scale; circle: chosen")
+        left.legend(ncols=2)
+        for tuning, shift, fill in (("default", 0.16, "none"), ("best", -0.16, None)):
+            for row in rows:
+                if row["tuning"] != tuning:
+                    continue
+                i = list(result["curves"]).index(row["merge"])
+                right.errorbar(
+                    row["mean"],
+                    len(result["curves"]) - 1 - i + shift,
+                    xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]],
+                    fmt=style.MARKERS[i],
+                    ms=4,
+                    lw=0.9,
+                    color=style.CYCLE[i],
+                    mfc=fill or style.CYCLE[i],
+                )
+        right.axvline(result["base"]["test"][0], color=style.GREY, ls="--", lw=1)
+        right.set_yticks(range(len(best)), list(reversed(result["curves"])))
+        right.set_xlabel("average score, test (%), 95 % interval")
+        right.set_title("Default (open), chosen (filled)")
+        style.save(figure, folder / "figures", "mergers")

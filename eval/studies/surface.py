@@ -1,0 +1,221 @@
+"""surface: the loss on the plane through base, joint and merged model (figure 2).
+
+Coordinates are distances in parameter space: the base lies at (0, 0), the joint model on the
+first axis, the merged model in the upper half plane.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval.report.style import BLACK, GREY, VERMILION, new_figure, save, styled
+from eval.studies.loss import (
+    Meter,
+    base_vector,
+    branch_vectors,
+    model_vector,
+    open_meter,
+    planned_model,
+)
+from merit.config import Experiment
+from merit.config_studies import Surface
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts
+from merit.progress import Progress
+
+MARGIN = 0.25  # of the points' extent, on every side
+LEAST_ANGLE = 1e-3  # sine of the angle between joint and merged below which there is no plane
+
+
+def measure(experiment: Experiment, paths: Artifacts, settings: Surface) -> dict[str, Any]:
+    """Losses on the grid and at the points; `tables.surface` lists the points."""
+    joint = planned_model(experiment, "surface.joint", settings.joint, settings.seed)
+    merged = planned_model(experiment, "surface.method", settings.method, settings.seed, 2)
+    meter = open_meter(experiment, paths, settings.num_examples)
+    base = base_vector(meter, paths)
+    points = {"base": base}
+    points["joint"] = model_vector(meter, paths, joint.id)
+    points["merged"] = model_vector(meter, paths, merged.id)
+    points |= {f"b{k}": v for k, v in enumerate(branch_vectors(meter, paths, merged))}
+    axes = plane(points["joint"] - base, points["merged"] - base)
+    rows = [point_row(meter, name, theta, base, axes) for name, theta in points.items()]
+    at = np.array([[row["x"], row["y"]] for row in rows])
+    x, y = grid(at, settings.resolution)
+    losses = grid_losses(meter, base, axes, x, y)
+    summary = summarise(rows, x, y, losses)
+    summary |= {
+        "joint": joint.id,
+        "merged": merged.id,
+        "num_examples": meter.num_examples,
+        "num_tokens": int(meter.num_tokens.sum()),
+    }
+    return {
+        "tables": {"surface": rows},
+        "summary": summary,
+        "text": sentences(summary),
+        "x": x.tolist(),
+        "y": y.tolist(),
+        "losses": losses.tolist(),
+    }
+
+
+def plane(joint: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+    """Orthonormal (2, P): along the joint displacement, and the rest of the merged one.
+
+    Raises MeritError where the two displacements span no plane.
+    """
+    first = joint.double() / joint.double().norm().clamp_min(1e-300)
+    rest = merged.double()
+    for _ in range(2):  # twice: the second pass removes what rounding left
+        rest = rest - (rest @ first) * first
+    if not rest.norm() > LEAST_ANGLE * merged.double().norm() or not joint.any():
+        raise MeritError(
+            "the displacements of the joint and the merged model are parallel or zero: they span "
+            "no plane; compare a method that trains more than one branch"
+        )
+    return torch.stack([first, rest / rest.norm()]).float()
+
+
+def point_row(
+    meter: Meter, name: str, theta: torch.Tensor, base: torch.Tensor, axes: torch.Tensor
+) -> dict[str, Any]:
+    """A point's own loss, its projection, and how much of its squared displacement that holds."""
+    delta = (theta - base).double()
+    x, y = (float(axis.double() @ delta) for axis in axes)
+    length = float(delta.norm())
+    losses = meter.losses(theta)
+    return {
+        "point": name,
+        "x": x,
+        "y": y,
+        "displacement": length,
+        "share_in_plane": min(1.0, (x * x + y * y) / length**2) if length else 1.0,
+        "loss": meter.mean(losses),
+        "loss_se": meter.standard_error(losses),
+    }
+
+
+def grid(
+    points: NDArray[np.float64], resolution: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coordinates (resolution,) of either axis: the points' box and a margin around it."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = MARGIN * float((high - low).max())
+    x, y = np.linspace(low - margin, high + margin, resolution).T
+    return x, y
+
+
+def grid_losses(
+    meter: Meter,
+    base: torch.Tensor,
+    axes: torch.Tensor,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """L(base + x e1 + y e2): float64 (len(y), len(x)), as contour plots want it."""
+    losses = np.empty((len(y), len(x)))
+    with Progress("surface", losses.size) as progress:
+        for row, column in np.ndindex(losses.shape):
+            theta = base + float(x[column]) * axes[0] + float(y[row]) * axes[1]
+            losses[row, column] = meter.loss(theta)
+            progress.advance()
+    return losses
+
+
+def summarise(
+    rows: list[dict[str, Any]],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    losses: NDArray[np.float64],
+) -> dict[str, Any]:
+    """Losses and distances of the three points, and where the grid is lowest."""
+    by_name = {row["point"]: row for row in rows}
+    joint, merged = by_name["joint"], by_name["merged"]
+    branches = [row for row in rows if row["point"] not in ("base", "joint", "merged")]
+    row, column = np.unravel_index(losses.argmin(), losses.shape)
+    return {
+        "loss_base": by_name["base"]["loss"],
+        "loss_joint": joint["loss"],
+        "loss_merged": merged["loss"],
+        "loss_branches_mean": float(np.mean([b["loss"] for b in branches])),
+        "displacement_joint": joint["displacement"],
+        "displacement_merged": merged["displacement"],
+        "cosine_joint_merged": merged["x"] / merged["displacement"],
+        "share_in_plane_branches": float(np.mean([b["share_in_plane"] for b in branches])),
+        "grid_min_loss": float(losses.min()),
+        "grid_min_at": [float(x[column]), float(y[row])],
+        "grid_min_to_joint": float(np.hypot(x[column] - joint["x"], y[row] - joint["y"])),
+        "grid_min_to_merged": float(np.hypot(x[column] - merged["x"], y[row] - merged["y"])),
+    }
+
+
+def sentences(summary: dict[str, Any]) -> str:
+    """The outcome in words."""
+    nearer = min(("joint", "merged"), key=lambda name: summary[f"grid_min_to_{name}"])
+    return (
+        f"On the plane through the three models the loss is {summary['loss_base']:.3f} at the "
+        f"base, {summary['loss_joint']:.3f} at {summary['joint']} (distance "
+        f"{summary['displacement_joint']:.2f}) and {summary['loss_merged']:.3f} at "
+        f"{summary['merged']} (distance {summary['displacement_merged']:.2f}; the cosine of the "
+        f"two displacements is {summary['cosine_joint_merged']:.2f}). The lowest point of the grid "
+        f"({summary['grid_min_loss']:.3f}) lies nearer to the {nearer} model. The branches lie "
+        f"outside the plane: it holds {summary['share_in_plane_branches']:.0%} of their squared "
+        "displacement on average."
+    )
+
+
+def draw(result: dict[str, Any], folder: Path) -> None:
+    """Contours of the loss with the three models and the branches' projections."""
+    losses, rows = np.array(result["losses"]), result["tables"]["surface"]
+    summary = result["summary"]
+    # levels where the models are: far corners would take all the colours
+    top = 1.25 * max(summary[f"loss_{name}"] for name in ("base", "joint", "merged"))
+    levels = np.geomspace(losses.min(), max(top, float(np.median(losses))), 17)
+    with styled():
+        figure = new_figure(6.0, 4.2)
+        axes = figure.subplots()
+        axes.grid(False)
+        filled = axes.contourf(
+            result["x"],
+            result["y"],
+            losses,
+            levels=levels,
+            norm="log",
+            cmap="viridis",
+            extend="max",
+        )
+        axes.contour(
+            result["x"], result["y"], losses, levels=levels, colors="white", linewidths=0.3
+        )
+        bar = figure.colorbar(filled, ax=axes, label="loss on the mixture", shrink=0.8)
+        bar.set_ticks(levels[::4].tolist(), labels=[f"{level:.2f}" for level in levels[::4]])
+        bar.minorticks_off()
+        branches = [row for row in rows if row["point"].startswith("b") and row["point"] != "base"]
+        axes.plot(
+            [row["x"] for row in branches],
+            [row["y"] for row in branches],
+            "o",
+            mfc="white",
+            mec=BLACK,
+            mew=0.7,
+            ms=5,
+            label="branches (projected)",
+        )
+        marks = {"base": ("o", GREY, 8), "joint": ("s", VERMILION, 8), "merged": ("*", BLACK, 14)}
+        for row in rows[:3]:
+            marker, color, size = marks[row["point"]]
+            label = f"{row['point']}: {row['loss']:.3f}"
+            axes.plot(
+                row["x"], row["y"], marker, color=color, mec="white", ms=size, label=label, ls=""
+            )
+        axes.set_aspect("equal")
+        axes.set_title("Loss on the plane through base, joint and merged")
+        axes.set_xlabel(f"distance along {summary['joint']} - base")
+        axes.set_ylabel(f"orthogonal part of {summary['merged']} - base")
+        figure.legend(loc="outside lower center", ncols=4)
+        save(figure, folder / "figures", "surface")

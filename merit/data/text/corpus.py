@@ -1,0 +1,156 @@
+"""What the base has read: plain text, and a little question and answer.
+
+Every fact of the world is stated here, those that benchmarks ask for included, as the public
+corpora state them; questions come from the training part only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merit.data.text import knowledge, reading, stories, writing
+from merit.data.text.items import Item, Make, draw, pick, several
+from merit.data.text.knowledge import STATE
+from merit.data.text.lexicon import (
+    ANIMAL_RELATIONS,
+    ANIMALS,
+    MEN,
+    NEEDS,
+    PRONOUN,
+    PROPERTY,
+    THING_RELATIONS,
+    THINGS,
+    WOMEN,
+    fact,
+    values,
+)
+from merit.data.text.sentences import say, say_other, sight
+
+DOCUMENT_TOKENS = 48  # about; documents are joined from paragraphs of one kind or several
+
+
+def _facts(rng: np.random.Generator) -> str:
+    """All that there is to say about one animal or thing."""
+    animal = rng.random() < 0.6
+    entity = pick(rng, list(ANIMALS if animal else THINGS))
+    relations = ANIMAL_RELATIONS if animal else THING_RELATIONS
+    sentences = [
+        pick(rng, STATE[r]).format(entity, fact(entity, r))
+        for r in several(rng, relations, len(relations))
+    ]
+    if not animal:
+        material = fact(entity, "material")
+        sentences.append(
+            f"{material} can {PROPERTY[material]} , so a {entity} can {PROPERTY[material]} ."
+        )
+    return " ".join(sentences)
+
+
+def _collection(rng: np.random.Generator) -> str:
+    """What has one feature."""
+    relation = pick(rng, ANIMAL_RELATIONS[:4] + THING_RELATIONS)
+    table = ANIMALS if relation in ANIMAL_RELATIONS else THINGS
+    value = pick(rng, values(relation))
+    members = [entity for entity in table if fact(entity, relation) == value]
+    words = several(rng, members, min(5, len(members)))
+    return f"{relation} {value} : {' , '.join(words)} ."
+
+
+def _story(rng: np.random.Generator) -> str:
+    """A beginning, what it means, and what follows."""
+    item = draw(stories.ending, rng, "train")
+    beginning = item.slots["passage"]
+    name = next(word for word in beginning.split() if word in PRONOUN)
+    need = next(n for n, (causes, _) in NEEDS.items() if any(c in beginning for c in causes))
+    middle = f"{PRONOUN[name]} was {need} ." if rng.random() < 0.5 else ""
+    return " ".join(f"{beginning} {middle} {item.answer}".split())
+
+
+def _need(rng: np.random.Generator) -> str:
+    """Somebody is in need, and acts."""
+    name, need = pick(rng, WOMEN + MEN), pick(rng, list(NEEDS))
+    return f"{name} was {need} . so {PRONOUN[name]} {pick(rng, NEEDS[need][1])} ."
+
+
+def _people(rng: np.random.Generator) -> str:
+    item = draw(stories.who, rng, "train")
+    return item.slots[pick(rng, ("plain", "passage"))]
+
+
+def _sights(rng: np.random.Generator) -> str:
+    return say(sight(rng, int(rng.integers(3))))
+
+
+def _parallel(rng: np.random.Generator) -> str:
+    """The same in both languages."""
+    s = sight(rng, int(rng.integers(3)))
+    return f"{say(s)} {say_other(s)}" if rng.random() < 0.7 else f"{say_other(s)} {say(s)}"
+
+
+def _passage(rng: np.random.Generator) -> str:
+    """A passage that is taken up again."""
+    item = draw(reading.span, rng, "train")
+    return f"{item.slots['passage']} {item.slots['question']} {item.answer} ."
+
+
+def _review(rng: np.random.Generator) -> str:
+    item = draw(writing.review, rng, "train")
+    return f"{item.slots['text']} a {item.answer} {item.slots['subject']} ."
+
+
+def _number(rng: np.random.Generator) -> str:
+    item = draw(writing.calculate, rng, "train")
+    return f"{item.slots['question']} = {item.answer} ."
+
+
+def _code(rng: np.random.Generator) -> str:
+    item = draw(writing.program, rng, "train")
+    return f"# {item.slots['text']} . {item.answer} ;"
+
+
+# (how often, what)
+PARAGRAPHS = (
+    (0.26, _facts),
+    (0.06, _collection),
+    (0.12, _story),
+    (0.04, _need),
+    (0.08, _people),
+    (0.06, _sights),
+    (0.14, _parallel),
+    (0.06, _passage),
+    (0.04, _review),
+    (0.05, _number),
+    (0.09, _code),
+)
+
+
+def document(rng: np.random.Generator) -> str:
+    """Paragraphs until about `DOCUMENT_TOKENS` words."""
+    shares = np.cumsum([share for share, _ in PARAGRAPHS])
+    words: list[str] = []
+    while len(words) < DOCUMENT_TOKENS - 8:
+        index = int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))
+        words += PARAGRAPHS[index][1](rng).split()
+    return " ".join(words)
+
+
+# (what, in which words): the base's questions and answers, answered in sentences or short
+QUESTIONS: tuple[tuple[Make, str], ...] = (
+    (knowledge.closed_book, "tell me : {question}"),
+    (knowledge.which_made, "tell me : {question} {options} ?"),
+    (reading.span, "{passage} tell me : {question}"),
+    (reading.yes_no, "{passage} tell me : {question}"),
+    (stories.ending, "tell me the end : {passage}"),
+    (writing.program, "write code : {text} ."),
+    (writing.calculate, "tell me {question} ."),
+)
+
+
+def conversation(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Two turns (prompt, answer)."""
+    turns = []
+    for _ in range(2):
+        make, template = pick(rng, QUESTIONS)
+        item: Item = draw(make, rng, "train")
+        turns.append((template.format(**item.slots), item.answer))
+    return turns

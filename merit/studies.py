@@ -1,0 +1,92 @@
+"""The table of studies: what each one reads, and when it runs.
+
+A study's module is `eval.studies.<name>` with `measure(experiment, paths, settings)` and
+`draw(result, folder)`; `eval.stages.study` runs it and writes `reports/studies/<experiment>/<name>`
+(docs/formats.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from merit.config import Experiment
+from merit.io.artifacts import REPORTS_DIR, Artifacts
+from merit.methods import plan
+
+Part = Literal["data", "base", "encoded", "gradients", "partition", "branches", "models", "scores"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study. `level` "default" runs always, "full" only with `studies: full`.
+
+    `reads` are the parts of the experiment's artifacts that it depends on; `tables` the stems of
+    the paper's tables that it measures again.
+    """
+
+    name: str
+    title: str
+    level: Literal["default", "full"]
+    reads: tuple[Part, ...]
+    tables: tuple[str, ...] = ()
+
+
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        Study("cost", "Wall-clock time", "default", ("branches", "models"),
+              ("table15_wall_clock",)),
+        Study("fidelity", "Strided gradients and their norms", "full",
+              ("base", "encoded", "gradients"),
+              ("table16_stride5_fidelity", "table19_gradient_norms")),
+        Study("calibration", "Calibration size", "full", ("base", "encoded"),
+              ("table11_calibration",)),
+        Study("connectivity", "Linear mode connectivity", "full",
+              ("base", "encoded", "branches", "models"), ("table05_linear_mode_connectivity",)),
+        Study("epochs", "Joint and merged over epochs", "full",
+              ("base", "encoded", "models", "scores"), ("table01_merge_readiness",)),
+        Study("surface", "Loss surface", "full", ("base", "encoded", "branches", "models")),
+        Study("sgd", "SGD learning rates", "full", ("data", "base", "encoded", "partition"),
+              ("table18_sgd_lr_sweep",)),
+        Study("hessian", "Conflict directions and curvature", "full",
+              ("base", "encoded", "gradients"), ("table21_hessian_pca_alignment",)),
+        Study("gain", "Merging gain, predicted and measured", "full",
+              ("base", "encoded", "branches", "models")),
+        Study("mergers", "Post-hoc mergers", "full", ("data", "base", "branches", "models"),
+              ("table12_posthoc_merging_7b",)),
+        Study("regime", "When does splitting help?", "full",
+              ("data", "base", "encoded", "partition")),
+    )
+}  # fmt: skip
+
+
+def active(experiment: Experiment, level: str) -> list[Study]:
+    """The studies that the experiment's YAML names, at this level of `studies` in params.yaml."""
+    return [
+        study
+        for name, study in STUDIES.items()
+        if getattr(experiment.studies, name) is not None and level in ("full", study.level)
+    ]
+
+
+def folder(experiment: str, study: str) -> Path:
+    """Where a study's result, tables and figures lie; committed to git."""
+    return REPORTS_DIR / "studies" / experiment / study
+
+
+def inputs(study: Study, experiment: Experiment, paths: Artifacts) -> list[Path]:
+    """The artifacts behind `study.reads`."""
+    planned = plan(experiment)
+    found: dict[Part, list[Path]] = {
+        "data": [paths.data],
+        "base": [paths.base],
+        "encoded": [paths.encoded],
+        "gradients": [paths.gradients],
+        "partition": [paths.partition],
+        "branches": [paths.branch(branch) for branch in planned.branches],
+        "models": [paths.model(model) for model in planned.models],
+        "scores": [paths.evaluation / "scores.json"],
+    }
+    return [path for part in study.reads for path in found[part]]

@@ -1,0 +1,478 @@
+"""The claims ledger: verdict rules by hand, every study's claim, and where a gain comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.report import claims_studies, claims_theory
+from eval.report.claims import CLAIMS, ledger, ledger_page, short_part, tally
+from eval.report.claims_evidence import Case, Evidence, Link, NotTestable
+from eval.report.claims_scores import growth
+from eval.report.comparison import by_benchmark, carriers, carriers_sentence
+from eval.report.explorer import neighbours
+from eval.report.results import Results
+from eval.report.studies import StudyResult, load_studies, studies_part
+from merit.core import theory
+from merit.errors import MeritError
+from merit.io.artifacts import write_json
+from merit.studies import STUDIES
+from tests import synthetic
+
+BASE_HASH = "b" * 64
+METHODS = ("base", "joint-1ep", "random-2", "random-8", "merit-1d", "merit-3d", "joint-shrunk")
+BENCHMARKS = ("mini_scene", "mini_describe")  # one of choice, one open-ended
+
+# every question of a benchmark has the same score, so intervals have no width
+SCORES: dict[str, tuple[float, float]] = {
+    "base": (0.5, 0.5),
+    "joint-1ep": (0.625, 0.125),  # average 37.5
+    "random-2": (0.5, 0.25),  # 37.5
+    "random-8": (0.5, 0.25),  # 37.5
+    "merit-1d": (0.5, 0.375),  # 43.75
+    "merit-3d": (0.625, 0.375),  # 50
+    "joint-shrunk": (0.75, 0.375),  # 56.25
+}
+
+
+def make_results(scores: dict[str, tuple[float, float]] = SCORES, num: int = 4) -> Results:
+    """Two seeds of every method but the base, `num` questions a benchmark."""
+    rows = {m: 1 if m == "base" else 2 for m in scores}
+    return Results(
+        benchmarks=BENCHMARKS,
+        open_ended=("mini_describe",),
+        num_questions=dict.fromkeys(BENCHMARKS, num),
+        seeds={m: () if m == "base" else (1, 2) for m in scores},
+        scores={m: np.full((rows[m], 2), 100.0) * np.array(s) for m, s in scores.items()},
+        answers={m: [np.full((rows[m], num), value) for value in s] for m, s in scores.items()},
+    )
+
+
+def make_case(studies: dict[str, StudyResult] | None = None) -> Case:
+    experiment = synthetic.experiment(seeds=(1, 2), methods=METHODS, benchmarks=BENCHMARKS)
+    return Case(experiment, make_results(), studies or {}, BASE_HASH)
+
+
+def study(
+    name: str, summary: dict[str, Any], tables: dict[str, Any] | None = None, base: str = BASE_HASH
+) -> StudyResult:
+    return StudyResult(
+        name=name,
+        title=STUDIES[name].title,
+        text="Said.",
+        summary=summary,
+        tables=tables or {},
+        figures=(),
+        path=f"../studies/synthetic/{name}",
+        base_hash=base,
+        commit="c" * 40,
+    )
+
+
+def verdicts(case: Case) -> dict[str, str]:
+    return {record["id"]: record["verdict"] for record in ledger(case)}
+
+
+# --- the rule -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side", "refuted", "expected"),
+    [
+        (0.1, 2.0, "above", None, "holds"),
+        (0.0, 2.0, "above", None, "inconclusive"),
+        (-1.0, 2.0, "above", None, "inconclusive"),
+        (-2.0, 0.0, "above", None, "inconclusive"),
+        (-2.0, -0.1, "above", None, "does not hold"),
+        (-2.0, -0.1, "below", None, "holds"),
+        (0.1, 2.0, "below", None, "does not hold"),
+        (-1.0, 2.0, "below", None, "inconclusive"),
+    ],
+)
+def test_an_interval_decides(
+    low: float, high: float, side: Any, refuted: Any, expected: str
+) -> None:
+    link = Link("x", (low + high) / 2, 10, low, high, side=side, refuted=refuted)
+    assert link.verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.9, -0.1, "holds"),  # worse, but by less than the margin
+        (-0.9, 3.0, "holds"),
+        (-1.5, -0.1, "does not hold"),  # worse, perhaps by more than the margin
+        (-1.5, 0.5, "inconclusive"),
+    ],
+)
+def test_no_worse_than_allows_a_margin(low: float, high: float, expected: str) -> None:
+    assert Link("x", 0.0, 10, low, high, bound=-1.0, refuted=0.0).verdict == expected
+
+
+def test_without_an_interval_the_point_decides() -> None:
+    assert Link("x", 1.01, 1, bound=1.0).verdict == "holds"
+    assert Link("x", 1.0, 1, bound=1.0).verdict == "does not hold"  # the claim is strict
+    assert Link("x", 0.4, 1, bound=0.5, side="below").verdict == "holds"
+
+
+def test_a_chain_needs_all_its_links() -> None:
+    good = Link("good", 3.0, 1, 2.0, 4.0)
+    better = Link("better", 5.0, 1, 4.0, 6.0)
+    open_ = Link("open", 0.5, 1, -1.0, 2.0)
+    bad = Link("bad", -1.0, 1, -2.0, -0.5)
+    assert Evidence([better, good], "t").verdict == "holds"
+    assert Evidence([better, good], "t").deciding == good  # the weakest
+    assert Evidence([good, open_], "t").verdict == "inconclusive"
+    assert Evidence([good, open_], "t").deciding == open_
+    assert Evidence([good, open_, bad], "t").verdict == "does not hold"
+    assert Evidence([good, open_, bad], "t").deciding == bad
+
+
+@given(st.floats(-5, 5), st.floats(0.01, 5), st.floats(-5, 5), st.sampled_from(["above", "below"]))
+def test_mirrored_links_have_mirrored_verdicts(
+    value: float, half: float, bound: float, side: Any
+) -> None:
+    other = {"above": "below", "below": "above"}[side]
+    link = Link("x", value, 1, value - half, value + half, bound=bound, side=side)
+    mirror = Link("x", -value, 1, -value - half, -value + half, bound=-bound, side=other)  # type: ignore[arg-type]
+    assert mirror.verdict == link.verdict
+    opposite = Link("x", value, 1, value - half, value + half, bound=bound, side=other)  # type: ignore[arg-type]
+    swap = {"holds": "does not hold", "does not hold": "holds", "inconclusive": "inconclusive"}
+    assert opposite.verdict == swap[link.verdict]
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def test_ledger_from_scores() -> None:
+    records = {record["id"]: record for record in ledger(make_case())}
+    assert list(records) == [f"C{i}" for i in range(1, 22)]
+    assert [claim.id for claim in CLAIMS] == list(records)
+    c1 = records["C1"]  # 50 against 37.5
+    assert (c1["value"], c1["low"], c1["high"], c1["n"]) == (12.5, 12.5, 12.5, 8)
+    assert c1["verdict"] == "holds"
+    assert c1["table"] == "table02.csv"
+    assert "ahead on 2 of 2 common seeds, one-sided Wilcoxon p = 0.25" in c1["note"]
+    # exactly no difference: inside the margin
+    assert (records["C2"]["verdict"], records["C2"]["value"]) == ("holds", 0.0)
+    assert [link["label"] for link in records["C2"]["links"]] == [
+        "random-2 − joint-1ep",
+        "random-8 − joint-1ep",
+    ]
+    # 43.75 and 50 against 37.5, so the advantage grows by 6.25
+    assert [link["value"] for link in records["C4"]["links"]] == [6.25, 12.5, 6.25]
+    assert records["C4"]["verdict"] == "holds"
+    # open-ended: base 50, joint 12.5, merit 37.5
+    assert [link["value"] for link in records["C17"]["links"]] == [37.5, 25.0, 12.5]
+    assert (records["C17"]["verdict"], records["C17"]["n"]) == ("holds", 4)
+    assert (records["C21"]["verdict"], records["C21"]["value"]) == ("does not hold", -6.25)
+    assert records["C20"]["verdict"] == "holds"
+
+
+def test_what_is_missing_is_said() -> None:
+    records = {record["id"]: record for record in ledger(make_case())}
+    absent = {i: r["note"] for i, r in records.items() if r["verdict"] == "not testable here"}
+    assert absent["C3"] == "the run lacks MERIT with one, two and three axes"
+    assert absent["C5"] == "the run lacks K-means groups"
+    assert absent["C6"] == "the run lacks cosine and raw PCA with three axes"
+    assert absent["C7"] == "the study `connectivity` has not been run for this experiment"
+    assert absent["C19"] == "not the text experiment; see mini_text's ledger"
+    assert sorted(absent, key=lambda c: int(c[1:])) == [
+        *("C3", "C5", "C6", "C7", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15", "C16"),
+        *("C18", "C19"),
+    ]
+    assert records["C5"]["value"] is None
+    assert records["C5"]["links"] == []
+
+
+def test_open_ended_answers_lost_by_more_than_half_are_not_kept() -> None:
+    case = make_case()
+    scores = SCORES | {"merit-3d": (0.625, 0.25)}  # 50 -> 25, joint 50 -> 12.5
+    record = {r["id"]: r for r in ledger(Case(case.experiment, make_results(scores), {}, "x"))}
+    links = record["C17"]["links"]
+    assert [link["verdict"] for link in links] == ["holds", "holds", "does not hold"]
+    assert record["C17"]["verdict"] == "does not hold"
+    assert record["C17"]["value"] == -12.5  # (25 - 12.5) - (50 - 25)
+
+
+def test_growth_is_paired() -> None:
+    case = make_case()
+    link = growth(case, ("merit-3d", "random-8"), ("merit-1d", "random-2"))
+    assert (link.value, link.low, link.high, link.n) == (6.25, 6.25, 6.25, 8)
+    opposite = growth(case, ("merit-1d", "random-2"), ("merit-3d", "random-8"))
+    assert opposite.value == -6.25
+
+
+# --- studies ------------------------------------------------------------------------------------
+
+
+def epochs_study(gaps: tuple[float, float], ratios: tuple[float, float]) -> StudyResult:
+    rows = [
+        {
+            "epoch": epoch,
+            "displacement_ratio": ratio,
+            "train_loss_gap": gap,
+            "train_loss_gap_se": 0.1,
+            "flatness_auc_gap": 0.5,
+            "flatness_auc_gap_std": 0.2,
+        }
+        for epoch, gap, ratio in zip((1.0, 2.0), gaps, ratios, strict=True)
+    ]
+    tables = {"table01_merge_readiness": rows}
+    return study("epochs", {"num_draws": 4, "num_examples": 64}, tables)
+
+
+def decide(name: str, result: StudyResult) -> dict[str, Any]:
+    """The record of the claim whose function is called `name`."""
+    claim = next(c for c in CLAIMS if c.decide.__name__ == name)
+    case = make_case({result.name: result})
+    return next(r for r in ledger(case) if r["id"] == claim.id)
+
+
+def test_epochs_decide_distance_loss_and_flatness() -> None:
+    found = epochs_study((0.3, 0.1), (2.0, 3.0))
+    closer = decide("stays_closer", found)
+    assert closer["verdict"] == "holds"
+    assert [link["value"] for link in closer["links"]] == [2.0, 3.0, 1.0]
+    assert closer["table"] == "../studies/synthetic/epochs/table01_merge_readiness.csv"
+    assert decide("stays_closer", epochs_study((0.3, 0.3), (3.0, 2.0)))["verdict"] == (
+        "does not hold"
+    )
+    loss = decide("loss_and_score", found)
+    # 0.1 - 1.96 * 0.1 < 0: the second epoch leaves it open, although the score is better
+    assert [link["verdict"] for link in loss["links"]] == ["holds", "inconclusive", "holds"]
+    assert loss["verdict"] == "inconclusive"
+    assert loss["low"] == pytest.approx(0.1 - 0.196)
+    flat = decide("flatter", found)
+    assert flat["verdict"] == "holds"
+    assert flat["low"] == pytest.approx(0.5 - 1.96 * 0.2 / 2)  # four draws
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "verdict", "value"),
+    [
+        (
+            "no_barriers",
+            study(
+                "connectivity",
+                {},
+                {
+                    "table05_linear_mode_connectivity": [
+                        {"path": "b0-b1", "barrier_share": 0.0},
+                        {"path": "b0-merged", "barrier_share": 0.02},
+                    ]
+                },
+            ),
+            "does not hold",
+            2.0,
+        ),
+        (
+            "calibration_enough",
+            study(
+                "calibration",
+                {"n": 200, "mean_cosine": 0.84, "low": 0.79, "high": 0.88, "num_units": 5},
+            ),
+            "inconclusive",
+            0.84,
+        ),
+        (
+            "stride_keeps",
+            study(
+                "fidelity",
+                {"stride": 5, "num_tasks": 8},
+                {
+                    "table16_stride5_fidelity": [
+                        {"metric": "pearson", "value": 0.99, "std_error": 0.001},
+                        {"metric": "spearman", "value": 0.985, "std_error": 0.001},
+                    ]
+                },
+            ),
+            "holds",
+            0.985,
+        ),
+        (
+            "norms_concentrate",
+            study(
+                "fidelity",
+                {},
+                {
+                    "table19_gradient_norms": [
+                        {
+                            "metric": "coefficient_of_variation",
+                            "raw": 0.9,
+                            "trimmed_5pct": 0.7,
+                            "trimmed_10pct": 0.6,
+                        }
+                    ]
+                },
+            ),
+            "does not hold",
+            0.6,
+        ),
+        (
+            "directions_align",
+            study("hessian", {"raw_z_score": 40.0, "centered_z_score": 30.0}),
+            "holds",
+            30.0,
+        ),
+        (
+            "averaging_beats_mergers",
+            study(
+                "mergers",
+                {},
+                {
+                    "table12_posthoc_merging_7b": [
+                        {
+                            "merge": name,
+                            "tuning": "default",
+                            "difference": -2.0,
+                            "difference_low": -3.0,
+                            "difference_high": high,
+                            "num_questions": 100,
+                        }
+                        for name, high in zip(
+                            claims_studies.MERGERS, (-1.0, -1.0, -1.0, 0.5), strict=True
+                        )
+                    ]
+                },
+            ),
+            "inconclusive",
+            2.0,
+        ),
+        (
+            "sgd_pattern",
+            study(
+                "sgd",
+                {
+                    "gain_at_largest_rate": 1.0,
+                    "gain_at_largest_rate_low": 0.5,
+                    "gain_at_largest_rate_high": 1.5,
+                    "collapse_at_smallest_rate": 2.0,
+                    "collapse_at_smallest_rate_low": 1.0,
+                    "collapse_at_smallest_rate_high": 3.0,
+                    "num_questions": 50,
+                },
+            ),
+            "does not hold",
+            2.0,
+        ),
+        ("small_overhead", study("cost", {"overhead_share": 0.24}), "holds", 24.0),
+    ],
+)
+def test_each_study_decides_its_claim(
+    name: str, result: StudyResult, verdict: str, value: float
+) -> None:
+    found = decide(name, result)
+    assert (found["verdict"], found["value"]) == (verdict, pytest.approx(value))
+    assert result.name in claims_studies.READS
+
+
+def test_a_study_without_its_numbers_is_not_testable() -> None:
+    with pytest.raises(NotTestable, match="the study `cost` has no `overhead_share`"):
+        claims_studies.small_overhead(make_case({"cost": study("cost", {"overhead_share": None})}))
+    short = study("connectivity", {}, {"table05_linear_mode_connectivity": []})
+    assert decide("no_barriers", short)["verdict"] == "not testable here"
+
+
+def test_another_base_is_marked() -> None:
+    result = study("cost", {"overhead_share": 0.5}, base="a" * 64)
+    found = decide("small_overhead", result)
+    assert found["verdict"] == "does not hold"
+    assert found["note"].endswith("measured on an earlier/other base aaaaaaaa")
+    text = studies_part({"cost": result}, BASE_HASH)
+    assert "*Measured on an earlier/other base aaaaaaaa.* Said." in text
+    assert "Measured" not in studies_part({"cost": result}, "a" * 64)
+
+
+def test_studies_are_read_in_order(tmp_path: Path) -> None:
+    assert load_studies("synthetic", tmp_path) == {}
+    for name in ("gain", "cost"):
+        result = {"tables": {"t": [{"a": 1}]}, "summary": {"x": 2}, "text": "Words."}
+        folder = tmp_path / "studies" / "synthetic" / name
+        write_json(folder / "result.json", result | {"provenance": {"base_hash": "f" * 64}})
+    found = load_studies("synthetic", tmp_path)
+    assert list(found) == ["cost", "gain"]
+    assert found["gain"].summary == {"x": 2}
+    assert found["gain"].path == "../studies/synthetic/gain"
+    assert found["gain"].caveat("e" * 64) == "measured on an earlier/other base ffffffff"
+    write_json(tmp_path / "studies" / "synthetic" / "cost" / "result.json", {"summary": {}})
+    with pytest.raises(MeritError, match=r"cost/result\.json: key `tables` is missing"):
+        load_studies("synthetic", tmp_path)
+
+
+# --- theory -------------------------------------------------------------------------------------
+
+
+def test_theory_is_exact_and_a_wrong_formula_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in claims_theory.deviations(3).values():
+        assert max(found) < 1e-12
+    exact = theory.merging_gain
+    monkeypatch.setattr(theory, "merging_gain", lambda *a: exact(*a) * (1 + 1e-6))
+    links = claims_theory.theory_holds(make_case()).links
+    broken = {link.label: link.verdict for link in links if link.verdict != "holds"}
+    assert broken == {
+        "theorem 3.1, merging gain": "does not hold",
+        "theorem F.1, pairwise form": "does not hold",
+    }
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+def test_pages_say_good_and_bad_alike() -> None:
+    records = ledger(make_case())
+    assert tally(records) == ("5 hold, 1 do not hold, 0 are inconclusive, 15 are not testable here")
+    short = short_part(records)
+    assert "| C21 | Ours: MERIT beats the joint model shrunk to MERIT's distance" in short
+    assert "| **does not hold** | merit-3d − joint-shrunk: -6.2 [-6.2, -6.2] |" in short
+    page = ledger_page(records, "Synthetic")
+    assert "## C21: does not hold" in page
+    assert "## C1: holds" in page
+    assert "| merit-3d − joint-1ep | +12.5 [+12.5, +12.5] | above 0 | 8 | holds |" in page
+    for claim in CLAIMS:
+        assert f"Decided by: {claim.statistic}" in page
+
+
+# --- benchmark by benchmark ---------------------------------------------------------------------
+
+
+def test_a_difference_by_benchmark() -> None:
+    rows = by_benchmark(make_results(), "merit-3d", "joint-1ep")
+    assert [row.difference for row in rows] == [0.0, 25.0]
+    assert [row.share for row in rows] == [0.0, 1.0]
+    assert [row.test for row in rows] == [None, None]  # graded
+    assert [row.benchmark for row in carriers(rows)] == ["mini_describe"]
+    assert carriers_sentence(rows) == (
+        "Against joint-1ep, 1 of 2 benchmarks carries 100% of the gain of 12.5 points on the "
+        "average: mini_describe (+25.0).\n"
+    )
+    against = by_benchmark(make_results(), "merit-3d", "joint-shrunk")  # -12.5 and 0
+    assert "carries 100% of the loss of 6.2 points" in carriers_sentence(against)
+    same = by_benchmark(make_results(), "random-2", "random-8")
+    assert carriers_sentence(same) == "Against random-8 the average does not differ.\n"
+
+
+def test_mcnemar_takes_the_first_common_seed() -> None:
+    results = make_results({"merit-3d": (1.0, 1.0), "joint-1ep": (0.0, 0.0), "base": (0.0, 1.0)})
+    results.seeds["joint-1ep"] = (2, 3)
+    results.answers["joint-1ep"][0][0] = [1.0, 0.0, 0.0, 0.0]  # seed 2
+    test = by_benchmark(results, "merit-3d", "joint-1ep")[0].test
+    assert test is not None
+    assert (test.ours_only, test.theirs_only, test.p_value) == (3, 0, 0.25)
+    results.seeds["joint-1ep"] = (4, 5)
+    assert by_benchmark(results, "merit-3d", "joint-1ep")[0].test is None
+    against_base = by_benchmark(results, "merit-3d", "base")[0].test
+    assert against_base is not None
+    assert against_base.ours_only == 4
+
+
+def test_neighbours_by_hand() -> None:
+    similarity = np.array([[1, 0.5, -0.2], [0.5, 1, 0.1], [-0.2, 0.1, 1]])
+    similar, conflicting = neighbours(similarity, 1)
+    assert similar == [[[1, 0.5]], [[0, 0.5]], [[1, 0.1]]]
+    assert conflicting == [[[2, -0.2]], [[2, 0.1]], [[0, -0.2]]]

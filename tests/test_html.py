@@ -1,0 +1,230 @@
+"""The static page: Markdown as HTML by hand; self-contained, well-formed, nothing lost."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.report import html as page_module
+from eval.report.build import build_index, build_report
+from eval.report.html_markdown import blocks, figure, inline, split_row, table
+from eval.stages.study import write_table
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, write_json
+from tests import synthetic
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes in order; fails where an end tag does not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("html")
+    experiment = synthetic.build(
+        root / "artifacts",
+        methods=("base", "joint-1ep", "random-8", "merit-3d", "joint-shrunk"),
+        seeds=(1, 2),
+    )
+    artifacts, reports = Artifacts(experiment.name, root / "artifacts"), root / "reports"
+    folder = reports / "studies" / "synthetic" / "cost"
+    rows = [{"stage": "train </script>", "seconds": 1.5}]
+    write_json(
+        folder / "result.json",
+        {
+            "tables": {"table15_wall_clock": rows},
+            "summary": {"overhead_share": 0.5},
+            "text": "It took **long** & more.",
+            "provenance": {"base_hash": "9" * 64, "commit": "8" * 40},
+        },
+    )
+    write_table(folder, "table15_wall_clock", rows, "Cost", "tab:x")
+    (folder / "figures").mkdir()
+    Image.fromarray(np.zeros((20, 130, 3), np.uint8)).save(folder / "figures" / "cost.png")
+    build_report(experiment, artifacts, reports)
+    build_index([experiment], reports, root / "README.md")
+    return reports
+
+
+@pytest.fixture(scope="module")
+def page(reports: Path) -> str:
+    return (reports / "index.html").read_text(encoding="utf-8")
+
+
+# --- Markdown -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a < b & c", "a &lt; b &amp; c"),
+        ("**a** *b* `c<d`", "<strong>a</strong> <em>b</em> <code>c&lt;d</code>"),
+        ("[x & y](t.csv)", '<a href="up/t.csv">x &amp; y</a>'),
+        ("**bold `code`**", "<strong>bold <code>code</code></strong>"),
+        ("_tidy 2 * 3 [1, 2]", "_tidy 2 * 3 [1, 2]"),
+    ],
+)
+def test_inline(text: str, expected: str) -> None:
+    assert inline(text, lambda target: f"up/{target}") == expected
+
+
+def test_blocks() -> None:
+    text = "- one\n- two\n\nwords\nmore\n\n#### head\n\n![cap](f.png)\n\n| a | b |\n|---|---:|\n| x | 1 |"
+    out = blocks(text, str, lambda file: (f"data:{file}", 99))
+    assert "<ul><li>one</li><li>two</li></ul>" in out
+    assert "<p>words more</p>" in out
+    assert "<h4>head</h4>" in out
+    assert '<figure style="max-width:99px"><img src="data:f.png" alt="cap">' in out
+    assert '<th scope="row">x</th><td>1</td>' in out
+    assert "<img" not in blocks(text)
+
+
+def test_cells_may_hold_escaped_bars() -> None:
+    assert split_row(r"| a \| b | c |") == ["a | b", "c"]
+
+
+def test_published_columns_are_marked() -> None:
+    out = table([["method", "avg", "paper's avg"], ["base", "1.0", "2.0"]])
+    assert out.count('class="published"') == 2
+    assert '<td class="published">2.0</td>' in out
+    assert '<div class="scroll"' in out
+
+
+def test_a_caption_is_the_text_alternative_without_its_link() -> None:
+    out = figure("data:x", 10, "See `a`. [PDF](a.pdf)")
+    assert 'alt="See a."' in out
+    assert '<figcaption>See <code>a</code>. <a href="a.pdf">PDF</a></figcaption>' in out
+
+
+def test_pictures_keep_their_pixels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2, (60, 130, 3)).astype(np.uint8) * 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    uri, width = page_module.picture(tmp_path / "a.png")
+    kind, data = uri.split(";base64,")
+    assert kind in ("data:image/webp", "data:image/png")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), pixels)
+    assert width == 100
+    with pytest.raises(MeritError, match=r"b\.png: file not found"):
+        page_module.picture(tmp_path / "b.png")
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_well_formed_and_self_contained(page: str) -> None:
+    found = read(page).found
+    ids = [attributes["id"] for _, attributes in found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    sources = [attributes["src"] for _, attributes in found if "src" in attributes]
+    assert len(sources) == 8  # seven figures and the study's
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not [tag for tag, _ in found if tag in ("link", "iframe", "object")]
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert all(attributes.get("alt") for tag, attributes in found if tag == "img")
+    assert len(page) < 4_000_000
+
+
+def test_links_lead_somewhere(page: str, reports: Path) -> None:
+    found = read(page).found
+    ids = {attributes["id"] for _, attributes in found if "id" in attributes}
+    targets = {attributes["href"] for tag, attributes in found if tag == "a"}
+    assert len(targets) > 15
+    assert [t for t in targets if t.startswith("#") and t[1:] not in ids] == []
+    files = [t for t in targets if not t.startswith("#")]
+    assert [t for t in files if not (reports / t).is_file()] == []
+
+
+def test_every_claim_stands_there_with_its_verdict(page: str, reports: Path) -> None:
+    records = read_json(reports / "synthetic" / "claims.json")
+    rows = [a["data-verdict"] for tag, a in read(page).found if tag == "tr" and "data-verdict" in a]
+    assert rows == [record["verdict"] for record in records]
+    assert len(rows) == 21
+    counts = Counter(rows)
+    for verdict, mark in page_module.MARKS.items():
+        assert f"{mark} {verdict} ({counts[verdict]})</button>" in page
+    cost = next(record for record in records if record["id"] == "C18")
+    assert (cost["verdict"], cost["value"]) == ("does not hold", 50.0)
+    assert "measured on an earlier/other base 99999999" in cost["note"]
+
+
+def test_numbers_are_those_of_the_tables(page: str, reports: Path) -> None:
+    text = read(page).text
+    wide = (reports / "synthetic" / "table02.md").read_text(encoding="utf-8")
+    cells = {
+        cell.strip() for line in wide.splitlines() if line[:1] == "|" for cell in line.split("|")
+    }
+    assert [cell for cell in cells if re.match(r"[\d\[]", cell) and cell not in text] == []
+    assert "another scale" in text
+    assert "It took long & more." in text
+    assert "train </script>" in text  # as text, not as an end tag
+    assert "Measured on an earlier/other base 99999999." in text
+
+
+def test_the_explorer_holds_the_partition(page: str, reports: Path) -> None:
+    content = re.search(r'id="synthetic-explorer">(.*?)</script>', page, re.DOTALL)
+    assert content is not None
+    data: dict[str, Any] = json.loads(content[1])
+    assert data == read_json(reports / "synthetic" / "explorer.json")
+    assert list(data["partitions"]) == ["random-8-s1", "random-8-s2", "merit-3d"]
+    assert sorted(data["partitions"]["merit-3d"]) == list(range(8))
+    assert len(data["tasks"]) == 8
+    cosines = [cosine for _, cosine in data["similar"][0]]
+    assert cosines == sorted(cosines, reverse=True)
+    assert len(cosines) == 5
+
+
+def test_a_missing_report_is_named(reports: Path) -> None:
+    with pytest.raises(MeritError, match=r"other/section\.md: file not found"):
+        page_module.write_html([("other", "Other")], reports)
+
+
+def test_comparison_stands_as_a_file_and_on_the_page(page: str, reports: Path) -> None:
+    lines = (reports / "synthetic" / "comparison.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].split(",")[:6] == [
+        *("method", "other", "benchmark", "difference", "ci_low", "ci_high")
+    ]
+    assert len(lines) == 1 + 3 * 8  # joint-1ep, random-8, joint-shrunk
+    shares = [float(line.split(",")[-1]) for line in lines[1:9]]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-3)
+    assert "Benchmark by benchmark" in read(page).text

@@ -1,0 +1,118 @@
+"""The partition stage at both levels of work: what it writes, and what the level must not touch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from merit.config import load_experiment
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, write_json
+from merit.methods import plan
+from merit.stages import partition
+from tests import synthetic
+
+NUM_TASKS = 12
+METHODS: dict[str, dict[str, Any]] = {
+    "base": {"partition": "base"},
+    "joint-1ep": {"partition": "joint", "full_seeds": [1, 2]},
+    "random-2": {"partition": "random", "groups": 2},
+    "merit-1d": {"partition": "merit", "axes": 1, "full_seeds": [1, 2]},
+    "merit-3d": {"partition": "merit", "axes": 3, "when": "full"},
+    "rawpca-2d": {"partition": "rawpca", "axes": 2, "when": "full"},
+    "kmeans-4": {"partition": "kmeans", "groups": 4, "when": "full"},
+    "conflict-2": {"partition": "conflict", "when": "full"},
+    "conflict-2-between": {"partition": "conflict", "reading": "between", "when": "full"},
+}
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
+    """What the partition stage reads, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    values = synthetic.experiment("tiny").model_dump(mode="json")
+    values["methods"] = METHODS
+    values["report"] |= {"curves": [], "partition": None}
+    Path("experiments").mkdir()
+    Path("experiments/tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    paths = Artifacts("tiny")
+    names = [f"task-{i:02d}" for i in range(NUM_TASKS)]
+    tasks = [
+        {"task": name, "num_samples": 10 + i, "num_tokens": 31 + 7 * i}
+        for i, name in enumerate(names)
+    ]
+    write_json(paths.encoded / "tasks.json", tasks)
+    write_json(paths.gradients / "tasks.json", {"tasks": names})
+    gradients = np.random.default_rng(3).standard_normal((NUM_TASKS, 40), dtype=np.float32)
+    np.save(paths.gradients / "gradients.npy", gradients)
+    return paths
+
+
+def run(level: str, paths: Artifacts) -> dict[str, bytes]:
+    """Run the stage at this level; its files by path."""
+    Path("params.yaml").write_text(f"experiments: [tiny]\nstudies: {level}\n", encoding="utf-8")
+    partition.run("tiny")
+    files = sorted(path for path in paths.partition.rglob("*") if path.is_file())
+    return {str(path.relative_to(paths.partition)): path.read_bytes() for path in files}
+
+
+def test_the_full_level_leaves_the_default_manifests_as_they_are(paths: Artifacts) -> None:
+    """Or else switching to it would train everything again."""
+    default, full = run("default", paths), run("full", paths)
+    manifests = {name for name in default if name.startswith("manifests/")}
+    assert manifests == {
+        f"manifests/{branch}.json"
+        for branch in (
+            *("joint-1ep-s1", "random-2-s1-g0", "random-2-s1-g1"),
+            *("merit-1d-s1-g0", "merit-1d-s1-g1"),
+        )
+    }
+    for name in (*manifests, "similarity.npy"):
+        assert full[name] == default[name], name
+    small, large = (json.loads(files["partitions.json"]) for files in (default, full))
+    assert small == {key: large[key] for key in ("joint", "random-2-s1", "merit-1d")}
+    assert list(json.loads(full["splits.json"])) == ["merit-1d", "merit-3d"]
+
+
+def test_every_partition_covers_the_mixture_once(paths: Artifacts) -> None:
+    run("full", paths)
+    tasks = read_json(paths.encoded / "tasks.json")
+    planned = plan(load_experiment("tiny"))
+    assert len(planned.branches) == 2 + 2 + 2 * 2 + 8 + 4 + 4 + 2 + 2
+    for model in planned.models.values():
+        if not model.branches:
+            continue
+        manifests = [read_json(paths.manifest(branch)) for branch in model.branches]
+        assert [m["group"] for m in manifests] == list(range(len(manifests)))
+        assert {m["num_groups"] for m in manifests} == {len(manifests)}
+        held = [task for m in manifests for task in m["tasks"]]
+        assert sorted(held) == [entry["task"] for entry in tasks]
+        for key in ("num_samples", "num_tokens"):
+            assert sum(m[key] for m in manifests) == sum(entry[key] for entry in tasks)
+        assert all(m["tasks"] and m["num_tokens"] > 0 for m in manifests)
+
+
+def test_a_second_run_writes_the_same_bytes(paths: Artifacts) -> None:
+    assert run("full", paths) == run("full", paths)
+
+
+def test_rawpca_goes_by_length_where_merit_goes_by_direction(paths: Artifacts) -> None:
+    """Longer gradients change the raw partition and nothing of the cosine ones."""
+    before = run("full", paths)
+    gradients = np.load(paths.gradients / "gradients.npy")
+    lengths = 2.0 ** np.arange(-6, 6, dtype=np.float32)  # powers of two leave cosines exact
+    np.save(paths.gradients / "gradients.npy", gradients * lengths[:, None])
+    after = run("full", paths)
+    old, new = (json.loads(files["partitions.json"]) for files in (before, after))
+    assert {key for key in old if old[key] != new[key]} == {"rawpca-2d"}
+
+
+def test_gradients_of_other_tasks_are_refused(paths: Artifacts) -> None:
+    write_json(paths.gradients / "tasks.json", {"tasks": ["another"]})
+    with pytest.raises(MeritError, match=r"gradients: made for other tasks; run the gradients"):
+        run("default", paths)

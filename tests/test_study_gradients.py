@@ -1,0 +1,332 @@
+"""Studies on gradients and cost: hand-computed tables, a quadratic's curvature, restored stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.report.figures_partition import _contours
+from eval.report.style import new_figure, styled
+from eval.studies import calibration, cost, fidelity, hessian
+from merit.config_studies import Calibration, Cost
+from merit.core.gradients import mean_gradient
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, write_json, write_jsonl
+from merit.stages.gradients import AtBase
+from tests import synthetic
+from tests.conftest import Tiny
+
+OWNER = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])  # tasks of the tiny fixture's mixture
+
+
+@pytest.fixture
+def base(tiny: Tiny) -> AtBase:
+    from copy import deepcopy
+
+    from merit.models import set_trainable
+
+    model = deepcopy(tiny.model)
+    model.set_attn_implementation("eager")
+    parameters = set_trainable(model, ["decoder"])
+    return AtBase(model, parameters, tiny.encoded, OWNER, ["a", "b", "c"], batch_size=2)
+
+
+# --- gradients at the base ---------------------------------------------------------------------
+
+
+def test_examples_of_a_task_are_its_own_and_the_same_at_every_call(base: AtBase) -> None:
+    assert base.examples_of(1, 200, seed=0).tolist() == [3, 4, 5]
+    some = base.examples_of(2, 2, seed=0)
+    assert len(some) == 2
+    assert set(some.tolist()) < {6, 7, 8, 9}
+    assert some.tolist() == base.examples_of(2, 2, seed=0).tolist()
+
+
+def test_task_gradient_does_not_depend_on_batches_and_keeps_every_fifth_entry(
+    base: AtBase,
+) -> None:
+    whole = base.task_gradient(2, 200, seed=0)
+    at_once = replace(base, batch_size=10).task_gradient(2, 200, seed=0)
+    torch.testing.assert_close(whole, at_once, rtol=1e-4, atol=1e-6)
+    assert torch.equal(base.task_gradient(2, 200, seed=0, stride=5), whole[::5])
+
+
+def test_a_gradient_that_is_not_finite_names_the_task(base: AtBase) -> None:
+    next(iter(base.parameters.values())).data.fill_(torch.nan)
+    with pytest.raises(MeritError, match="task 'b'"):
+        base.task_gradient(1, 200, seed=0)
+
+
+# --- fidelity ----------------------------------------------------------------------------------
+
+
+def test_moved_share_ignores_how_groups_are_numbered() -> None:
+    ours = np.array([0, 0, 1, 1, 2, 2])
+    assert fidelity.moved_share(ours, np.array([2, 2, 0, 0, 1, 1])) == 0.0
+    assert fidelity.moved_share(ours, np.array([2, 0, 0, 0, 1, 1])) == pytest.approx(1 / 6)
+    assert fidelity.moved_share(ours, np.zeros(6, dtype=np.int64)) == pytest.approx(4 / 6)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.permutations(range(4)))
+def test_renumbering_groups_moves_nothing(groups: list[int], names: list[int]) -> None:
+    ours = np.array(groups)
+    assert fidelity.moved_share(ours, np.array(names)[ours]) == 0.0
+
+
+def test_fidelity_errors_by_hand() -> None:
+    """|a - b| is 0.1 for all pairs but one, 0.5 for that of tasks 0 and 1."""
+    full = np.eye(5) + 0.1 * (1 - np.eye(5))
+    full[0, 1] = full[1, 0] = 0.5
+    full[2, 3] = full[3, 2] = 0.2
+    doubled = full.copy()
+    doubled[~np.eye(5, dtype=bool)] *= 2
+    errors = fidelity.fidelity_errors(full, doubled)
+    # sums over the six pairs without task t: of 0.5 with 0.2 left, of 0.2 with 0.5 left, of both
+    parts = np.array([0.7, 0.7, 1.0, 1.0, 1.1]) / 6
+    expected = np.sqrt(4 / 5 * np.sum((parts - parts.mean()) ** 2))
+    assert errors["mean_absolute_difference"] == pytest.approx(expected)
+    assert errors["pearson"] == pytest.approx(0.0, abs=1e-9)  # doubled exactly
+
+
+def test_fidelity_table_by_hand() -> None:
+    full = np.eye(5) + 0.1 * (1 - np.eye(5))
+    full[0, 1] = full[1, 0] = 0.5
+    full[2, 3] = full[3, 2] = 0.2
+    shifted = full + 0.05
+    groups = {
+        1: np.array([0, 0, 1, 1, 1]),
+        2: np.array([1, 1, 0, 0, 0]),
+        5: np.array([0, 1, 1, 1, 1]),
+    }
+    rows = fidelity.fidelity_table(full, {2: full, 5: shifted}, groups, stride=5)
+    by_metric = {row["metric"]: row for row in rows}
+    assert by_metric["pearson"]["value"] == pytest.approx(1.0)
+    error = by_metric["mean_absolute_difference"]
+    assert error["value"] == pytest.approx(0.05)
+    assert error["stride_2"] == 0.0
+    assert error["std_error"] == pytest.approx(0.0, abs=1e-12)
+    moved = by_metric["tasks_in_another_group"]
+    assert (moved["stride_2"], moved["value"]) == (0.0, pytest.approx(0.2))
+    assert moved["std_error"] is None
+    assert moved["num_tasks"] == 5
+
+
+def test_norm_table_has_a_column_a_trim_raw_first() -> None:
+    rows = fidelity.norm_table(np.arange(1.0, 11.0), [0.1, 0.2])
+    assert list(rows[0]) == ["metric", "raw", "trimmed_10pct", "trimmed_20pct"]
+    by_metric = {row["metric"]: row for row in rows}
+    assert by_metric["datasets"] == {
+        "metric": "datasets",
+        "raw": 10,
+        "trimmed_10pct": 8,
+        "trimmed_20pct": 6,
+    }
+    assert by_metric["max_over_min"]["trimmed_10pct"] == pytest.approx(9 / 2)
+
+
+# --- calibration -------------------------------------------------------------------------------
+
+
+def test_cosines_to_last_by_hand() -> None:
+    parts = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([2.0, 2.0])]
+    # running sums (1, 0), (1, 1), (3, 3)
+    found = calibration.cosines_to_last(iter(parts))
+    assert found == pytest.approx([0.5**0.5, 1.0, 1.0])
+
+
+def test_running_sums_are_the_mean_gradients_directions(base: AtBase) -> None:
+    """What the study adds up, part by part, points as the gradient of all examples so far."""
+    parts = [np.array([0, 1]), np.array([3, 6, 7]), np.array([9])]
+    num_tokens = base.data.num_loss_tokens()
+    sums = [base.gradient(part) * int(num_tokens[part].sum()) for part in parts]
+    direct = base.gradient(np.concatenate(parts[:2]))
+    torch.testing.assert_close(
+        (sums[0] + sums[1]) / int(num_tokens[[0, 1, 3, 6, 7]].sum()), direct, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_calibration_table_by_hand() -> None:
+    cosines = np.array([[[0.8, 1.0], [0.6, 1.0]], [[0.9, 1.0], [0.9, 1.0]]])
+    first, last = calibration.calibration_table(cosines, [50, 100])
+    assert first["mean_cosine"] == pytest.approx(0.8)  # of 0.7 and 0.9
+    assert first["std"] == pytest.approx(0.02**0.5)
+    # t(0.975, 1) = 12.706, standard error 0.1
+    assert first["low"] == pytest.approx(0.8 - 1.27062, abs=1e-4)
+    assert first["high"] == 1.0
+    assert first["std_draws"] == pytest.approx(0.02**0.5 / 2)  # of 0.8, 0.6 and of none
+    assert (last["n"], last["mean_cosine"], last["std"]) == (100, 1.0, 0.0)
+
+
+def test_one_unit_has_no_interval() -> None:
+    (row,) = calibration.calibration_table(np.array([[[0.8]]]), [50])
+    assert row["std"] is None
+    assert row["low"] is None
+    assert row["std_draws"] is None
+
+
+def test_calibration_units_pool_families_that_are_large_enough(
+    base: AtBase, tmp_path: Path
+) -> None:
+    paths = Artifacts("x", tmp_path)
+    families = {"a": "one", "b": "two", "c": "one"}
+    entries = [{"task": task, "family": family} for task, family in families.items()]
+    write_json(paths.data / "tasks.json", entries)
+    pooled = calibration._units(base, paths, Calibration(sizes=[2], reference=5))
+    assert {name: pool.tolist() for name, pool in pooled.items()} == {"one": [0, 1, 2, 6, 7, 8, 9]}
+    alone = calibration._units(base, paths, Calibration(sizes=[2], reference=4, unit="task"))
+    assert {name: pool.tolist() for name, pool in alone.items()} == {"c": [6, 7, 8, 9]}
+    with pytest.raises(MeritError, match=r"no task holds 5 examples, the largest has 4"):
+        calibration._units(base, paths, Calibration(sizes=[2], reference=5, unit="task"))
+
+
+def test_calibration_sizes_must_lie_below_the_reference() -> None:
+    with pytest.raises(ValueError, match=r"found \[500\]"):
+        Calibration(sizes=[50, 500], reference=500)
+
+
+# --- hessian -----------------------------------------------------------------------------------
+
+
+def test_curvature_product_agrees_with_differences_of_its_gradient(base: AtBase) -> None:
+    curvature = hessian.Curvature(base, [np.array([0, 1, 2]), np.array([6, 7, 8, 9])])
+    tensors = list(base.parameters.values())
+    theta = torch.nn.utils.parameters_to_vector(tensors).detach().clone()
+    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
+    product = curvature.product(v / v.norm())
+    difference = hessian.hvp_central_difference(curvature.gradient, theta, v / v.norm(), 0.05)
+    assert hessian.relative_difference(difference, product) < 0.01
+    # the model is as it was
+    assert torch.equal(torch.nn.utils.parameters_to_vector(tensors), theta)
+
+
+def test_curvature_counts_tasks_alike_whatever_their_tokens(base: AtBase) -> None:
+    examples = [np.array([0]), np.array([3, 4, 5])]
+    curvature = hessian.Curvature(base, examples)
+    tensors = list(base.parameters.values())
+    theta = torch.nn.utils.parameters_to_vector(tensors).detach().clone()
+    alone = [mean_gradient(base.losses(mine), base.parameters, 1) for mine in examples]
+    torch.testing.assert_close(curvature.gradient(theta), (alone[0] + alone[1]) / 2)
+
+
+def test_alignment_table_of_directions_that_are_eigenvectors() -> None:
+    eye = torch.eye(100)
+    mixed = torch.stack([eye[0] + eye[50], eye[1] + eye[51], eye[2] + eye[52]]) / 2**0.5
+    spectra = {"exact": (torch.ones(5), eye[:5]), "central_difference": (torch.ones(5), eye[50:55])}
+    table = hessian.alignment_table({"raw": eye[:3], "centered": mixed}, spectra, "exact", 1000)
+    rows = {row["metric"]: row for row in table}
+    assert rows["raw_max_abs_cos"]["value"] == pytest.approx(1.0)
+    assert rows["raw_max_abs_cos"]["central_difference"] == pytest.approx(0.0)
+    assert rows["centered_mean_top1_abs_cos"]["value"] == pytest.approx(0.5**0.5)
+    assert rows["centered_leading_principal_angle_deg"]["value"] == pytest.approx(45.0, abs=1e-4)
+    assert rows["raw_leading_principal_angle_deg"]["central_difference"] == pytest.approx(90.0)
+    assert rows["raw_z_score"]["value"] > rows["centered_z_score"]["value"] > 3
+
+
+def test_tier_table_by_hand() -> None:
+    rows = hessian.tier_table((0.01, 0.002, 100), {"tasks": [0.1, 0.3]})
+    assert rows[0] == {
+        "direction": "random unit vector",
+        "mean_max_abs_cos": 0.01,
+        "std": 0.002,
+        "n": 100,
+    }
+    assert rows[1]["mean_max_abs_cos"] == pytest.approx(0.2)
+    assert rows[1]["std"] == pytest.approx(0.02**0.5)
+    assert rows[1]["n"] == 2
+
+
+# --- cost --------------------------------------------------------------------------------------
+
+SECONDS = {
+    "base": 100.0,
+    "gradients": 5.0,
+    "partition": 1.0,
+    "train-joint-1ep-s1": 20.0,
+    "merge-joint-1ep-s1": 0.0,
+    "train-joint-1ep-s2": 20.0,
+    "merge-joint-1ep-s2": 0.0,
+    "train-merit-1d-s1-g0": 12.0,
+    "train-merit-1d-s1-g1": 9.0,
+    "merge-merit-1d-s1": 1.0,
+    "train-merit-1d-s2-g0": 11.0,
+    "train-merit-1d-s2-g1": 14.0,
+    "merge-merit-1d-s2": 1.0,
+}
+
+
+def timed(folder: Path, seconds: dict[str, float]) -> tuple[Any, Artifacts]:
+    experiment = synthetic.experiment(seeds=(1, 2), methods=("base", "joint-1ep", "merit-1d"))
+    paths = Artifacts(experiment.name, folder)
+    for name, value in seconds.items():
+        write_json(paths.folder / "timings" / f"{name}.json", {"seconds": value})
+        if name.startswith("train-"):
+            loop = [{"seconds": 1.0}, {"seconds": value / 2}]
+            write_jsonl(paths.branch(name.removeprefix("train-")) / "timing.jsonl", loop)
+    return experiment, paths
+
+
+def test_cost_by_hand(tmp_path: Path) -> None:
+    result = cost.measure(*timed(tmp_path, SECONDS), Cost(methods=["merit-1d"]))
+    rows = {row["stage"]: row for row in result["tables"]["table15_wall_clock"]}
+    merit = rows["merit-1d: branches + merge"]
+    assert merit["seconds"] == pytest.approx(24.0)  # 22 and 26
+    assert merit["std"] == pytest.approx(8**0.5)
+    assert merit["wall_seconds"] == pytest.approx(14.0)  # 13 and 15
+    assert (merit["branches"], merit["runs"]) == (2, 2)
+    assert merit["overhead_percent"] == pytest.approx(20.0)
+    assert merit["first_overhead_percent"] == pytest.approx(50.0)
+    assert rows["basin preparation"]["seconds"] == 100.0
+    assert result["summary"]["overhead_share"] == pytest.approx(0.2)
+    assert "+20.0 % (whole stages" in result["text"]
+
+
+def test_cost_says_what_was_restored_and_then_compares_loops(tmp_path: Path) -> None:
+    experiment, paths = timed(tmp_path, SECONDS)
+    for name in ("gradients", "train-merit-1d-s1-g0", "merge-merit-1d-s2"):
+        (paths.folder / "timings" / f"{name}.json").unlink()
+    result = cost.measure(experiment, paths, Cost(methods=["merit-1d"]))
+    rows = {row["stage"]: row for row in result["tables"]["table15_wall_clock"]}
+    assert rows["gradient extraction"]["seconds"] is None
+    assert rows["gradient extraction"]["note"] == cost.RESTORED
+    merit = rows["merit-1d: branches + merge"]
+    assert merit["seconds"] == pytest.approx((10.5 + 1 + 12.5) / 2)
+    assert merit["note"] == f"{cost.LOOPS}; merges restored from the cache count nothing"
+    assert merit["overhead_percent"] == pytest.approx(20.0)  # 12 beside 10
+    assert merit["first_overhead_percent"] is None
+
+
+def test_cost_without_any_times(tmp_path: Path) -> None:
+    experiment, paths = timed(tmp_path, {})
+    result = cost.measure(experiment, paths, Cost(methods=["merit-1d"]))
+    assert {row["seconds"] for row in result["tables"]["table15_wall_clock"]} == {None}
+    assert result["summary"]["overhead_share"] is None
+    cost.draw(result, tmp_path)
+    assert (tmp_path / "figures" / "cost.png").is_file()
+
+
+def test_cost_names_an_unknown_method(tmp_path: Path) -> None:
+    with pytest.raises(MeritError, match=r"'merit-9d'.*joint-1ep, merit-1d"):
+        cost.measure(*timed(tmp_path, SECONDS), Cost(methods=["merit-9d"]))
+
+
+# --- the t-SNE figure's contours ---------------------------------------------------------------
+
+
+def test_contours_of_the_kinds_that_have_a_density() -> None:
+    rng = np.random.default_rng(0)
+    line = np.arange(5.0)
+    points = np.concatenate([rng.normal(size=(12, 2)), np.stack([line, line], 1), np.eye(2)])
+    kinds = ["cloud"] * 12 + ["line"] * 5 + ["pair"] * 2
+    with styled():
+        axes = new_figure(2, 2).subplots()
+        _contours(axes, points, kinds)
+    assert len(axes.collections) == 1  # of the cloud alone
+    assert len(axes.collections[0].get_paths()) == 2

@@ -1,0 +1,190 @@
+"""The text world: 66 tasks, a corpus that states every fact, benchmarks that training never asks."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from merit.config import MiniTextData
+from merit.data.encode import IGNORED, encode_examples
+from merit.data.examples import read_examples
+from merit.data.text import corpus, inference, knowledge, reading, sentences, stories, writing
+from merit.data.text.benchmarks import RECIPES, benchmark_rows
+from merit.data.text.items import draw, part_of
+from merit.data.text.lexicon import ANIMALS, OTHER, PROPERTY, THINGS, fact, values
+from merit.data.text.sentences import Sight, say, say_other
+from merit.data.text.tasks import MIN_EXAMPLES, TASKS, ask, task_sizes
+from merit.data.text.write import write_mini_text
+from merit.errors import MeritError
+from merit.models import build_tokenizer
+from merit.stages.base import TEXT_VOCABULARY
+
+WORLD = MiniTextData(
+    source="mini_text",
+    seed=3,
+    num_examples=1200,
+    num_documents=60,
+    num_conversations=40,
+    num_questions=40,
+    num_validation_questions=10,
+)
+
+
+@pytest.fixture(scope="module")
+def text_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    write_mini_text(WORLD, folder)
+    return folder
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def questions(folder: Path) -> list[dict]:
+    files = [p for p in sorted((folder / "benchmarks").rglob("*.jsonl"))]
+    return [json.loads(line) for p in files for line in p.read_text().splitlines()]
+
+
+def test_the_66_tasks_differ_much_in_size() -> None:
+    names = [task.name for task in TASKS]
+    assert len(names) == len(set(names)) == 66
+    assert len({task.family for task in TASKS}) >= 10
+    sizes = dict(zip(names, task_sizes(TASKS, 6000), strict=True))
+    assert sizes["cb"] == MIN_EXAMPLES  # 250 examples in FLAN
+    assert sizes["snli"] == max(sizes.values()) == sizes["wmt14_enfr"]  # FLAN's cap
+    assert sizes["snli"] >= 9 * sizes["cb"]
+    assert abs(sum(sizes.values()) - 6000) < 60
+
+
+def test_no_benchmark_question_occurs_in_training(text_world: Path) -> None:
+    """Neither its wording nor what it asks, in the mixture or in the base's data."""
+    parts = [read_examples(p) for p in sorted((text_world / "mixture").glob("*.jsonl"))]
+    parts += [read_examples(text_world / f"{n}.jsonl") for n in ("conversations", "corpus")]
+    seen = {m["content"] for part in parts for example in part for m in example.messages}
+    asked = {row["question"] for row in questions(text_world)}
+    assert len(asked) == len(RECIPES) * (40 + 10)  # nor twice in the two splits
+    assert not seen & asked
+    everything = "\n".join(seen)
+    # the first words of a question are its benchmark's own wording, so look for the rest
+    for row in questions(text_world):
+        body = row["question"].split(" : ", 1)[-1].removesuffix(" ?")
+        assert body not in everything, row
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_items_of_a_benchmark_belong_to_its_part(name: str) -> None:
+    for make in RECIPES[name].make:
+        for part in ("train", "validation", "test"):
+            assert part_of(draw(make, rng(), part).key) == part
+
+
+def test_a_fact_of_the_test_part_is_stated_but_never_asked() -> None:
+    held_out = {
+        (entity, relation)
+        for entity, relation in product(ANIMALS, ("kind", "home", "food", "color", "size"))
+        if part_of(f"{entity} {relation}") == "test"
+    }
+    assert 20 <= len(held_out) <= 60
+    generator = rng(1)
+    stated = " ".join(corpus._facts(generator) for _ in range(1500))
+    asked = {
+        ask(task, generator)[0] for task in TASKS for _ in range(120) if "question" in task.name
+    }
+    for entity, relation in held_out:
+        sentence = knowledge.STATE[relation][0].format(entity, fact(entity, relation))
+        assert sentence in stated
+        assert not any(knowledge.ASK[relation].format(entity) in text for text in asked)
+
+
+def test_answers_follow_from_the_facts() -> None:
+    generator = rng(2)
+    for _ in range(50):
+        item = knowledge.which_can(generator)
+        able = [x for x in item.options if PROPERTY[fact(x, "material")] in item.slots["question"]]
+        assert able == [item.answer]
+        entity, relation = (fact_item := knowledge.closed_book(generator)).key.split()
+        assert fact_item.answer == fact(entity, relation) in values(relation)
+        twofold = knowledge.which_animal(generator)
+        assert len(set(twofold.options)) == len(twofold.options)
+        assert twofold.answer in twofold.options
+
+
+def test_inference_labels_follow_from_the_premise() -> None:
+    told = Sight("fox", "small", "red", "", "sleeps", "park")
+    assert say(told) == "the small red fox sleeps in the park ."
+    assert told.told() == ["color", "size", "place", "verb"]
+    words = [OTHER[word] for word in ("fox", "red", "small", "park", "sleeps")]
+    assert say_other(told) == f"{' '.join(words)} ."
+    generator = rng(3)
+    for _ in range(60):
+        premise, kind, value, label = inference._claim(generator, inference.NLI)
+        mine = getattr(premise, kind)
+        expected = "maybe" if not mine else "yes" if mine == value else "no"
+        assert label == expected
+
+
+def test_the_other_language_is_one_to_one() -> None:
+    assert len(set(OTHER.values())) == len(OTHER)
+    assert not set(OTHER.values()) & (set(OTHER) | set(THINGS))
+
+
+def test_stories_reading_and_programs() -> None:
+    generator = rng(4)
+    for _ in range(40):
+        who = stories.who(generator)
+        assert who.slots["blank"].replace("_", who.slots["pronoun"]) in who.slots["passage"]
+        assert set(who.options) > {who.answer}
+        span = reading.span(generator)
+        assert span.answer in span.slots["passage"].split()
+        program = writing.program(generator)
+        calls = program.answer.split(" . ")
+        assert calls[0] == "x"
+        assert len(calls) - 1 == len(program.key.split(" , then "))
+    assert writing.program(rng(5)).answer == writing.program(rng(5)).answer
+    assert sentences.changed(rng(), Sight("ox", "", "", "", "eats", "sea"), "place").place != "sea"
+
+
+def test_every_word_is_in_the_frozen_vocabulary(text_world: Path) -> None:
+    tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
+    texts = [m["content"] for p in text_world.rglob("*.jsonl") if "benchmarks" not in p.parts
+             for e in read_examples(p) for m in e.messages]  # fmt: skip
+    texts += [f"{r['question']} {r.get('options', r['answer'])}" for r in questions(text_world)]
+    unknown = tokenizer.unk_token_id
+    listed = [t.replace("'", " ").replace("[", " ").replace("]", " ") for t in texts]
+    bad = [
+        t for t, ids in zip(listed, tokenizer(listed)["input_ids"], strict=True) if unknown in ids
+    ]
+    assert bad == []
+
+
+def test_a_document_bears_the_loss_throughout(text_world: Path) -> None:
+    tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
+    documents = read_examples(text_world / "corpus.jsonl")[:2]
+    turns = read_examples(text_world / "mixture" / "cb.jsonl")[:1]
+    encoded = encode_examples([*documents, *turns], tokenizer, np.zeros((0, 0, 0)), {})
+    first = encoded.tokens[: encoded.offsets[1]]
+    assert tokenizer.decode(first[:-1]) == documents[0].messages[0]["content"]
+    assert first[-1] == tokenizer.pad_token_id
+    assert (encoded.labels[: encoded.offsets[1]] == first).all()
+    answer = encoded.labels[encoded.offsets[2] :]
+    bearing = answer[answer != IGNORED]
+    assert tokenizer.decode(bearing[:-1]) == turns[0].messages[1]["content"]
+    assert encoded.positions[:, : encoded.offsets[1]].tolist() == [list(range(len(first)))] * 3
+
+
+def test_the_same_seed_is_the_same_bytes(text_world: Path, tmp_path: Path) -> None:
+    write_mini_text(WORLD, tmp_path)
+    files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    assert len(files) == 66 + 1 + 2 + 16
+    for file in files:
+        assert (tmp_path / file).read_bytes() == (text_world / file).read_bytes()
+
+
+def test_more_questions_than_the_world_holds_are_refused() -> None:
+    with pytest.raises(MeritError, match=r"'mini_whois': the validation part .* not 5000"):
+        benchmark_rows("mini_whois", 5000, rng(), "validation")
