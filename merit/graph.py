@@ -164,7 +164,7 @@ def experiment_stages(experiment: Experiment, level: str = "default") -> dict[st
             "study",
             [{str(folder(name, study.name)): {"cache": False}}],  # committed to git
             inputs(study, experiment, paths),
-            ["training", "methods", f"studies.{study.name}"],
+            ["gradients", "training", "methods", f"studies.{study.name}"],
             study.name,
             code_files(f"eval.studies.{study.name}", stage_module("study")),
         )

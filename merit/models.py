@@ -215,12 +215,13 @@ def load_model(folder: Path) -> Any:
 
 def load_processor(folder: Path) -> Any:
     """The processor saved beside a model; for a text model, its tokenizer."""
-    from transformers import AutoProcessor, AutoTokenizer
+    from transformers import AutoProcessor, PreTrainedTokenizerFast
 
     if not (folder / "tokenizer.json").is_file():
         raise MeritError(f"{folder}: no processor here (tokenizer.json is missing)")
     if not (folder / "processor_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # AutoTokenizer would choose Qwen2's class by the model, and with it another pre-tokenizer
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 

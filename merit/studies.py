@@ -41,7 +41,7 @@ STUDIES: dict[str, Study] = {
         Study("fidelity", "Strided gradients and their norms", "full",
               ("base", "encoded", "gradients"),
               ("table16_stride5_fidelity", "table19_gradient_norms")),
-        Study("calibration", "Calibration size", "full", ("base", "encoded"),
+        Study("calibration", "Calibration size", "full", ("data", "base", "encoded"),
               ("table11_calibration",)),
         Study("connectivity", "Linear mode connectivity", "full",
               ("base", "encoded", "branches", "models"), ("table05_linear_mode_connectivity",)),
@@ -87,6 +87,6 @@ def inputs(study: Study, experiment: Experiment, paths: Artifacts) -> list[Path]
         "partition": [paths.partition],
         "branches": [paths.branch(branch) for branch in planned.branches],
         "models": [paths.model(model) for model in planned.models],
-        "scores": [paths.evaluation / "scores.json"],
+        "scores": [paths.evaluation / "scores.json", paths.evaluation / "predictions"],
     }
     return [path for part in study.reads for path in found[part]]

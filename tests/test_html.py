@@ -107,7 +107,8 @@ def test_inline(text: str, expected: str) -> None:
 
 
 def test_blocks() -> None:
-    text = "- one\n- two\n\nwords\nmore\n\n#### head\n\n![cap](f.png)\n\n| a | b |\n|---|---:|\n| x | 1 |"
+    text = "- one\n- two\n\nwords\nmore\n\n#### head\n\n![cap](f.png)\n\n"
+    text += "| a | b |\n|---|---:|\n| x | 1 |"
     out = blocks(text, str, lambda file: (f"data:{file}", 99))
     assert "<ul><li>one</li><li>two</li></ul>" in out
     assert "<p>words more</p>" in out

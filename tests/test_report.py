@@ -240,7 +240,7 @@ def test_pages_link_to_files_that_exist(reports: Path) -> None:
     readme = (reports.parent / "README.md").read_text(encoding="utf-8")
     assert readme.startswith(f"# Top\n\n{pages.BEGIN}\n### Synthetic")
     assert readme.endswith(f"{pages.END}\n\nend\n")
-    assert "old" not in readme
+    assert "\nold\n" not in readme
     assert "**merit-3d** **beats** **joint-1ep** by 43.8 points" in readme
     page = reports / "README.md"
     for file in (reports.parent / "README.md", page):

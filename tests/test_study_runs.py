@@ -281,7 +281,7 @@ def test_a_scale_is_a_point_on_the_line_from_the_base(
     parts = [load_file(path) for path in branches]
     merged = mergers.merged_tensors(merger, base, branches, [0.5, 0.3, 0.2])
     half = runs.moved(base, merged, 0.5)
-    rules = {"star": star, "tsv": tsv, "iso-c": iso_c, "iso-cts": iso_cts}
+    rules: dict[str, Any] = {"star": star, "tsv": tsv, "iso-c": iso_c, "iso-cts": iso_cts}
     for name, theta in start.items():
         ours = [part[name] for part in parts]
         if merger in rules:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from eval.report.claims_evidence import Case, Evidence, Link, NotTestable
@@ -88,13 +89,16 @@ def _metric(study: StudyResult, stem: str, name: str) -> Mapping[str, Any]:
     raise NotTestable(f"the study `{study.name}` has no metric `{name}` in `{stem}`")
 
 
-def _from_summary(study: StudyResult, key: str, **bound: Any) -> Link:
-    """A summary's number `key` with `key_low` and `key_high` where there are any."""
+def _from_summary(study: StudyResult, key: str, link: Link) -> Link:
+    """`link` with the summary's number `key`, and `key_low` and `key_high` where there are any."""
     summary = study.summary
-    limits = {"low": summary.get(f"{key}_low"), "high": summary.get(f"{key}_high")}
-    n = summary.get(f"{key}_n", summary.get("num_questions", 1))
-    value = _number(study, summary, key)
-    return Link(bound.pop("label", key.replace("_", " ")), value, int(n), **limits, **bound)
+    return replace(
+        link,
+        value=_number(study, summary, key),
+        low=summary.get(f"{key}_low"),
+        high=summary.get(f"{key}_high"),
+        n=int(summary.get(f"{key}_n", summary.get("num_questions", 1))),
+    )
 
 
 def _evidence(study: StudyResult, stem: str, links: Sequence[Link], note: str = "") -> Evidence:
@@ -219,8 +223,10 @@ def norms_concentrate(case: Case) -> Evidence:
 def directions_align(case: Case) -> Evidence:
     """C14."""
     study = _study(case, "hessian")
-    keys = READS["hessian"]["summary"]
-    links = [_from_summary(study, key, bound=MIN_Z_SCORE) for key in keys]
+    links = [
+        _from_summary(study, key, Link(key.replace("_", " "), math.nan, 1, bound=MIN_Z_SCORE))
+        for key in READS["hessian"]["summary"]
+    ]
     return _evidence(study, "table21_hessian_pca_alignment", links)
 
 
@@ -242,9 +248,11 @@ def averaging_beats_mergers(case: Case) -> Evidence:
 def sgd_pattern(case: Case) -> Evidence:
     """C16."""
     study = _study(case, "sgd")
+    gain = Link("best MERIT − joint, largest rate", math.nan, 1, unit="points")
+    fall = Link("most − fewest axes, smallest rate", math.nan, 1, side="below", unit="points")
     links = [
-        _from_summary(study, "gain_at_largest_rate", unit="points"),
-        _from_summary(study, "collapse_at_smallest_rate", unit="points", side="below"),
+        _from_summary(study, "gain_at_largest_rate", gain),
+        _from_summary(study, "collapse_at_smallest_rate", fall),
     ]
     return _evidence(study, "table18_sgd_lr_sweep", links)
 

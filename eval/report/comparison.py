@@ -80,12 +80,12 @@ def _mcnemar(results: Results, method: str, other: str, benchmark: int) -> McNem
         return None
     else:
         rows = [0, 0]  # the base has no seed
-    pair = [
+    ours, theirs = (
         results.answers[m][benchmark][row] for m, row in zip((method, other), rows, strict=True)
-    ]
-    if not np.isin(np.concatenate(pair), (0.0, 1.0)).all():
+    )
+    if not np.isin(np.concatenate([ours, theirs]), (0.0, 1.0)).all():
         return None
-    return mcnemar(*pair, name=results.benchmarks[benchmark])
+    return mcnemar(ours, theirs, results.benchmarks[benchmark])
 
 
 def compared_methods(experiment: Experiment) -> list[str]:

@@ -84,3 +84,17 @@ for (const explorer of document.querySelectorAll(".explorer")) {
   select.addEventListener("change", show);
   show();
 }
+
+// what is folded on the screen is unfolded on paper
+addEventListener("beforeprint", () => {
+  for (const fold of document.querySelectorAll("details:not([open])")) {
+    fold.dataset.folded = "";
+    fold.open = true;
+  }
+});
+addEventListener("afterprint", () => {
+  for (const fold of document.querySelectorAll("details[data-folded]")) {
+    delete fold.dataset.folded;
+    fold.open = false;
+  }
+});

@@ -9,7 +9,7 @@ scale chosen on the validation questions and judged on the test questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,7 @@ def table_row(
     merger: str,
     tuning: str,
     chosen: dict[str, float],
-    test: dict[str, Scores],
+    test: Mapping[str, Scores],
     validation: float,
     seeds: Sequence[int],
 ) -> Row:
@@ -253,7 +253,7 @@ def _quoted(row: Row) -> str:
 
 
 def _average(
-    scores: dict[str, Scores], merger: str, scale: float, seeds: Sequence[int]
+    scores: Mapping[str, Scores], merger: str, scale: float, seeds: Sequence[int]
 ) -> Interval:
     return average([scores[_name(merger, scale, seed)] for seed in seeds])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def _shrunk(base: Path, joint: Callable[[], Tensors], alpha: float) -> Tensors:
 # --- what is reported --------------------------------------------------------------------------
 
 
-def cell(point: Point, scores: dict[str, Scores], found: dict[str, Any] | None) -> Row:
+def cell(point: Point, scores: Mapping[str, Scores], found: dict[str, Any] | None) -> Row:
     """One point: averages, differences with intervals, the shrinkage path from base to joint."""
     where: Row = {
         "base": point.strength,

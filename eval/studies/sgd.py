@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _methods(experiment: Experiment, settings: Sgd) -> tuple[list[str], str]:
 def sweep_row(
     method: str,
     rate: float,
-    scores: dict[str, Scores],
+    scores: Mapping[str, Scores],
     displacements: dict[str, float],
     reference: str,
 ) -> Row:
@@ -140,7 +140,7 @@ def rate_label(rate: float) -> str:
 def summary(
     experiment: Experiment,
     rows: Sequence[Row],
-    scores: dict[str, Scores],
+    scores: Mapping[str, Scores],
     settings: Sgd,
     reference: str,
 ) -> Row:

@@ -44,7 +44,7 @@ def ending(rng: np.random.Generator, count: int = 4) -> Item:
         "passage": beginning,
         "options": " or ".join(option.removesuffix(" .") for option in options),
     }
-    return Item(f"{beginning} {answer}", answer, slots, options)
+    return Item(beginning, answer, slots, options)
 
 
 def two_endings(rng: np.random.Generator) -> Item:
@@ -61,7 +61,7 @@ def feeling(rng: np.random.Generator) -> Item:
         "question": f"how did {pronoun} feel ?",
         "options": listed(options),
     }
-    return Item(f"feeling {beginning}", need, slots, options)
+    return Item(beginning, need, slots, options)
 
 
 def cause(rng: np.random.Generator) -> Item:
