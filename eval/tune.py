@@ -7,6 +7,7 @@ in the YAML.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -15,9 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from eval.benchmarks import benchmark
+from eval.benchmarks import benchmark, engine_of
 from eval.engine import ScoringEngine
-from eval.stages.generate import answer
+from eval.stages.generate import answer, stored_scores
 from merit.config import Experiment, load_experiment, load_params
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_write, read_json, write_json
@@ -34,26 +35,32 @@ def tune(name: str) -> None:
     labels = ["base", *(f"lr {rate:g}, batch {size}" for rate, size in grid)]
     folder = paths.folder / "tuning"
     tables = {
-        b: paths.data / "benchmarks" / "validation" / f"{b}.tsv"
+        b: paths.data / "benchmarks" / "validation" / benchmark(b).file
         for b in experiment.evaluation.benchmarks
     }
+    by_lm_eval = engine_of(list(tables)) == "lm_eval"
     os.environ["OMP_NUM_THREADS"] = "1"
     with (
-        ScoringEngine() as engine,
+        contextlib.nullcontext() if by_lm_eval else ScoringEngine() as engine,
         ProcessPoolExecutor(load_params().workers, get_context("spawn")) as pool,
     ):
-        write_json(folder / "prompts.json", engine.prompts(tables))
+        if engine is not None:
+            write_json(folder / "prompts.json", engine.prompts(tables))
         runs = [pool.submit(_point, name, folder, None, 0)]
         runs += [pool.submit(_point, name, folder, rate, size) for rate, size in grid]
         losses = []
         for i, run in enumerate(runs, start=1):
             losses.append(run.result())
             print(f"{i}/{len(runs)}: {labels[i - 1]}", file=sys.stderr, flush=True)
-        answers = {
-            label: read_json(_target(folder, *point))["answers"]
+        files = {
+            label: _target(folder, *point)
             for label, point in zip(labels, [(None, 0), *grid], strict=True)
         }
-        scored = engine.score(tables, answers)
+        if engine is None:
+            scored = {label: stored_scores(file) for label, file in files.items()}
+        else:
+            answers = {label: read_json(file)["answers"] for label, file in files.items()}
+            scored = engine.score(tables, answers)
     scores = {m: {b: r.score for b, r in results.items()} for m, results in scored.items()}
     atomic_write(
         Path("docs") / f"tuning-{name}.md",

@@ -112,7 +112,7 @@ class Mergers(Settings):
 
     method: str = "merit-2d"
     seeds: Annotated[list[int], Field(min_length=1)] = [1]
-    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.25, 0.5, 1.0, 2.0]
+    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.125, 0.25, 0.5, 1.0, 2.0]
 
 
 class Regime(Settings):

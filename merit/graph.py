@@ -21,7 +21,7 @@ import yaml
 
 from merit.config import EXPERIMENTS_DIR, PARAMS_FILE, Experiment, Params
 from merit.errors import MeritError
-from merit.io.artifacts import REPORTS_DIR, Artifacts
+from merit.io.artifacts import REPORTS_DIR, Artifacts, report_name
 from merit.launch import stage_module, stage_name
 from merit.methods import Model, plan
 from merit.studies import STUDIES, Study, active, folder, inputs
@@ -78,7 +78,7 @@ def render(params: Params, experiments: Mapping[str, Experiment]) -> str:
             if stage in stages:
                 _refuse_twin(name, stage)
         stages |= added
-        report = Artifacts(name).report
+        report = REPORTS_DIR / report_name(name, params.studies)
         metrics.append(str(report / "metrics.json"))
         bars = {"template": "bar_horizontal", "x": "score", "y": "method"}
         curves = {"x": "epoch", "y": experiments[name].report.curves}
@@ -164,7 +164,7 @@ def experiment_stages(experiment: Experiment, level: str = "default") -> dict[st
             "study",
             [{str(folder(name, study.name)): {"cache": False}}],  # committed to git
             inputs(study, experiment, paths),
-            ["gradients", "training", "methods", f"studies.{study.name}"],
+            ["base", "gradients", "training", "methods", "evaluation", f"studies.{study.name}"],
             study.name,
             code_files(f"eval.studies.{study.name}", stage_module("study")),
         )
@@ -176,7 +176,7 @@ def experiment_stages(experiment: Experiment, level: str = "default") -> dict[st
     ]
     add(
         "report",
-        [{str(paths.report): {"cache": False}}],  # committed to git
+        [{str(REPORTS_DIR / report_name(name, level)): {"cache": False}}],  # committed to git
         [
             predictions,
             scores,

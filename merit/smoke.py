@@ -162,7 +162,8 @@ def check(folder: Path) -> None:
             raise MeritError(f"{model}: scores for {sorted(scores.get(model, {}))} only")
     report = folder / "reports" / NAME
     expected = [report / f"table02{suffix}" for suffix in (".csv", ".md", ".tex")]
-    expected += [report / "metrics.json", folder / "reports" / "README.md", folder / "mlflow.db"]
+    expected += [report / "metrics.json", report / "claims.json", report / "claims.md"]
+    expected += [folder / path for path in ("reports/README.md", "reports/index.html", "mlflow.db")]
     missing = [str(path) for path in expected if not path.is_file() or not path.stat().st_size]
     if missing:
         raise MeritError(f"the report lacks {', '.join(missing)}")

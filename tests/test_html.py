@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -229,3 +230,18 @@ def test_comparison_stands_as_a_file_and_on_the_page(page: str, reports: Path) -
     shares = [float(line.split(",")[-1]) for line in lines[1:9]]
     assert sum(shares) == pytest.approx(1.0, abs=1e-3)
     assert "Benchmark by benchmark" in read(page).text
+
+
+def test_a_full_run_stands_beside_the_default_one(reports: Path, tmp_path: Path) -> None:
+    both = tmp_path / "reports"
+    shutil.copytree(reports, both)
+    shutil.copytree(both / "synthetic", both / "synthetic-full")
+    experiment = synthetic.build(tmp_path / "artifacts", methods=("base", "joint-1ep"), seeds=(1,))
+    build_index([experiment], both, tmp_path / "README.md")
+    page = (both / "index.html").read_text(encoding="utf-8")
+    ids = {attributes.get("id") for _, attributes in read(page).found}
+    assert {"synthetic", "synthetic-full", "synthetic-full-studies"} <= ids
+    # the studies, and with them their pictures, stand in the full run's part alone
+    assert page.count("It took <strong>long</strong>") == 1
+    assert '<a href="#synthetic-full-studies">' in page
+    assert "all rows and studies" in (both / "README.md").read_text(encoding="utf-8")

@@ -336,6 +336,8 @@ def test_table_12_and_what_the_ledger_reads() -> None:
     assert found["token_weighted_minus_iso_cts"] == 0.0
     assert found["behind_default"] == ["ties"]
     assert found["ahead_best"] == []
+    assert found["at_edge"] == []
+    assert mergers.at_edge(rows, Mergers(scales=[0.5])) == list(mergers.MERGERS)
     said = mergers.text(rows, (10.0, 5.0, 15.0), Mergers())
     assert "is ahead of ties (-60.0 [" in said
     assert "cannot be told from uniform (+0.0 [+0.0, +0.0])" in said

@@ -265,7 +265,7 @@ def test_an_epoch_is_a_pass_over_the_examples_trained_on(tiny: Tiny) -> None:
 def test_batches_of_like_length_hold_every_example_once() -> None:
     lengths = np.array([5, 1, 4, 2, 3, 6, 9])
     order = np.array([6, 0, 1, 2, 3, 4, 5])
-    # one window: sorted by length the order is 1 3 4 2 0 5 6, so the batches are (1 3) (4 2) (0 5) (6)
+    # one window: by length the order is 1 3 4 2 0 5 6: batches (1 3) (4 2) (0 5) (6)
     found = grouped_by_length(order, lengths, batch_size=2, seed=0)
     pairs = {tuple(found[i : i + 2]) for i in range(0, 6, 2)}
     assert pairs == {(1, 3), (4, 2), (0, 5)}

@@ -20,11 +20,15 @@ from eval.report.results import load_results
 from eval.report.studies import load_studies, studies_part
 from eval.report.tables import write_tables
 from merit.config import Experiment
-from merit.io.artifacts import Artifacts, atomic_write
+from merit.io.artifacts import Artifacts, atomic_write, report_name
 
 
-def build_report(experiment: Experiment, artifacts: Artifacts, reports_dir: Path) -> None:
-    """Write `reports_dir`/<experiment>/: tables, figures, claims, metrics and page fragments.
+def build_report(
+    experiment: Experiment, artifacts: Artifacts, reports_dir: Path, folder: str | None = None
+) -> None:
+    """Write `reports_dir`/`folder`: tables, figures, claims, metrics and page fragments.
+
+    Args: folder: the experiment's name where not given.
 
     Everything is built aside first, so an error (MeritError where a file is missing or does not
     fit the others) leaves the old report as it was. Files of other stages in the folder stay.
@@ -54,14 +58,22 @@ def build_report(experiment: Experiment, artifacts: Artifacts, reports_dir: Path
         write_ledger(records, experiment.report.title, out)
         write_explorer(load_explorer(experiment, artifacts), out)
         for path in sorted(p for p in out.rglob("*") if p.is_file()):
-            target = reports_dir / experiment.name / path.relative_to(out)
+            target = reports_dir / (folder or experiment.name) / path.relative_to(out)
             atomic_write(target, path.read_bytes())
 
 
 def build_index(
     experiments: Sequence[Experiment], reports_dir: Path, readme: Path = Path("README.md")
 ) -> None:
-    """README.md and index.html in `reports_dir` from the finished reports; `readme`'s results."""
-    titles = [(e.name, e.report.title) for e in experiments]
+    """README.md and index.html in `reports_dir` from the finished reports; `readme`'s results.
+
+    A full run's report (`studies: full`) stands beside the default one wherever there is one.
+    """
+    titles = [
+        (folder, f"{e.report.title}{suffix}")
+        for e in experiments
+        for level, suffix in (("default", ""), ("full", ", all rows and studies"))
+        if (reports_dir / (folder := report_name(e.name, level)) / "section.md").is_file()
+    ]
     write_pages(titles, reports_dir, readme)
     write_html(titles, reports_dir)

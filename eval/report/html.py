@@ -24,12 +24,13 @@ from eval.report.html_markdown import Picture, Rewrite, blocks, figure, inline
 from eval.report.studies import StudyResult, load_studies
 from eval.report.tables import DASH
 from merit.errors import MeritError
-from merit.io.artifacts import atomic_write, read_json
+from merit.io.artifacts import atomic_write, read_json, report_name
 
 HERE = Path(__file__).parent
 # parts that begin folded: long
 CLOSED = ("Benchmark by benchmark", "Leave one benchmark out", "Intervals of every score")
 EXPLORER = "Partition explorer"
+FULL = report_name("", "full")
 PIXELS = 1.3  # of a picture for one of CSS: 150 dpi drawn for print, 8-point letters stay readable
 MARKS = dict(zip(VERDICTS, ("✓", "✗", "≈", "–"), strict=True))  # not by colour alone
 
@@ -89,8 +90,11 @@ def _experiment(name: str, title: str, reports_dir: Path) -> str:
         match heading.strip():
             case "Claims":
                 content = claims_table(records, name)
+            case "Studies" if (full := reports_dir / report_name(name, "full")).is_dir():
+                # once is enough: pictures are most of the page
+                content = f'<p>In <a href="#{_id(full.name, "studies")}">the full run</a>.</p>'
             case "Studies":
-                studies = load_studies(name, reports_dir).values()
+                studies = load_studies(name.removesuffix(FULL), reports_dir).values()
                 content = "".join(_study(study, folder, base_hash) for study in studies)
             case "Figures":
                 # the caption is the picture's; its own line with the link to the PDF stays

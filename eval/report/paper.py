@@ -79,10 +79,10 @@ def load_paper_table(name: str, reports_dir: Path, build: str | None = None) -> 
     rows = tuple(tuple(line) for line in lines[1:])
     if build is not None:
         column = lines[0].index("build") if "build" in lines[0] else None
-        known = sorted({row[column] for row in rows}) if column is not None else []
-        if build not in known:
+        builds = sorted({row[column] for row in rows}) if column is not None else []
+        if build not in builds:
             raise MeritError(
                 f"{path}: no row is about {build!r} (key `report.paper_build` of the experiment). "
-                f"Known: {', '.join(known) or 'none, the table has no column `build`'}."
+                f"Known: {', '.join(builds) or 'none, the table has no column `build`'}."
             )
     return PaperTable(name, tuple(lines[0]), rows, build)

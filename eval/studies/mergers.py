@@ -201,10 +201,18 @@ def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str,
             f"{key}_high": -row["difference_low"],
             f"{key}_n": row["num_questions"],
         }
+    found["at_edge"] = at_edge(rows, settings)
     for tuning in ("default", "best"):
         for word, name in WORDS.items():
             found[f"{name}_{tuning}"] = [row["merge"] for row in _others(rows, tuning, word)]
     return found
+
+
+def at_edge(rows: Sequence[Row], settings: Mergers) -> list[str]:
+    """Mergers whose chosen scale is the sweep's smallest or largest: a wider one may do better."""
+    scales = {*settings.scales, DEFAULT_SCALE}
+    ends = (min(scales), max(scales))
+    return [row["merge"] for row in rows if row["tuning"] == "best" and row["scale"] in ends]
 
 
 def text(rows: Sequence[Row], base: Interval, settings: Mergers) -> str:
@@ -228,9 +236,13 @@ def text(rows: Sequence[Row], base: Interval, settings: Mergers) -> str:
             f"{words}, token-weighted averaging of {settings.method}'s branches "
             f"({reference['mean']:.1f} at scale {reference['scale']:g}) {'; '.join(parts)}."
         )
+    edge = at_edge(rows, settings)
+    if edge:
+        sentences.append(f"The chosen scale is an end of the sweep for {', '.join(edge)}.")
     sentences.append(
-        f"The base scores {base[0]:.1f}; differences in points on "
-        f"{rows[0]['num_questions']} test questions, {len(settings.seeds)} seed(s)."
+        f"The base scores {base[0]:.1f}. In brackets: the merger minus token-weighted averaging, "
+        f"in points with a 95 % interval, on {rows[0]['num_questions']} test questions, "
+        f"{len(settings.seeds)} seed(s)."
     )
     return " ".join(sentences)
 
@@ -292,7 +304,6 @@ def draw(result: dict[str, Any], folder: Path) -> None:
         left.set_xlabel("scale of the merged displacement (1: default)")
         left.set_ylabel("average score, validation (%)")
         left.set_title("Score over scale; circle: chosen")
-        left.legend(ncols=2)
         for tuning, shift, fill in (("default", 0.16, "none"), ("best", -0.16, None)):
             for row in rows:
                 if row["tuning"] != tuning:
@@ -312,4 +323,5 @@ def draw(result: dict[str, Any], folder: Path) -> None:
         right.set_yticks(range(len(best)), list(reversed(result["curves"])))
         right.set_xlabel("average score, test (%), 95 % interval")
         right.set_title("Default (open), chosen (filled)")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=8)
         style.save(figure, folder / "figures", "mergers")
