@@ -123,7 +123,7 @@ def prepare(folder: Path) -> None:
 def tiny(experiment: Experiment) -> Experiment:
     """`experiment` at a tiny size. Raises pydantic's ValidationError for a misspelled override."""
     values = _merged(experiment.model_dump(mode="json"), OVERRIDES)
-    values["methods"] = METHODS
+    values |= {"methods": METHODS, "studies": {"cost": {"methods": ["merit-1d"]}}}
     for phase, num_steps in zip(values["base"]["phases"], NUM_STEPS, strict=True):
         phase["num_steps"] = num_steps
     return Experiment.model_validate(values)
