@@ -451,6 +451,8 @@ def _explain(entry: Any, model: type[BaseModel]) -> str:
         # pydantic adds a tag, the method's kind: no key of the file, but it tells the known keys
         place = [part for i, part in enumerate(place) if i != 1]
         del location[2:3]
+    elif location[0:1] == ["data"]:
+        del location[1:2]  # likewise, the data's source
     key = ".".join(location) or "(top level)"
     if entry["type"] == "extra_forbidden":
         return f"unknown key `{key}`.{_nearest(location[-1], _fields_at(model, place))}"

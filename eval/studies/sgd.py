@@ -262,5 +262,5 @@ def draw(result: dict[str, Any], folder: Path) -> None:
         axes.minorticks_off()
         axes.set_xlabel("learning rate (SGD)")
         axes.set_ylabel("average score (%), 95 % interval")
-        figure.legend(loc="outside upper center", ncols=min(5, len(result["methods"]) + 1))
+        figure.legend(loc="outside upper center", ncols=3)
         style.save(figure, folder / "figures", "sgd")
