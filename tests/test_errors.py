@@ -21,8 +21,7 @@ MODEL = "artifacts/mini_vision/base/model.safetensors"
 def folder(tmp_path: Path) -> Path:
     """The settings alone, as in a fresh clone before any stage has run."""
     shutil.copyfile(ROOT / PARAMS, tmp_path / PARAMS)
-    (tmp_path / "experiments").mkdir()
-    shutil.copyfile(ROOT / YAML, tmp_path / YAML)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     return tmp_path
 
 
