@@ -32,6 +32,7 @@ _NOISE = (
     *("didn't change, skipping", "Updating lock file", "Generating lock file", "Use `dvc push`"),
     *("git add", "To track the changes with git", "To enable auto staging", "core.autostage"),
 )
+PAGE = REPORTS_DIR / "index.html"
 _SECONDS_BETWEEN_RECORDS = 20.0  # each record takes a core for some seconds
 
 
@@ -45,7 +46,8 @@ def repro() -> None:
     experiments = {name: load_experiment(name) for name in params.experiments}
     refresh(params, experiments)
     if not pending():
-        _pages(experiments)  # a kill may have come between the last report and these
+        if _pages_are_old(experiments):  # a kill may have come between the last report and these
+            _pages(experiments)
         print("Everything is up to date.")
         return
     with _mirror():
@@ -70,6 +72,15 @@ def _pages(experiments: Mapping[str, Experiment]) -> None:
     """The pages over all experiments; no stage of DVC's, as README.md is ours as well as theirs."""
     build_index = importlib.import_module("eval.report.build").build_index
     build_index(list(experiments.values()), REPORTS_DIR)
+    PAGE.touch()  # the same page is not written again, but it is no older than its parts
+
+
+def _pages_are_old(experiments: Mapping[str, Experiment]) -> bool:
+    """Whether a report has been written since the pages over all of them."""
+    parts = [Artifacts(name).report / "section.md" for name in experiments]
+    return not PAGE.is_file() or any(
+        part.is_file() and part.stat().st_mtime > PAGE.stat().st_mtime for part in parts
+    )
 
 
 def refresh(params: Params, experiments: Mapping[str, Experiment]) -> None:
