@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -92,7 +91,14 @@ def refresh(params: Params, experiments: Mapping[str, Experiment]) -> None:
 
 def pending(kinds: Sequence[str] = ()) -> list[str]:
     """The stages of these kinds (all kinds where empty) whose records are out of date, sorted."""
-    status = json.loads(_dvc("status", "--json") or "{}")
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with _params_read_once(), Repo() as repo:
+            status = repo.status()
+    except DvcException as error:
+        raise MeritError(f"`dvc status` failed: {error}") from None
     prefixes = tuple(f"{kind}-" for kind in kinds) or ("",)
     return sorted(name for name in status if name.startswith(prefixes))
 
@@ -208,6 +214,25 @@ class _Recorder:
                 self.running.result()
 
 
+@contextlib.contextmanager
+def _params_read_once() -> Iterator[None]:
+    """Inside, DVC parses a parameter file once, not once for each of a hundred stages."""
+    from dvc.dependency import param
+
+    load, read = param.load_path, {}
+
+    def remembered(path: str, fs: object = None, **options: object) -> object:
+        if path not in read:
+            read[path] = load(path, fs, **options)
+        return read[path]
+
+    param.load_path = remembered
+    try:
+        yield
+    finally:
+        param.load_path = load
+
+
 def _commit(names: Sequence[str]) -> None:
     """`dvc commit --force` of these stages, with one reading and one writing of dvc.lock.
 
@@ -216,7 +241,7 @@ def _commit(names: Sequence[str]) -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo() as repo, repo.lock:
+    with _params_read_once(), Repo() as repo, repo.lock:
         stages = [stage for stage in repo.index.stages if stage.addressing in set(names)]
         try:
             for stage in stages:
@@ -266,16 +291,6 @@ def _dvc_repro(targets: Sequence[str]) -> None:
                 print(line, end="", flush=True)
     if process.returncode:
         raise MeritError(f"`dvc repro {' '.join(targets)}` failed; the lines above say why")
-
-
-def _dvc(*arguments: str) -> str:
-    """The standard output of one `dvc` command. Raises MeritError with DVC's message."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        message = (done.stderr or done.stdout).strip()
-        raise MeritError(f"`dvc {' '.join(arguments)}` failed:\n{message}")
-    return done.stdout
 
 
 def _environment() -> dict[str, str]:

@@ -167,8 +167,11 @@ def test_stopping_the_parent_stops_the_workers(tmp_path: Path, package: str, sig
     script.write_text(
         textwrap.dedent(
             f"""
+            import signal
             from merit.launch import Job, run_jobs
             if __name__ == "__main__":
+                # a shell's background job, as this test may be, ignores it
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 job = Job("write", {str(tmp_path)!r}, "endless", 1.0)
                 run_jobs([job], 1, print, {package!r})
             """
@@ -178,9 +181,12 @@ def test_stopping_the_parent_stops_the_workers(tmp_path: Path, package: str, sig
     with subprocess.Popen(
         [sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
-        wait_for(tmp_path / "started")
-        process.send_signal(signum)
-        assert process.wait(timeout=10) != 0
+        try:
+            wait_for(tmp_path / "started")
+            process.send_signal(signum)
+            assert process.wait(timeout=10) != 0
+        finally:
+            process.kill()  # or a failure here would wait for ever
     worker = int(log(tmp_path)[0][1])
     deadline = time.monotonic() + 10
     while alive(worker) and time.monotonic() < deadline:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -260,20 +262,25 @@ def test_restore_takes_only_runs_with_the_present_inputs(
     monkeypatch.chdir(tmp_path)
     stage = {"cmd": "cp input output", "deps": ["input"], "outs": ["output"]}
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train-x": stage}}))
-    pipeline._dvc("init", "--no-scm", "--quiet")
+    _dvc("init", "--no-scm", "--quiet")
     Path("input").write_text("first")
     assert pipeline.pending(("train",)) == ["train-x"]
     assert pipeline.pending(("merge",)) == []
-    pipeline._dvc("repro", "--quiet")
+    _dvc("repro", "--quiet")
     assert pipeline.pending() == []
 
     Path("input").write_text("second")  # never run: nothing to restore, least of all `first`
     pipeline._restore(["train-x"])
     assert not Path("output").exists()
-    pipeline._dvc("repro", "--quiet")
+    _dvc("repro", "--quiet")
     assert Path("output").read_text() == "second"
 
     Path("input").write_text("first")
     pipeline._restore(["train-x"])
     assert Path("output").read_text() == "first"
     assert pipeline.pending() == []
+
+
+def _dvc(*arguments: str) -> None:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    subprocess.run(command, env=pipeline._environment(), capture_output=True, check=True)
