@@ -1,8 +1,9 @@
 """`merit repro`: bring every result up to date, with the branches trained side by side.
 
-DVC runs one stage at a time, each in a process of its own. That suits all stages but the branches
-and their merges, which are many and short at mini scale. They run through `merit.launch`, and each
-is recorded in DVC as if `dvc repro` had run it: `dvc.lock` and the run cache cannot tell.
+DVC runs one stage at a time, each in a process of its own. So the experiments' stages up to the
+partition run as several `dvc repro` side by side, and so do those after the merges. Branches and
+merges are many and short at mini scale: they run through `merit.launch`, and each is recorded in
+DVC as if `dvc repro` had run it (`dvc.lock` and the run cache cannot tell).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def repro() -> None:
 
 
 def _bring_up_to_date(params: Params, experiments: Mapping[str, Experiment]) -> None:
-    _dvc_repro([stage_name("partition", name) for name in params.experiments])
+    _dvc_repro([stage_name("partition", name) for name in params.experiments], params.workers)
     _restore(pending(("train",)))
     jobs = branch_jobs(experiments, pending(("train", "merge")))
     if jobs:
@@ -63,7 +64,7 @@ def _bring_up_to_date(params: Params, experiments: Mapping[str, Experiment]) -> 
         print(f"{len(jobs)} branches and merges in {num_workers} processes", file=sys.stderr)
         with _Recorder() as recorder:
             run_jobs(jobs, num_workers, recorder.add)
-    _dvc_repro([stage_name("report", name) for name in params.experiments])
+    _dvc_repro([stage_name("report", name) for name in params.experiments], params.workers)
     _pages(experiments)
 
 
@@ -279,18 +280,35 @@ def _restore(names: Sequence[str]) -> None:
         print(f"{len(restored)} branches restored from DVC's cache", file=sys.stderr)
 
 
-def _dvc_repro(targets: Sequence[str]) -> None:
-    """`dvc repro` with the stages' own output, but not DVC's remarks on what it skipped."""
-    command = [sys.executable, "-m", "dvc", "repro", *targets]
+def _dvc_repro(targets: Sequence[str], num_workers: int) -> None:
+    """`dvc repro` of every target, `num_workers` of them side by side, their output line by line.
+
+    The targets must not share a stage that is out of date: DVC refuses to run it for both. One that
+    fails does not stop the others. Raises MeritError, naming those that failed.
+    """
+    with ThreadPoolExecutor(num_workers) as pool:
+        done = list(pool.map(_dvc_repro_one, targets))
+    failed = [target for target, succeeded in zip(targets, done, strict=True) if not succeeded]
+    if failed:
+        raise MeritError(f"`dvc repro {' '.join(failed)}` failed; the lines above say why")
+
+
+def _dvc_repro_one(target: str) -> bool:
+    """Whether `dvc repro <target>` succeeded. DVC's remarks on what it skipped are left out."""
+    # DVC holds its lock while it looks and records, not while a stage runs
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", target]
     with subprocess.Popen(
-        command, env=_environment(), stdout=subprocess.PIPE, text=True
+        command,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,  # lines of progress: two changing lines would clash
+        text=True,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip() and not any(remark in line for remark in _NOISE):
                 print(line, end="", flush=True)
-    if process.returncode:
-        raise MeritError(f"`dvc repro {' '.join(targets)}` failed; the lines above say why")
+    return process.returncode == 0
 
 
 def _environment() -> dict[str, str]:

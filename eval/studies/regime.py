@@ -68,7 +68,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Regime) -> dict[
     bases = {MAIN: paths}
     if settings.weak_base_steps is not None:
         bases[WEAK] = prepare(experiment, paths, folder, settings.weak_base_steps)
-        use_one_thread()  # building a base sets two
     points, runs = [], []
     for strength, where in bases.items():
         for rate, epochs in itertools.product(settings.learning_rates, settings.epochs):

@@ -40,10 +40,9 @@ def run(name: str, item: str | None = None) -> None:
 
 
 def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
-    """Train theta0 from scratch on one process's threads; returns the records of all phases."""
-    import torch
-
+    """Train theta0 from scratch; returns the records of all phases."""
     from merit.base import pretrain_vision, run_phase
+    from merit.models import use_one_thread
 
     settings = experiment.base
     assert settings.architecture is not None
@@ -53,15 +52,13 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
         for phase in settings.phases
         if phase.data != "labels"
     }
-    torch.set_flush_denormal(True)
-    # fixed: sums in another order would be other bytes; a text model's sums are short
-    torch.set_num_threads(2 if settings.architecture.has_vision else 1)
+    use_one_thread()
     model, processor = initialise(settings.architecture, settings.seed)
     records: list[Record] = []
     encoded: dict[str, Encoded] = {}
     total = sum(phase.num_steps for phase in settings.phases)
     before = 0
-    with Progress("base", total) as progress:
+    with Progress(f"{experiment.name}, base", total) as progress:
         for i, phase in enumerate(settings.phases):
 
             def log(

@@ -36,11 +36,9 @@ class AtBase:
     @classmethod
     def load(cls, experiment: Experiment, paths: Artifacts) -> AtBase:
         """Raises MeritError where a file of the base or of the mixture cannot be read."""
-        import torch
+        from merit.models import load_model, set_trainable, use_one_thread
 
-        from merit.models import load_model, set_trainable
-
-        torch.set_flush_denormal(True)
+        use_one_thread()
         data = Encoded.load(paths.encoded)
         owner = read_array(paths.encoded / "task_of_example.npy")
         tasks = [entry["task"] for entry in read_json(paths.encoded / "tasks.json")]
@@ -102,7 +100,7 @@ def run(name: str, item: str | None = None) -> None:
     base = AtBase.load(experiment, paths)
     num_kept = kept_entries(base.parameters, settings.stride)
     rows = np.empty((len(base.tasks), num_kept), dtype=np.float32)
-    with Progress("gradients", len(base.tasks)) as progress:
+    with Progress(f"{name}, gradients", len(base.tasks)) as progress:
         for i in range(len(base.tasks)):
             rows[i] = base.task_gradient(i, settings.num_examples, settings.seed, settings.stride)
             progress.advance()
