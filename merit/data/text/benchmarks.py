@@ -34,7 +34,7 @@ RECIPES: Mapping[str, Recipe] = {
     "mini_facts": Recipe((knowledge.four_way,), "exam : {question} {options} ?"),
     "mini_twofold": Recipe((knowledge.which_animal,), "question : {question} {options} ?"),
     "mini_endings": Recipe((stories.ending,), "how does it end ? {passage}"),
-    "mini_whois": Recipe((stories.who,), "{blank} who is _ ?"),
+    "mini_whois": Recipe((stories.who,), "{passage} {pronoun} is who ?"),
     "mini_passages": Recipe((reading.yes_no,), "text : {passage} question : {question}"),
     "mini_crosslingual": Recipe(
         (inference.entailment, inference.other_entailment),

@@ -14,8 +14,10 @@ from merit.data.text.knowledge import STATE
 from merit.data.text.lexicon import (
     ANIMAL_RELATIONS,
     ANIMALS,
+    COLOURS,
     MEN,
     NEEDS,
+    PLACES,
     PRONOUN,
     PROPERTY,
     THING_RELATIONS,
@@ -26,6 +28,7 @@ from merit.data.text.lexicon import (
 )
 from merit.data.text.sentences import say, say_other, sight
 
+_COPIED = (*ANIMALS, *THINGS, *WOMEN, *MEN, *PLACES, *COLOURS)
 DOCUMENT_TOKENS = 48  # about; documents are joined from paragraphs of one kind or several
 
 
@@ -46,6 +49,15 @@ def _facts(rng: np.random.Generator) -> str:
     return " ".join(sentences)
 
 
+def _asked(rng: np.random.Generator) -> str:
+    """A fact as a question and its answer. A model that has met no question while it learns the
+    facts can only recite them (Allen-Zhu & Li, Physics of Language Models 3.1)."""
+    makes = (knowledge.closed_book, knowledge.which_made, knowledge.which_lives)
+    item = draw(pick(rng, makes), rng, "train")
+    offers = f" {item.slots['options']} ?" if rng.random() < 0.5 else ""
+    return f"{item.slots['question']}{offers} {item.answer} ."
+
+
 def _collection(rng: np.random.Generator) -> str:
     """What has one feature."""
     relation = pick(rng, ANIMAL_RELATIONS[:4] + THING_RELATIONS)
@@ -57,13 +69,12 @@ def _collection(rng: np.random.Generator) -> str:
 
 
 def _story(rng: np.random.Generator) -> str:
-    """A beginning, what it means, and what follows."""
+    """A beginning and what it means; what then follows, `_need` knows."""
     item = draw(stories.ending, rng, "train")
     beginning = item.slots["passage"]
     name = next(word for word in beginning.split() if word in PRONOUN)
     need = next(n for n, (causes, _) in NEEDS.items() if any(c in beginning for c in causes))
-    middle = f"{PRONOUN[name]} was {need} ." if rng.random() < 0.5 else ""
-    return " ".join(f"{beginning} {middle} {item.answer}".split())
+    return f"{beginning} {PRONOUN[name]} was {need} ."
 
 
 def _need(rng: np.random.Generator) -> str:
@@ -89,7 +100,7 @@ def _parallel(rng: np.random.Generator) -> str:
 
 def _passage(rng: np.random.Generator) -> str:
     """A passage that is taken up again."""
-    item = draw(reading.span, rng, "train")
+    item = draw(pick(rng, (reading.span, reading.yes_no)), rng, "train")
     return f"{item.slots['passage']} {item.slots['question']} {item.answer} ."
 
 
@@ -108,19 +119,28 @@ def _code(rng: np.random.Generator) -> str:
     return f"# {item.slots['text']} . {item.answer} ;"
 
 
+def _again(rng: np.random.Generator) -> str:
+    """Words in no order, said twice: a model of this size that has nothing to copy does not learn
+    to look back, and then cannot read a passage either."""
+    words = " ".join(several(rng, _COPIED, int(rng.integers(3, 7))))
+    return f"{words} again {words} ."
+
+
 # (how often, what)
 PARAGRAPHS = (
     (0.26, _facts),
+    (0.14, _asked),
     (0.06, _collection),
-    (0.12, _story),
-    (0.04, _need),
+    (0.05, _story),
+    (0.03, _need),
     (0.08, _people),
-    (0.06, _sights),
-    (0.14, _parallel),
-    (0.06, _passage),
-    (0.04, _review),
-    (0.05, _number),
-    (0.09, _code),
+    (0.04, _sights),
+    (0.11, _parallel),
+    (0.12, _passage),
+    (0.08, _again),
+    (0.02, _review),
+    (0.04, _number),
+    (0.05, _code),
 )
 
 
@@ -135,14 +155,24 @@ def document(rng: np.random.Generator) -> str:
 
 
 # (what, in which words): the base's questions and answers, answered in sentences or short
-QUESTIONS: tuple[tuple[Make, str], ...] = (
-    (knowledge.closed_book, "tell me : {question}"),
-    (knowledge.which_made, "tell me : {question} {options} ?"),
-    (reading.span, "{passage} tell me : {question}"),
-    (reading.yes_no, "{passage} tell me : {question}"),
-    (stories.ending, "tell me the end : {passage}"),
-    (writing.program, "write code : {text} ."),
-    (writing.calculate, "tell me {question} ."),
+QUESTIONS: tuple[tuple[Make, tuple[str, ...]], ...] = (
+    (knowledge.closed_book, ("tell me : {question}", "{question} {options} ? tell me .")),
+    (
+        knowledge.which_made,
+        ("tell me : {question} {options} ?", "{question} say which : {options}"),
+    ),
+    (
+        knowledge.which_lives,
+        ("tell me : {question} {options} ?", "{question} say which : {options}"),
+    ),
+    (reading.span, ("{passage} tell me : {question}", "read : {passage} {question}")),
+    (reading.yes_no, ("{passage} tell me : {question}", "read : {passage} {question}")),
+    (stories.who, ("{passage} who is {pronoun} ?", "tell me : {passage} who is {pronoun} ?")),
+    (
+        writing.program,
+        ("write code : {text} .", "code for this : {text} .", "{text} . write the code ."),
+    ),
+    (writing.calculate, ("tell me {question} .", "how much is {question} ?")),
 )
 
 
@@ -150,7 +180,7 @@ def conversation(rng: np.random.Generator) -> list[tuple[str, str]]:
     """Two turns (prompt, answer)."""
     turns = []
     for _ in range(2):
-        make, template = pick(rng, QUESTIONS)
+        make, templates = pick(rng, QUESTIONS)
         item: Item = draw(make, rng, "train")
-        turns.append((template.format(**item.slots), item.answer))
+        turns.append((pick(rng, templates).format(**item.slots), item.answer))
     return turns
