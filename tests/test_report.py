@@ -260,8 +260,31 @@ def test_a_readme_without_markers_is_refused(reports: Path, tmp_path: Path) -> N
     readme = tmp_path / "README.md"
     readme.write_text("# Top\n", encoding="utf-8")
     with pytest.raises(MeritError, match="results:begin"):
-        pages.write_pages([("synthetic", "Synthetic")], reports, readme)
+        pages.write_pages([("synthetic", "Synthetic")], [], reports, readme)
     assert readme.read_text(encoding="utf-8") == "# Top\n"
+
+
+def test_the_top_readme_is_short(reports: Path, tmp_path: Path) -> None:
+    """The first experiment's table, the others' sentences, a full study only in reports/."""
+    copies = tmp_path / "reports"
+    for name in ("first", "first-full", "second"):
+        shutil.copytree(reports / "synthetic", copies / name)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
+    experiments = [("first", "One"), ("first-full", "One, all"), ("second", "Two")]
+    pages.write_pages(experiments, ["first-full"], copies, readme)
+    text = readme.read_text(encoding="utf-8")
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == ["### One (`first`)", "### Two (`second`)"]
+    first, second = text.split("### Two")
+    assert "| method |" in first
+    assert "first/figures/average.png" in first
+    assert "| method |" not in second
+    assert "**merit-3d** **beats** **joint-1ep** by 43.8 points" in second
+    assert "(reports/second/claims.md)" in second
+    assert "those of every row and study under `first-full`." in second
+    whole = (copies / "README.md").read_text(encoding="utf-8")
+    assert [whole.count(f"## {title} (`") for title in ("One", "One, all", "Two")] == [1, 1, 1]
 
 
 # --- figures ------------------------------------------------------------------------------------

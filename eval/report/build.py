@@ -75,5 +75,6 @@ def build_index(
         for level, suffix in (("default", ""), ("full", ", all rows and studies"))
         if (reports_dir / (folder := report_name(e.name, level)) / "section.md").is_file()
     ]
-    write_pages(titles, reports_dir, readme)
+    fuller = [name for name, _ in titles if name not in {e.name for e in experiments}]
+    write_pages(titles, fuller, reports_dir, readme)
     write_html(titles, reports_dir)
