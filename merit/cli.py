@@ -98,7 +98,7 @@ def _dispatch(options: argparse.Namespace) -> None:
 
 
 def _quiet() -> None:
-    """No telemetry, no hub, no progress bars of libraries, short spins; what is set stays."""
+    """No telemetry, no hub, no progress bars of libraries, one thread; what is set stays."""
     for name, value in {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -109,8 +109,8 @@ def _quiet() -> None:
         "DO_NOT_TRACK": "1",
         "DVC_NO_ANALYTICS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # a waiting thread spins for some microseconds, then sleeps. libgomp's own choice spins for
-        # milliseconds: 10 % slower on two free cores, 20 times where other work shares them
-        "GOMP_SPINCOUNT": "10000",
+        # two processes of one thread beat one of two, and two of two on two cores are eight times
+        # slower; besides, sums in another order would be other bytes
+        "OMP_NUM_THREADS": "1",
     }.items():
         os.environ.setdefault(name, value)

@@ -56,7 +56,10 @@ def repro() -> None:
 
 
 def _bring_up_to_date(params: Params, experiments: Mapping[str, Experiment]) -> None:
-    _dvc_repro([stage_name("partition", name) for name in params.experiments], params.workers)
+    def of_all(kind: str) -> list[str]:
+        return [stage_name(kind, name) for name in params.experiments]
+
+    _dvc_repro(of_all("partition"), params.workers)
     _restore(pending(("train",)))
     jobs = branch_jobs(experiments, pending(("train", "merge")))
     if jobs:
@@ -64,7 +67,9 @@ def _bring_up_to_date(params: Params, experiments: Mapping[str, Experiment]) -> 
         print(f"{len(jobs)} branches and merges in {num_workers} processes", file=sys.stderr)
         with _Recorder() as recorder:
             run_jobs(jobs, num_workers, recorder.add)
-    _dvc_repro([stage_name("report", name) for name in params.experiments], params.workers)
+    _dvc_repro(of_all("evaluate"), params.workers)
+    _dvc_repro(pending(("study",)), params.workers)  # none reads another's results
+    _dvc_repro(of_all("report"), params.workers)
     _pages(experiments)
 
 
