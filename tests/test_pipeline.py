@@ -284,3 +284,29 @@ def test_restore_takes_only_runs_with_the_present_inputs(
 def _dvc(*arguments: str) -> None:
     command = [sys.executable, "-m", "dvc", *arguments]
     subprocess.run(command, env=pipeline._environment(), capture_output=True, check=True)
+
+
+def test_targets_side_by_side_are_all_recorded_and_the_failed_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stages = {
+        name: {
+            "cmd": f"echo at work on {name} && cp input {name}",
+            "deps": ["input"],
+            "outs": [name],
+        }
+        for name in ("a", "b", "c")
+    }
+    stages["broken"] = {"cmd": "echo no such thing >&2 && false", "deps": ["input"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    _dvc("init", "--no-scm", "--quiet")
+    Path("input").write_text("first")
+    with pytest.raises(MeritError, match="`dvc repro broken` failed"):
+        pipeline._dvc_repro(["a", "broken", "b", "c"], 3)
+    assert pipeline.pending() == ["broken"]
+    assert {Path(name).read_text() for name in ("a", "b", "c")} == {"first"}
+    printed = capfd.readouterr().out
+    assert "no such thing" in printed
+    assert "at work on c" in printed
+    pipeline._dvc_repro([], 2)  # nothing to do is nothing done
