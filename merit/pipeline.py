@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -247,6 +248,7 @@ def _commit(names: Sequence[str]) -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # that it writes dvc.lock is no news
     with _params_read_once(), Repo() as repo, repo.lock:
         stages = [stage for stage in repo.index.stages if stage.addressing in set(names)]
         try:
