@@ -223,10 +223,13 @@ def record(claim: Claim, case: Case) -> Record:
 
 
 def tally(records: Sequence[Record]) -> str:
-    """ "3 hold, 2 do not hold, ..." over all verdicts."""
+    """ "3 hold, 1 does not hold, ..." over all verdicts."""
     counts = Counter(record["verdict"] for record in records)
-    words = ("hold", "do not hold", "are inconclusive", "are not testable here")
-    return ", ".join(f"{counts[v]} {word}" for v, word in zip(VERDICTS, words, strict=True))
+    one = ("holds", "does not hold", "is inconclusive", "is not testable here")
+    several = ("hold", "do not hold", "are inconclusive", "are not testable here")
+    numbers = [counts[verdict] for verdict in VERDICTS]
+    words = [a if n == 1 else b for n, a, b in zip(numbers, one, several, strict=True)]
+    return ", ".join(f"{n} {word}" for n, word in zip(numbers, words, strict=True))
 
 
 def claims_line(records: Sequence[Record]) -> str:
