@@ -426,7 +426,8 @@ def test_theory_is_exact_and_a_wrong_formula_is_noticed(monkeypatch: pytest.Monk
 
 def test_pages_say_good_and_bad_alike() -> None:
     records = ledger(make_case())
-    assert tally(records) == ("5 hold, 1 does not hold, 0 are inconclusive, 15 are not testable here")
+    expected = "5 hold, 1 does not hold, 0 are inconclusive, 15 are not testable here"
+    assert tally(records) == expected
     short = short_part(records)
     assert "| C21 | Ours: MERIT beats the joint model shrunk to MERIT's distance" in short
     assert "| **does not hold** | merit-3d − joint-shrunk: -6.2 [-6.2, -6.2] |" in short
