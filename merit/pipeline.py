@@ -70,7 +70,7 @@ def _bring_up_to_date(params: Params, experiments: Mapping[str, Experiment]) -> 
         with _Recorder() as recorder:
             run_jobs(jobs, num_workers, recorder.add)
     _dvc_repro(of_all("evaluate"), params.workers)
-    _dvc_repro(pending(("study",)), params.workers)  # none reads another's results
+    _dvc_repro(pending(("study",)), params.workers, alone=True)  # none reads another's results
     _dvc_repro(of_all("report"), params.workers)
     _pages(experiments)
 
@@ -288,23 +288,25 @@ def _restore(names: Sequence[str]) -> None:
         print(f"{len(restored)} branches restored from DVC's cache", file=sys.stderr)
 
 
-def _dvc_repro(targets: Sequence[str], num_workers: int) -> None:
+def _dvc_repro(targets: Sequence[str], num_workers: int, alone: bool = False) -> None:
     """`dvc repro` of every target, `num_workers` of them side by side, their output line by line.
 
-    The targets must not share a stage that is out of date: DVC refuses to run it for both. One that
-    fails does not stop the others. Raises MeritError, naming those that failed.
+    Targets must not share a stage upstream, which DVC locks even to look at it, unless they run
+    `alone`: without what leads there. One that fails does not stop the others. Raises MeritError,
+    naming those that failed.
     """
+    options = ["--single-item"] if alone else []
     with ThreadPoolExecutor(num_workers) as pool:
-        done = list(pool.map(_dvc_repro_one, targets))
+        done = list(pool.map(lambda target: _dvc_repro_one([*options, target]), targets))
     failed = [target for target, succeeded in zip(targets, done, strict=True) if not succeeded]
     if failed:
         raise MeritError(f"`dvc repro {' '.join(failed)}` failed; the lines above say why")
 
 
-def _dvc_repro_one(target: str) -> bool:
-    """Whether `dvc repro <target>` succeeded. DVC's remarks on what it skipped are left out."""
+def _dvc_repro_one(arguments: Sequence[str]) -> bool:
+    """Whether `dvc repro <arguments>` succeeded. DVC's remarks on what it skipped are left out."""
     # DVC holds its lock while it looks and records, not while a stage runs
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", target]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
     with subprocess.Popen(
         command,
         env=_environment(),
