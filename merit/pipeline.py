@@ -30,7 +30,8 @@ from merit.studies import STUDIES
 
 # DVC's remarks on what it did not do
 _NOISE = (
-    *("didn't change, skipping", "Updating lock file", "Generating lock file", "Use `dvc push`"),
+    *("didn't change, skipping", "Data and pipelines are up to date"),
+    *("Updating lock file", "Generating lock file", "Use `dvc push`"),
     "in RWLock-file",  # a killed run's lock, which DVC has removed
     *("git add", "To track the changes with git", "To enable auto staging", "core.autostage"),
 )
