@@ -120,8 +120,7 @@ def _code(rng: np.random.Generator) -> str:
 
 
 def _again(rng: np.random.Generator) -> str:
-    """Words in no order, said twice: a model of this size that has nothing to copy does not learn
-    to look back, and then cannot read a passage either."""
+    """Words in no order, said twice: nothing but looking back foretells the second time."""
     words = " ".join(several(rng, _COPIED, int(rng.integers(3, 7))))
     return f"{words} again {words} ."
 

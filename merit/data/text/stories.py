@@ -90,7 +90,6 @@ def who(rng: np.random.Generator) -> Item:
     claimed = a if rng.random() < 0.5 else b
     slots = {
         "passage": f"{what} because {pronoun} {reason} .",
-        "blank": f"{what} because _ {reason} .",
         "pronoun": pronoun,
         "claimed": claimed,
         "plain": f"{answer} {reason} . so {what} .",
