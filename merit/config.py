@@ -24,6 +24,8 @@ EXPERIMENTS_DIR = Path("experiments")
 Component = Literal["vision", "projector", "decoder"]
 Level = Literal["default", "full"]  # how much is run: `studies` of params.yaml
 Reading = Literal["within", "between"]  # of conflict-2; see merit.core.partition.conflict_groups
+# what a branch's budget counts when branches are averaged; see merit.core.merge.average
+MergeWeights = Literal["tokens", "loss_tokens", "samples", "uniform"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use accepts
 Axes = Annotated[int, Field(ge=1, le=10)]
 
@@ -41,6 +43,8 @@ class MiniWorldData(Settings):
     num_examples: PositiveInt  # fine-tuning examples over all tasks
     num_images: PositiveInt  # distinct images behind them; tasks share images, as in Vision-FLAN
     num_conversations: PositiveInt  # multi-turn conversations of the base's instruction tuning
+    # of the 32 skills, those that the base has not seen; see merit.data.world.conversations
+    num_new_skills: Annotated[int, Field(ge=0, le=16)] = 6
     num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5
     num_questions: PositiveInt  # test questions a benchmark
     num_validation_questions: PositiveInt
@@ -319,6 +323,7 @@ class Experiment(Settings):
     base: Base
     gradients: Gradients
     training: Training
+    merge_weights: MergeWeights = "tokens"
     methods: Annotated[dict[str, AnyMethod], Field(min_length=1)]
     evaluation: Evaluation
     report: Report

@@ -115,18 +115,68 @@ class Mergers(Settings):
     scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.125, 0.25, 0.5, 1.0, 2.0]
 
 
+class OtherBase(Settings):
+    """A second base of the regime map, which must still learn many of the mixture's skills."""
+
+    num_new_skills: PositiveInt  # skills that it has not seen; see merit.data.world.skills
+    num_conversations: PositiveInt
+    num_steps: PositiveInt  # of its last phase; the others are the experiment's own
+
+
 class Regime(Settings):
-    """joint, shrunk joint, random and merit over learning rate x epochs (x base strength)."""
+    """joint, shrunk joint, random and merit over learning rate x base kind.
+
+    The learning rate of `training` is always a part of the map: its runs are the pipeline's own.
+    """
 
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)]
-    epochs: Annotated[list[PositiveFloat], Field(min_length=1)]
     joint: str = "joint-1ep"
     random: str = "random-8"
     method: str = "merit-3d"
     seed: int = 1
     num_random: PositiveInt = 2  # draws of random groups: one draw proves nothing
-    num_alphas: Annotated[int, Field(ge=2)] = 6  # points of the shrinkage path, both ends included
-    weak_base_steps: PositiveInt | None = None  # a second, weaker base: its last phase cut to this
+    other_base: OtherBase | None = None
+
+
+class Thresholds(Settings):
+    """What counts as merge-ready; all four must hold."""
+
+    barrier_share: PositiveFloat = 0.01  # (a) of the mean loss at a path's ends
+    # (b) has no threshold: every branch of a random split has a lower mixture loss than the base
+    joint_displacement: PositiveFloat = 0.10  # (c) of the base's norm
+    random_behind: Annotated[float, Field(ge=0)] = 1.0  # (d) points behind joint, on validation
+
+
+class Readiness(Settings):
+    """Is the base merge-ready? Decided by joint training and random splits alone (section 4)."""
+
+    joint: str = "joint-1ep"
+    random: str = "random-8"
+    num_examples: PositiveInt = 640  # of the full mixture, on which the loss is measured
+    num_points: Annotated[int, Field(ge=3)] = 5  # along every path, ends included
+    thresholds: Thresholds = Thresholds()
+
+
+class Weights(Settings):
+    """Every method's branches merged under every reading of `merge_weights`."""
+
+    methods: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
+
+
+class Control(Settings):
+    """Every method at its own best distance from the base, and all of them at one distance.
+
+    theta0 + c (theta - theta0), with c from `scales` chosen on validation, the same grid for all.
+    """
+
+    joint: str = "joint-1ep"
+    random: str = "random-8"
+    method: str = "merit-3d"
+    others: list[str] = []  # further methods that get a best distance
+    seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
+    scales: Annotated[list[PositiveFloat], Field(min_length=2)] = [0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
+    num_examples: PositiveInt = 640  # of the full mixture, on which the loss is measured
 
 
 class Cost(Settings):
@@ -139,6 +189,9 @@ class Cost(Settings):
 class Studies(Settings):
     """The studies of one experiment, by name."""
 
+    readiness: Readiness | None = None
+    weights: Weights | None = None
+    control: Control | None = None
     fidelity: Fidelity | None = None
     calibration: Calibration | None = None
     connectivity: Connectivity | None = None

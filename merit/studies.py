@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from merit.config import Experiment
+from merit.config import Experiment, JointMethod, RandomMethod
 from merit.io.artifacts import REPORTS_DIR, Artifacts
 from merit.methods import plan
 
-Part = Literal["data", "base", "encoded", "gradients", "partition", "branches", "models", "scores"]
+Part = Literal[
+    "data",
+    "base",
+    "encoded",
+    "gradients",
+    "partition",
+    "branches",
+    "models",
+    "references",
+    "scores",
+]
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,8 @@ class Study:
     """One study. `level` "default" runs always, "full" only with `studies: full`.
 
     `reads` are the parts of the experiment's artifacts that it depends on; `tables` the stems of
-    the paper's tables that it measures again.
+    the paper's tables that it measures again. Numbers of a `timed` study differ from run to run:
+    pages link to it and do not repeat them.
     """
 
     name: str
@@ -31,13 +42,22 @@ class Study:
     level: Literal["default", "full"]
     reads: tuple[Part, ...]
     tables: tuple[str, ...] = ()
+    timed: bool = False
 
 
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
+        Study("readiness", "Is the base merge-ready?", "default",
+              ("data", "base", "encoded", "references")),
+        Study("weights", "What a merge weight counts", "default",
+              ("data", "base", "branches", "partition")),
+        Study("regime", "When does splitting help?", "default",
+              ("data", "base", "encoded", "partition", "branches")),
+        Study("control", "Every method at its best distance", "default",
+              ("data", "base", "encoded", "models")),
         Study("cost", "Wall-clock time", "default", ("branches", "models"),
-              ("table15_wall_clock",)),
+              ("table15_wall_clock",), timed=True),
         Study("fidelity", "Strided gradients and their norms", "full",
               ("base", "encoded", "gradients"),
               ("table16_stride5_fidelity", "table19_gradient_norms")),
@@ -56,8 +76,6 @@ STUDIES: dict[str, Study] = {
               ("base", "encoded", "branches", "models")),
         Study("mergers", "Post-hoc mergers", "full", ("data", "base", "branches", "models"),
               ("table12_posthoc_merging_7b",)),
-        Study("regime", "When does splitting help?", "full",
-              ("data", "base", "encoded", "partition")),
     )
 }  # fmt: skip
 
@@ -79,6 +97,12 @@ def folder(experiment: str, study: str) -> Path:
 def inputs(study: Study, experiment: Experiment, paths: Artifacts) -> list[Path]:
     """The artifacts behind `study.reads`."""
     planned = plan(experiment)
+    # what readiness looks at: joint training and random splits, no model of ours
+    references = [
+        model
+        for model in planned.models.values()
+        if isinstance(experiment.methods[model.method], (JointMethod, RandomMethod))
+    ]
     found: dict[Part, list[Path]] = {
         "data": [paths.data],
         "base": [paths.base],
@@ -87,6 +111,10 @@ def inputs(study: Study, experiment: Experiment, paths: Artifacts) -> list[Path]
         "partition": [paths.partition],
         "branches": [paths.branch(branch) for branch in planned.branches],
         "models": [paths.model(model) for model in planned.models],
+        "references": [
+            *(paths.branch(branch) for model in references for branch in model.branches),
+            *(paths.model(model.id) for model in references),
+        ],
         "scores": [paths.evaluation / "scores.json", paths.evaluation / "predictions"],
     }
     return [path for part in study.reads for path in found[part]]

@@ -129,8 +129,9 @@ def train(
     """The optimiser's steps over `order`, in place.
 
     `log` gets (record, timing) about `num_records` times: the record (step, epoch, mean loss since
-    the last one, learning_rate, gradient_norm, num_tokens so far) is a function of inputs and seed
-    alone; the timing (step, seconds, tokens_per_second) is wall-clock.
+    the last one, learning_rate, gradient_norm, num_tokens and num_loss_tokens so far) is a function
+    of inputs and seed alone; the timing (step, seconds, tokens_per_second: all tokens) is
+    wall-clock.
 
     Args: num_examples: examples in one epoch, where `order` draws on a part of `data` (a branch's
     group).
@@ -145,7 +146,8 @@ def train(
     tensors = list(parameters.values())
     stepper = build_optimizer(tensors, optimizer)
     model.train()
-    num_tokens, tokens_since, loss_since, count_since = 0, 0, 0.0, 0
+    lengths = data.num_tokens()
+    num_tokens, num_loss_tokens, tokens_since, loss_since, count_since = 0, 0, 0, 0.0, 0
     started = last = time.monotonic()
     for step, indices in enumerate(batches(order, size)):
         rate = learning_rate_at(step, num_steps, optimizer)
@@ -163,8 +165,9 @@ def train(
         norm = torch.nn.utils.clip_grad_norm_(tensors, optimizer.max_grad_norm)
         stepper.step()
         stepper.zero_grad(set_to_none=True)
-        bearing = int((batch["labels"][:, 1:] != IGNORED).sum())
-        num_tokens, tokens_since = num_tokens + bearing, tokens_since + bearing
+        num_loss_tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
+        seen = int(lengths[indices].sum())
+        num_tokens, tokens_since = num_tokens + seen, tokens_since + seen
         loss_since, count_since = loss_since + value, count_since + 1
         if (step + 1) % every == 0 or step + 1 == num_steps:
             now = time.monotonic()
@@ -176,6 +179,7 @@ def train(
                     "learning_rate": rate,
                     "gradient_norm": float(norm),
                     "num_tokens": num_tokens,
+                    "num_loss_tokens": num_loss_tokens,
                 },
                 {
                     "step": step + 1,

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.benchmarks import benchmark, engine_of
 from eval.engine import ScoringEngine
-from eval.stages.generate import answer
+from eval.lm_engine import task_file
+from eval.stages.generate import answer, stored_scores
 from eval.studies.compare import Scores
 from merit.config import Experiment, Training
 from merit.data.encode import Encoded
@@ -79,7 +81,9 @@ class Trained:
     """
 
     path: Path
-    num_tokens: int
+    num_tokens: int  # all that its manifest's tasks hold, times the epochs
+    num_loss_tokens: int  # those of them that bear the loss
+    num_samples: int
     final_loss: float | None
     displacement: float | None
     failure: str | None
@@ -121,7 +125,8 @@ def _train(run: Run, folder: Path, key: str) -> None:
     model = load_model(run.paths.base)
     parameters = set_trainable(model, run.training.trainable)
     losses: list[float] = []
-    record: dict[str, Any] = {"key": key, "num_tokens": run.manifest["num_tokens"]}
+    counts = ("num_tokens", "num_loss_tokens", "num_samples")
+    record: dict[str, Any] = {"key": key, **{name: run.manifest[name] for name in counts}}
     record |= {"final_loss": None, "displacement": None, "failure": None}
     target = folder / f"{run.name}.safetensors"
     try:
@@ -150,13 +155,20 @@ def _train(run: Run, folder: Path, key: str) -> None:
     write_json(_record(folder, run.name), record | {"final_loss": float(np.mean(losses[-10:]))})
 
 
-def token_weighted(parts: Sequence[Trained]) -> dict[str, torch.Tensor]:
-    """The runs' token-weighted average (METHOD 2.5), of one run the run itself."""
-    from merit.core.merge.average import token_weights, weighted_average
+def average_runs(parts: Sequence[Trained], reading: str) -> dict[str, torch.Tensor]:
+    """The runs' weighted average (METHOD 2.5) with `merge_weights: <reading>`; of one run, itself."""
+    from merit.core.merge.average import merge_weights
+
+    weights = merge_weights([vars(part) for part in parts], reading)
+    return average_files([part.path for part in parts], weights)
+
+
+def average_files(paths: Sequence[Path], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """sum_k w_k theta_k of checkpoint files that hold the same tensors."""
+    from merit.core.merge.average import weighted_average
     from merit.io.checkpoints import Checkpoint
 
-    branches = [Checkpoint(part.path) for part in parts]
-    weights = token_weights([part.num_tokens for part in parts])
+    branches = [Checkpoint(path) for path in paths]
     return {
         name: weighted_average([branch.read(name) for branch in branches], weights)
         for name in branches[0].names
@@ -204,17 +216,24 @@ def score_models(
     """Every model's score on every question of `benchmarks`/<benchmark>.tsv.
 
     Answers are kept in `folder`; a model's weights exist as a folder only while it answers.
+    lm-eval scores where it asks, VLMEvalKit in a process of its own.
     """
     if len({model.name for model in models}) != len(models):
         raise ValueError("two models have one name")
-    tables = {name: benchmarks / f"{name}.tsv" for name in experiment.evaluation.benchmarks}
+    names = experiment.evaluation.benchmarks
+    tables = {name: benchmarks / benchmark(name).file for name in names}
+    by_lm_eval = engine_of(names) == "lm_eval"
     with (
-        ScoringEngine() as engine,
+        contextlib.nullcontext() if by_lm_eval else ScoringEngine() as engine,
         Progress(f"{label}, models", len(models)) as progress,
         _pool(workers) as pool,
     ):
-        write_json(folder / "prompts.json", engine.prompts(tables))
-        questions = [file_hash(path) for path in [folder / "prompts.json", *tables.values()]]
+        if engine is None:
+            asked = [task_file(name) for name in names]
+        else:
+            asked = [folder / "prompts.json"]
+            write_json(asked[0], engine.prompts(tables))
+        questions = [file_hash(path) for path in [*asked, *tables.values()]]
         settings = experiment.evaluation.model_dump(mode="json")
         pending: set[Future[None]] = set()
         for model in models:
@@ -232,8 +251,12 @@ def score_models(
         while pending:
             pending = _collect(pending, progress, FIRST_COMPLETED)
         shutil.rmtree(folder / "weights", ignore_errors=True)
-        answers = {model.name: read_json(folder / f"{model.name}.json") for model in models}
-        scored = engine.score(tables, {name: found["answers"] for name, found in answers.items()})
+        files = {model.name: folder / f"{model.name}.json" for model in models}
+        if engine is None:
+            scored = {name: stored_scores(file) for name, file in files.items()}
+        else:
+            answers = {name: read_json(file)["answers"] for name, file in files.items()}
+            scored = engine.score(tables, answers)
     return {
         model: {name: list(result.questions.values()) for name, result in results.items()}
         for model, results in scored.items()

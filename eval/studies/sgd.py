@@ -13,10 +13,10 @@ from eval.studies.compare import Interval, Scores, average, difference, num_ques
 from eval.studies.runs import (
     Candidate,
     Run,
+    average_runs,
     distance,
     score_models,
     study_folder,
-    token_weighted,
     train_runs,
 )
 from merit.config import Experiment, JointMethod, MeritMethod, TrainedMethod, load_params
@@ -56,8 +56,9 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Sgd) -> dict[str
         parts = [trained[_name(branch, rate)] for branch in branches[method]]
         if all(part.failure is None for part in parts):
             name = _name(method, rate)
-            models.append(Candidate(name, paths.base, functools.partial(token_weighted, parts)))
-            displacements[name] = distance(paths.base, token_weighted(parts))
+            merged = functools.partial(average_runs, parts, experiment.merge_weights)
+            models.append(Candidate(name, paths.base, merged))
+            displacements[name] = distance(paths.base, merged())
     scores = score_models(
         experiment, paths.data / "benchmarks", models, folder / "test", workers, "sgd"
     )

@@ -41,6 +41,10 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def num_tokens(self) -> np.ndarray:
+        """int64 (n,): all tokens of every example as the decoder sees it, image tokens included."""
+        return np.diff(self.offsets)
+
     def num_loss_tokens(self) -> np.ndarray:
         """int64 (n,): loss-bearing tokens of every example."""
         bearing = np.concatenate([[0], np.cumsum(self.labels != IGNORED)])

@@ -38,6 +38,7 @@ STEP_METRICS = (
     "learning_rate",
     "gradient_norm",
     "num_tokens",
+    "num_loss_tokens",
     "tokens_per_second",
     "epoch",  # an x-axis on which branches of different lengths line up
 )
@@ -200,7 +201,11 @@ def _parent(
         {
             "rule": model.rule,
             "num_branches": len(model.branches),
-            **{key: merge[key] for key in ("num_tokens", "alpha") if key in merge},
+            **{
+                key: merge[key]
+                for key in ("num_tokens", "num_loss_tokens", "weighted_by", "alpha")
+                if key in merge
+            },
         }
     )
     files: dict[str, Path | str] = {

@@ -12,7 +12,14 @@ from merit.config import MiniTextData, MiniWorldData, load_experiment
 from merit.data.examples import Example, make_example
 from merit.data.text.write import write_mini_text
 from merit.data.world.benchmarks import RECIPES, benchmark_rows, png
-from merit.data.world.conversations import DESCRIBE, READ, converse, description, reading
+from merit.data.world.conversations import (
+    DESCRIBE,
+    READ,
+    converse,
+    description,
+    known_skills,
+    reading,
+)
 from merit.data.world.draw import Pen, draw_scene
 from merit.data.world.scene import KINDS, Scene, sample_scene
 from merit.data.world.tasks import Task, all_sources, all_tasks, ask_task, task_sizes
@@ -57,7 +64,7 @@ def write_mini_world(settings: MiniWorldData, folder: Path) -> None:
                 for t, size in zip(tasks, sizes, strict=True)
             ],
         )
-        _write_conversations(settings, folder, pen)
+        write_conversations(settings, folder)
         if settings.num_recaptions:
             _write_recaptions(settings, folder, pen)
         progress.advance()
@@ -99,14 +106,16 @@ def mixture_examples(
     return examples
 
 
-def _write_conversations(settings: MiniWorldData, folder: Path, pen: Pen) -> None:
-    rng = _stream(settings, "conversations")
+def write_conversations(settings: MiniWorldData, folder: Path) -> None:
+    """conversations.jsonl and captions.jsonl, with their images (`folder`/images exists)."""
+    rng, pen = _stream(settings, "conversations"), Pen("train")
+    known = known_skills(settings.num_new_skills)
     conversations, captions = [], []
     for i in range(settings.num_conversations):
         turns: list[tuple[str, str]] = []
         while not turns:
             scene = sample_scene(rng)
-            turns = converse(scene, rng)
+            turns = converse(scene, rng, known)
         _image(folder, "c", i).write_bytes(png(draw_scene(scene, pen)))
         images = (_relative("c", i),)
         conversations.append(make_example(f"conversation-{i}", "conversation", turns, images))

@@ -33,7 +33,7 @@ def write_encoded(paths: Artifacts) -> None:
         model, processor, [paths.data / image for image in images], lambda h: project(model, h)
     )
     encoded = encode_examples(examples, processor, features, {p: i for i, p in enumerate(images)})
-    num_tokens = encoded.num_loss_tokens()
+    num_tokens, num_loss_tokens = encoded.num_tokens(), encoded.num_loss_tokens()
     index = {task: i for i, task in enumerate(tasks)}
     owner = np.array([index[example.task] for example in examples], dtype=np.int32)
     with atomic_folder(paths.encoded) as folder:
@@ -46,6 +46,7 @@ def write_encoded(paths: Artifacts) -> None:
                     "task": task,
                     "num_samples": int((owner == i).sum()),
                     "num_tokens": int(num_tokens[owner == i].sum()),
+                    "num_loss_tokens": int(num_loss_tokens[owner == i].sum()),
                 }
                 for i, task in enumerate(tasks)
             ],

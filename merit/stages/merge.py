@@ -14,12 +14,13 @@ from merit.methods import Model, plan
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/models/<item>."""
-    planned = plan(load_experiment(name))
+    experiment = load_experiment(name)
+    planned = plan(experiment)
     if item not in planned.models:
         raise MeritError(f"merge: {name} has no model {item!r}; it has {', '.join(planned.models)}")
     model, paths = planned.models[item], Artifacts(name)
     with atomic_folder(paths.model(item)) as folder:
-        record = write_merged(model, paths, folder)
+        record = write_merged(model, paths, folder, experiment.merge_weights)
         for source in sorted(paths.base.iterdir()):
             if source.name not in ("model.safetensors", "records.jsonl", "base.json"):
                 shutil.copyfile(source, folder / source.name)
@@ -27,13 +28,16 @@ def run(name: str, item: str | None = None) -> None:
         write_json(folder / "merge.json", record)
 
 
-def write_merged(model: Model, paths: Artifacts, folder: Path) -> dict[str, Any]:
-    """Write the model's tensors, one at a time in memory beyond the result; returns its record."""
+def write_merged(model: Model, paths: Artifacts, folder: Path, reading: str) -> dict[str, Any]:
+    """Write the model's tensors, one at a time in memory beyond the result; returns its record.
+
+    Args: reading: what merge weights count (`merge_weights` of the experiment).
+    """
     from merit.core.diagnostics import displacement
     from merit.core.merge.average import (
         interpolate,
         matching_alpha,
-        token_weights,
+        merge_weights,
         weighted_average,
     )
     from merit.io.checkpoints import Checkpoint, check_same_tensors, save_tensors
@@ -46,7 +50,9 @@ def write_merged(model: Model, paths: Artifacts, folder: Path) -> dict[str, Any]
         "rule": model.rule,
         "branches": list(model.branches),
         "merge_weights": [],
+        "weighted_by": reading,
         "num_tokens": 0,
+        "num_loss_tokens": 0,
     }
     merged = {}
     if model.rule == "merge":
@@ -58,13 +64,21 @@ def write_merged(model: Model, paths: Artifacts, folder: Path) -> dict[str, Any]
                 raise MeritError(
                     f"{branch.path}: trained from another base than {base.path}; train it again"
                 )
-        counts = [read_json(paths.manifest(b))["num_tokens"] for b in model.branches]
-        weights = token_weights(counts)
+        manifests = [read_json(paths.manifest(b)) for b in model.branches]
+        try:
+            weights = merge_weights(manifests, reading)
+        except ValueError as error:
+            raise MeritError(
+                f"{paths.manifest(model.branches[0]).parent}: {model.id}: {error}; run the "
+                "partition stage again"
+            ) from None
         merged = {
             name: weighted_average([branch.read(name) for branch in branches], weights)
             for name in branches[0].names
         }
-        record |= {"merge_weights": weights, "num_tokens": sum(counts)}
+        record["merge_weights"] = weights
+        for key in ("num_tokens", "num_loss_tokens"):
+            record[key] = sum(manifest[key] for manifest in manifests)
     elif model.rule == "shrunk":
         assert model.source is not None
         assert model.match is not None
@@ -76,7 +90,7 @@ def write_merged(model: Model, paths: Artifacts, folder: Path) -> dict[str, Any]
         check_same_tensors(joint, base)
         merged = {name: interpolate(base.read(name), t, alpha) for name, t in joint.items()}
         record |= {"alpha": alpha, "source": model.source, "match": model.match}
-        record["num_tokens"] = source["num_tokens"]
+        record |= {key: source[key] for key in ("num_tokens", "num_loss_tokens")}
     tensors = {name: merged.get(name, tensor) for name, tensor in base.items()}
     save_tensors(tensors, folder / "model.safetensors")
     record["displacement"] = displacement((t, base.read(n)) for n, t in merged.items())

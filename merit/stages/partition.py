@@ -38,6 +38,7 @@ def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/partition."""
     experiment, paths = load_experiment(name), Artifacts(name)
     tasks = read_json(paths.encoded / "tasks.json")
+    check_token_counts(tasks, paths.encoded / "tasks.json")
     names = [entry["task"] for entry in tasks]
     if read_json(paths.gradients / "tasks.json")["tasks"] != names:
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
@@ -69,6 +70,17 @@ def run(name: str, item: str | None = None) -> None:
             write_json(folder / "manifests" / f"{manifest['branch']}.json", manifest)
 
 
+def check_token_counts(tasks: list[dict[str, Any]], path: Path) -> None:
+    """Raises MeritError, naming `path`, where a task's token counts are unknown."""
+    for entry in tasks:
+        for key in TOKEN_COUNTS:
+            if not isinstance(entry.get(key), int):
+                raise MeritError(
+                    f"{path}: task {entry.get('task')!r}: key `{key}`: found {entry.get(key)!r}, "
+                    "expected a number of tokens; run the encode stage again"
+                )
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What is known of the T tasks when they are assigned; rows in the order of `tasks`."""
@@ -97,6 +109,8 @@ def _num_axes(partition: Partition) -> int:
     """r of 2^r groups."""
     return partition.num_groups.bit_length() - 1
 
+
+TOKEN_COUNTS = ("num_tokens", "num_loss_tokens")  # of encoded/tasks.json
 
 # The groups (T,), and the cuts where they lie on the axes of embedding.npy.
 Assignment = tuple[np.ndarray, list[Split]]
@@ -188,7 +202,10 @@ def build_manifests(
             "seed": branch.seed,
             "tasks": [entry["task"] for entry in mine],
             "num_samples": sum(entry["num_samples"] for entry in mine),
-            "num_tokens": round(sum(entry["num_tokens"] for entry in mine) * branch.epochs),
+            **{
+                key: round(sum(entry[key] for entry in mine) * branch.epochs)
+                for key in TOKEN_COUNTS
+            },
             "batch_size": batch_size,
             "partition_hash": value_hash(groups),
         }
@@ -202,14 +219,15 @@ def check_budgets(
 
     Raises AssertionError, which no settings can bring about: groups cover every task once.
     """
-    one_epoch = sum(entry["num_tokens"] for entry in tasks)
-    for model in planned.models.values():
-        if model.rule != "merge":
-            continue
-        spent = sum(manifests[branch]["num_tokens"] for branch in model.branches)
-        due = budget(model, planned.branches, one_epoch)
-        if abs(spent - due) > len(model.branches):  # rounding
-            raise AssertionError(f"{model.id} spends {spent} tokens, its budget is {due}")
+    for key in TOKEN_COUNTS:
+        one_epoch = sum(entry[key] for entry in tasks)
+        for model in planned.models.values():
+            if model.rule != "merge":
+                continue
+            spent = sum(manifests[branch][key] for branch in model.branches)
+            due = budget(model, planned.branches, one_epoch)
+            if abs(spent - due) > len(model.branches):  # rounding
+                raise AssertionError(f"{model.id}: `{key}` is {spent}, its budget {due}")
 
 
 def budget(model: Model, branches: dict[str, Branch], one_epoch: float) -> float:
@@ -223,10 +241,9 @@ def write_table(
     path: Path, tasks: list[dict[str, Any]], partitions: dict[str, dict[str, int]]
 ) -> None:
     """partitions.csv: a row a task, a column a partition."""
-    lines = [",".join(["task", "num_samples", "num_tokens", *partitions])]
+    lines = [",".join(["task", "num_samples", *TOKEN_COUNTS, *partitions])]
     for entry in tasks:
         groups = [str(partition[entry["task"]]) for partition in partitions.values()]
-        lines.append(
-            ",".join([entry["task"], str(entry["num_samples"]), str(entry["num_tokens"]), *groups])
-        )
+        counts = [str(entry[key]) for key in ("num_samples", *TOKEN_COUNTS)]
+        lines.append(",".join([entry["task"], *counts, *groups]))
     atomic_write(path, "\n".join(lines) + "\n")

@@ -85,6 +85,7 @@ def run(name: str, item: str | None = None) -> None:
                 "branch": item,
                 "num_steps": num_steps,
                 "num_tokens": manifest["num_tokens"],
+                "num_loss_tokens": manifest["num_loss_tokens"],
                 "final_loss": records[-1]["loss"],
                 "displacement": displacement((t, base.read(n)) for n, t in tensors.items()),
                 "base_hash": file_hash(paths.base / "model.safetensors"),

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+# What N_k counts, by the reading of `merge_weights` in an experiment's YAML: the key of a manifest.
+BUDGETS = {"tokens": "num_tokens", "loss_tokens": "num_loss_tokens", "samples": "num_samples"}
 
-def token_weights(num_tokens: Sequence[int]) -> list[float]:
-    """w_k = N_k / sum_j N_j (METHOD 1). Raises ValueError unless every N_k is positive."""
-    if not num_tokens or min(num_tokens) <= 0:
-        raise ValueError(
-            f"every branch needs a positive number of tokens, found {list(num_tokens)}"
-        )
-    total = sum(num_tokens)
-    return [n / total for n in num_tokens]
+
+def merge_weights(manifests: Sequence[Mapping[str, int]], reading: str) -> list[float]:
+    """w_k = N_k / sum_j N_j (METHOD 1), with N_k what `reading` counts; 1 / K for "uniform".
+
+    "tokens" counts every token of a branch's training sequences as the model sees them (image,
+    prompt and answer), "loss_tokens" those that bear the loss, "samples" the examples, all times
+    the epochs (samples: without). Raises ValueError for another reading, or unless every N_k is
+    known and positive.
+    """
+    if reading == "uniform":
+        return [1 / len(manifests)] * len(manifests)
+    if reading not in BUDGETS:
+        raise ValueError(f"merge weights are {', '.join(BUDGETS)} or uniform, not {reading!r}")
+    key = BUDGETS[reading]
+    counts = [manifest.get(key) for manifest in manifests]
+    known = [count for count in counts if count is not None and count > 0]
+    if not known or len(known) < len(counts):
+        raise ValueError(f"every branch needs a positive `{key}`, found {counts}")
+    total = sum(known)
+    return [count / total for count in known]
 
 
 def weighted_average(

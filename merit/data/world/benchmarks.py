@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from merit.data.world.conversations import (
-    BASE_SKILLS,
+    NEW_SKILLS,
     description,
     draw_questions,
     explanation,
     facts,
+    known_skills,
 )
 from merit.data.world.draw import Pen, draw_scene
 from merit.data.world.questions import Question
@@ -28,6 +29,7 @@ from merit.data.world.tasks import SHORT, lettered
 
 DESCRIBE_WORDING = "please describe this whole image ."
 EXPLAIN_WORDING = "please answer both at length and say why ."
+EXPLAINED = known_skills(len(NEW_SKILLS))  # what every base knows
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _open_row(kind: str, scene: Scene, rng: np.random.Generator) -> dict[str, st
             "answer": json.dumps(reference),
             "category": scene.kind,
         }
-    asked = draw_questions(scene, rng, 2, BASE_SKILLS)
+    asked = draw_questions(scene, rng, 2, EXPLAINED)
     if len(asked) < 2:
         return None
     texts = " ".join(s.wordings[0].format(**q.slots) for s, q in asked)

@@ -1,7 +1,7 @@
 """What the base is tuned on: several turns about one image, answered at length.
 
-The base describes and answers in sentences. It has seen only some of the skills, and few short
-answers, so that fine-tuning has something to teach and something to spoil.
+The base describes and answers in sentences. It has seen most of the skills, and few short answers:
+fine-tuning asks for other styles of answer and, to a part, for new skills.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from merit.data.world.questions import Question
 from merit.data.world.scene import COLOURS, GRID, SHAPES, Scene, cell, phrase
-from merit.data.world.skills import Skill, askable
+from merit.data.world.skills import SKILLS, Skill, askable
 from merit.data.world.tasks import SHORT, option_turn, training_wording
 
 DESCRIBE = (
@@ -30,11 +30,17 @@ EXPLAIN = (
     "please answer both and say why .",
 )
 SHORT_SHARE, OPTION_SHARE = 0.03, 0.12  # of the single questions; the others get a sentence
-BASE_SKILLS = frozenset(
-    ["count_shape", "count_colour", "count_all", "presence", "colour_of", "shape_of", "size_of",
-     "place_of", "ground", "bar_height", "tallest", "bar_right_of", "read_word", "read_number",
-     "left_digit", "left_of"]
-)  # fmt: skip
+# Skills that a base may have to learn, the first ones first: `known_skills` leaves out so many.
+NEW_SKILLS = (
+    *("row_mate", "second", "bar_difference", "digit_difference", "same_colour", "bars_above"),
+    *("count_pair", "common_colour", "digit_sum", "larger_digit", "word_kind", "shortest"),
+    *("count_size", "above", "taller", "sign_says"),
+)
+
+
+def known_skills(num_new: int) -> frozenset[str]:
+    """The skills of a base that has not seen the first `num_new` of `NEW_SKILLS`."""
+    return frozenset(s.name for s in SKILLS) - set(NEW_SKILLS[:num_new])
 
 
 def description(scene: Scene) -> str:
@@ -103,12 +109,14 @@ def draw_questions(
     return found
 
 
-def converse(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Turns (prompt, answer) of one conversation."""
+def converse(
+    scene: Scene, rng: np.random.Generator, known: frozenset[str]
+) -> list[tuple[str, str]]:
+    """Turns (prompt, answer) of one conversation that asks for `known` skills."""
     turns: list[tuple[str, str]] = []
     if rng.random() < 0.5:
         turns.append((DESCRIBE[int(rng.integers(len(DESCRIBE)))], description(scene)))
-    asked = draw_questions(scene, rng, 5, BASE_SKILLS)
+    asked = draw_questions(scene, rng, 5, known)
     if len(asked) >= 2 and rng.random() < 0.5:
         pair, asked = asked[:2], asked[2:]
         texts = " ".join(training_wording(s, q, rng) for s, q in pair)
