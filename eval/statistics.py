@@ -1,19 +1,23 @@
 """Uncertainty of every reported number: intervals, paired tests, where a gain comes from.
 
-A *score* is one question's, in 0..1. Score arrays are (num_questions,), or (num_seeds,
-num_questions) for several models of one method, whose seeds are averaged question by question
-before anything else: the interval then speaks of questions, and `spread` and `wilcoxon` of seeds.
-An *average* is the plain mean over benchmarks, whatever their sizes (METHOD.md section 5). "ours"
-and "theirs" answer the same questions in the same order. Resampling is deterministic in its seed
-and each benchmark has a random stream of its own, so its result does not depend on which other
-benchmarks are present. Data that cannot be compared raise MeritError.
+A *score* is one question's, in 0..1. Score arrays are (num_seeds, num_questions), one row a model
+of the method, or (num_questions,) for one model. An *average* is the plain mean over benchmarks,
+whatever their sizes (METHOD.md section 5). All methods answer the same questions in the same order.
+
+The bootstrap is hierarchical: it resamples seeds and questions together, so that an interval speaks
+of other seeds and of other questions. Both are crossed, since every seed's model answers the same
+questions: one resample draws the questions of each benchmark once for all seeds, and the seeds once
+for all benchmarks. Of a method with one model only the questions are resampled: its interval says
+nothing about other seeds. Resampling is deterministic in its seed, and each benchmark has a random
+stream of its own, so its result does not depend on which other benchmarks are present. Data that
+cannot be compared raise MeritError.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +27,10 @@ from scipy import stats
 from merit.errors import MeritError
 
 Array = NDArray[np.float64]
+Scores = Mapping[str, ArrayLike]  # benchmark -> (num_seeds, num_questions) or (num_questions,)
 RESAMPLE_BLOCK = 2**22  # counts that are held in memory at once
+SEED_STREAM = 0x5EED  # of the seeds' draws: three numbers, so that no benchmark has the same key
+TIE = 1e-12  # below it a resampled value is 0: rounding must not break a tie
 
 
 class Interval(NamedTuple):
@@ -31,16 +38,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation (n - 1; None for one seed), with the extremes."""
-
-    mean: float
-    std: float | None
-    low: float
-    high: float
-    num_seeds: int
 
 
 class Wilcoxon(NamedTuple):
@@ -52,7 +49,7 @@ class Wilcoxon(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """ours - theirs with a percentile interval; `p_value` one-sided, for ours > theirs."""
+    """A contrast of methods with its percentile interval; `p_value` one-sided, for > 0."""
 
     difference: float
     low: float
@@ -70,13 +67,6 @@ class McNemar(NamedTuple):
 
 
 # --- over seeds ------------------------------------------------------------------------------
-
-
-def spread(values: ArrayLike) -> Spread:
-    """Mean and spread of one number a seed."""
-    array = _vector(values, "values over seeds")
-    std = float(array.std(ddof=1)) if len(array) > 1 else None
-    return Spread(float(array.mean()), std, float(array.min()), float(array.max()), len(array))
 
 
 def wilcoxon(ours: ArrayLike, theirs: ArrayLike) -> Wilcoxon:
@@ -103,80 +93,157 @@ def wilcoxon(ours: ArrayLike, theirs: ArrayLike) -> Wilcoxon:
     return Wilcoxon(observed / 2, p_value, len(differences))
 
 
-# --- over questions: one method --------------------------------------------------------------
+# --- over seeds and questions -----------------------------------------------------------------
 
 
-def normal_interval(scores: ArrayLike, confidence: float = 0.95) -> Interval:
-    """mean +- z s / sqrt(n), s the sample standard deviation, cut to 0..1."""
-    array = seed_average(scores)
-    z = _quantile(confidence)
-    half = z * float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else math.inf
-    mean = float(array.mean())
-    return Interval(max(0.0, mean - half), min(1.0, mean + half))
-
-
-def wilson_interval(scores: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a proportion: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-
-    Exact in its intent for binary answers (sensible at 0 and 1, where the normal one has no
-    width). For graded scores it is conservative: no variable in 0..1 of mean p varies more.
-    """
-    array = seed_average(scores)
-    z, n, p = _quantile(confidence), len(array), float(array.mean())
-    centre = p + z**2 / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
-    return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
-
-
-def bootstrap_interval(
-    scores: Mapping[str, ArrayLike],
+def contrast_bootstrap(
+    terms: Sequence[tuple[float, Scores]],
     *,
-    num_resamples: int = 10_000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """Percentile interval of the average over benchmarks (of one benchmark: give that one alone).
-
-    Questions are resampled within each benchmark (stratified), seeds averaged before.
-    """
-    _not_empty(scores)
-    resampled = [
-        _resampled_means(seed_average(values, name), name, num_resamples, seed)
-        for name, values in scores.items()
-    ]
-    return _percentile(np.mean(resampled, axis=0), confidence)
-
-
-# --- over questions: two methods -------------------------------------------------------------
-
-
-def paired_bootstrap(
-    ours: Mapping[str, ArrayLike],
-    theirs: Mapping[str, ArrayLike],
-    *,
+    paired_seeds: bool = True,
     num_resamples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[dict[str, Difference], Difference]:
-    """Paired bootstrap over questions: a Difference for every benchmark, and for the average.
+    """sum_i c_i (mean score of i), terms (c_i, scores of i): for each benchmark and the average.
 
-    Resamples questions within each benchmark, both methods together. The average of a resample is
-    the plain mean over the benchmarks' resampled differences. The p-value is the share of
-    resamples with a difference <= 0, (1 + count) / (1 + num_resamples), so never 0.
+    Questions are resampled within each benchmark (stratified), all terms and seeds together. Seeds
+    are resampled for all benchmarks together; the terms that have several share one draw if
+    `paired_seeds` and they are equally many, otherwise each has its own. A term of one seed is
+    resampled over questions only.
+
+    A seed that was drawn count_s times among n has the weight
+
+        w_s = 1/n + sqrt(n / (n - 1)) (count_s / n - 1/n),
+
+    with which the resampled mean's variance over seeds is s^2 / n, s^2 the sample variance (n - 1).
+    Plain resampling, w_s = count_s / n, would have (n - 1) / n of it: two thirds with three seeds.
+    Two limits. The noise of single answers counts three times, in the seeds' sampling, in the
+    questions' and in both together (the crossed bootstrap's known bias): where seeds and questions
+    matter little beside it, an interval is up to sqrt(3) times too wide. Where seeds dominate and
+    are few, percentiles lie nearer together than Student's t would have them.
+
+    The average of a resample is the plain mean over its benchmarks. The p-value is the share of
+    resamples <= 0, (1 + count) / (1 + num_resamples), so never 0.
     """
-    _same_benchmarks(ours, theirs)
-    per_benchmark, means, resampled, num_questions = {}, [], [], 0
-    for name in ours:
-        difference = _paired(ours[name], theirs[name], name)
-        draws = _resampled_means(difference, name, num_resamples, seed)
-        mean = float(difference.mean())
-        per_benchmark[name] = _difference(mean, draws, confidence, len(difference))
-        means.append(mean)
+    scores = _checked([values for _, values in terms])
+    coefficients = [coefficient for coefficient, _ in terms]
+    groups = _seed_groups([len(next(iter(found.values()))) for found in scores], paired_seeds)
+    sizes = [len(next(iter(scores[group[0]].values()))) for group in groups]
+    weights = _column_weights(sizes, num_resamples, seed)
+    per_benchmark: dict[str, Difference] = {}
+    means: list[float] = []
+    resampled: list[Array] = []
+    for name in scores[0]:
+        columns = _columns(
+            [c * found[name] for c, found in zip(coefficients, scores, strict=True)], groups
+        )
+        sampled = _resampled_means(columns, name, num_resamples, seed)
+        draws: Array = np.sum(sampled * weights, axis=1)
+        means.append(float(columns[:, 0].mean()))
+        per_benchmark[name] = _difference(means[-1], draws, confidence, len(columns))
         resampled.append(draws)
-        num_questions += len(difference)
-    average = np.mean(resampled, axis=0)
-    return per_benchmark, _difference(float(np.mean(means)), average, confidence, num_questions)
+    num_questions = sum(found.num_questions for found in per_benchmark.values())
+    average = _difference(
+        float(np.mean(means)), np.mean(resampled, axis=0), confidence, num_questions
+    )
+    return per_benchmark, average
+
+
+def paired_bootstrap(
+    ours: Scores,
+    theirs: Scores,
+    *,
+    paired_seeds: bool = True,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[dict[str, Difference], Difference]:
+    """`contrast_bootstrap` of ours - theirs.
+
+    Args: paired_seeds: whether equally many seeds are the same seeds on both sides.
+    """
+    return contrast_bootstrap(
+        [(1.0, ours), (-1.0, theirs)],
+        paired_seeds=paired_seeds,
+        num_resamples=num_resamples,
+        seed=seed,
+        confidence=confidence,
+    )
+
+
+def bootstrap_interval(
+    scores: Scores, *, num_resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
+) -> Interval:
+    """Interval of one method's average over benchmarks (of one benchmark: give that one alone).
+
+    Cut to 0..1: the weights of `contrast_bootstrap` may reach beyond.
+    """
+    _, found = contrast_bootstrap(
+        [(1.0, scores)], num_resamples=num_resamples, seed=seed, confidence=confidence
+    )
+    return Interval(max(0.0, found.low), min(1.0, found.high))
+
+
+def _checked(terms: Sequence[Scores]) -> list[dict[str, Array]]:
+    """Every term's scores as (num_seeds, num_questions), on the same benchmarks and questions."""
+    for other in terms:
+        _same_benchmarks(terms[0], other)
+    found = [{name: _matrix(values[name], name) for name in terms[0]} for values in terms]
+    for term in found:
+        num_seeds = len(next(iter(term.values())))
+        for name, array in term.items():
+            if len(array) != num_seeds:
+                raise MeritError(
+                    f"{name}: {len(array)} seeds, the first benchmark has {num_seeds}: a method's "
+                    "seeds answer all benchmarks"
+                )
+            if array.shape[1] != found[0][name].shape[1]:
+                raise MeritError(
+                    f"{name}: {found[0][name].shape[1]} scores against {array.shape[1]}: not the "
+                    "same questions"
+                )
+    return found
+
+
+def _matrix(values: ArrayLike, name: str) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or not array.size:
+        return _vector(array, name, low=0, high=1)[None]
+    return _vector(array.ravel(), name, low=0, high=1).reshape(array.shape)
+
+
+def _seed_groups(num_seeds: Sequence[int], paired: bool) -> list[list[int]]:
+    """Positions of the terms with several seeds: those that share a draw stand together."""
+    several = [i for i, n in enumerate(num_seeds) if n > 1]
+    if paired and len({num_seeds[i] for i in several}) == 1:
+        return [several]
+    return [[i] for i in several]
+
+
+def _columns(terms: Sequence[Array], groups: Sequence[Sequence[int]]) -> Array:
+    """What is resampled over questions: (num_questions, 1 + number of seeds that are drawn).
+
+    First the contrast with the mean over seeds, then each drawn seed's deviation from it. As
+    deviations, seeds that agree leave exact zeros.
+    """
+    columns = [np.sum([term.mean(axis=0) for term in terms], axis=0)]
+    for group in groups:
+        by_seed = np.sum([terms[i] for i in group], axis=0)
+        columns += list(by_seed - by_seed.mean(axis=0))
+    return np.stack(columns, axis=1)
+
+
+def _column_weights(num_seeds: Sequence[int], num_resamples: int, seed: int) -> Array:
+    """The factors of `_columns`, (num_resamples, columns): 1, then each group's w_s - 1/n."""
+    weights: list[Array] = [np.ones((num_resamples, 1))]
+    for group, n in enumerate(num_seeds):
+        generator = np.random.default_rng([seed, SEED_STREAM, group])
+        counts = generator.multinomial(n, np.full(n, 1 / n), size=num_resamples)
+        weights.append(np.asarray(math.sqrt(n / (n - 1)) / n * (counts - 1), dtype=np.float64))
+    return np.concatenate(weights, axis=1)
+
+
+# --- answers that are right or wrong -----------------------------------------------------------
 
 
 def mcnemar(ours: ArrayLike, theirs: ArrayLike, name: str = "answers") -> McNemar:
@@ -200,17 +267,6 @@ def mcnemar(ours: ArrayLike, theirs: ArrayLike, name: str = "answers") -> McNema
 
 
 # --- where a gain comes from, and how many were looked at --------------------------------------
-
-
-def leave_one_out(scores: Mapping[str, float]) -> dict[str, float]:
-    """The average over the other benchmarks, for each benchmark left out (at least two)."""
-    if len(scores) < 2:
-        raise MeritError(f"leaving one out needs two benchmarks, found {len(scores)}")
-    return {
-        left_out: math.fsum(score for name, score in scores.items() if name != left_out)
-        / (len(scores) - 1)
-        for left_out in scores
-    }
 
 
 def gain_shares(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float | None]:
@@ -241,21 +297,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 # --- shared ----------------------------------------------------------------------------------
 
 
-def seed_average(scores: ArrayLike, name: str = "scores") -> Array:
-    """(num_questions,) scores, averaged over seeds where they are (num_seeds, num_questions)."""
-    array = np.asarray(scores, dtype=np.float64)
-    if array.ndim == 2 and len(array):
-        array = array.mean(axis=0)
-    return _vector(array, name, low=0, high=1)
-
-
-def _paired(ours: ArrayLike, theirs: ArrayLike, name: str) -> Array:
-    a, b = seed_average(ours, name), seed_average(theirs, name)
-    if len(a) != len(b):
-        raise MeritError(f"{name}: {len(a)} scores against {len(b)}: not the same questions")
-    return a - b
-
-
 def _vector(values: ArrayLike, name: str, low: float = -math.inf, high: float = math.inf) -> Array:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
@@ -267,25 +308,26 @@ def _vector(values: ArrayLike, name: str, low: float = -math.inf, high: float = 
     return np.clip(array, low, high)
 
 
-def _resampled_means(values: Array, name: str, num_resamples: int, seed: int) -> Array:
-    """Means of `num_resamples` bootstrap samples: (num_resamples,).
+def _resampled_means(columns: Array, name: str, num_resamples: int, seed: int) -> Array:
+    """Means over bootstrap samples of the questions: (num_resamples, number of columns).
 
-    A resample is a multinomial draw of how often each distinct value occurs: the same
-    distribution as drawing questions with replacement, and cheap as scores take few values.
+    A resample is a multinomial draw of how often each distinct row occurs: the same distribution
+    as drawing questions with replacement, and cheap as scores take few values.
     """
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    distinct, counts = np.unique(values, return_counts=True)
+    distinct, counts = np.unique(columns, axis=0, return_counts=True)
+    num_questions = len(columns)
     block = max(1, RESAMPLE_BLOCK // len(distinct))
     sizes = [min(block, num_resamples - done) for done in range(0, num_resamples, block)]
-    shares = counts / len(values)
-    draws = [generator.multinomial(len(values), shares, size=n) @ distinct for n in sizes]
-    return np.concatenate(draws) / len(values)
+    shares = counts / num_questions
+    draws = [generator.multinomial(num_questions, shares, size=n) @ distinct for n in sizes]
+    return np.concatenate(draws) / num_questions
 
 
 def _difference(mean: float, draws: Array, confidence: float, num_questions: int) -> Difference:
+    draws = np.where(np.abs(draws) <= TIE, 0.0, draws)
     low, high = _percentile(draws, confidence)
-    # a tie that rounding has lifted off zero is still a tie
-    p_value = (1 + int((draws <= 1e-12).sum())) / (1 + len(draws))
+    p_value = (1 + int((draws <= 0).sum())) / (1 + len(draws))
     return Difference(mean, low, high, p_value, num_questions)
 
 
@@ -294,17 +336,9 @@ def _percentile(draws: Array, confidence: float) -> Interval:
     return Interval(float(low), float(high))
 
 
-def _quantile(confidence: float) -> float:
-    return float(stats.norm.ppf((1 + confidence) / 2))
-
-
 def _same_benchmarks(ours: Mapping[str, object], theirs: Mapping[str, object]) -> None:
-    _not_empty(ours)
+    if not ours:
+        raise MeritError("no benchmark to compare")
     different = sorted(set(ours) ^ set(theirs))
     if different:
-        raise MeritError(f"the two methods were scored on different benchmarks: {different}")
-
-
-def _not_empty(scores: Mapping[str, object]) -> None:
-    if not scores:
-        raise MeritError("no benchmark to compare")
+        raise MeritError(f"the methods were scored on different benchmarks: {different}")

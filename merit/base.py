@@ -21,7 +21,15 @@ from merit.data.world.draw import Pen
 from merit.data.world.labels import HEADS, labelled_batch
 from merit.errors import MeritError
 from merit.models import image_grid, project, set_trainable
-from merit.training import Record, data_order, grouped_by_length, learning_rate_at, train
+from merit.training import (
+    Record,
+    build_optimizers,
+    data_order,
+    grouped_by_length,
+    learning_rate_at,
+    step_all,
+    train,
+)
 
 Log = Callable[[Record, Record], None]
 
@@ -39,17 +47,10 @@ def pretrain_vision(model: Any, processor: Any, phase: Phase, seed: int, log: Lo
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / math.sqrt(4 * size))
         head.bias.zero_()
-    adamw = torch.optim.AdamW(
-        [*parameters.values(), *head.parameters()],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-        fused=True,
-    )
+    optimizers = build_optimizers({**parameters, **dict(head.named_parameters())}, settings)
     rng, pen = np.random.default_rng(seed), Pen("train")
     for step in range(phase.num_steps):
-        for group in adamw.param_groups:
-            group["lr"] = learning_rate_at(step, phase.num_steps, settings)
+        rate = learning_rate_at(step, phase.num_steps, settings)
         images, labels = labelled_batch(settings.batch_size, rng, pen)
         pixels = pixels_of(images, processor)
         grid = image_grid(model, pixels.shape[1]).expand(len(images), 3)
@@ -66,15 +67,14 @@ def pretrain_vision(model: Any, processor: Any, phase: Phase, seed: int, log: Lo
         loss = torch.stack(losses).sum()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
+        step_all(optimizers, rate)
         if (step + 1) % max(1, phase.num_steps // 50) == 0:
             _check_finite(loss, phase, step)
             log(
                 {
                     "step": step + 1,
                     "loss": loss.item(),
-                    "learning_rate": adamw.param_groups[0]["lr"],
+                    "learning_rate": rate,
                     "gradient_norm": float(norm),
                 },
                 {},

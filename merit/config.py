@@ -56,6 +56,7 @@ class MiniTextData(Settings):
     source: Literal["mini_text"]
     seed: int
     num_examples: PositiveInt  # fine-tuning examples over all tasks
+    num_recall: PositiveInt  # paragraphs that are looked up in themselves, read by the base first
     num_documents: PositiveInt  # plain text that the base is pre-trained on
     num_conversations: PositiveInt  # the base's few questions and answers
     num_questions: PositiveInt  # test questions a benchmark
@@ -110,10 +111,11 @@ class Architecture(Settings):
 class Optimizer(Settings):
     """An optimiser with a warm-up and a decay; used by a base phase and by every branch alike.
 
-    `sgd` has no momentum (table 18); `betas` are AdamW's alone.
+    `sgd` has no momentum (table 18); `betas` are AdamW's alone. `muon` is torch's Muon on matrices
+    and AdamW on what else there is: a small base built from scratch needs half the steps.
     """
 
-    algorithm: Literal["adamw", "sgd"] = "adamw"
+    algorithm: Literal["adamw", "sgd", "muon"] = "adamw"
     learning_rate: PositiveFloat
     batch_size: PositiveInt
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -299,10 +301,11 @@ class Evaluation(Settings):
 
 
 class Tuning(Settings):
-    """The grid in which `merit tune` looks for joint-1ep's settings, on the validation split."""
+    """The grid in which `merit tune` looks for merge-ready settings, on the validation split."""
 
     learning_rate: Annotated[list[PositiveFloat], Field(min_length=1)]
     batch_size: Annotated[list[PositiveInt], Field(min_length=1)]
+    num_random: PositiveInt = 2  # draws of the random split at every point
 
 
 class Report(Settings):

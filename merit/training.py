@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,21 +95,43 @@ def learning_rate_at(step: int, num_steps: int, optimizer: Optimizer) -> float:
     return optimizer.learning_rate * factor
 
 
-def build_optimizer(
-    tensors: list[torch.nn.Parameter], optimizer: Optimizer
-) -> torch.optim.Optimizer:
-    """AdamW, or SGD without momentum, at the peak learning rate."""
+def build_optimizers(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: Optimizer
+) -> list[torch.optim.Optimizer]:
+    """AdamW, SGD without momentum, or Muon with AdamW, at the peak learning rate.
+
+    Muon (Jordan et al., 2024) is for the matrices inside the model: embeddings, norms, biases and
+    convolutions take AdamW, whose step length its own is scaled to.
+    """
+    rate, decay = optimizer.learning_rate, optimizer.weight_decay
     if optimizer.algorithm == "sgd":
-        return torch.optim.SGD(
-            tensors, lr=optimizer.learning_rate, weight_decay=optimizer.weight_decay
-        )
-    return torch.optim.AdamW(
-        tensors,
-        lr=optimizer.learning_rate,
-        betas=optimizer.betas,
-        weight_decay=optimizer.weight_decay,
-        fused=True,
-    )
+        return [torch.optim.SGD(parameters.values(), lr=rate, weight_decay=decay)]
+    matrices = [
+        parameter
+        for name, parameter in parameters.items()
+        if optimizer.algorithm == "muon" and parameter.ndim == 2 and "embed" not in name
+    ]
+    chosen = {id(matrix) for matrix in matrices}
+    rest = [parameter for parameter in parameters.values() if id(parameter) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        scaled = "match_rms_adamw"
+        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn=scaled)
+        optimizers.append(muon)
+    if rest:
+        betas = optimizer.betas
+        adamw = torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True)
+        optimizers.append(adamw)
+    return optimizers
+
+
+def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float) -> None:
+    """One step of every optimiser at this learning rate; the gradients are gone afterwards."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def train(
@@ -144,15 +166,13 @@ def train(
     per_epoch = num_examples or len(data)
     every = max(1, num_steps // num_records)
     tensors = list(parameters.values())
-    stepper = build_optimizer(tensors, optimizer)
+    optimizers = build_optimizers(parameters, optimizer)
     model.train()
     lengths = data.num_tokens()
     num_tokens, num_loss_tokens, tokens_since, loss_since, count_since = 0, 0, 0, 0.0, 0
     started = last = time.monotonic()
     for step, indices in enumerate(batches(order, size)):
         rate = learning_rate_at(step, num_steps, optimizer)
-        for group in stepper.param_groups:
-            group["lr"] = rate
         batch = data.batch(indices)
         loss = forward_loss(model, batch, project)
         value = loss.item()
@@ -163,8 +183,7 @@ def train(
             )
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(tensors, optimizer.max_grad_norm)
-        stepper.step()
-        stepper.zero_grad(set_to_none=True)
+        step_all(optimizers, rate)
         num_loss_tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
         seen = int(lengths[indices].sum())
         num_tokens, tokens_since = num_tokens + seen, tokens_since + seen

@@ -107,7 +107,7 @@ def build(
     base = rng.normal(size=SHAPE).astype(np.float32)
     artifacts.base.mkdir(parents=True)
     save_file({"w": base}, artifacts.base / "model.safetensors")
-    write_jsonl(artifacts.base / "records.jsonl", _records(num_records, 1.0, 100, 2.0))
+    write_jsonl(artifacts.base / "records.jsonl", _records(num_records, 1.0, 100, 40, 2.0))
     write_json(
         artifacts.base / "base.json", {"base_hash": file_hash(artifacts.base / "model.safetensors")}
     )
@@ -219,7 +219,9 @@ def _split(
     return rows
 
 
-def _records(num_records: int, epochs: float, num_tokens: int, loss: float) -> list[dict[str, Any]]:
+def _records(
+    num_records: int, epochs: float, num_tokens: int, num_loss_tokens: int, loss: float
+) -> list[dict[str, Any]]:
     """num_records steps an epoch; the loss falls as loss / (1 + epoch)."""
     total = round(num_records * epochs)
     return [
@@ -230,6 +232,7 @@ def _records(num_records: int, epochs: float, num_tokens: int, loss: float) -> l
             "learning_rate": 1e-3 * (1 - step / (total + 1)),
             "gradient_norm": 1.0 + 1 / step,
             "num_tokens": num_tokens * step // total,
+            "num_loss_tokens": num_loss_tokens * step // total,
         }
         for step in range(1, total + 1)
     ]
@@ -248,6 +251,8 @@ def _write_branch(
     groups = partitions[branch.partition]
     tasks = [task for task, group in groups.items() if group == branch.group]
     samples = sum(num_samples[task] for task in tasks)
+    # three tokens a sample, of which one bears loss, two where the answer is a sentence
+    loss_tokens = sum(num_samples[t] * (2 if t.startswith("caption") else 1) for t in tasks)
     manifest = {
         "branch": branch.id,
         "partition": branch.partition,
@@ -258,6 +263,7 @@ def _write_branch(
         "tasks": tasks,
         "num_samples": samples,
         "num_tokens": round(3 * samples * branch.epochs),
+        "num_loss_tokens": round(loss_tokens * branch.epochs),
         "batch_size": BATCH_SIZE,
         "partition_hash": value_hash(groups),
     }
@@ -267,7 +273,8 @@ def _write_branch(
     folder = artifacts.branch(branch.id)
     folder.mkdir(parents=True)
     save_file({"w": _base(base_file) + delta}, folder / "model.safetensors")
-    records = _records(num_records, branch.epochs, 3 * samples, 2.0 + 0.1 * branch.group)
+    loss = 2.0 + 0.1 * branch.group
+    records = _records(num_records, branch.epochs, 3 * samples, loss_tokens, loss)
     write_jsonl(folder / "records.jsonl", records)
     timing = [
         {"step": r["step"], "seconds": 0.5 * r["step"], "tokens_per_second": 800.0} for r in records
@@ -278,6 +285,7 @@ def _write_branch(
         {
             "num_steps": len(records),
             "num_tokens": manifest["num_tokens"],
+            "num_loss_tokens": manifest["num_loss_tokens"],
             "final_loss": records[-1]["loss"],
             "displacement": float(np.linalg.norm(delta)),
             "base_hash": file_hash(base_file),
@@ -296,10 +304,11 @@ def _base(path: Path) -> np.ndarray:
 def _write_models(
     artifacts: Artifacts, todo: Plan, base: np.ndarray, deltas: dict[str, np.ndarray]
 ) -> None:
-    """Every merged or derived model, token-weighted, with its merge.json."""
+    """Every merged or derived model, weighted by all tokens, with its merge.json."""
     merged: dict[str, np.ndarray] = {}
     for model in todo.models.values():
-        tokens = [read_json(artifacts.manifest(b))["num_tokens"] for b in model.branches]
+        manifests = [read_json(artifacts.manifest(b)) for b in model.branches]
+        tokens = [manifest["num_tokens"] for manifest in manifests]
         weights = [n / sum(tokens) for n in tokens]
         entry: dict[str, Any] = {}
         if model.rule == "merge":
@@ -330,7 +339,9 @@ def _write_models(
                 "branches": list(model.branches),
                 "merge_weights": weights,
                 "displacement": float(np.linalg.norm(delta)),
+                "weighted_by": "tokens",
                 "num_tokens": sum(tokens),
+                "num_loss_tokens": sum(manifest["num_loss_tokens"] for manifest in manifests),
                 "checkpoint_hash": file_hash(folder / "model.safetensors"),
             },
         )

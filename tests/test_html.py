@@ -67,19 +67,38 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     artifacts, reports = Artifacts(experiment.name, root / "artifacts"), root / "reports"
     folder = reports / "studies" / "synthetic" / "cost"
-    rows = [{"stage": "train </script>", "seconds": 1.5}]
+    rows = [{"stage": "train", "seconds": 123.25}]
     write_json(
         folder / "result.json",
         {
             "tables": {"table15_wall_clock": rows},
-            "summary": {"overhead_share": 0.5},
-            "text": "It took **long** & more.",
+            "summary": {"overhead_share": 0.987},
+            "text": "It took 98.7 % more.",
             "provenance": {"base_hash": "9" * 64, "commit": "8" * 40},
         },
     )
     write_table(folder, "table15_wall_clock", rows, "Cost", "tab:x")
     (folder / "figures").mkdir()
     Image.fromarray(np.zeros((20, 130, 3), np.uint8)).save(folder / "figures" / "cost.png")
+    folder = reports / "studies" / "synthetic" / "hessian"
+    rows = [{"direction": "first </script>", "alignment": 0.25}]
+    write_json(
+        folder / "result.json",
+        {
+            "tables": {"table21_hessian_pca_alignment": rows},
+            "summary": {"raw_z_score": 4.0, "centered_z_score": 9.0},
+            "text": "It bends **much** & more.",
+            "provenance": {"base_hash": "9" * 64, "commit": "8" * 40},
+        },
+    )
+    write_table(folder, "table21_hessian_pca_alignment", rows, "Curvature", "tab:y")
+    (folder / "figures").mkdir()
+    Image.fromarray(np.zeros((20, 130, 3), np.uint8)).save(folder / "figures" / "hessian.png")
+    readiness = {"merge_ready": False, "failed": ["c"], "decided_by_d": False, "verdict": "No."}
+    write_json(
+        reports / "studies" / "synthetic" / "readiness" / "result.json",
+        {"tables": {}, "summary": readiness, "text": "Words.", "provenance": {}},
+    )
     build_report(experiment, artifacts, reports)
     build_index([experiment], reports, root / "README.md")
     return reports
@@ -156,7 +175,7 @@ def test_well_formed_and_self_contained(page: str) -> None:
     ids = [attributes["id"] for _, attributes in found if "id" in attributes]
     assert len(ids) == len(set(ids))
     sources = [attributes["src"] for _, attributes in found if "src" in attributes]
-    assert len(sources) == 8  # seven figures and the study's
+    assert len(sources) == 8  # seven figures and one study's; not the timed study's
     assert all(source.startswith("data:image/") for source in sources)
     assert not [tag for tag, _ in found if tag in ("link", "iframe", "object")]
     assert "url(" not in page
@@ -180,14 +199,38 @@ def test_links_lead_somewhere(page: str, reports: Path) -> None:
 def test_every_claim_stands_there_with_its_verdict(page: str, reports: Path) -> None:
     records = read_json(reports / "synthetic" / "claims.json")
     rows = [a["data-verdict"] for tag, a in read(page).found if tag == "tr" and "data-verdict" in a]
-    assert rows == [record["verdict"] for record in records]
-    assert len(rows) == 21
+    assert rows == [r["verdict"] if r["role"] == "claim" else r["role"] for r in records]
+    assert len(rows) == 20
     counts = Counter(rows)
+    assert (counts["precondition"], counts["outside of the tally"]) == (1, 1)
     for verdict, mark in page_module.MARKS.items():
         assert f"{mark} {verdict} ({counts[verdict]})</button>" in page
-    cost = next(record for record in records if record["id"] == "C18")
-    assert (cost["verdict"], cost["value"]) == ("does not hold", 50.0)
-    assert "measured on an earlier/other base 99999999" in cost["note"]
+    found = {record["id"]: record for record in records}
+    assert f"precondition: {found['C2']['verdict']}</span>" in page
+    assert (found["C14"]["verdict"], found["C14"]["value"]) == ("does not hold", 4.0)
+    assert "measured on an earlier/other base 99999999" in found["C14"]["note"]
+
+
+def test_the_claims_begin_with_merge_readiness(page: str, reports: Path) -> None:
+    claims = page[page.index('id="synthetic-claims"') :]
+    assert claims.index("<strong>Not merge-ready</strong>") < claims.index("At mini scale, of the")
+    assert claims.index("At mini scale, of the") < claims.index('<div class="filter"')
+    line = (reports / "synthetic" / "verdicts.md").read_text(encoding="utf-8")
+    assert "**Not merge-ready** (condition that fails: c: joint training that ends too far" in line
+
+
+def test_seconds_stand_in_no_page(page: str, reports: Path) -> None:
+    texts = {"index.html": page} | {
+        str(path): path.read_text(encoding="utf-8")
+        for path in (reports / "README.md", *(reports / "synthetic").rglob("*.*"))
+        if path.suffix in (".md", ".json", ".csv", ".tex")
+    }
+    assert len(texts) > 10
+    assert [name for name, text in texts.items() if "123.25" in text or "98.7" in text] == []
+    assert "Its numbers differ from run to run" in read(page).text
+    assert '<a href="synthetic/../studies/synthetic/cost/table15_wall_clock.md">' in page
+    # a picture of seconds is one of them, too: other seconds leave the page as it is
+    assert '<a href="synthetic/../studies/synthetic/cost/figures/cost.png">' in page
 
 
 def test_numbers_are_those_of_the_tables(page: str, reports: Path) -> None:
@@ -198,8 +241,8 @@ def test_numbers_are_those_of_the_tables(page: str, reports: Path) -> None:
     }
     assert [cell for cell in cells if re.match(r"[\d\[]", cell) and cell not in text] == []
     assert "another scale" in text
-    assert "It took long & more." in text
-    assert "train </script>" in text  # as text, not as an end tag
+    assert "It bends much & more." in text
+    assert "first </script>" in text  # as text, not as an end tag
     assert "Measured on an earlier/other base 99999999." in text
 
 
@@ -242,6 +285,6 @@ def test_a_full_run_stands_beside_the_default_one(reports: Path, tmp_path: Path)
     ids = {attributes.get("id") for _, attributes in read(page).found}
     assert {"synthetic", "synthetic-full", "synthetic-full-studies"} <= ids
     # the studies, and with them their pictures, stand in the full run's part alone
-    assert page.count("It took <strong>long</strong>") == 1
+    assert page.count("It bends <strong>much</strong>") == 1
     assert '<a href="#synthetic-full-studies">' in page
     assert "all rows and studies" in (both / "README.md").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,18 @@ from eval.report import pages
 from eval.report.build import build_index, build_report
 from eval.report.figures_partition import tsne
 from eval.report.figures_training import displacement_gram, load_trajectories
-from eval.report.intervals import Comparison, compare, leave_one_out, opponents, table_cells
+from eval.report.intervals import (
+    Comparison,
+    compare,
+    leave_one_out,
+    opponents,
+    resampled,
+    table_cells,
+)
 from eval.report.paper import PAPER_DIR, load_paper_table
 from eval.report.results import load_results
 from eval.report.style import method_color
-from eval.report.tables import latex_escape, latex_table, markdown_table
+from eval.report.tables import caption, latex_escape, latex_table, markdown_table
 from merit.config import (
     AnyMethod,
     BaseMethod,
@@ -113,11 +121,15 @@ def test_cells_are_the_hand_computed_ones(made: tuple[Experiment, Artifacts]) ->
     assert joint["avg"].spread == pytest.approx(12.5 / math.sqrt(2))  # of 50 and 37.5
     assert joint["avg_closed"].mean == 37.5
     assert joint["avg"].num_questions == 8
-    # The questions' means over seeds are 1, 0.5, 0, 0. Of four draws, P(sum = 0) = 1/16 > 2.5 %;
-    # P(sum >= 3.5) = (1 + 4)/256 < 2.5 % and P(sum >= 3) = (1 + 4 + 8 + 6)/256 > 2.5 %.
-    assert (joint["mini_scene"].low, joint["mini_scene"].high) == pytest.approx((0.0, 75.0))
+    # With k and l draws of the first two questions seed 1 has (k + l)/4 and seed 2 has k/4; drawn
+    # seeds add -+ sqrt(2)/2 l/4 with chances 1/4. The 2.5 % quantile has k = 0, l = 2 and the minus
+    # sign: 2/8 - sqrt(2)/4, below 0 and cut there for a score.
+    assert joint["mini_scene"].low == 0.0
+    assert 87.5 <= joint["mini_scene"].high <= 100.0
     assert (joint["mini_describe"].low, joint["mini_describe"].high) == pytest.approx((50.0, 50.0))
-    assert (joint["avg"].low, joint["avg"].high) == pytest.approx((25.0, 62.5))
+    low = 100 * (0.25 - math.sqrt(2) / 4)
+    assert joint["avg"].low == pytest.approx((low + 50) / 2)
+    assert joint["avg"].high == pytest.approx((joint["mini_scene"].high + 50) / 2)
     assert cells["base"]["avg"].spread is None
     assert results.open_ended == ("mini_describe",)
     assert results.seeds == {"base": (), **dict.fromkeys(METHODS[1:], (1, 2))}
@@ -130,8 +142,8 @@ def test_comparison_and_leave_one_out(made: tuple[Experiment, Artifacts]) -> Non
     assert found.difference == 87.5 - 43.75
     assert (found.seeds_ahead, found.num_seeds) == (2, 2)
     assert found.seeds_p_value == 0.25  # 1 / 2^2
-    # paired differences on mini_scene: 0, 0.5, 1, 1; on mini_describe always 0.25
-    assert found.low >= 100 * 0.25 / 2
+    # paired differences of the seeds: 0, 0, 1, 1 and 0, 1, 1, 1 on mini_scene; 0 and 0.5 on
+    # mini_describe, with sqrt(2)/2 of the seeds' difference to either side
     assert found.verdict == "better"
     parts = leave_one_out(results, "merit-3d", "joint-1ep")
     assert {name: part.difference for name, part in parts.items()} == {
@@ -141,6 +153,23 @@ def test_comparison_and_leave_one_out(made: tuple[Experiment, Artifacts]) -> Non
     same = compare(results, "random-8", "base")
     assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "undecided")
     assert (same.seeds_ahead, same.num_seeds) == (0, 2)  # the base stands against every seed
+
+
+def test_words_say_what_intervals_are_over(
+    made: tuple[Experiment, Artifacts], reports: Path
+) -> None:
+    results = load_results(*made)
+    assert resampled(results) == "over seeds and questions together"
+    single = dict.fromkeys(("random-8", "joint-shrunk"), (1,))
+    some = replace(results, seeds=results.seeds | single)
+    words = "over questions alone for random-8, joint-shrunk: one seed each"
+    assert f"intervals by bootstrap over seeds and questions together ({words})." in caption(some)
+    none = replace(results, seeds={m: () if m == "base" else (1,) for m in results.methods})
+    assert resampled(none).startswith("over questions alone: no method has several seeds")
+    summary = (reports / "synthetic" / "summary.md").read_text(encoding="utf-8")
+    assert "2 benchmarks, paired bootstrap over seeds and questions together;" in summary
+    interval = read_json(reports / "synthetic" / "provenance.json")["interval"]
+    assert (interval["resampled"], interval["questions_alone"]) == ("seeds and questions", [])
 
 
 def test_opponents_of_a_merit_method(made: tuple[Experiment, Artifacts]) -> None:
@@ -175,8 +204,8 @@ def test_wide_and_tidy_tables(reports: Path) -> None:
     assert wide["method"].tolist() == list(METHODS)
     assert wide.columns[:5].tolist() == ["method", *BENCHMARKS, "avg", "avg_closed"]
     joint = wide[wide["method"] == "joint-1ep"].iloc[0]
-    values = joint[["avg", "avg_spread", "avg_ci_low", "avg_ci_high", "num_questions"]].tolist()
-    assert values == [43.75, 8.84, 25.0, 62.5, 8]
+    values = joint[["avg", "avg_spread", "avg_ci_low", "num_questions"]].tolist()
+    assert values == [43.75, 8.84, 19.82, 8]
     assert joint["paper_avg_other_scale"] == 54.3
     tidy = pd.read_csv(reports / "synthetic" / "table02_tidy.csv", dtype=str)
     assert set(tidy["source"]) == {"ours", "paper"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,11 +17,6 @@ from eval import statistics as s
 from merit.errors import MeritError
 
 # --- over seeds ------------------------------------------------------------------------------
-
-
-def test_spread_by_hand() -> None:
-    assert s.spread([2.0, 4.0, 9.0]) == (5.0, pytest.approx(math.sqrt(13)), 2.0, 9.0, 3)
-    assert s.spread([7.0]) == s.Spread(7.0, None, 7.0, 7.0, 1)
 
 
 def test_wilcoxon_five_of_five_is_the_papers_p() -> None:
@@ -74,36 +71,6 @@ def test_wilcoxon_refuses_unpaired_seeds() -> None:
 # --- intervals -------------------------------------------------------------------------------
 
 
-def test_normal_interval_by_hand() -> None:
-    # 50 of 100: s^2 = 25/99, half width 1.959964 * sqrt(25/99/100)
-    low, high = s.normal_interval([0, 1] * 50)
-    half = 1.959963985 * math.sqrt(25 / 99 / 100)
-    assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
-    assert s.normal_interval([1.0] * 10) == (1.0, 1.0)
-    assert s.normal_interval([0.5]) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize(("right", "total"), [(0, 10), (3, 10), (10, 10), (77, 100)])
-def test_wilson_interval_equals_scipy(right: int, total: int) -> None:
-    expected = stats.binomtest(right, total).proportion_ci(0.9, method="wilson")
-    interval = s.wilson_interval([1] * right + [0] * (total - right), 0.9)
-    assert interval == (pytest.approx(expected.low, abs=1e-12), pytest.approx(expected.high))
-
-
-def test_wilson_interval_at_zero_by_hand() -> None:
-    z2 = 1.959963985**2
-    assert s.wilson_interval([0] * 10) == (0.0, pytest.approx(z2 / (10 + z2)))
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
-def test_intervals_hold_the_mean(scores: list[float]) -> None:
-    mean = float(np.mean(scores))
-    for low, high in (s.normal_interval(scores), s.wilson_interval(scores)):
-        assert 0 <= low <= mean + 1e-12
-        assert mean - 1e-12 <= high <= 1
-
-
 def test_bootstrap_interval_has_the_binomial_quantiles() -> None:
     # the resampled count of right answers is Binomial(40, 0.3)
     interval = s.bootstrap_interval({"mmlu": [1] * 12 + [0] * 28}, num_resamples=40_000)
@@ -122,14 +89,12 @@ def test_bootstrap_average_is_over_benchmarks_not_questions() -> None:
     assert together == (pytest.approx((1 + alone.low) / 2), pytest.approx((1 + alone.high) / 2))
 
 
-def test_coverage_of_bootstrap_and_wilson() -> None:
+def test_coverage_of_the_bootstrap() -> None:
     generator = np.random.default_rng(0)
     draws = (generator.random((200, 80)) < 0.35).astype(float)
-    bootstrap = [s.bootstrap_interval({"b": d}, num_resamples=500) for d in draws]
-    wilson = [s.wilson_interval(d) for d in draws]
-    for intervals in (bootstrap, wilson):
-        covered = np.mean([low <= 0.35 <= high for low, high in intervals])
-        assert 0.89 <= covered <= 0.99
+    intervals = [s.bootstrap_interval({"b": d}, num_resamples=500) for d in draws]
+    covered = np.mean([low <= 0.35 <= high for low, high in intervals])
+    assert 0.89 <= covered <= 0.99
 
 
 # --- paired bootstrap ------------------------------------------------------------------------
@@ -185,7 +150,8 @@ def test_paired_bootstrap_uses_the_pairing() -> None:
     ours = np.where(np.arange(100) % 10 == 0, 1.0, hard)
     result, _ = s.paired_bootstrap({"a": ours}, {"a": hard})
     assert result["a"].low > 0
-    assert s.wilson_interval(hard).high > s.wilson_interval(ours).low  # unpaired: overlap
+    alone = [s.bootstrap_interval({"a": scores}) for scores in (hard, ours)]
+    assert alone[0].high > alone[1].low  # unpaired: overlap
 
 
 def test_paired_bootstrap_is_deterministic_and_streams_are_separate() -> None:
@@ -201,17 +167,11 @@ def test_paired_bootstrap_is_deterministic_and_streams_are_separate() -> None:
     assert reordered[1] == pytest.approx(first[1])
 
 
-def test_seeds_are_averaged_per_question_before() -> None:
-    ours, theirs = [[1, 0, 1, 1], [1, 1, 0, 1]], [[0, 0, 0, 1]]
-    averaged = s.paired_bootstrap({"a": [1, 0.5, 0.5, 1]}, {"a": [0, 0, 0, 1]})
-    assert s.paired_bootstrap({"a": ours}, {"a": theirs}) == averaged
-
-
-def test_blocks_change_nothing_in_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = {"a": np.random.default_rng(0).random(30)}
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"a": np.random.default_rng(0).random((3, 30))}
     whole = s.bootstrap_interval(scores, num_resamples=1000)
     monkeypatch.setattr(s, "RESAMPLE_BLOCK", 300)
-    assert s.bootstrap_interval(scores, num_resamples=1000) == whole
+    assert s.bootstrap_interval(scores, num_resamples=1000) == pytest.approx(whole, abs=1e-12)
 
 
 def test_bad_scores_are_refused() -> None:
@@ -222,14 +182,172 @@ def test_bad_scores_are_refused() -> None:
     with pytest.raises(MeritError, match=r"ai2d: found 54\.0, expected finite numbers in 0\.\.1"):
         s.bootstrap_interval({"ai2d": [1.0, 54.0]})
     with pytest.raises(MeritError, match="found nan"):
-        s.wilson_interval([0.0, math.nan])
+        s.bootstrap_interval({"ai2d": [[0.0, 1.0], [0.0, math.nan]]})
     with pytest.raises(MeritError, match="no benchmark"):
         s.bootstrap_interval({})
     with pytest.raises(MeritError, match=r"shape \(0,\)"):
-        s.normal_interval([])
+        s.bootstrap_interval({"ai2d": []})
+    with pytest.raises(MeritError, match=r"shape \(1, 1, 1\)"):
+        s.bootstrap_interval({"ai2d": [[[1.0]]]})
+    with pytest.raises(MeritError, match="mmmu: 1 seeds, the first benchmark has 2"):
+        s.bootstrap_interval({"ai2d": [[1, 0], [0, 1]], "mmmu": [[1, 0]]})
 
 
-# --- McNemar, leave one out, shares, Holm -----------------------------------------------------
+# --- seeds and questions ------------------------------------------------------------------------
+
+
+def by_seed(values: list[float], num_questions: int = 20) -> np.ndarray:
+    """One row a seed, all questions alike: no noise of questions."""
+    return np.repeat(np.array(values)[:, None], num_questions, axis=1)
+
+
+@pytest.fixture
+def deviation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
+    """The standard deviation of the resampled averages."""
+
+    def find(terms: list[tuple[float, s.Scores]], **options: bool) -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(s, "_percentile", lambda draws, level: s.Interval(draws.std(), level))
+            return s.contrast_bootstrap(terms, num_resamples=20_000, **options)[1].low
+
+    return find
+
+
+def test_two_seeds_by_hand() -> None:
+    # counts (0, 2), (1, 1), (2, 0) with chances 1/4, 1/2, 1/4: weights 1/2 -+ sqrt(2)/2, so that
+    # the mean 0.5 moves by 0.2 sqrt(2)/2 = 0.1 sqrt(2) to either side; its variance
+    # 1/2 * 0.02 = 0.01 is s^2 / 2 with s^2 = 0.02, and not the plain bootstrap's 0.005
+    scores = {"a": by_seed([0.4, 0.6]), "b": by_seed([0.4, 0.6], 7)}
+    per_benchmark, average = s.contrast_bootstrap([(1.0, scores)])
+    for found in (*per_benchmark.values(), average):
+        assert found.difference == pytest.approx(0.5)
+        assert (found.low, found.high) == (
+            pytest.approx(0.5 - 0.1 * math.sqrt(2)),
+            pytest.approx(0.5 + 0.1 * math.sqrt(2)),
+        )
+    inner = s.bootstrap_interval(scores, confidence=0.4)  # within the middle half
+    assert inner == (pytest.approx(0.5), pytest.approx(0.5))
+    assert s.bootstrap_interval({"a": by_seed([0.0, 0.1])}).low == 0.0  # cut to 0..1
+
+
+@pytest.mark.parametrize("values", [[0.2, 0.5], [0.1, 0.3, 0.8], [0.3, 0.4, 0.45, 0.5, 0.9]])
+def test_variance_over_seeds_is_the_unbiased_one(values: list[float]) -> None:
+    n = len(values)
+    weights = 1 / n + s._column_weights([n], 100_000, seed=3)[:, 1:]
+    assert weights.sum(axis=1) == pytest.approx(1.0)
+    spread = float(np.std(weights @ values))
+    assert spread == pytest.approx(np.std(values, ddof=1) / math.sqrt(n), rel=0.01)
+
+
+def test_seeds_of_a_method_are_the_same_draw_in_every_benchmark() -> None:
+    # were they drawn apart for every benchmark, the average would be sqrt(2) narrower
+    scores = {"a": by_seed([0.2, 0.4, 0.6]), "b": by_seed([0.2, 0.4, 0.6])}
+    per_benchmark, average = s.contrast_bootstrap([(1.0, scores)])
+    assert average[:4] == pytest.approx(per_benchmark["a"][:4])
+    # and seeds that are good at one benchmark and bad at the other leave the average certain
+    opposed = {"a": by_seed([0.25, 0.5, 0.75]), "b": by_seed([0.75, 0.5, 0.25])}
+    assert s.bootstrap_interval(opposed) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_one_seed_is_resampled_over_questions_alone() -> None:
+    generator = np.random.default_rng(5)
+    ours, theirs = (generator.integers(0, 3, (1, 30)) / 2 for _ in range(2))
+    # the same as drawing from the distinct differences, from the benchmark's own stream
+    difference = (ours - theirs)[0]
+    distinct, counts = np.unique(difference, return_counts=True)
+    stream = np.random.default_rng([0, zlib.crc32(b"ai2d")])
+    draws = stream.multinomial(30, counts / 30, size=500) @ distinct / 30
+    _, found = s.paired_bootstrap({"ai2d": ours}, {"ai2d": theirs}, num_resamples=500)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.p_value == (1 + (draws <= 1e-12).sum()) / 501
+    flat = s.paired_bootstrap({"ai2d": ours[0]}, {"ai2d": theirs[0]}, num_resamples=500)
+    assert flat[1] == found
+
+
+def test_seeds_that_agree_add_nothing() -> None:
+    answers = np.random.default_rng(6).integers(0, 2, 50)
+    alone = s.bootstrap_interval({"a": answers})
+    assert s.bootstrap_interval({"a": [answers] * 3}) == pytest.approx(alone)
+
+
+def test_the_base_against_several_seeds() -> None:
+    # 0.4 and 0.6 against 0.3: the seeds of one side alone move the difference
+    _, found = s.paired_bootstrap({"a": by_seed([0.4, 0.6])}, {"a": by_seed([0.3])})
+    half = 0.1 * math.sqrt(2)
+    assert found[:3] == (
+        pytest.approx(0.2),
+        pytest.approx(0.2 - half),
+        pytest.approx(0.2 + half),
+    )
+    assert found.num_questions == 20
+
+
+def test_pairing_removes_what_seeds_have_in_common() -> None:
+    seeds = [0.2, 0.5, 0.7]
+    ours, theirs = {"a": by_seed([x + 0.1 for x in seeds])}, {"a": by_seed(seeds)}
+    _, paired = s.paired_bootstrap(ours, theirs)
+    assert paired[:3] == (pytest.approx(0.1),) * 3
+    _, apart = s.paired_bootstrap(ours, theirs, paired_seeds=False)
+    assert apart.low < 0 < apart.high
+    # other numbers of seeds cannot be the same ones
+    fewer = {"a": by_seed(seeds[:2])}
+    assert s.paired_bootstrap(ours, fewer) == s.paired_bootstrap(ours, fewer, paired_seeds=False)
+
+
+def test_independent_seeds_add_their_variances(deviation: Callable[..., float]) -> None:
+    rng = np.random.default_rng(7)
+    ours, theirs = rng.random(5), rng.random(5)
+    terms: list[tuple[float, s.Scores]] = [
+        (1.0, {"a": by_seed(list(ours))}),
+        (-1.0, {"a": by_seed(list(theirs))}),
+    ]
+    expected = math.sqrt((np.var(ours, ddof=1) + np.var(theirs, ddof=1)) / 5)
+    assert deviation(terms, paired_seeds=False) == pytest.approx(expected, rel=0.03)
+    together = np.std(ours - theirs, ddof=1) / math.sqrt(5)
+    assert deviation(terms, paired_seeds=True) == pytest.approx(together, rel=0.03)
+
+
+def test_variances_of_seeds_and_questions_add_up(deviation: Callable[..., float]) -> None:
+    # additive scores, seed effect + question effect: the interval has both
+    rng = np.random.default_rng(8)
+    seeds, questions = rng.uniform(-0.1, 0.1, 4), rng.uniform(0.2, 0.8, 60)
+    scores = {"a": seeds[:, None] + questions[None, :]}
+    expected = math.sqrt(np.var(seeds, ddof=1) / 4 + np.var(questions) / 60)
+    assert deviation([(1.0, scores)]) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_contrast_of_four_methods() -> None:
+    values = {"w": 0.9, "x": 0.4, "y": 0.7, "z": 0.5}
+    terms: list[tuple[float, s.Scores]] = [
+        (sign, {"a": by_seed([values[name]] * 2)})
+        for sign, name in zip((1.0, -1.0, -1.0, 1.0), "wxyz", strict=True)
+    ]
+    _, found = s.contrast_bootstrap(terms)
+    assert found[:3] == (pytest.approx(0.3),) * 3  # (0.9 - 0.4) - (0.7 - 0.5)
+    with pytest.raises(MeritError, match=r"different benchmarks: \['b'\]"):
+        s.contrast_bootstrap([*terms, (1.0, {"a": [0.5] * 20, "b": [1.0]})])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 30), st.booleans())
+def test_intervals_hold_the_value(seed: int, num_seeds: int, num: int, graded: bool) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.random((2, num_seeds, num))
+    if not graded:
+        scores = np.round(scores)
+    ours, theirs = {"a": scores[0]}, {"a": scores[1]}
+    low, high = s.bootstrap_interval(ours, num_resamples=500)
+    mean = float(scores[0].mean())
+    assert 0 <= low <= mean + 1e-12
+    assert mean - 1e-12 <= high <= 1
+    for paired in (True, False):
+        _, found = s.paired_bootstrap(ours, theirs, paired_seeds=paired, num_resamples=500)
+        assert found.low - 1e-12 <= found.difference <= found.high + 1e-12
+        assert found.difference == pytest.approx(mean - scores[1].mean())
+
+
+# --- McNemar, shares, Holm --------------------------------------------------------------------
 
 
 def test_mcnemar_by_hand() -> None:
@@ -246,12 +364,6 @@ def test_mcnemar_refuses_graded_or_unpaired_answers() -> None:
         s.mcnemar([0.5, 1], [0, 1], "mmvet")
     with pytest.raises(MeritError, match="mmvet: 2 answers against 1"):
         s.mcnemar([0, 1], [0], "mmvet")
-
-
-def test_leave_one_out_by_hand() -> None:
-    assert s.leave_one_out({"a": 10, "b": 20, "c": 60}) == {"a": 40, "b": 35, "c": 15}
-    with pytest.raises(MeritError, match="found 1"):
-        s.leave_one_out({"a": 1})
 
 
 def test_gain_shares_of_table_8_show_two_benchmarks_carry_most() -> None:

@@ -284,8 +284,44 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     assert merit["overhead_percent"] == pytest.approx(20.0)
     assert merit["first_overhead_percent"] == pytest.approx(50.0)
     assert rows["basin preparation"]["seconds"] == 100.0
-    assert result["summary"]["overhead_share"] == pytest.approx(0.2)
+    # seed by seed 0.1 and 0.3: t(0.975, 1) = 12.7062, std / sqrt(2) = 0.1
+    summary = result["summary"]
+    assert summary["overhead_share"] == pytest.approx(0.2)
+    assert summary["overhead_share_low"] == pytest.approx(0.2 - 1.27062, abs=1e-5)
+    assert summary["overhead_share_high"] == pytest.approx(0.2 + 1.27062, abs=1e-5)
     assert "+20.0 % (whole stages" in result["text"]
+    assert (
+        "That the overhead is below 25% is inconclusive (95 % interval -107.1 to +147.1 % over 2 "
+        "seeds, Student's t)"
+    ) in result["text"]
+
+
+@pytest.mark.parametrize(
+    ("merit", "words"),
+    [
+        ((20.0, 20.2), "below 25% holds (95 % interval"),
+        ((40.0, 40.2), "below 25% does not hold (95 % interval"),
+    ],
+)
+def test_cost_says_whether_the_overhead_is_small(
+    tmp_path: Path, merit: tuple[float, float], words: str
+) -> None:
+    seconds = SECONDS | {
+        f"train-merit-1d-s{seed}-g{group}": total / 2
+        for seed, total in zip((1, 2), merit, strict=True)
+        for group in range(2)
+    }
+    result = cost.measure(*timed(tmp_path, seconds), Cost(methods=["merit-1d"]))
+    assert words in result["text"]
+
+
+def test_cost_of_one_seed_has_no_interval() -> None:
+    ours, joint = {1: ([6.0, 5.0], 1.0), 2: ([1.0, None], 0.0)}, {1: ([10.0], None)}
+    assert cost.overheads(ours, joint) == [pytest.approx(0.2)]
+    assert cost.overheads(ours, {3: ([10.0], None)}) == []
+    found = cost.overhead_interval([0.2])
+    assert (found["overhead_share"], found["overhead_share_low"]) == (0.2, None)
+    assert cost.overhead_interval([])["overhead_share"] is None
 
 
 def test_cost_says_what_was_restored_and_then_compares_loops(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
@@ -17,19 +18,31 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from eval.engine import BenchmarkScore
-from eval.studies import compare, mergers, regime, runs, sgd, weak_base
-from merit.config import Base, Experiment, Optimizer, Phase, Training
-from merit.config_studies import Mergers, Regime, Sgd
+from eval.studies import compare, mergers, other_base, regime, runs, sgd
+from merit.config import (
+    Architecture,
+    Base,
+    Experiment,
+    MiniTextData,
+    MiniWorldData,
+    Optimizer,
+    Params,
+    Phase,
+    Training,
+)
+from merit.config_studies import Mergers, OtherBase, Readiness, Regime, Sgd, Thresholds
 from merit.core.merge.iso import iso_c, iso_cts
 from merit.core.merge.star import star
 from merit.core.merge.ties import ties
 from merit.core.merge.tsv import tsv
+from merit.data.world.conversations import NEW_SKILLS
+from merit.data.world.skills import SKILLS
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_json, write_json
+from merit.io.artifacts import Artifacts, atomic_folder, read_json, read_jsonl, write_json
 from merit.stages.partition import Evidence, assign
-from merit.training import build_optimizer
+from merit.training import build_optimizers, step_all
 from tests import synthetic
-from tests.conftest import Tiny
+from tests.conftest import WORLD, Tiny
 
 
 @contextlib.contextmanager
@@ -50,10 +63,10 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sgd_is_the_plain_gradient_step() -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     settings = Optimizer(algorithm="sgd", learning_rate=0.5, batch_size=1, weight_decay=0.1)
-    stepper = build_optimizer([parameter], settings)
+    stepper = build_optimizers({"w": parameter}, settings)
     for gradient in ([2.0, 4.0], [2.0, 4.0]):  # twice: momentum would make the second step longer
         parameter.grad = torch.tensor(gradient)
-        stepper.step()
+        step_all(stepper, 0.5)
     # theta - 0.5 (g + 0.1 theta): 1 -> -0.05 -> -1.0475, -2 -> -3.9 -> -5.705
     assert_close(parameter.detach(), torch.tensor([-1.0475, -5.705]))
 
@@ -62,7 +75,8 @@ def test_adamw_stays_the_default() -> None:
     settings = Optimizer(learning_rate=1e-3, batch_size=1)
     assert settings.algorithm == "adamw"
     parameter = torch.nn.Parameter(torch.zeros(2))
-    assert isinstance(build_optimizer([parameter], settings), torch.optim.AdamW)
+    (found,) = build_optimizers({"w": parameter}, settings)
+    assert isinstance(found, torch.optim.AdamW)
 
 
 # --- training runs ------------------------------------------------------------------------------
@@ -90,7 +104,7 @@ def tiny_paths(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Artifact
 def a_run(paths: Artifacts, name: str = "run", task: str = "even", rate: float = 0.1) -> runs.Run:
     manifest = {
         "branch": name, "tasks": [task], "epochs": 1.0, "seed": 1, "batch_size": 4,
-        "num_samples": 8 if task == "even" else 7, "num_tokens": 100,
+        "num_samples": 8 if task == "even" else 7, "num_tokens": 100, "num_loss_tokens": 20,
     }  # fmt: skip
     optimizer = TRAINING.optimizer.model_copy(update={"learning_rate": rate})
     return runs.Run(name, paths, manifest, TRAINING.model_copy(update={"optimizer": optimizer}))
@@ -106,6 +120,9 @@ def test_a_run_trains_its_tasks_alone_and_is_kept(
     assert {name for name in a if name.startswith("visual")} == set()  # the decoder alone
     moved = sum(float((a[n] - base[n]).double().square().sum()) for n in a) ** 0.5
     assert first["a"].displacement == pytest.approx(moved, rel=1e-6)
+    assert (first["a"].num_samples, first["a"].num_tokens, first["a"].num_loss_tokens) == (
+        *(8, 100, 20),
+    )
     assert moved > 0
     assert any(not torch.equal(a[name], b[name]) for name in a)
     stamps = {name: part.path.stat().st_mtime_ns for name, part in first.items()}
@@ -404,129 +421,503 @@ def test_sgd_refuses_methods_that_are_not_trained() -> None:
 
 # --- regime -------------------------------------------------------------------------------------
 
-SETTINGS = Regime(learning_rates=[1e-3], epochs=[1.0, 2.0], num_alphas=4)
+SETTINGS = Regime(learning_rates=[5e-4])
+LIMITS = Thresholds()
+SIZES = {"j": 10.0, "r": 3.0, "q": 5.0, "m": 6.0, "n": 8.0}
 
 
-def point_of(base: Path, tmp_path: Path, sizes: dict[str, float]) -> tuple[Any, dict[str, Any]]:
-    """A point whose runs move the base's only tensor along one axis each."""
+def point_of(folder: Path) -> tuple[regime.Point, dict[str, runs.Trained]]:
+    """A cell whose runs move the base's `w` (norm 40) along one axis each, by `SIZES`."""
+    paths = Artifacts("base", folder)
+    paths.base.mkdir(parents=True)
     start = torch.zeros(3, 3)
-    base.mkdir()
-    save_file({"w": start}, base / "model.safetensors")
+    start[2, 2] = 40.0
+    frozen = torch.full((5,), 100.0)  # trained by nobody, so no part of the norm
+    save_file({"w": start, "frozen": frozen}, paths.base / "model.safetensors")
     trained = {}
-    for i, (name, size) in enumerate(sizes.items()):
+    for i, (name, size) in enumerate(SIZES.items()):
         moved = start.clone()
         moved[i % 3, i // 3] = size
-        save_file({"w": moved}, tmp_path / f"{name}.safetensors")
-        trained[name] = runs.Trained(tmp_path / f"{name}.safetensors", 10, 1.0, size, None)
+        save_file({"w": moved}, folder / f"{name}.safetensors")
+        # n has three times m's tokens, but as many samples and loss-bearing tokens
+        tokens = 30 if name == "n" else 10
+        trained[name] = runs.Trained(
+            folder / f"{name}.safetensors", tokens, 5, 7, 1.0, size, failure=None
+        )
     parts = {"joint": [["j"]], "random": [["r"], ["q"]], "merit": [["m", "n"]]}
-    paths = Artifacts(base.parent.name, base.parent.parent)
-    return regime.Point("base", paths, 1e-3, 1.0, parts), trained
+    return regime.Point(regime.OWN, paths, 5e-4, parts), trained
+
+
+def scores_of(point: regime.Point) -> dict[str, compare.Scores]:
+    """So many of ten questions right."""
+    right = {
+        "own-lr0.0005-joint-0": 1, "own-lr0.0005-random-0": 2, "own-lr0.0005-random-1": 4,
+        "own-lr0.0005-merit-0": 10, "own-lr0.0005-shrunk": 10, "own-base": 5,
+    }  # fmt: skip
+    return {name: {"a": [1.0] * n + [0.0] * (10 - n)} for name, n in right.items()}
 
 
 def test_the_shrunk_joint_model_lies_at_merits_distance(tmp_path: Path) -> None:
-    sizes = {"j": 10.0, "r": 3.0, "q": 5.0, "m": 6.0, "n": 8.0}
-    point, trained = point_of(tmp_path / "base", tmp_path, sizes)
-    models, found = regime.candidates(point, trained, num_alphas=4)
+    point, trained = point_of(tmp_path)
+    models, found = regime.candidates(point, trained, "uniform")
     assert found is not None
     # merit: (3, 4) from its halves, so 5 from the base; random: the mean over its draws
     assert found["distances"] == pytest.approx({"joint": 10.0, "random": 4.0, "merit": 5.0})
+    assert found["norm"] == pytest.approx(40.0)
     assert found["alpha"] == pytest.approx(0.5)
-    assert_allclose(found["path"], [1 / 3, 2 / 3])
-    made = {model.name.removeprefix(point.name): model.tensors() for model in models}
-    assert len(made) == 7
-    assert_close(made["-shrunk"]["w"][0, 0], torch.tensor(5.0))
-    assert_close(made["-alpha0.333333"]["w"][0, 0], torch.tensor(10 / 3))
-    assert_close(made["-joint-0"]["w"][0, 0], torch.tensor(10.0))
+    made = {model.name: model.tensors() for model in models}
+    assert set(made) == set(scores_of(point)) - {"own-base"}
+    assert_close(made["own-lr0.0005-shrunk"]["w"][0, 0], torch.tensor(5.0))
+    assert_close(made["own-lr0.0005-joint-0"]["w"][0, 0], torch.tensor(10.0))
 
 
-def test_a_point_with_a_failed_run_has_no_models(tmp_path: Path) -> None:
-    sizes = {"j": 10.0, "r": 3.0, "q": 5.0, "m": 6.0, "n": 8.0}
-    point, trained = point_of(tmp_path / "base", tmp_path, sizes)
+def test_a_cells_branches_are_merged_by_the_experiments_reading(tmp_path: Path) -> None:
+    point, trained = point_of(tmp_path)
+    by_tokens, by_loss_tokens = (
+        regime.candidates(point, trained, reading)[1] for reading in ("tokens", "loss_tokens")
+    )
+    assert by_tokens is not None
+    assert by_loss_tokens is not None
+    # 1/4 of m (6) and 3/4 of n (8)
+    assert by_tokens["distances"]["merit"] == pytest.approx((1.5**2 + 6**2) ** 0.5)
+    assert by_loss_tokens["distances"]["merit"] == pytest.approx(5.0)
+
+
+def test_a_cell_with_a_failed_run_has_no_models(tmp_path: Path) -> None:
+    point, trained = point_of(tmp_path)
     trained["q"] = replace(trained["q"], failure="the loss is nan")
-    assert regime.candidates(point, trained, num_alphas=4) == ([], None)
-    entry = regime.cell(point, {}, None)
-    assert (entry["averages"], entry["differences"]) == (None, None)
+    assert regime.candidates(point, trained, "uniform") == ([], None)
+    entry = regime.cell(point, {}, None, LIMITS)
+    assert (entry["averages"], entry["differences"], entry["merge_ready"]) == (None, None, None)
     assert regime.counts([entry])["merit-random"]["not finite"] == 1
-    assert regime.tables([entry])["regime_differences"][0]["verdict"] == "not finite"
-    assert "In 1 a training did not stay finite" in regime.text([entry], SETTINGS, 10)
+    made = regime.tables([entry])
+    assert list(made) == ["regime_differences", "regime_cells"]
+    assert made["regime_differences"][0]["verdict"] == "not finite"
+    assert made["regime_cells"][0]["merge_ready"] is None
+    found = regime.summary([entry], SETTINGS, 10)
+    assert (found["merit_minus_random_not_finite"], found["num_merge_ready"]) == (1, 0)
+    said = regime.text([entry], SETTINGS, 10, 1.0, LIMITS)
+    assert "A training did not stay finite everywhere" in said
+    assert "Against joint training (joint-1ep): no cell stayed finite." in said
 
 
-def test_the_map_says_who_is_ahead(tmp_path: Path) -> None:
-    sizes = {"j": 10.0, "r": 3.0, "q": 5.0, "m": 6.0, "n": 8.0}
-    point, trained = point_of(tmp_path / "base", tmp_path, sizes)
-    _, found = regime.candidates(point, trained, num_alphas=4)
-    right = {
-        "joint-0": 0, "random-0": 2, "random-1": 4, "merit-0": 10, "shrunk": 10,
-        "alpha0.333333": 10, "alpha0.666667": 5,
-    }  # fmt: skip
-    scores = {f"{point.name}-{n}": {"a": [1.0] * k + [0.0] * (10 - k)} for n, k in right.items()}
-    scores["base"] = {"a": [1.0] * 5 + [0.0] * 5}
-    entry = regime.cell(point, scores, found)
-    assert entry["differences"]["merit-random"][0] == pytest.approx(70.0)  # random: 3 of 10
-    assert entry["differences"]["merit-shrunk"][0] == pytest.approx(0.0)
-    assert_allclose(entry["path"], [(0, 50), (1 / 3, 100), (2 / 3, 50), (1, 0)])
-    found_counts = regime.counts([entry])
-    assert found_counts["merit-joint"] == {
+def test_a_cell_says_who_is_ahead(tmp_path: Path) -> None:
+    point, trained = point_of(tmp_path)
+    _, found = regime.candidates(point, trained, "uniform")
+    entry = regime.cell(point, scores_of(point), found, LIMITS)
+    averages = {kind: value for kind, (value, _, _) in entry["averages"].items()}
+    assert averages == pytest.approx(
+        {"joint": 10.0, "random": 30.0, "merit": 100.0, "shrunk": 100.0, "base": 50.0}
+    )
+    values = {pair: value for pair, (value, _, _) in entry["differences"].items()}
+    assert values == pytest.approx(
+        {
+            "merit-random": 70.0, "merit-joint": 90.0, "random-joint": 20.0,
+            "merit-shrunk": 0.0, "random-shrunk": -70.0,
+        }
+    )  # fmt: skip
+    # distances 10, 4 and 5 of a norm of 40
+    assert entry["relative_displacements"] == pytest.approx(
+        {"joint": 0.25, "random": 0.1, "merit": 0.125, "shrunk": 0.125, "base": 0.0}
+    )
+    assert entry["merge_ready"] is False  # joint training moves by 25 %
+    near = Thresholds(joint_displacement=0.25)
+    assert regime.cell(point, scores_of(point), found, near)["merge_ready"] is True
+    counted = regime.counts([entry])
+    assert counted["merit-joint"] == {
         "positive": 1, "negative": 0, "undecided": 0, "not finite": 0,
     }  # fmt: skip
-    assert found_counts["merit-shrunk"]["undecided"] == 1
-    assert found_counts["random-shrunk"]["negative"] == 1
-    summary = regime.summary([entry], SETTINGS, 10)
-    assert summary["merit_minus_random_positive"] == 1
-    said = regime.text([entry], SETTINGS, 10)
-    assert "MERIT − random is positive in 1, negative in 0 and undecided in 0" in said
-    assert "In 1 of 1 some point of the shrinkage path" in said
-    assert len(regime.tables([entry])["regime_path"]) == 4
+    assert counted["merit-shrunk"]["undecided"] == 1
+    assert counted["random-shrunk"]["negative"] == 1
 
 
-def test_points_use_the_pipelines_partitions(tmp_path: Path) -> None:
-    settings = synthetic.build(tmp_path, num_tasks=16)
-    paths = Artifacts(settings.name, tmp_path)
-    similarity = np.load(paths.partition / "similarity.npy")
+def test_merge_ready_is_near_the_base_and_random_not_far_behind() -> None:
+    assert regime.merge_ready(0.10, -1.0, LIMITS)
+    assert not regime.merge_ready(0.101, 5.0, LIMITS)
+    assert not regime.merge_ready(0.01, -1.1, LIMITS)
+    settings = synthetic.experiment()
+    assert regime.thresholds(settings) == LIMITS
+    stricter = Readiness(thresholds=Thresholds(joint_displacement=0.05))
+    studies = settings.studies.model_copy(update={"readiness": stricter})
+    asked = regime.thresholds(settings.model_copy(update={"studies": studies}))
+    assert asked.joint_displacement == 0.05
+
+
+def made_up(base: str, rate: float, merit_random: float, merit_shrunk: float) -> dict[str, Any]:
+    """A cell with these two differences (in the other pairs nothing is decided)."""
+
+    def interval(value: float) -> compare.Interval:
+        return value, value - 1, value + 1
+
+    pairs = {f"{a}-{b}": interval(0.0) for a, b in regime.PAIRS}
+    pairs |= {"merit-random": interval(merit_random), "merit-shrunk": interval(merit_shrunk)}
+    kinds = ("base", "joint", "random", "merit", "shrunk")
+    relative = {kind: 0.0 if kind == "base" else 0.05 for kind in kinds}
+    return {
+        "base": base, "learning_rate": rate,
+        "averages": {kind: interval(40.0) for kind in kinds},
+        "differences": pairs,
+        "distances": {kind: 20 * value for kind, value in relative.items()},
+        "relative_displacements": relative, "alpha": 1.0, "merge_ready": base == regime.OWN,
+    }  # fmt: skip
+
+
+MAP = [
+    made_up(regime.OWN, 2.5e-4, 2.0, -3.0),
+    made_up(regime.OWN, 5e-4, 3.0, 0.5),
+    made_up(regime.OTHER, 2.5e-4, 0.0, 2.0),
+    made_up(regime.OTHER, 5e-4, -2.0, -2.0),
+]
+
+
+def test_the_sentences_name_the_cells() -> None:
+    said = regime.text(MAP, SETTINGS, 1200, 1.0, LIMITS)
+    assert (
+        "Splitting by conflict (merit-3d) against splitting at random (random-8, mean of 2 draws): "
+        "ahead where the base has the skills (at every rate); behind where the base must learn "
+        "them (at 5e-4); not decided where the base must learn them (at 2.5e-4)." in said
+    )
+    assert "Against joint training (joint-1ep): not decided everywhere." in said
+    # the control is the other side of merit - shrunk
+    assert (
+        "or better, as far as the questions can tell, in 3 of 4 cells: behind where the base must "
+        "learn them (at 2.5e-4); ahead where the base has the skills (at 2.5e-4) and where the "
+        "base must learn them (at 5e-4); not decided where the base has the skills (at 5e-4)."
+        in said
+    )
+    assert "Merge-ready as far as this study can tell: where the base has the skills (" in said
+    assert "at most 1 point worse than joint-1ep, here on the test split" in said
+    assert said.endswith("interval over 1200 questions and the draws of random-8 excludes 0.")
+    assert regime._listed(["a"]) == "a"
+    assert regime._listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_the_tables_and_the_summary_of_the_map() -> None:
+    made = regime.tables(MAP)
+    assert {stem: len(rows) for stem, rows in made.items()} == {
+        "regime_differences": 20, "regime_models": 20, "regime_cells": 4,
+    }  # fmt: skip
+    assert made["regime_differences"][0] == {
+        "base": "has the skills", "learning_rate": 2.5e-4, "ours": "merit", "theirs": "random",
+        "difference": 2.0, "low": 1.0, "high": 3.0, "verdict": "positive",
+    }  # fmt: skip
+    assert made["regime_models"][1] == {
+        "base": "has the skills", "learning_rate": 2.5e-4, "model": "joint",
+        "avg": 40.0, "low": 39.0, "high": 41.0, "distance": 1.0, "relative_displacement": 0.05,
+    }  # fmt: skip
+    assert made["regime_cells"][2] == {
+        "base": "must learn them", "learning_rate": 2.5e-4, "relative_displacement_joint": 0.05,
+        "relative_displacement_random": 0.05, "relative_displacement_merit": 0.05,
+        "random_minus_joint": 0.0, "merge_ready": False,
+    }  # fmt: skip
+    found = regime.summary(MAP, SETTINGS, 1200)
+    words = ("positive", "negative", "undecided", "not_finite")
+    assert [found[f"merit_minus_random_{word}"] for word in words] == [2, 1, 1, 0]
+    assert [found[f"merit_minus_shrunk_{word}"] for word in words] == [1, 2, 1, 0]
+    assert [found[f"random_minus_joint_{word}"] for word in words] == [0, 0, 4, 0]
+    assert (found["num_cells"], found["num_questions"], found["num_merge_ready"]) == (4, 1200, 2)
+    assert (found["num_random"], found["seed"]) == (2, 1)
+    last = found["cells"][-1]
+    assert (last["base"], last["learning_rate"], last["avg_merit"]) == (regime.OTHER, 5e-4, 40.0)
+    assert (last["merit_minus_random"], last["merit_minus_random_high"]) == (-2.0, -1.0)
+    assert (last["merit_minus_random_verdict"], last["merge_ready"]) == ("negative", False)
+
+
+def map_tree(tmp_path: Path, name: str = "synthetic") -> tuple[Experiment, Artifacts]:
+    """A finished pipeline of 16 tasks with what the study reads of `encoded`."""
+    settings = synthetic.build(tmp_path, num_tasks=16, name=name)
+    paths = Artifacts(name, tmp_path)
     encoded = [
-        {"task": row["task"], "num_samples": row["num_examples"], "num_tokens": 10}
+        {"task": row["task"], "num_samples": row["num_examples"]}
+        | {"num_tokens": 3 * row["num_examples"], "num_loss_tokens": row["num_examples"]}
         for row in read_json(paths.data / "tasks.json")
     ]
     write_json(paths.encoded / "tasks.json", encoded)
-    point, needed = regime.plan_point(settings, SETTINGS, "base", paths, 1e-3, 2.0)
+    return settings, paths
+
+
+def test_cells_use_the_pipelines_partitions(tmp_path: Path) -> None:
+    settings, paths = map_tree(tmp_path)
+    training = settings.training.model_copy(update={"joint_batch_size": 8})
+    settings = settings.model_copy(update={"training": training})
+    point, needed, reused = regime.plan_point(settings, SETTINGS, regime.OWN, paths, 5e-4)
+    assert reused == {}  # not the experiment's own rate
     assert [len(names) for names in point.parts.values()] == [1, 2, 1]
     assert [len(point.parts[kind][0]) for kind in ("joint", "random", "merit")] == [1, 8, 8]
     by_name = {run.name: run for run in needed}
+    assert len(by_name) == 1 + 2 * 8 + 8
     joint = by_name[point.parts["joint"][0][0]]
+    assert joint.name == "own-lr0.0005-joint-1ep-s1"
+    encoded = read_json(paths.encoded / "tasks.json")
     assert joint.manifest["num_samples"] == sum(entry["num_samples"] for entry in encoded)
-    assert joint.manifest["epochs"] == 2.0
-    assert joint.training.optimizer.learning_rate == 1e-3
+    assert joint.manifest["num_tokens"] == 3 * joint.manifest["num_samples"]
+    assert (joint.manifest["epochs"], joint.manifest["batch_size"]) == (1.0, 8)
+    assert joint.training.optimizer.learning_rate == 5e-4
     from merit.core.similarity import pca
     from merit.methods import plan
 
+    similarity = np.load(paths.partition / "similarity.npy")
     known = Evidence(encoded, np.empty((16, 0)), similarity, pca(similarity, 3).embedding)
     wanted = assign(plan(settings), known)[0]["merit-3d"]
     for group, name in enumerate(point.parts["merit"][0]):
         assert by_name[name].manifest["tasks"] == [t for t in wanted if wanted[t] == group]
+        assert by_name[name].manifest["batch_size"] == 4
 
 
-def test_regime_wants_one_method_of_each_kind() -> None:
-    regime.check_methods(synthetic.experiment(), SETTINGS)
+def test_the_pipelines_own_branches_are_not_trained_again(tmp_path: Path) -> None:
+    settings, paths = map_tree(tmp_path)
+    point, needed, reused = regime.plan_point(settings, SETTINGS, regime.OWN, paths, 1e-3)
+    # seed 1 of all methods is the pipeline's, the second draw of random groups (seed 2) is not
+    assert sorted(run.name for run in needed) == [
+        f"own-lr0.001-random-8-s2-g{group}" for group in range(8)
+    ]
+    assert point.parts["joint"] == [["joint-1ep-s1"]]
+    assert point.parts["merit"] == [[f"merit-3d-s1-g{group}" for group in range(8)]]
+    assert point.parts["random"][0] == [f"random-8-s1-g{group}" for group in range(8)]
+    assert set(reused) == {name for kind in point.parts.values() for name in kind[0]}
+    manifest = read_json(paths.manifest("merit-3d-s1-g0"))
+    assert reused["merit-3d-s1-g0"] == runs.Trained(
+        path=paths.branch("merit-3d-s1-g0") / "model.safetensors",
+        num_tokens=manifest["num_tokens"],
+        num_loss_tokens=manifest["num_loss_tokens"],
+        num_samples=manifest["num_samples"],
+        final_loss=read_json(paths.branch("merit-3d-s1-g0") / "summary.json")["final_loss"],
+        displacement=read_json(paths.branch("merit-3d-s1-g0") / "summary.json")["displacement"],
+        failure=None,
+    )
+    # from another base nothing is the pipeline's, whatever the rate
+    _, needed, reused = regime.plan_point(settings, SETTINGS, regime.OTHER, paths, 1e-3)
+    assert (len(needed), reused) == (25, {})
+
+
+def test_a_branch_of_another_manifest_is_refused(tmp_path: Path) -> None:
+    settings, paths = map_tree(tmp_path)
+    manifest = read_json(paths.manifest("joint-1ep-s1"))
+    write_json(paths.manifest("joint-1ep-s1"), manifest | {"num_samples": 1})
+    with pytest.raises(MeritError, match=r"branches/joint-1ep-s1: trained for another manifest"):
+        regime.plan_point(settings, SETTINGS, regime.OWN, paths, 1e-3)
+
+
+def test_the_whole_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bases, two rates; every trained model scores by where it stands, nothing is trained."""
+    settings, paths = map_tree(tmp_path)
+    settings = with_phases(settings)
+    _, other = map_tree(tmp_path, "other_base")
+    trained: list[runs.Run] = []
+
+    def train(wanted: list[runs.Run], *arguments: object) -> dict[str, runs.Trained]:
+        trained.extend(wanted)
+        found = {}
+        for run in wanted:
+            moved = load_file(run.paths.base / "model.safetensors")["w"] + 0.1
+            save_file({"w": moved}, tmp_path / f"{run.name}.safetensors")
+            counts = [run.manifest[f"num_{what}"] for what in ("tokens", "loss_tokens", "samples")]
+            path = tmp_path / f"{run.name}.safetensors"
+            found[run.name] = runs.Trained(path, *counts, 1.0, 0.1, failure=None)
+        return found
+
+    def score(
+        experiment: Experiment, benchmarks: Path, models: list[runs.Candidate], *others: object
+    ) -> dict[str, compare.Scores]:
+        assert benchmarks == paths.data / "benchmarks"
+        right = {"base": 5, "joint-0": 3, "random-0": 4, "random-1": 4, "merit-0": 9, "shrunk": 6}
+        found = {}
+        for model in models:
+            if not model.name.endswith("-base"):
+                assert set(model.tensors()) == {"w"}
+            share = next(n for kind, n in right.items() if model.name.endswith(kind))
+            found[model.name] = {"a": [1.0] * 10 * share + [0.0] * 10 * (10 - share)}
+        return found
+
+    monkeypatch.setattr(regime, "train_runs", train)
+    monkeypatch.setattr(regime, "score_models", score)
+    monkeypatch.setattr(regime, "prepare", lambda *arguments: other)
+    monkeypatch.setattr(regime, "load_params", lambda: Params(experiments=["synthetic"]))
+    asked = SETTINGS.model_copy(update={"other_base": OTHER_BASE})
+    result = regime.measure(settings, paths, asked)
+    assert result["learning_rates"] == [5e-4, 1e-3]  # the experiment's own rate is always there
+    assert [(c["base"], c["learning_rate"]) for c in result["cells"]] == [
+        (base, rate) for base in ("has the skills", "must learn them") for rate in (5e-4, 1e-3)
+    ]
+    # 25 runs a cell; at the own base and rate the pipeline has all but the second random draw's 8
+    assert len(trained) == 3 * 25 + 8
+    assert {run.paths.experiment for run in trained} == {"synthetic", "other_base"}
+    assert not any(run.name.startswith("own-lr0.001-merit") for run in trained)
+    assert result["bases"] == [
+        {"base": "has the skills", "known_skills": 26, "num_skills": 32},
+        {"base": "must learn them", "known_skills": 20, "num_skills": 32},
+    ]
+    for entry in result["cells"]:
+        assert entry["differences"]["merit-random"][0] == pytest.approx(50.0)
+        assert entry["differences"]["merit-shrunk"][0] == pytest.approx(30.0)
+    # a run moves each of 30 entries by 0.1, and so does every average of such runs
+    base = np.linalg.norm(load_file(other.base / "model.safetensors")["w"])
+    moved = result["cells"][-1]["relative_displacements"]["merit"]
+    assert moved == pytest.approx(0.1 * 30**0.5 / base, rel=1e-5)
+    assert result["summary"]["merit_minus_random_positive"] == 4
+    assert result["summary"]["num_questions"] == 100
+    regime.draw(result, tmp_path / "drawn")
+    assert sorted(path.name for path in (tmp_path / "drawn" / "figures").glob("*.png")) == [
+        "regime.png", "regime_differences.png",
+    ]  # fmt: skip
+
+
+def test_regime_wants_one_method_of_each_kind_and_equal_epochs() -> None:
+    assert regime.check_methods(synthetic.experiment(), SETTINGS) == 1.0
     with pytest.raises(MeritError, match=r"studies\.regime\.random: 'merit-3d' is no Random"):
         regime.check_methods(
             synthetic.experiment(), SETTINGS.model_copy(update={"random": "merit-3d"})
         )
+    with pytest.raises(MeritError, match=r"different epochs \(joint-2ep 2, random-8 1"):
+        regime.check_methods(
+            synthetic.experiment(), SETTINGS.model_copy(update={"joint": "joint-2ep"})
+        )
+    with pytest.raises(MeritError, match=r"loaded, not built"):  # before anything is trained
+        regime.check_methods(
+            synthetic.experiment(), SETTINGS.model_copy(update={"other_base": OTHER_BASE})
+        )
 
 
-def test_the_weak_base_is_the_same_with_its_last_phase_cut() -> None:
-    settings = synthetic.experiment()
+# --- the other base -----------------------------------------------------------------------------
+
+OTHER_BASE = OtherBase(num_new_skills=12, num_conversations=60, num_steps=30)
+
+
+def with_phases(settings: Experiment, last: str = "conversations") -> Experiment:
+    """The experiment with a base that is built: two phases of 100 steps."""
     optimizer = Optimizer(learning_rate=1e-3, batch_size=4)
     phases = [
-        Phase(name=name, data="labels", trainable=["vision"], num_steps=100, optimizer=optimizer)
-        for name in ("first", "last")
+        Phase(name=data, data=data, trainable=["decoder"], num_steps=100, optimizer=optimizer)
+        for data in ("captions", last)
     ]
-    base = Base.model_construct(**(dict(settings.base) | {"phases": phases}))
-    settings = settings.model_copy(update={"base": base})
-    weak = weak_base.weakened(settings, 30)
-    assert [phase.num_steps for phase in weak.base.phases] == [100, 30]
+    base = Base.model_construct(
+        seed=0, architecture=Architecture.model_construct(), checkpoint=None, phases=phases
+    )
+    return settings.model_copy(update={"base": base})
+
+
+def test_the_other_base_has_its_own_conversations_and_last_phase() -> None:
+    settings = with_phases(synthetic.experiment())
+    found = other_base.with_other_base(settings, OTHER_BASE)
+    assert [phase.num_steps for phase in found.base.phases] == [100, 30]
     assert [phase.num_steps for phase in settings.base.phases] == [100, 100]
-    with pytest.raises(MeritError, match=r"weak_base_steps: found 100"):
-        weak_base.weakened(settings, 100)
-    without = settings.model_copy(update={"base": base.model_copy(update={"phases": []})})
-    with pytest.raises(MeritError, match="loaded, not built"):
-        weak_base.weakened(without, 10)
+    assert isinstance(settings.data, MiniWorldData)
+    changes = {"num_new_skills": 12, "num_conversations": 60}
+    assert found.data == settings.data.model_copy(update=changes)
+    assert found.training == settings.training
+
+
+def test_an_other_base_that_cannot_be_built_is_refused() -> None:
+    settings = synthetic.experiment()
+    with pytest.raises(MeritError, match=r"regime\.other_base: the base of synthetic is loaded"):
+        other_base.with_other_base(settings, OTHER_BASE)
+    with pytest.raises(MeritError, match=r"last phase of `base\.phases` \(recaptions\) reads"):
+        other_base.with_other_base(with_phases(settings, "recaptions"), OTHER_BASE)
+    text = MiniTextData(
+        source="mini_text", seed=0, num_examples=10, num_documents=10, num_conversations=10,
+        num_questions=10, num_validation_questions=10,
+    )  # fmt: skip
+    with pytest.raises(MeritError, match=r"synthetic has `data\.source: mini_text`"):
+        other_base.with_other_base(
+            with_phases(settings.model_copy(update={"data": text})), OTHER_BASE
+        )
+    for count in (6, 17):  # no more than the base's own; more than there are
+        few = OTHER_BASE.model_copy(update={"num_new_skills": count})
+        with pytest.raises(MeritError, match=rf"num_new_skills: found {count}; give more than"):
+            other_base.with_other_base(with_phases(settings), few)
+
+
+def asked_skills(folder: Path) -> set[str]:
+    """The skills that the folder's conversations ask for, by the training wordings."""
+    turns = [
+        message["content"]
+        for row in read_jsonl(folder / "conversations.jsonl")
+        for message in row["messages"]
+        if message["role"] == "user"
+    ]
+    found = set()
+    for skill in SKILLS:
+        for wording in skill.wordings[1:]:
+            parts = re.split(r"\{\w+\}", wording)
+            pattern = re.compile(r"[a-z0-9 ]+".join(re.escape(part) for part in parts))
+            if any(pattern.search(turn) for turn in turns):
+                found.add(skill.name)
+    return found
+
+
+def test_the_other_bases_data_leaves_skills_out_and_links_the_rest(
+    world: Path, tmp_path: Path
+) -> None:
+    data = WORLD.model_copy(update={"num_new_skills": 12, "num_conversations": 60})
+    settings = synthetic.experiment().model_copy(update={"data": data})
+    (tmp_path / "deeper").mkdir()
+    target = tmp_path / "deeper" / "data"
+    with atomic_folder(target) as folder:
+        other_base.write_data(settings, world, folder)
+    assert len(read_jsonl(target / "conversations.jsonl")) == 60
+    assert len(read_jsonl(target / "captions.jsonl")) == 60
+    asked = asked_skills(target)
+    assert not asked & set(NEW_SKILLS[:12])
+    assert asked & set(NEW_SKILLS[12:])
+    assert asked_skills(world) & set(NEW_SKILLS[6:12])  # the experiment's own base has seen these
+    # every image is there: the conversations' own and the mixture's
+    own = sorted((target / "images").glob("c*.png"))
+    assert len(own) == 60
+    assert not any(path.is_symlink() for path in own)
+    shared = sorted(path.name for path in (world / "images").glob("m*.png"))
+    assert sorted(path.name for path in (target / "images").glob("m*.png")) == shared
+    first = target / "images" / shared[0]
+    assert first.read_bytes() == (world / "images" / shared[0]).read_bytes()
+    assert not (world / "images" / "c00059.png").exists()  # nothing was written through a link
+    assert read_json(target / "tasks.json") == read_json(world / "tasks.json")
+    assert (target / "mixture").is_symlink()
+    assert (target / "mixture" / "row_mate-short.jsonl").is_file()
+    assert (target / "benchmarks").is_dir()
+
+
+def test_the_other_base_is_made_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merit.stages import base as base_stage
+    from merit.stages import encode as encode_stage
+
+    paths = Artifacts("own", tmp_path)
+    paths.folder.mkdir()
+    paths.data.symlink_to(world, target_is_directory=True)
+    settings = with_phases(synthetic.experiment().model_copy(update={"data": WORLD}))
+    done: list[str] = []
+
+    def build(experiment: Experiment, data: Path, folder: Path) -> list[dict[str, float]]:
+        assert len(read_jsonl(data / "conversations.jsonl")) == 60
+        done.append(f"base of {experiment.base.phases[-1].num_steps} steps")
+        steps = float(experiment.base.phases[-1].num_steps)
+        save_file({"w": torch.full((2,), steps)}, folder / "model.safetensors")
+        return [{"step": 1.0, "loss": 2.0}]
+
+    def encode(where: Artifacts) -> None:
+        done.append("encoded")
+        write_json(where.encoded / "tasks.json", read_json(where.data / "tasks.json"))
+
+    def similarity(experiment: Experiment, where: Artifacts) -> np.ndarray:
+        done.append("similarity")
+        return np.eye(3)
+
+    monkeypatch.setattr(base_stage, "build", build)
+    monkeypatch.setattr(encode_stage, "write_encoded", encode)
+    monkeypatch.setattr(other_base, "_similarity", similarity)
+    folder = tmp_path / "study"
+    found = other_base.prepare(settings, paths, folder, OTHER_BASE)
+    assert done == ["base of 30 steps", "encoded", "similarity"]
+    assert_allclose(np.load(found.partition / "similarity.npy"), np.eye(3))
+    assert read_jsonl(found.base / "records.jsonl") == [{"step": 1.0, "loss": 2.0}]
+    assert other_base.prepare(settings, paths, folder, OTHER_BASE) == found
+    assert len(done) == 3  # all was kept
+    longer = OTHER_BASE.model_copy(update={"num_steps": 40})
+    kept = (found.data / "conversations.jsonl").stat().st_mtime_ns
+    other_base.prepare(settings, paths, folder, longer)
+    assert done[3:] == ["base of 40 steps", "encoded", "similarity"]
+    assert (found.data / "conversations.jsonl").stat().st_mtime_ns == kept
+    fewer = longer.model_copy(update={"num_new_skills": 8})
+    other_base.prepare(settings, paths, folder, fewer)
+    assert len(done) == 9
+    assert asked_skills(found.data) & set(NEW_SKILLS[8:12])

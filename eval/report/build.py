@@ -41,11 +41,12 @@ def build_report(
     cells = table_cells(results)
     studies = load_studies(experiment.name, reports_dir)
     compared = comparisons(experiment, results)
-    records = ledger(Case(experiment, results, studies, provenance.base_hash))
+    case = Case(experiment, results, studies, provenance.base_hash)
+    records = ledger(case)
     parts = Parts(
-        claims_line=claims_line(records),
+        claims_line=claims_line(records, case),
         glance=glance(compared),
-        claims=short_part(records),
+        claims=short_part(records, case),
         comparison=comparison_part(compared),
         studies=studies_part(studies, provenance.base_hash),
     )
@@ -55,7 +56,7 @@ def build_report(
         write_tables(experiment, results, cells, paper, provenance, out)
         write_sections(experiment, results, cells, paper, provenance, figures, parts, out)
         write_comparison(compared, out)
-        write_ledger(records, experiment.report.title, out)
+        write_ledger(records, case, out)
         write_explorer(load_explorer(experiment, artifacts), out)
         for path in sorted(p for p in out.rglob("*") if p.is_file()):
             target = reports_dir / (folder or experiment.name) / path.relative_to(out)

@@ -1,7 +1,9 @@
 """The claims ledger: what the paper claims, what decides it, and what was found here.
 
 A claim's words and its statistic stand in `CLAIMS`, in code, before any data are seen; value,
-interval and verdict follow from the links that its function returns (`claims_evidence`).
+interval and verdict follow from the links that its function returns (`claims_evidence`). The
+paper's claims are conditional on a merge-ready base: where the study `readiness` has been run, all
+pages begin with what it found, and the claim that readiness itself asks for is a precondition.
 """
 
 from __future__ import annotations
@@ -14,25 +16,39 @@ from typing import Any
 
 from eval.report import claims_scores as scores
 from eval.report import claims_studies as studies
-from eval.report.claims_evidence import VERDICTS, Case, Evidence, NotTestable, link_record
-from eval.report.claims_theory import theory_holds
+from eval.report.claims_evidence import OUTSIDE, VERDICTS, Case, Evidence, NotTestable, link_record
+from eval.report.intervals import resampled
 from eval.report.tables import DASH, markdown_table
 from merit.io.artifacts import atomic_write, write_json
 
 Record = dict[str, Any]
 
 # what every statistic on scores has in common
-PAIRED = "paired bootstrap over the questions of all benchmarks, 95 %"
+PAIRED = "paired bootstrap over seeds and the questions of all benchmarks, 95 %"
+
+# what fails where the readiness study's condition of this letter does
+CONDITIONS = {
+    "a": "a loss barrier",
+    "b": "a random split's branch that is worse than the base on the whole mixture",
+    "c": "joint training that ends too far from the base",
+    "d": "random splits that are worse than joint training",
+}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: `text` in our own words, `statistic` = what decides it, `decide` = how."""
+    """One claim: `text` in our own words, `statistic` = what decides it, `decide` = how.
+
+    Without `tally` it gets no verdict and no number here. A `precondition` is what a merge-ready
+    base has by definition: no evidence where readiness was measured.
+    """
 
     id: str
     text: str
     statistic: str
     decide: Callable[[Case], Evidence]
+    tally: bool = True
+    precondition: bool = False
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -49,6 +65,7 @@ CLAIMS: tuple[Claim, ...] = (
         f"Every random-K − joint training > −{scores.MARGIN:g} point; {PAIRED}. Refuted where an "
         "interval lies wholly below 0 and reaches below the margin.",
         scores.random_no_worse,
+        precondition=True,
     ),
     Claim(
         "C3",
@@ -147,27 +164,21 @@ CLAIMS: tuple[Claim, ...] = (
         "Joint training collapses open-ended answers; MERIT keeps them.",
         "On the open-ended benchmarks, base − joint > 0, main method − joint > 0, and the main "
         "method lies nearer to the base than to joint training: (main − joint) − (base − main) > "
-        "0; paired bootstrap over their questions, 95 %.",
+        "0; paired bootstrap over seeds and their questions, 95 %.",
         scores.open_ended_kept,
     ),
     Claim(
         "C18",
         "The recurring cost beyond joint training is small.",
-        f"Wall-clock overhead over joint-1ep < {studies.MAX_OVERHEAD:g} %.",
-        studies.small_overhead,
+        "The study `cost`: compute of branches and merge over joint-1ep's, seed by seed.",
+        studies.wall_clock,
+        tally=False,
     ),
     Claim(
         "C19",
         "The recipe transfers to text.",
         f"In the text experiment, main method − joint training > 0; {PAIRED}.",
         scores.transfers_to_text,
-    ),
-    Claim(
-        "C20",
-        "In its quadratic model the theory is exact.",
-        "Largest relative deviation of every identity, and violation of every bound, on seeded "
-        "random cases < 1e-8.",
-        theory_holds,
     ),
     Claim(
         "C21",
@@ -184,26 +195,32 @@ def ledger(case: Case) -> list[Record]:
 
 
 def record(claim: Claim, case: Case) -> Record:
-    """The claim with its verdict; `value`, `low`, `high` and `n` are the deciding link's."""
-    stated: Record = {"id": claim.id, "claim": claim.text, "statistic": claim.statistic}
+    """The claim with its verdict; `value`, `low`, `high` and `n` are the deciding link's.
+
+    `role` is "claim", or "precondition" where the readiness study asks for the same.
+    """
+    is_precondition = claim.precondition and "readiness" in case.studies
+    stated: Record = {
+        "id": claim.id,
+        "role": "precondition" if is_precondition else "claim",
+        "claim": claim.text,
+        "statistic": claim.statistic,
+    }
+    without = dict.fromkeys(("value", "low", "high", "n", "table"))
+    without |= {"text": DASH, "label": "", "unit": "", "links": []}
     try:
         found = claim.decide(case)
     except NotTestable as reason:
-        absent = dict.fromkeys(("value", "low", "high", "n", "table"))
-        return (
-            stated
-            | absent
-            | {
-                "verdict": "not testable here",
-                "text": DASH,
-                "label": "",
-                "unit": "",
-                "note": f"{reason}",
-                "links": [],
-            }
-        )
-    link = found.deciding
+        verdict = "not testable here" if claim.tally else OUTSIDE
+        return stated | without | {"verdict": verdict, "note": f"{reason}"}
     caveats = {case.studies[name].caveat(case.base_hash) for name in found.studies} - {""}
+    notes = [found.note, *sorted(caveats)]
+    if is_precondition:
+        notes.append(_precondition_note(case))
+    stated["note"] = "; ".join(note for note in notes if note)
+    if not claim.tally:
+        return stated | without | {"verdict": OUTSIDE, "table": found.table}
+    link = found.deciding
     return stated | {
         "verdict": found.verdict,
         "value": link.value,
@@ -213,18 +230,57 @@ def record(claim: Claim, case: Case) -> Record:
         "unit": link.unit,
         "label": link.label,
         "text": link.text(),
-        "note": "; ".join(part for part in (found.note, *sorted(caveats)) if part),
         "table": found.table,
         "links": [link_record(link) for link in found.links],
     }
 
 
+def _precondition_note(case: Case) -> str:
+    note = "merge-readiness asks for it (condition d), so that it is no evidence"
+    if case.studies["readiness"].summary.get("decided_by_d"):
+        note += "; here the other conditions hold, and readiness hinges on it"
+    return note
+
+
+def readiness(case: Case) -> str:
+    """One line on whether the base is merge-ready; "" where the study has not been run."""
+    if "readiness" not in case.studies:
+        return ""
+    study = case.studies["readiness"]
+    link = f"[readiness]({study.path}/result.json)"
+    if study.summary.get("merge_ready"):
+        return f"Merge-ready: the conditions that the paper's claims rest on hold here ({link}).\n"
+    failed = list(study.summary.get("failed", ()))
+    reasons = [f"{letter}: {CONDITIONS.get(letter, DASH)}" for letter in failed]
+    verb = "conditions that fail" if len(failed) > 1 else "condition that fails"
+    return (
+        f"**Not merge-ready** ({verb}: {'; '.join(reasons)}; see {link}): the paper's claims are "
+        "conditional on a merge-ready base, so what follows is no evidence for or against them.\n"
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
+
+
 # --- pages --------------------------------------------------------------------------------------
 
 
+def shown_verdict(found: Record) -> str:
+    """The verdict as pages show it."""
+    is_precondition = found.get("role") == "precondition"  # records of before have no role
+    return f"precondition: {found['verdict']}" if is_precondition else str(found["verdict"])
+
+
+def counted(records: Sequence[Record]) -> list[Record]:
+    """The claims that the tally counts: with a verdict, and no precondition of the others."""
+    return [r for r in records if r["role"] == "claim" and r["verdict"] != OUTSIDE]
+
+
 def tally(records: Sequence[Record]) -> str:
-    """ "3 hold, 1 does not hold, ..." over all verdicts."""
-    counts = Counter(record["verdict"] for record in records)
+    """ "3 hold, 1 does not hold, ..." over all verdicts of the counted claims."""
+    counts = Counter(record["verdict"] for record in counted(records))
     one = ("holds", "does not hold", "is inconclusive", "is not testable here")
     several = ("hold", "do not hold", "are inconclusive", "are not testable here")
     numbers = [counts[verdict] for verdict in VERDICTS]
@@ -232,36 +288,53 @@ def tally(records: Sequence[Record]) -> str:
     return ", ".join(f"{n} {word}" for n, word in zip(numbers, words, strict=True))
 
 
-def claims_line(records: Sequence[Record]) -> str:
-    """One sentence for the summary."""
-    return f"Of the {len(records)} claims in the [ledger](claims.md), {tally(records)}.\n"
+def tally_sentence(records: Sequence[Record], case: Case, where: str = "the ledger") -> str:
+    """The tally with its scale, and what stands outside of it. Args: where: the ledger's name."""
+    at = "At mini scale, of" if case.experiment.data.source.startswith("mini_") else "Of"
+    sentence = f"{at} the {len(counted(records))} claims counted in {where}, {tally(records)}."
+    asked = [record["id"] for record in records if record["role"] == "precondition"]
+    timed = [record["id"] for record in records if record["verdict"] == OUTSIDE]
+    apart = [f"{name} is a precondition" for name in asked]
+    apart += [f"{name} is wall-clock time" for name in timed]
+    return f"{sentence} Not counted: {_listed(apart)}." if apart else sentence
 
 
-def short_part(records: Sequence[Record]) -> str:
+def claims_line(records: Sequence[Record], case: Case) -> str:
+    """For the summary: merge-readiness where it was measured, and the tally."""
+    found = tally_sentence(records, case, "the [ledger](claims.md)")
+    return "\n".join(part for part in (readiness(case), f"{found}\n") if part)
+
+
+def short_part(records: Sequence[Record], case: Case) -> str:
     """Markdown for the experiment's page: claim, verdict, what decided it."""
     rows = [["claim", "", "verdict", "decided by"]]
     for found in records:
         decided = f"{found['label']}: {found['text']}" if found["links"] else found["note"]
-        rows.append([found["id"], found["claim"], f"**{found['verdict']}**", decided])
-    return (
-        f"### Claims\n\nOf {len(records)} claims, {tally(records)}. What decides each one was "
-        "written down before: [claims.md](claims.md), [claims.json](claims.json).\n\n"
-        + _left_aligned(rows)
-    )
+        rows.append([found["id"], found["claim"], f"**{shown_verdict(found)}**", decided])
+    parts = [
+        "### Claims\n",
+        readiness(case),
+        f"{tally_sentence(records, case)} What decides each one was written down before: "
+        "[claims.md](claims.md), [claims.json](claims.json).\n",
+        _left_aligned(rows),
+    ]
+    return "\n".join(part for part in parts if part)
 
 
-def ledger_page(records: Sequence[Record], title: str) -> str:
+def ledger_page(records: Sequence[Record], case: Case) -> str:
     """claims.md: every claim with its statistic, all of its links, notes and table."""
     parts = [
-        f"# Claims: {title}\n",
-        f"Generated by the report stage; no verdict is typed by hand. Of {len(records)} claims, "
-        f"{tally(records)}. A claim holds where the interval lies wholly on its side, does not "
-        "hold where it lies wholly on the other side, and is inconclusive in between; a claim with "
-        "several parts holds if all of them hold. Intervals are 95 % each, not adjusted for the "
-        "number of claims.\n",
+        f"# Claims: {case.experiment.report.title}\n",
+        readiness(case),
+        "Generated by the report stage; no verdict is typed by hand. "
+        f"{tally_sentence(records, case)} A claim holds where the interval lies wholly on its "
+        "side, does not hold where it lies wholly on the other side, and is inconclusive in "
+        "between; a claim with several parts holds if all of them hold. Intervals are 95 % each, "
+        "not adjusted for the number of "
+        f"claims; those of scores are by bootstrap {resampled(case.results)}.\n",
     ]
     for found in records:
-        parts.append(f"## {found['id']}: {found['verdict']}\n\n{found['claim']}\n")
+        parts.append(f"## {found['id']}: {shown_verdict(found)}\n\n{found['claim']}\n")
         parts.append(f"Decided by: {found['statistic']}\n")
         if found["links"]:
             rows = [["part", "found", "claimed", "n", "verdict"]]
@@ -273,13 +346,13 @@ def ledger_page(records: Sequence[Record], title: str) -> str:
         if found["note"]:
             note = str(found["note"])
             parts.append(f"{note[0].upper()}{note[1:]}.\n")
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
-def write_ledger(records: Sequence[Record], title: str, out: Path) -> None:
+def write_ledger(records: Sequence[Record], case: Case, out: Path) -> None:
     """claims.json and claims.md."""
     write_json(out / "claims.json", list(records))
-    atomic_write(out / "claims.md", ledger_page(records, title))
+    atomic_write(out / "claims.md", ledger_page(records, case))
 
 
 def _left_aligned(rows: list[list[str]]) -> str:

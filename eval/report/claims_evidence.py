@@ -12,6 +12,7 @@ from merit.config import Experiment
 
 Verdict = Literal["holds", "does not hold", "inconclusive", "not testable here"]
 VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "inconclusive", "not testable here")
+OUTSIDE = "outside of the tally"  # in place of a verdict, where numbers differ from run to run
 
 
 class NotTestable(Exception):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from eval.report.claims_evidence import Case, Evidence, Link, NotTestable
 from eval.report.intervals import LEVEL, NUM_RESAMPLES, Comparison, compare
-from eval.statistics import paired_bootstrap
+from eval.statistics import contrast_bootstrap
 from merit.config import (
     AnyMethod,
     BaseMethod,
@@ -104,39 +104,35 @@ def growth(
     narrow: tuple[str, str],
     kept: Sequence[int] | None = None,
 ) -> Link:
-    """(wide[0] - wide[1]) - (narrow[0] - narrow[1]) > 0, all four on the same questions."""
+    """(wide[0] - wide[1]) - (narrow[0] - narrow[1]) > 0, all four on the same questions.
+
+    Their seeds are resampled together where all that have several have the same ones.
+    """
     results = case.results
     kept = range(len(results.benchmarks)) if kept is None else kept
-    answers = {
-        method: {
-            name: scores.mean(axis=0)
-            for name, scores in results.answers_by_name(method, kept).items()
-        }
-        for method in (*wide, *narrow)
-    }
-
-    def middle(a: str, b: str) -> dict[str, list[float]]:
-        """Half the sum of two methods' scores, which stays within 0..1."""
-        return {name: list((answers[a][name] + answers[b][name]) / 2) for name in answers[a]}
-
-    _, found = paired_bootstrap(
-        middle(wide[0], narrow[1]),
-        middle(wide[1], narrow[0]),
+    # a method may stand on both sides: one term, so that its seeds are drawn once
+    coefficients: dict[str, float] = {}
+    for sign, method in zip((1.0, -1.0, -1.0, 1.0), (*wide, *narrow), strict=True):
+        coefficients[method] = coefficients.get(method, 0.0) + sign
+    several = {seeds for m in coefficients if len(seeds := results.seeds[m]) > 1}
+    _, found = contrast_bootstrap(
+        [(c, results.answers_by_name(method, kept)) for method, c in coefficients.items()],
+        paired_seeds=len(several) == 1,
         num_resamples=NUM_RESAMPLES,
         confidence=LEVEL,
     )
     return Link(
         label=f"({wide[0]} − {wide[1]}) − ({narrow[0]} − {narrow[1]})",
-        value=200 * found.difference,
-        low=200 * found.low,
-        high=200 * found.high,
+        value=100 * found.difference,
+        low=100 * found.low,
+        high=100 * found.high,
         n=found.num_questions,
         unit="points",
     )
 
 
 def seeds_note(found: Comparison) -> str:
-    """How the seeds agree: the interval speaks of questions only."""
+    """How the common seeds agree, one by one."""
     if found.seeds_p_value is None:
         return "no seed in common"
     return (

@@ -195,10 +195,11 @@ def comparison_part(found: dict[str, list[BenchmarkDifference]]) -> str:
             )
         parts.append(markdown_table(table))
     parts.append(
-        "Differences in points with paired bootstrap intervals over questions, seeds averaged; p "
-        "one-sided, Holm's adjustment over the benchmarks. McNemar: exact, two-sided, on the first "
-        "common seed, where answers are right or wrong. Shares above 100 % and negative ones: "
-        "other benchmarks moved the other way. All as a file: [comparison.csv](comparison.csv).\n"
+        "Differences in points with paired bootstrap intervals over seeds and questions (over "
+        "questions alone where a method has one seed); p one-sided, Holm's adjustment over the "
+        "benchmarks. McNemar: exact, two-sided, on the first common seed, where answers are right "
+        "or wrong. Shares above 100 % and negative ones: other benchmarks moved the other way. All "
+        "as a file: [comparison.csv](comparison.csv).\n"
     )
     return "\n".join(parts)
 

@@ -40,7 +40,7 @@ def draw_benchmarks(experiment: Experiment, results: Results, cells: Cells) -> F
         grid[spare // num_columns][spare % num_columns].set_visible(False)
     dashed = "; dashed: the base" if base else ""
     figure.supxlabel(
-        f"score in percent (mean over seeds; bars: 95 % bootstrap interval over questions{dashed})",
+        f"score in percent (mean over seeds; bars: 95 % bootstrap interval{dashed})",
         fontsize=8,
     )
     return figure

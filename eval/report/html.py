@@ -19,12 +19,14 @@ from typing import Any
 
 from PIL import Image
 
-from eval.report.claims_evidence import VERDICTS
+from eval.report.claims import shown_verdict
+from eval.report.claims_evidence import OUTSIDE, VERDICTS
 from eval.report.html_markdown import Picture, Rewrite, blocks, figure, inline
 from eval.report.studies import StudyResult, load_studies
 from eval.report.tables import DASH
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_write, read_json, report_name
+from merit.studies import STUDIES
 
 HERE = Path(__file__).parent
 # parts that begin folded: long
@@ -32,7 +34,8 @@ CLOSED = ("Benchmark by benchmark", "Leave one benchmark out", "Intervals of eve
 EXPLORER = "Partition explorer"
 FULL = report_name("", "full")
 PIXELS = 1.3  # of a picture for one of CSS: 150 dpi drawn for print, 8-point letters stay readable
-MARKS = dict(zip(VERDICTS, ("✓", "✗", "≈", "–"), strict=True))  # not by colour alone
+PRECONDITION = "precondition"  # filtered apart from the verdicts that are counted
+MARKS = dict(zip(VERDICTS, ("✓", "✗", "≈", "–"), strict=True)) | {OUTSIDE: "·", PRECONDITION: "·"}
 
 
 def write_html(experiments: Sequence[tuple[str, str]], reports_dir: Path) -> None:
@@ -89,7 +92,8 @@ def _experiment(name: str, title: str, reports_dir: Path) -> str:
         heading, _, body = part.partition("\n")
         match heading.strip():
             case "Claims":
-                content = claims_table(records, name)
+                words, _, _ = body.partition("\n|")  # merge-readiness and the tally
+                content = blocks(words, link, image) + claims_table(records, name)
             case "Studies" if (full := reports_dir / report_name(name, "full")).is_dir():
                 # once is enough: pictures are most of the page
                 content = f'<p>In <a href="#{_id(full.name, "studies")}">the full run</a>.</p>'
@@ -168,11 +172,12 @@ def _figures(body: str, link: Rewrite, image: Picture) -> str:
 
 def claims_table(records: Sequence[dict[str, Any]], name: str) -> str:
     """The ledger: every claim, filtered by verdict and sorted by column where scripts run."""
-    counts = Counter(record["verdict"] for record in records)
+    counts = Counter(map(_filed, records))
     buttons = "".join(
         f'<button type="button" data-verdict="{verdict}" aria-pressed="false">'
-        f"{MARKS[verdict]} {verdict} ({counts[verdict]})</button>"
-        for verdict in VERDICTS
+        f"{mark} {verdict} ({counts[verdict]})</button>"
+        for verdict, mark in MARKS.items()
+        if verdict in VERDICTS or counts[verdict]
     )
     everything = (
         f'<button type="button" data-verdict="" aria-pressed="true">all ({len(records)})</button>'
@@ -193,33 +198,41 @@ def claims_table(records: Sequence[dict[str, Any]], name: str) -> str:
     )
 
 
+def _filed(record: dict[str, Any]) -> str:
+    """The button that shows the claim."""
+    return PRECONDITION if record.get("role") == PRECONDITION else str(record["verdict"])
+
+
 def _claim(record: dict[str, Any], name: str) -> str:
+    def link(target: str) -> str:
+        return f"{name}/{target}"
+
     verdict = record["verdict"]
     kind = verdict.replace(" ", "-")
     links = "".join(
-        f"<li>{html.escape(link['label'])}: {html.escape(link['text'])} "
-        f"<small>({html.escape(link['claimed'])} claimed: {link['verdict']})</small></li>"
-        for link in record["links"]
+        f"<li>{html.escape(part['label'])}: {html.escape(part['text'])} "
+        f"<small>({html.escape(part['claimed'])} claimed: {part['verdict']})</small></li>"
+        for part in record["links"]
     )
     several = len(record["links"]) > 1
     parts = f"<details><summary>all parts</summary><ul>{links}</ul></details>" if several else ""
     value = f"{html.escape(record['label'])}: <strong>{html.escape(record['text'])}</strong>"
     found = value if record["links"] else ""
-    note = f"<small>{inline(record['note'], str)}</small>" if record["note"] else ""
+    note = f"<small>{inline(record['note'], link)}</small>" if record["note"] else ""
     source = (
         f'<small><a href="{name}/{record["table"]}">{Path(record["table"]).name}</a></small>'
         if record["table"]
         else ""
     )
     number = DASH if record["n"] is None else f"{record['n']}"
-    order = VERDICTS.index(verdict)
+    order = list(MARKS).index(verdict)
     return (
-        f'<tr data-verdict="{verdict}"><th scope="row" data-value="{record["id"][1:]}">'
+        f'<tr data-verdict="{_filed(record)}"><th scope="row" data-value="{record["id"][1:]}">'
         f"{record['id']}</th><td>{html.escape(record['claim'])}<small>"
         f"{html.escape(record['statistic'])}</small></td>"
-        f'<td data-value="{order}"><span class="verdict {kind}">{MARKS[verdict]} {verdict}</span>'
-        f'</td><td>{found}{parts}{note}{source}</td><td data-value="{record["n"] or 0}">{number}'
-        "</td></tr>"
+        f'<td data-value="{order}"><span class="verdict {kind}">{MARKS[verdict]} '
+        f"{shown_verdict(record)}</span></td><td>{found}{parts}{note}{source}</td>"
+        f'<td data-value="{record["n"] or 0}">{number}</td></tr>'
     )
 
 
@@ -227,29 +240,38 @@ def _claim(record: dict[str, Any], name: str) -> str:
 
 
 def _study(study: StudyResult, folder: Path, base_hash: str) -> str:
-    """Text, figures and tables of one study."""
-
+    """Text, figures and tables of one study; of a timed one links, as its seconds change."""
     caveat = study.caveat(base_hash)
     mark = f'<p class="caveat">{html.escape(caveat.capitalize())}.</p>' if caveat else ""
+    head = f"<h4>{html.escape(study.title)}</h4>{mark}"
+    source = f"{folder.name}/{study.path}"
+    closing = (
+        f"<p><small>Study <code>{study.name}</code>, commit <code>{study.commit[:8]}</code>, base "
+        f"<code>{study.base_hash[:8]}</code></small></p></article>\n"
+    )
+    if STUDIES[study.name].timed:
+        files = [f"figures/{name}.png" for name in study.figures]
+        files += [f"{stem}.{kind}" for stem in study.tables for kind in ("csv", "md", "tex")]
+        links = "".join(f'<li><a href="{source}/{file}">{file}</a></li>' for file in files)
+        return (
+            f'<article class="study">{head}<p>Its numbers differ from run to run and stand in its '
+            f"own files:</p><ul>{links}</ul>{closing}"
+        )
     pictures = "".join(
         figure(*picture(folder / study.path / "figures" / f"{name}.png"), f"{study.title}: {name}")
         for name in study.figures
     )
     tables = []
     for stem in study.tables:
-        source = f"{folder.name}/{study.path}/{stem}"
         content = blocks(_read(folder / study.path / f"{stem}.md"))
-        files = f'<a href="{source}.csv">CSV</a>, <a href="{source}.tex">LaTeX</a>'
+        csv, tex = f"{source}/{stem}.csv", f"{source}/{stem}.tex"
         tables.append(
-            f"<details><summary>Table <code>{stem}</code></summary>{content}<p>{files}</p>"
-            "</details>"
+            f"<details><summary>Table <code>{stem}</code></summary>{content}"
+            f'<p><a href="{csv}">CSV</a>, <a href="{tex}">LaTeX</a></p></details>'
         )
     return (
-        f'<article class="study"><h4>{html.escape(study.title)}</h4>{mark}'
-        f"<p>{inline(study.text, str)}</p>"
-        f'<div class="figures">{pictures}</div>{"".join(tables)}'
-        f"<p><small>Study <code>{study.name}</code>, commit <code>{study.commit[:8]}</code>, base "
-        f"<code>{study.base_hash[:8]}</code></small></p></article>\n"
+        f'<article class="study">{head}<p>{inline(study.text, str)}</p>'
+        f'<div class="figures">{pictures}</div>{"".join(tables)}{closing}'
     )
 
 

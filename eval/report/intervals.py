@@ -1,7 +1,7 @@
 """What the scores allow to say: intervals of every cell, and methods against each other.
 
-All intervals are eval.statistics' bootstrap over questions. They speak about the questions: how far
-other seeds would land is the spread's business.
+All intervals are eval.statistics' hierarchical bootstrap: over seeds and questions together where a
+method has several seeds, over questions alone where it has one (the base has none).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLOSED = "avg_closed"  # without the open-ended benchmarks
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table: mean and spread over seeds, interval over questions, in percent.
+    """One number of the table: mean and spread over seeds, bootstrap interval, in percent.
 
     `spread` is the standard deviation (n - 1), None with fewer than two seeds.
     """
@@ -62,6 +62,22 @@ def table_cells(results: Results) -> Cells:
         method: {column: _cell(results, method, kept) for column, kept in columns(results).items()}
         for method in results.methods
     }
+
+
+def one_seed(results: Results) -> list[str]:
+    """The methods whose intervals are over questions alone; the base is not named."""
+    return [method for method, seeds in results.seeds.items() if len(seeds) == 1]
+
+
+def resampled(results: Results) -> str:
+    """What the intervals are over, in words that follow "bootstrap"."""
+    single = one_seed(results)
+    if not any(len(seeds) > 1 for seeds in results.seeds.values()):
+        return "over questions alone: no method has several seeds, and others are not spoken of"
+    words = "over seeds and questions together"
+    if single:
+        words += f" (over questions alone for {', '.join(single)}: one seed each)"
+    return words
 
 
 def _cell(results: Results, method: str, kept: list[int]) -> Cell:
@@ -108,12 +124,16 @@ class Comparison:
 def compare(
     results: Results, method: str, other: str, benchmarks: Sequence[int] | None = None
 ) -> Comparison:
-    """Difference of the averages over `benchmarks` (positions; all by default)."""
+    """Difference of the averages over `benchmarks` (positions; all by default).
+
+    Seeds are resampled in pairs where both methods have the very same ones.
+    """
     kept = list(range(len(results.benchmarks)) if benchmarks is None else benchmarks)
     ours, theirs = results.averages(method, kept), results.averages(other, kept)
     _, found = paired_bootstrap(
         results.answers_by_name(method, kept),
         results.answers_by_name(other, kept),
+        paired_seeds=results.seeds[method] == results.seeds[other],
         num_resamples=NUM_RESAMPLES,
         confidence=LEVEL,
     )

@@ -21,6 +21,7 @@ from eval.report.intervals import (
     holm_p_values,
     leave_one_out,
     opponents,
+    resampled,
 )
 from eval.report.paper import PaperTable
 from eval.report.provenance import Provenance
@@ -53,7 +54,7 @@ def verdict_sentence(found: Comparison) -> str:
     ours, other = f"**{found.method}**", f"**{found.other}**"
     if found.verdict == "undecided":
         return (
-            f"{ours} and {other}: **not decided** by these questions "
+            f"{ours} and {other}: **not decided** "
             f"(difference {found.difference:+.1f} points, {limits}; {seeds})."
         )
     word = "beats" if found.verdict == "better" else "is worse than"
@@ -83,7 +84,7 @@ def write_sections(
     sentences = "".join(f"- {verdict_sentence(comparison)}\n" for comparison in found)
     summary = [
         f"{sentences}{parts.glance}\nAverages over {len(results.benchmarks)} benchmarks, paired "
-        "bootstrap over the questions; it says nothing about other seeds or other data.\n"
+        f"bootstrap {resampled(results)}; other data are another matter.\n"
         if found
         else "",
         parts.claims_line,
@@ -104,7 +105,7 @@ def write_sections(
         _tests_part(found),
         parts.comparison,
         _leave_one_out_part(results, found),
-        _intervals_part(cells),
+        _intervals_part(results, cells),
         "### Figures\n",
         *(_image(figure) for figure in figures),
         parts.studies,
@@ -113,7 +114,7 @@ def write_sections(
     atomic_write(out / "section.md", "\n".join(part for part in section if part))
 
 
-def _intervals_part(cells: Cells) -> str:
+def _intervals_part(results: Results, cells: Cells) -> str:
     """A table: the bootstrap interval of every cell of the results table."""
     head = ["method", *(HEADINGS.get(name, name) for name in next(iter(cells.values())))]
     rows = [
@@ -121,8 +122,8 @@ def _intervals_part(cells: Cells) -> str:
         for method, row in cells.items()
     ]
     return (
-        f"### Intervals of every score\n\n{LEVEL:.0%} bootstrap intervals over questions, in "
-        f"percent.\n\n{markdown_table([head, *rows])}"
+        f"### Intervals of every score\n\n{LEVEL:.0%} intervals in percent, by bootstrap "
+        f"{resampled(results)}.\n\n{markdown_table([head, *rows])}"
     )
 
 
@@ -194,7 +195,7 @@ def _provenance_part(results: Results, provenance: Provenance) -> str:
         ["base hash", f"`{provenance.base_hash}`"],
         ["seeds", seeds],
         ["questions", counts],
-        ["intervals", f"{LEVEL:.0%}, {NUM_RESAMPLES} bootstrap draws of the questions"],
+        ["intervals", f"{LEVEL:.0%}, {NUM_RESAMPLES} bootstrap draws {resampled(results)}"],
     ]
     table = markdown_table(rows).replace("---:|", "---|")
     return f"### Where the numbers come from\n\n{table}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report.intervals import LEVEL, NUM_RESAMPLES
+from eval.report.intervals import LEVEL, NUM_RESAMPLES, one_seed
 from eval.report.results import Results
 from merit.config import Experiment
 from merit.errors import MeritError
@@ -33,7 +33,12 @@ class Provenance:
             "base_hash": self.base_hash,
             "seeds": {method: list(seeds) for method, seeds in results.seeds.items()},
             "num_questions": results.num_questions,
-            "interval": {"level": LEVEL, "num_resamples": NUM_RESAMPLES, "resampled": "questions"},
+            "interval": {
+                "level": LEVEL,
+                "num_resamples": NUM_RESAMPLES,
+                "resampled": "seeds and questions",
+                "questions_alone": one_seed(results),  # these have one seed
+            },
         }
 
 

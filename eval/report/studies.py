@@ -71,7 +71,10 @@ def load_studies(experiment: str, reports_dir: Path) -> dict[str, StudyResult]:
 
 
 def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:
-    """Markdown: every study's sentences with links to its figures and tables."""
+    """Markdown: every study's sentences with links to its figures and tables.
+
+    Of a timed study the links alone: its sentences hold seconds, which differ from run to run.
+    """
     if not studies:
         return ""
     parts = ["### Studies\n"]
@@ -80,7 +83,9 @@ def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:
         figures = [f"[{name}]({study.path}/figures/{name}.png)" for name in study.figures]
         tables = [f"[{stem}.csv]({study.path}/{stem}.csv)" for stem in study.tables]
         parts.append(f"#### {study.title}\n")
-        parts.append((f"*{caveat.capitalize()}.* " if caveat else "") + study.text + "\n")
+        words = "" if STUDIES[study.name].timed else study.text
+        said = [f"*{caveat.capitalize()}.*" if caveat else "", words]
+        parts.append(" ".join(part for part in said if part) + "\n" if any(said) else "")
         links = [
             f"{kind}: {', '.join(found)}"
             for kind, found in (("Figures", figures), ("Tables", tables))
@@ -88,4 +93,4 @@ def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:
         ]
         if links:
             parts.append(". ".join(links) + ".\n")
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)

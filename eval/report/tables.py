@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from eval.benchmarks import BENCHMARKS
-from eval.report.intervals import AVERAGE, CLOSED, Cells, columns
+from eval.report.intervals import AVERAGE, CLOSED, Cells, columns, resampled
 from eval.report.paper import PaperTable
 from eval.report.provenance import Provenance
 from eval.report.results import Results
@@ -25,7 +25,7 @@ DASH = "–"  # no such number: one seed has no spread, a method may be absent f
 def tidy_table(
     results: Results, cells: Cells, paper: PaperTable, provenance: Provenance
 ) -> pd.DataFrame:
-    """One row a number. Ours: mean and spread over seeds, bootstrap interval over questions.
+    """One row a number. Ours: mean and spread over seeds, and the bootstrap interval.
 
     The paper's rows have `source` "paper" and its model and data in `scale`; their cells are the
     strings of its CSV.
@@ -132,7 +132,7 @@ def caption(results: Results) -> str:
     columns_note = f" Benchmarks and what they stand for: {', '.join(pairs)}." if pairs else ""
     return (
         f"Scores in percent: mean ± standard deviation over seeds; {questions} questions a "
-        "benchmark; intervals by bootstrap over questions (they do not cover other seeds)."
+        f"benchmark; intervals by bootstrap {resampled(results)}."
         f"{without}{columns_note}"
     )
 

@@ -37,6 +37,16 @@ def verdict(found: Interval) -> str:
     return "negative" if high < 0 else "undecided"
 
 
+def mean(models: Sequence[Scores]) -> float:
+    """The average over benchmarks of one method's models, without an interval."""
+    return 100 * float(np.mean([array.mean() for array in _stacked(models).values()]))
+
+
+def only(models: Sequence[Scores], benchmarks: Sequence[str]) -> list[Scores]:
+    """The models' scores on these benchmarks alone."""
+    return [{name: model[name] for name in benchmarks} for model in models]
+
+
 def num_questions(scores: Scores) -> int:
     return sum(len(values) for values in scores.values())
 

@@ -1,4 +1,4 @@
-"""Figures of the regime study: heat maps of differences, and the shrinkage paths."""
+"""Figures of the regime study: the map as lines over the learning rate, and as heat maps."""
 
 from __future__ import annotations
 
@@ -8,50 +8,168 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from eval.report import style
 from eval.studies.compare import Interval, verdict
+from eval.studies.sgd import rate_label
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "joint": {"color": style.VERMILION, "marker": "s", "ls": "-"},
+    "random": {"color": style.SKY, "marker": "^", "ls": "-"},
+    "merit": {"color": style.GREEN, "marker": "o", "ls": "-"},
+    "shrunk": {"color": style.BLACK, "marker": "D", "ls": (0, (4, 2))},
+}
+APART = 1.03  # lines lie side by side by this factor of the rate, so that bars stay readable
+NOT_TRAINED, OWN_RATE = "base, not fine-tuned", "learning rate of the main results"
+TITLES = {"merit": "MERIT", "random": "random", "joint": "joint", "shrunk": "shrunk"}
 
 
-def draw_maps(
-    result: dict[str, Any], folder: Path, pairs: Sequence[tuple[str, str]], titles: dict[str, str]
-) -> None:
-    """A row a base, a column a difference; * where the interval excludes 0."""
-    rates, epochs, strengths = (result[k] for k in ("learning_rates", "epochs", "strengths"))
-    cells = {
-        (c["base"], c["learning_rate"], c["epochs"]): c["differences"] for c in result["cells"]
+def draw_regime(result: dict[str, Any], folder: Path) -> None:
+    """A column a base: averages over the learning rate, and below how far the models moved."""
+    bases, limit = result["bases"], result["thresholds"]["joint_displacement"]
+    names, threshold = _names(result), f"merge-ready: joint training below {100 * limit:g} %"
+    with style.styled():
+        figure = style.new_figure(1.2 + 2.9 * len(bases), 5.0)
+        grid = figure.subplots(
+            2, len(bases), squeeze=False, sharex=True, sharey="row", height_ratios=[2.2, 1]
+        )
+        for (scores, moves), base in zip(grid.T, bases, strict=True):
+            cells = [c for c in result["cells"] if c["base"] == base["base"] and c["averages"]]
+            scores.set_title(_title(base), fontsize=8.5)
+            if cells:
+                level = cells[0]["averages"]["base"][0]
+                scores.axhline(level, color=style.GREY, ls="--", lw=1, label=NOT_TRAINED)
+            for i, (kind, look) in enumerate(LOOKS.items()):
+                aside = APART ** (i - 1.5)
+                _line(scores, cells, kind, aside, look | {"label": names[kind]})
+                if kind != "shrunk":  # it lies at MERIT's distance
+                    rates = [c["learning_rate"] * aside for c in cells]
+                    moved = [100 * c["relative_displacements"][kind] for c in cells]
+                    moves.plot(rates, moved, ms=3.5, lw=1.1, **look)
+            moves.axhline(100 * limit, color=style.PURPLE, ls=":", lw=1.2, label=threshold)
+            moves.set_xlabel("learning rate")
+            for axes in (scores, moves):
+                rate = result["own_learning_rate"]
+                axes.axvline(rate, color=style.GREY, lw=0.6, label=OWN_RATE)
+            _mark_failures(scores, result, base)
+        _scale(grid, result, limit)
+        handles = {
+            label: handle
+            for axes in grid.flat
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        order = [NOT_TRAINED, *names.values(), OWN_RATE, threshold]
+        shown = [label for label in order if label in handles]
+        figure.legend(
+            [handles[label] for label in shown], shown,
+            loc="outside upper center", ncols=len(bases),
+        )  # fmt: skip
+        style.save(figure, folder, "regime")
+
+
+def _names(result: dict[str, Any]) -> dict[str, str]:
+    """What the legend says, for a reader who knows no method's name."""
+    methods, draws = result["methods"], result["num_random"]
+    mean = f", mean of {draws} draws" if draws > 1 else ""
+    return {
+        "joint": f"joint training on all tasks ({methods['joint']})",
+        "random": f"tasks split at random, merged ({methods['random']}{mean})",
+        "merit": f"MERIT: tasks split by conflict, merged ({methods['merit']})",
+        "shrunk": "control: joint training shrunk to MERIT's distance",
     }
+
+
+def _title(base: dict[str, Any]) -> str:
+    known = base["known_skills"]
+    count = "" if known is None else f" (knows {known} of {base['num_skills']})"
+    return f"The base {base['base']}{count}"
+
+
+def _mark_failures(axes: Axes, result: dict[str, Any], base: dict[str, Any]) -> None:
+    for cell in result["cells"]:
+        if cell["base"] == base["base"] and cell["averages"] is None:
+            place = axes.get_xaxis_transform()
+            axes.text(cell["learning_rate"], 0.02, "training\nnot finite", transform=place,
+                      ha="center", fontsize=6.5)  # fmt: skip
+
+
+def _line(
+    axes: Axes, cells: Sequence[dict[str, Any]], kind: str, aside: float, look: dict[str, Any]
+) -> None:
+    found = [cell["averages"][kind] for cell in cells]
+    axes.errorbar(
+        [cell["learning_rate"] * aside for cell in cells],
+        [value for value, _, _ in found],
+        yerr=[[v - low for v, low, _ in found], [high - v for v, _, high in found]],
+        ms=3.5,
+        lw=1.2,
+        elinewidth=0.7,
+        **look,
+    )
+
+
+def _scale(grid: np.ndarray, result: dict[str, Any], limit: float) -> None:
+    """Axes, ticks and their words; the panels of a row share their scale."""
+    rates = result["learning_rates"]
+    first = grid[1][0]
+    for axes in grid.flat:
+        axes.set_xscale("log")
+        axes.set_xlim(rates[0] / 1.35, rates[-1] * 1.35)
+        axes.set_xticks(rates, [rate_label(rate) for rate in rates])
+        axes.minorticks_off()
+    grid[0][0].set_ylabel(f"average of {result['num_benchmarks']} benchmarks (%),\n95 % interval")
+    moved = [
+        100 * value
+        for cell in result["cells"]
+        for kind, value in (cell["relative_displacements"] or {}).items()
+        if kind in ("joint", "random", "merit") and value > 0
+    ]
+    low, high = min([100 * limit, *moved]) / 1.4, max([100 * limit, *moved]) * 1.6
+    first.set_yscale("log")
+    first.set_ylim(low, high)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
+    first.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    first.minorticks_off()
+    first.set_ylabel("distance from the\nbase (% of its norm)")
+
+
+def draw_differences(
+    result: dict[str, Any], folder: Path, pairs: Sequence[tuple[str, str]]
+) -> None:
+    """A block of rows a base, a row a learning rate, a panel a difference.
+
+    * where the interval excludes 0.
+    """
+    rates, bases = result["learning_rates"], result["bases"]
+    cells = {(c["base"], c["learning_rate"]): c["differences"] for c in result["cells"]}
     values = [abs(v) for found in cells.values() if found for v, _, _ in found.values()]
     limit = max([1.0, *values])
     with style.styled():
-        height = 0.75 + len(strengths) * (0.45 + 0.52 * len(rates))
-        figure = style.new_figure(1.2 + len(pairs) * max(1.6, 0.85 * len(epochs)), height)
-        grid = figure.subplots(len(strengths), len(pairs), squeeze=False, sharex=True, sharey=True)
-        for (row, strength), (column, (a, b)) in itertools.product(
-            enumerate(strengths), enumerate(pairs)
-        ):
+        height = 0.55 + len(bases) * (0.25 + 0.36 * len(rates))
+        figure = style.new_figure(1.6 + len(pairs) * 1.1, height)
+        grid = figure.subplots(len(bases), len(pairs), squeeze=False, sharex=True, sharey=True)
+        for (row, base), (column, (a, b)) in itertools.product(enumerate(bases), enumerate(pairs)):
             axes = grid[row][column]
-            found: list[list[Interval | None]] = [
-                [(cells[strength, rate, e] or {}).get(f"{a}-{b}") for e in epochs] for rate in rates
+            found: list[Interval | None] = [
+                (cells[base["base"], rate] or {}).get(f"{a}-{b}") for rate in rates
             ]
-            shades = [[np.nan if cell is None else cell[0] for cell in line] for line in found]
+            shades = [[np.nan if cell is None else cell[0]] for cell in found]
             axes.set_facecolor("#bbbbbb")
             image = axes.imshow(shades, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
-            for (i, line), (j, _) in itertools.product(enumerate(found), enumerate(epochs)):
-                color = "white" if abs(shades[i][j]) > 0.6 * limit else "black"
-                axes.text(j, i, _cell_text(line[j]), ha="center", va="center", fontsize=6.5,
+            for i, cell in enumerate(found):
+                color = "white" if abs(shades[i][0]) > 0.6 * limit else "black"
+                axes.text(0, i, _cell_text(cell), ha="center", va="center", fontsize=6.5,
                           color=color)  # fmt: skip
             axes.grid(visible=False)
-            axes.set_xticks(range(len(epochs)), [f"{e:g}" for e in epochs])
-            axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+            axes.set_xticks([])
+            axes.set_yticks(range(len(rates)), [rate_label(rate) for rate in rates])
             if row == 0:
-                axes.set_title(f"{titles[a]} − {titles[b]}")
-            if row == len(strengths) - 1:
-                axes.set_xlabel("epochs")
+                axes.set_title(f"{TITLES[a]} − {TITLES[b]}", fontsize=7)
             if column == 0:
-                axes.set_ylabel(f"{strength}\nlearning rate")
-        figure.colorbar(image, ax=grid, label="points", shrink=0.9, aspect=25)
-        style.save(figure, folder, "regime")
+                axes.set_ylabel(f"base {base['base']}\nlearning rate", fontsize=7)
+        figure.colorbar(image, ax=grid, label="points (* decided)", shrink=0.9, aspect=25)
+        style.save(figure, folder, "regime_differences")
 
 
 def _cell_text(found: Interval | None) -> str:
@@ -60,41 +178,3 @@ def _cell_text(found: Interval | None) -> str:
     value, low, high = found
     mark = "" if verdict(found) == "undecided" else " *"
     return f"{value:+.1f}{mark}\n[{low:+.1f}, {high:+.1f}]"
-
-
-def draw_paths(result: dict[str, Any], folder: Path, titles: dict[str, str]) -> None:
-    """Average over the distance from the base; the joint path as a line, merged models as marks."""
-    rates, epochs, strengths = (result[k] for k in ("learning_rates", "epochs", "strengths"))
-    cells = {(c["base"], c["learning_rate"], c["epochs"]): c for c in result["cells"]}
-    columns = list(itertools.product(strengths, epochs))
-    with style.styled():
-        figure = style.new_figure(0.8 + 1.7 * len(columns), 0.5 + 1.45 * len(rates))
-        grid = figure.subplots(len(rates), len(columns), squeeze=False, sharey=True)
-        for (i, rate), (j, (strength, e)) in itertools.product(
-            enumerate(rates), enumerate(columns)
-        ):
-            axes, entry = grid[i][j], cells[strength, rate, e]
-            axes.set_title(f"{strength}, {rate:g}, {e:g} ep", fontsize=7.5)
-            if entry["averages"] is None:
-                axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center")
-                continue
-            reach = entry["distances"]["joint"]
-            path = [*entry["path"], (entry["alpha"], entry["averages"]["shrunk"][0])]
-            alphas, values = zip(*sorted(map(tuple, path)), strict=True)
-            axes.plot([a * reach for a in alphas], values, color=style.VERMILION, marker=".", ms=3,
-                      lw=1, label="base → joint")  # fmt: skip
-            for kind, marker, color in (("random", "^", style.BLUE), ("merit", "s", style.GREEN)):
-                value, low, high = entry["averages"][kind]
-                axes.errorbar(entry["distances"][kind], value, [[value - low], [high - value]],
-                              color=color, marker=marker, ms=4, lw=0.8, ls="none",
-                              label=titles[kind])  # fmt: skip
-            if j == 0:
-                axes.set_ylabel("average (%)")
-            if i == len(rates) - 1:
-                axes.set_xlabel("distance from the base")
-        handles, labels = next(
-            (axes.get_legend_handles_labels() for line in grid for axes in line if axes.lines),
-            ([], []),
-        )
-        figure.legend(handles, labels, loc="outside upper center", ncols=3)
-        style.save(figure, folder, "regime_paths")

@@ -156,7 +156,7 @@ def _train(run: Run, folder: Path, key: str) -> None:
 
 
 def average_runs(parts: Sequence[Trained], reading: str) -> dict[str, torch.Tensor]:
-    """The runs' weighted average (METHOD 2.5) with `merge_weights: <reading>`; of one run, itself."""
+    """The average (METHOD 2.5) of runs with `merge_weights: <reading>`; of one run, itself."""
     from merit.core.merge.average import merge_weights
 
     weights = merge_weights([vars(part) for part in parts], reading)

@@ -21,15 +21,18 @@ def _passage(rng: np.random.Generator) -> Passage:
 
 
 def yes_no(rng: np.random.Generator) -> Item:
-    """Is it as the question says? A wrong question names what another person has."""
+    """Is it as the question says? A wrong question names what nobody in the passage has."""
     text, where, has = _passage(rng)
-    person, other = several(rng, list(where), 2)
+    person = pick(rng, list(where))
     answer = pick(rng, ("yes", "no"))
-    about = person if answer == "yes" else other
-    if rng.random() < 0.5:
-        question = f"is {person} in the {where[about]} ?"
-    else:
-        question = f"does {person} have the {has[about]} ?"
+    place, thing = where[person], has[person]
+    if answer == "no":
+        place = pick(rng, [p for p in PLACES if p not in where.values()])
+        thing = pick(rng, [t for t in THINGS if t not in has.values()])
+    place_or_thing = rng.random() < 0.5
+    question = (
+        f"is {person} in the {place} ?" if place_or_thing else f"does {person} have the {thing} ?"
+    )
     return _item(text, question, answer, ("yes", "no"))
 
 

@@ -9,14 +9,14 @@ import numpy as np
 from merit.config import MiniTextData
 from merit.data.examples import make_document, make_example
 from merit.data.text.benchmarks import RECIPES, benchmark_rows
-from merit.data.text.corpus import conversation, document
+from merit.data.text.corpus import conversation, document, recall
 from merit.data.text.items import Part
 from merit.data.text.tasks import TASKS, ask, task_sizes
 from merit.io.artifacts import write_json, write_jsonl
 from merit.progress import Progress
 
 # one independent stream of random numbers for each part, so that resizing one leaves the others
-STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "corpus": 5}
+STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "corpus": 5, "recall": 6}
 
 
 def write_mini_text(settings: MiniTextData, folder: Path) -> None:
@@ -49,6 +49,9 @@ def _write_base_data(settings: MiniTextData, folder: Path) -> None:
         make_document(f"document-{i}", document(rng)) for i in range(settings.num_documents)
     ]
     write_jsonl(folder / "corpus.jsonl", [d.to_json() for d in documents])
+    rng = np.random.default_rng([settings.seed, STREAMS["recall"]])
+    recalled = [make_document(f"recall-{i}", recall(rng)) for i in range(settings.num_recall)]
+    write_jsonl(folder / "recall.jsonl", [d.to_json() for d in recalled])
     rng = np.random.default_rng([settings.seed, STREAMS["conversations"]])
     conversations = [
         make_example(f"conversation-{i}", "conversation", conversation(rng), ())

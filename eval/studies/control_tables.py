@@ -1,0 +1,191 @@
+"""The tables of the study `control`, from the scores and losses of its points.
+
+A point is theta0 + c (theta - theta0) for a model's theta; scores are kept under its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.studies.compare import Interval, Scores, average, difference, mean, only, verdict
+from merit.config_studies import Control
+from merit.methods import Model
+
+Row = dict[str, Any]
+Models = dict[str, list[Model]]  # method -> its models, seed by seed
+Point = tuple[str, float]  # a model's id and its c
+Pool = Mapping[str, Scores]  # scores by the name of a point
+
+WHOLE = 1.0  # the c of the method as it is
+
+
+def point_name(model: str, c: float) -> str:
+    return f"{model}-c{c}"  # every digit: a matched c may lie close to another
+
+
+def scores_at(pool: Pool, models: Sequence[Model], c: float) -> list[Scores]:
+    return [pool[point_name(model.id, c)] for model in models]
+
+
+def best_row(
+    name: str,
+    models: Sequence[Model],
+    best: float,
+    distances: Mapping[str, float],
+    norm: float,
+    validation: Pool,
+    test: Pool,
+    kinds: Mapping[str, Sequence[str]],
+) -> Row:
+    """One row of `control_best`; distances are means over seeds, `norm` is ||theta0||."""
+    distance = _mean_distance(models, distances)
+    scaled = scores_at(test, models, best)
+    return {
+        "method": f"{name}-scaled",
+        "best_c": best,
+        "distance": distance,
+        "distance_best": best * distance,
+        "relative_displacement": best * distance / norm,
+        "validation": mean(scores_at(validation, models, WHOLE)),
+        "validation_best": mean(scores_at(validation, models, best)),
+        **_columns("avg", average(scores_at(test, models, WHOLE))),
+        **_columns("avg_best", average(scaled)),
+        **{f"{kind}_best": _mean_of(scaled, kinds.get(kind)) for kind in ("closed", "open")},
+    }
+
+
+def difference_row(
+    claim: str, ours: str, theirs: str, models: Models, best: Mapping[str, float], test: Pool
+) -> Row:
+    """One row of `control_differences`: both at their own best distance, and both at c = 1."""
+    scaled, whole = (
+        difference(
+            scores_at(test, models[ours], a),
+            scores_at(test, models[theirs], b),
+        )
+        for a, b in ((best[ours], best[theirs]), (WHOLE, WHOLE))
+    )
+    return {
+        "label": f"{claim} {ours} minus {theirs}",
+        "claim": claim,
+        "ours": f"{ours}-scaled",
+        "theirs": f"{theirs}-scaled",
+        **_columns("difference", scaled),
+        "verdict": verdict(scaled),
+        **_columns("unscaled", whole),
+        "unscaled_verdict": verdict(whole),
+    }
+
+
+def equal_rows(
+    settings: Control,
+    models: Models,
+    matched: Mapping[str, float],
+    distances: Mapping[str, float],
+    losses: Mapping[Point, float],
+    test: Pool,
+    kinds: Mapping[str, Sequence[str]],
+) -> list[Row]:
+    """`control_equal_distance`: joint, random and the method at its distance, and the base.
+
+    Numbers are means over seeds; `minus_method` is the row minus the method.
+    """
+    parts: dict[str, list[Scores]] = {}
+    measured: dict[str, Row] = {}
+    for name in (settings.joint, settings.random, settings.method):
+        points = [(model.id, matched[model.id]) for model in models[name]]
+        parts[name] = [test[point_name(*point)] for point in points]
+        measured[name] = {
+            "distance": _mean([c * distances[model] for model, c in points]),
+            "c": _mean([c for _, c in points]),
+            "loss": _mean([losses[point] for point in points]),
+        }
+    parts["base"] = [test["base"]]
+    measured["base"] = {"distance": 0.0, "c": 0.0, "loss": losses["base", 0.0]}
+    rows = []
+    for name, scores in parts.items():
+        row = {"model": name, **measured[name], **_columns("avg", average(scores))}
+        for kind in ("closed", "open"):
+            part = kinds.get(kind)
+            row |= _columns(kind, average(only(scores, part)) if part else None)
+        itself = name == settings.method
+        gap = None if itself else difference(scores, parts[settings.method])
+        rows.append(row | _columns("minus_method", gap))
+    return rows
+
+
+def path_rows(
+    name: str,
+    models: Sequence[Model],
+    scales: Sequence[float],
+    distances: Mapping[str, float],
+    losses: Mapping[Point, float],
+    validation: Pool,
+    kinds: Mapping[str, Sequence[str]],
+) -> list[Row]:
+    """`control_path`: one method from the base (c = 0) on; scores and distance are seeds' means.
+
+    The loss is that of the first seed's model, which lies at `loss_distance`; None for methods
+    whose losses are not measured.
+    """
+    first = models[0].id
+    rows = []
+    for c in (0.0, *scales):
+        scores = scores_at(validation, models, c) if c else [validation["base"]]
+        rows.append(
+            {
+                "method": name,
+                "c": c,
+                "distance": c * _mean_distance(models, distances),
+                "loss": losses.get((first, c) if c else ("base", 0.0)),
+                "loss_distance": c * distances[first],
+                "validation": mean(scores),
+                **{kind: _mean_of(scores, kinds.get(kind)) for kind in ("closed", "open")},
+            }
+        )
+    return rows
+
+
+def summary(
+    rows: Sequence[Row], gaps: Sequence[Row], equal: Sequence[Row], best: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the README reads: best c, averages, C1 to C4, and all at one distance."""
+    named = dict(zip(best, rows, strict=True))
+    return {
+        "best": dict(best),
+        "averages": {name: _read(row, "avg_best") for name, row in named.items()},
+        "averages_unscaled": {name: _read(row, "avg") for name, row in named.items()},
+        "differences": {row["label"]: _read(row, "difference") for row in gaps},
+        "differences_unscaled": {row["label"]: _read(row, "unscaled") for row in gaps},
+        "verdicts": {row["label"]: row["verdict"] for row in gaps},
+        "verdicts_unscaled": {row["label"]: row["unscaled_verdict"] for row in gaps},
+        "equal_distance": {
+            row["model"]: {key: row[key] for key in ("distance", "c", "loss")}
+            | {key: _read(row, key) for key in ("avg", "closed", "open", "minus_method")}
+            for row in equal
+        },
+    }
+
+
+def _columns(key: str, found: Interval | None) -> Row:
+    names = (key, f"{key}_low", f"{key}_high")
+    return dict(zip(names, found or (None, None, None), strict=True))
+
+
+def _read(row: Row, key: str) -> list[float] | None:
+    """The value and its interval that `_columns` wrote."""
+    return None if row[key] is None else [row[name] for name in _columns(key, None)]
+
+
+def _mean_of(scores: Sequence[Scores], benchmarks: Sequence[str] | None) -> float | None:
+    return mean(only(scores, benchmarks)) if benchmarks else None
+
+
+def _mean_distance(models: Sequence[Model], distances: Mapping[str, float]) -> float:
+    return _mean([distances[model.id] for model in models])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,263 @@
+"""The study `control`: every method at its best distance, and all of them at one distance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eval.studies import compare, control
+from eval.studies.control_text import fate
+from eval.studies.runs import Candidate
+from merit.config import Experiment
+from merit.config_studies import Control
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts
+from tests import synthetic
+from tests.test_study_losses import analytic
+
+METHODS = ["base", "joint-1ep", "random-2", "random-8", "merit-1d", "merit-3d", "joint-shrunk"]
+SETTINGS = Control(others=["merit-1d", "random-2"], seeds=[1], scales=[0.5, 1.5])
+
+# method -> its distance from the base; every method moves along an axis of its own
+DISTANCES = {"joint-1ep": 8.0, "random-8": 3.0, "merit-3d": 4.0, "merit-1d": 5.0, "random-2": 6.0}
+# method -> c -> closed answers that are right, of 20; open-ended ones: four fewer
+RIGHT = {
+    "joint-1ep": {0.5: 18, 1.0: 6, 1.5: 5},
+    "random-8": {0.5: 10, 1.0: 10, 1.5: 8, 4 / 3: 9},  # a tie
+    "merit-3d": {0.5: 8, 1.0: 11, 1.5: 12},
+    "merit-1d": {0.5: 8, 1.0: 9, 1.5: 4},
+    "random-2": {0.5: 8, 1.0: 9, 1.5: 4},
+}
+BASE = 10
+CURVATURE = [1.0, 2.0, 0.5, 1.0, 1.0]  # of the loss along each method's axis
+
+
+def build(root: Path, benchmarks: Sequence[str]) -> tuple[Experiment, Artifacts]:
+    experiment = synthetic.experiment(methods=METHODS, benchmarks=benchmarks)
+    paths = Artifacts("synthetic", root)
+    paths.base.mkdir(parents=True)
+    # loss and distance know only what is trained: the base itself is at 0 but for its last entry
+    start = torch.zeros(synthetic.SHAPE)
+    start[-1, -1] = 10.0
+    save_file({"w": start}, paths.base / "model.safetensors")
+    for i, (name, distance) in enumerate(DISTANCES.items()):
+        theta = start.clone()
+        theta.view(-1)[i] = distance
+        paths.model(f"{name}-s1").mkdir(parents=True)
+        save_file({"w": theta}, paths.model(f"{name}-s1") / "model.safetensors")
+    return experiment, paths
+
+
+def fake_scores(
+    experiment: Experiment,
+    benchmarks: Path,
+    models: Sequence[Candidate],
+    folder: Path,
+    workers: int,
+    label: str,
+) -> dict[str, compare.Scores]:
+    """RIGHT at the c at which each model's own tensor stands."""
+    assert folder.name == ("validation" if benchmarks.name == "validation" else "test")
+    closed, other = experiment.evaluation.benchmarks
+    scores = {}
+    for model in models:
+        n = BASE
+        if model.name != "base":
+            name = model.name.split("-s1-c")[0]
+            position = float(model.tensors()["w"].view(-1)[list(DISTANCES).index(name)])
+            c = position / DISTANCES[name]
+            n = next(n for known, n in RIGHT[name].items() if abs(known - c) < 1e-6)
+        scores[model.name] = {
+            closed: [1.0] * n + [0.0] * (20 - n),
+            other: [1.0] * (n - 4) + [0.0] * (24 - n),
+        }
+    return scores
+
+
+def run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    asked: dict[str, list[str]] = {}
+
+    def score(*arguments: Any) -> dict[str, compare.Scores]:
+        asked[arguments[3].name] = [model.name for model in arguments[2]]
+        return fake_scores(*arguments)
+
+    hessian = np.zeros(int(np.prod(synthetic.SHAPE)))
+    hessian[: len(CURVATURE)] = CURVATURE
+    monkeypatch.setattr(control, "score_models", score)
+    monkeypatch.setattr(control, "open_meter", lambda *args: analytic(np.diag(hessian)))
+    found = control.measure(*build(root, benchmarks), SETTINGS)
+    return json.loads(json.dumps(found)), asked
+
+
+Outcome = tuple[dict[str, Any], dict[str, list[str]]]
+
+
+@pytest.fixture
+def outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    return run(tmp_path, monkeypatch, ["mini_mcq", "mini_describe"])
+
+
+def test_every_point_is_scored_once(outcome: Outcome) -> None:
+    _, asked = outcome
+    assert len(asked["validation"]) == len(set(asked["validation"])) == 1 + 5 * 3
+    assert sorted(asked["test"]) == sorted(
+        [
+            "base",
+            *("joint-1ep-s1-c0.5", "joint-1ep-s1-c1.0"),  # 0.5 is best and merit-3d's distance
+            *("random-8-s1-c0.5", "random-8-s1-c1.0", f"random-8-s1-c{4 / 3}"),
+            *("merit-3d-s1-c1.0", "merit-3d-s1-c1.5"),
+            *("merit-1d-s1-c1.0", "random-2-s1-c1.0"),  # best as they are
+        ]
+    )
+
+
+def test_the_best_scale_is_the_smallest_of_equal_ones() -> None:
+    assert control.best_scale([0.5, 1.0, 1.5], [1.0, 3.0, 2.0]) == 1.0
+    assert control.best_scale([0.5, 1.0, 1.5], [3.0, 3.0 + 1e-13, 2.0]) == 0.5
+
+
+def test_every_method_at_its_best_distance(outcome: Outcome) -> None:
+    result, _ = outcome
+    assert result["summary"]["best"] == {
+        "joint-1ep": 0.5, "random-8": 0.5, "merit-3d": 1.5, "merit-1d": 1.0, "random-2": 1.0,
+    }  # fmt: skip
+    assert result["summary"]["at_edge"] == ["joint-1ep", "random-8", "merit-3d"]
+    rows = {row["method"]: row for row in result["tables"]["control_best"]}
+    row = rows["joint-1ep-scaled"]
+    assert (row["best_c"], row["distance"], row["distance_best"]) == (0.5, 8.0, 4.0)
+    assert row["relative_displacement"] == pytest.approx(4 / 10)
+    # (n + n - 4) / 40
+    assert (row["validation"], row["validation_best"]) == (pytest.approx(20), pytest.approx(80))
+    assert (row["avg"], row["avg_best"]) == (pytest.approx(20), pytest.approx(80))
+    assert row["avg_best_low"] < 80 < row["avg_best_high"]
+    assert (row["closed_best"], row["open_best"]) == (pytest.approx(90), pytest.approx(70))
+
+
+def test_what_remains_of_the_claims(outcome: Outcome) -> None:
+    result, _ = outcome
+    rows = {row["label"]: row for row in result["tables"]["control_differences"]}
+    assert list(rows) == [
+        "C1 merit-3d minus joint-1ep",
+        "C2 random-8 minus joint-1ep",
+        "C2 random-2 minus joint-1ep",
+        "C3 merit-3d minus merit-1d",
+        "C4 merit-1d minus random-2",
+        "C4 merit-3d minus random-8",
+    ]
+    first = rows["C1 merit-3d minus joint-1ep"]
+    assert (first["ours"], first["theirs"]) == ("merit-3d-scaled", "joint-1ep-scaled")
+    assert (first["difference"], first["unscaled"]) == (pytest.approx(-30), pytest.approx(25))
+    assert (first["verdict"], first["unscaled_verdict"]) == ("negative", "positive")
+    same = rows["C4 merit-1d minus random-2"]
+    assert (same["difference"], same["verdict"]) == (0.0, "undecided")
+    found = result["summary"]
+    assert found["differences"]["C1 merit-3d minus joint-1ep"] == [
+        first[key] for key in ("difference", "difference_low", "difference_high")
+    ]
+    assert found["differences_unscaled"]["C4 merit-3d minus random-8"][0] == pytest.approx(5)
+    assert found["num_questions"] == 40
+
+
+def test_all_at_one_distance(outcome: Outcome) -> None:
+    result, _ = outcome
+    rows = {row["model"]: row for row in result["tables"]["control_equal_distance"]}
+    assert list(rows) == ["joint-1ep", "random-8", "merit-3d", "base"]
+    for name in ("joint-1ep", "random-8", "merit-3d"):
+        assert rows[name]["distance"] == pytest.approx(4.0)
+        assert rows[name]["c"] == pytest.approx(4 / DISTANCES[name])
+    # 1/2 h d^2 with d = 4
+    losses = [row["loss"] for row in rows.values()]
+    assert losses == pytest.approx([8.0, 16.0, 4.0, 0.0], rel=1e-6)
+    averages = [row["avg"] for row in rows.values()]
+    assert averages == pytest.approx([80, 35, 45, 40])  # 18, 9, 11 and 10 right
+    assert rows["random-8"]["closed"] == pytest.approx(45)
+    assert rows["random-8"]["open"] == pytest.approx(25)
+    assert rows["joint-1ep"]["minus_method"] == pytest.approx(35)
+    assert rows["merit-3d"]["minus_method"] is None
+    assert rows["base"]["minus_method"] == pytest.approx(-5)
+    equal = result["summary"]["equal_distance"]
+    assert equal["joint-1ep"]["minus_method"][0] == pytest.approx(35)
+    assert equal["merit-3d"]["minus_method"] is None
+
+
+def test_the_path_starts_at_the_base(outcome: Outcome) -> None:
+    rows = [r for r in outcome[0]["tables"]["control_path"] if r["method"] == "merit-3d"]
+    assert [row["c"] for row in rows] == [0.0, 0.5, 1.0, 1.5]
+    assert [row["distance"] for row in rows] == pytest.approx([0, 2, 4, 6])
+    assert [row["loss"] for row in rows] == pytest.approx([0, 1, 4, 9], rel=1e-6)
+    assert [row["validation"] for row in rows] == pytest.approx([40, 30, 45, 50])
+    assert [row["closed"] for row in rows] == pytest.approx([50, 40, 55, 60])
+    thin = [r for r in outcome[0]["tables"]["control_path"] if r["method"] == "merit-1d"]
+    assert [row["loss"] for row in thin] == [0, None, None, None]
+
+
+def test_text_and_figure(outcome: Outcome, tmp_path: Path) -> None:
+    result, _ = outcome
+    said = result["text"]
+    assert "At merit-3d's distance from the base (4, 40.0% of its norm), joint-1ep (c = 0.50)" in (
+        said
+    )
+    assert "random-8 (c = 1.33) has loss 16.000 and scores 45.0 on closed, 25.0 on open" in said
+    assert "At this one distance merit-3d has the lowest loss; the highest average has joint" in (
+        said
+    )
+    assert "joint-1ep is +35.0 [+20.0, +50.0] from it (ahead)" in said
+    assert "C1 merit-3d minus joint-1ep turns from positive to negative (+25.0 [" in said
+    assert "The best c is an end of the grid for joint-1ep, random-8, merit-3d" in said
+    control.draw(result, tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert files == {"control.png", "control.pdf"}
+
+
+def test_without_open_ended_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = run(tmp_path, monkeypatch, ["mini_facts", "mini_science"])
+    tables = result["tables"]
+    assert {row["open"] for row in tables["control_path"]} == {None}
+    assert {row["open_best"] for row in tables["control_best"]} == {None}
+    row = tables["control_equal_distance"][0]
+    assert (row["open"], row["open_low"], row["closed"]) == (None, None, pytest.approx(80))
+    assert result["summary"]["equal_distance"]["joint-1ep"]["open"] is None
+    assert "open-ended" not in result["text"]
+    control.draw(result, tmp_path / "out")
+    assert (tmp_path / "out" / "figures" / "control.png").is_file()
+
+
+def test_the_verdict_s_fate() -> None:
+    assert fate("positive", "positive") == "stays positive"
+    assert fate("positive", "undecided") == "turns from positive to undecided"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"joint": "merit-3d"}, r"studies\.control\.joint`: 'merit-3d' is no joint method"),
+        ({"random": "merit-1d"}, r"studies\.control\.random`: 'merit-1d' is no random method"),
+        ({"method": "random-8"}, r"studies\.control\.method`: 'random-8' is itself random"),
+        ({"method": "joint-1ep"}, r"'joint-1ep' has 1 branches, at least 2"),
+        ({"others": ["merit-2d"]}, r"studies\.control\.others`: found 'merit-2d' with seed 1"),
+        ({"seeds": [1, 2]}, r"studies\.control\.joint`: found 'joint-1ep' with seed 2"),
+        ({"others": ["joint-shrunk"]}, r"'joint-shrunk' has 0 branches"),
+    ],
+)
+def test_other_methods_are_refused(options: dict[str, Any], message: str) -> None:
+    experiment = synthetic.experiment(methods=METHODS, benchmarks=["mini_mcq"])
+    settings = Control.model_validate({"seeds": [1], **options})
+    with pytest.raises(MeritError, match=message):
+        control.chosen_models(experiment, settings)
+
+
+def test_a_model_that_has_not_moved_is_refused() -> None:
+    experiment = synthetic.experiment(methods=METHODS, benchmarks=["mini_mcq"])
+    models = control.chosen_models(experiment, SETTINGS)
+    distances = {f"{name}-s1": distance for name, distance in DISTANCES.items()}
+    with pytest.raises(MeritError, match=r"random-8-s1: a model at distance 0"):
+        control.matched_scales(models, distances | {"random-8-s1": 0.0}, SETTINGS, [0.5, 1.0])

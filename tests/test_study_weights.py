@@ -1,0 +1,192 @@
+"""The study `weights`: one set of branches merged under every reading of merge weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eval.studies import compare, weights
+from eval.studies.runs import Candidate
+from merit.config import Experiment
+from merit.config_studies import Weights
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, write_json
+from tests import synthetic
+
+METHODS = ["joint-1ep", "random-2", "merit-1d", "soup-2"]
+SETTINGS = Weights(methods=["merit-1d", "random-2"], seeds=[1, 2])
+
+# branch -> samples, tokens, loss-bearing tokens, and the first entry of its only tensor
+BRANCHES = {
+    "joint-1ep-s1": (20, 40, 20, 0.4),
+    "joint-1ep-s2": (20, 40, 20, 0.4),
+    "merit-1d-s1-g0": (10, 30, 4, 1.0),
+    "merit-1d-s1-g1": (10, 10, 16, 0.0),
+    "merit-1d-s2-g0": (10, 30, 4, 1.0),
+    "merit-1d-s2-g1": (10, 10, 16, 0.0),
+    "random-2-s1-g0": (10, 20, 10, 0.6),
+    "random-2-s1-g1": (10, 20, 10, 0.6),
+    "random-2-s2-g0": (10, 30, 10, 0.8),
+    "random-2-s2-g1": (10, 10, 10, 0.4),
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> tuple[Experiment, Artifacts]:
+    experiment = synthetic.experiment(seeds=[1, 2], methods=METHODS, benchmarks=["mini_mcq"])
+    paths = Artifacts("synthetic", tmp_path)
+    paths.base.mkdir(parents=True)
+    save_file({"w": torch.zeros(2)}, paths.base / "model.safetensors")
+    for name, (samples, tokens, loss_tokens, value) in BRANCHES.items():
+        paths.branch(name).mkdir(parents=True)
+        save_file({"w": torch.tensor([value, 1.0])}, paths.branch(name) / "model.safetensors")
+        group = int(name[-1]) if "-g" in name else 0
+        counts = {"num_samples": samples, "num_tokens": tokens, "num_loss_tokens": loss_tokens}
+        write_json(paths.manifest(name), {"branch": name, "group": group, **counts})
+    return experiment, paths
+
+
+def fake_scores(
+    experiment: Experiment,
+    benchmarks: Path,
+    models: Sequence[Candidate],
+    folder: Path,
+    workers: int,
+    label: str,
+) -> dict[str, compare.Scores]:
+    """Of 100 questions, as many are right in percent as the merged tensor's first entry says."""
+    assert benchmarks.name == "benchmarks"  # the test split
+    assert len({model.name for model in models}) == len(models)
+    right = {model.name: round(100 * float(model.tensors()["w"][0])) for model in models}
+    return {name: {"mini_mcq": [1.0] * n + [0.0] * (100 - n)} for name, n in right.items()}
+
+
+@pytest.fixture
+def result(tree: tuple[Experiment, Artifacts], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    asked: list[str] = []
+
+    def score(*arguments: Any) -> dict[str, compare.Scores]:
+        asked.extend(model.name for model in arguments[2])
+        return fake_scores(*arguments)
+
+    monkeypatch.setattr(weights, "score_models", score)
+    found = weights.measure(*tree, SETTINGS)
+    return json.loads(json.dumps(found | {"asked": asked}))
+
+
+def test_equal_merge_weights_are_scored_once(result: dict[str, Any]) -> None:
+    assert sorted(result["asked"]) == sorted(
+        [
+            "joint-1ep-s1",
+            "joint-1ep-s2",
+            *(f"merit-1d-s{s}-{r}" for s in (1, 2) for r in ("tokens", "loss_tokens", "samples")),
+            "random-2-s1-tokens",  # all four readings agree
+            "random-2-s2-tokens",
+            "random-2-s2-loss_tokens",
+        ]
+    )
+
+
+def test_weights_and_scores_under_every_reading(result: dict[str, Any]) -> None:
+    rows = {(r["method"], r["reading"]): r for r in result["tables"]["merge_weights_scores"]}
+    assert list(rows)[:4] == [("merit-1d", reading) for reading in weights.READINGS]
+    # w_0 is the first branch's weight times 1: 30 / 40, 4 / 20, 10 / 20, 1 / 2
+    averages = [rows["merit-1d", reading]["avg"] for reading in weights.READINGS]
+    assert averages == pytest.approx([75.0, 20.0, 50.0, 50.0])
+    # random: 0.6 in seed 1; in seed 2 0.75 * 0.8 + 0.25 * 0.4 = 0.7, or 0.6 by the others
+    averages = [rows["random-2", reading]["avg"] for reading in weights.READINGS]
+    assert averages == pytest.approx([65.0, 60.0, 60.0, 60.0])
+
+    own, other = rows["merit-1d", "tokens"], rows["merit-1d", "loss_tokens"]
+    assert (own["minus_own"], own["minus_own_low"]) == (None, None)
+    assert other["minus_own"] == pytest.approx(-55.0)
+    assert other["minus_own_low"] < -55 < other["minus_own_high"] < 0
+    assert own["minus_joint"] == pytest.approx(35.0)
+    assert (own["random"], own["minus_random"]) == ("random-2", pytest.approx(10.0))
+    assert other["minus_random"] == pytest.approx(-40.0)  # random under the same reading
+    assert rows["random-2", "tokens"]["minus_random"] is None
+
+    assert (own["smallest_weight"], own["largest_weight"]) == (0.25, 0.75)
+    assert own["effective_branches"] == pytest.approx(1 / (0.75**2 + 0.25**2))
+    random = rows["random-2", "tokens"]
+    assert (random["smallest_weight"], random["largest_weight"]) == (0.25, 0.75)  # of seed 2
+    assert random["effective_branches"] == pytest.approx((2 + 1.6) / 2)
+    assert rows["random-2", "samples"]["effective_branches"] == pytest.approx(2.0)
+
+
+def test_the_table_of_branches_is_the_first_seeds(result: dict[str, Any]) -> None:
+    rows = result["tables"]["merge_weights"]
+    assert [(row["method"], row["group"]) for row in rows] == [
+        ("merit-1d", 0), ("merit-1d", 1), ("random-2", 0), ("random-2", 1),
+    ]  # fmt: skip
+    assert rows[0] == {
+        "method": "merit-1d", "group": 0, "num_samples": 10, "num_tokens": 30,
+        "num_loss_tokens": 4, "weight_tokens": 0.75, "weight_loss_tokens": 0.2,
+        "weight_samples": 0.5, "weight_uniform": 0.5,
+    }  # fmt: skip
+
+
+def test_summary_text_and_figure(result: dict[str, Any], tmp_path: Path) -> None:
+    found = result["summary"]
+    assert (found["own_reading"], found["joint"], found["num_questions"]) == (
+        "tokens", "joint-1ep", 100,
+    )  # fmt: skip
+    assert found["averages"]["merit-1d"] == pytest.approx(
+        {"tokens": 75.0, "loss_tokens": 20.0, "samples": 50.0, "uniform": 50.0}
+    )
+    assert found["weight_range"]["merit-1d"]["loss_tokens"] == pytest.approx([0.2, 0.8])
+    assert found["largest_change"]["method"] == "merit-1d"
+    assert found["largest_change"]["reading"] == "loss_tokens"
+    assert found["changes"]["random-2"]["difference"] == pytest.approx(-5.0)
+    assert (
+        "0.20 to 0.80 by loss-bearing tokens (1.5 effective branches, average 20.0)"
+        in (result["text"])
+    )
+    assert "merit-1d minus random-2 is +10.0 [" in result["text"]
+    assert "The 2 branches of random-2 weigh" in result["text"]
+    weights.draw(result, tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert files == {"merge_weights.png", "merge_weights.pdf"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Weights(methods=["soup-2"], seeds=[1]), r"studies\.weights\.methods`: 'soup-2' is a soup"),
+        (Weights(methods=["joint-1ep"], seeds=[1]), r"'joint-1ep' has 1 branches, at least 2"),
+        (Weights(methods=["merit-1d"], seeds=[1, 3]), r"found 'merit-1d' with seed 3"),
+        (Weights(methods=["merit-9d"], seeds=[1]), r"found 'merit-9d'"),
+    ],
+)
+def test_other_methods_are_refused(
+    settings: Weights, message: str, tree: tuple[Experiment, Artifacts]
+) -> None:
+    with pytest.raises(MeritError, match=message):
+        weights.measure(*tree, settings)
+
+
+def test_without_joint_training_or_token_counts(tree: tuple[Experiment, Artifacts]) -> None:
+    experiment, paths = tree
+    without = synthetic.experiment(seeds=[1], methods=["merit-1d"], benchmarks=["mini_mcq"])
+    settings = Weights(methods=["merit-1d"], seeds=[1])
+    with pytest.raises(MeritError, match="joint training for one epoch"):
+        weights.measure(without, paths, settings)
+    manifest = read_json(paths.manifest("merit-1d-s1-g1"))
+    write_json(paths.manifest("merit-1d-s1-g1"), manifest | {"num_loss_tokens": None})
+    with pytest.raises(MeritError, match=r"merit-1d-s1: every branch needs a positive"):
+        weights.measure(experiment, paths, settings)
+
+
+def test_without_a_merit_or_random_method_the_largest_is_told(
+    tree: tuple[Experiment, Artifacts],
+) -> None:
+    models = weights.chosen_models(tree[0], SETTINGS)
+    assert weights.largest(tree[0], models) == ["merit-1d", "random-2"]
+    assert weights.largest(tree[0], {"random-2": models["random-2"]}) == ["random-2"]
+    assert weights.partner(tree[0], {"merit-1d": models["merit-1d"]}, "merit-1d") == ""
