@@ -106,10 +106,10 @@ def contrast_bootstrap(
 ) -> tuple[dict[str, Difference], Difference]:
     """sum_i c_i (mean score of i), terms (c_i, scores of i): for each benchmark and the average.
 
-    Questions are resampled within each benchmark (stratified), all terms and seeds together. Seeds
-    are resampled for all benchmarks together; the terms that have several share one draw if
-    `paired_seeds` and they are equally many, otherwise each has its own. A term of one seed is
-    resampled over questions only.
+    Questions are resampled within each benchmark (stratified), all terms together and seeds
+    averaged. To that a resample adds the deviations of seeds that were drawn for all benchmarks
+    together; the terms that have several share one draw if `paired_seeds` and they are equally
+    many, otherwise each has its own. A term of one seed is resampled over questions only.
 
     A seed that was drawn count_s times among n has the weight
 
@@ -117,10 +117,10 @@ def contrast_bootstrap(
 
     with which the resampled mean's variance over seeds is s^2 / n, s^2 the sample variance (n - 1).
     Plain resampling, w_s = count_s / n, would have (n - 1) / n of it: two thirds with three seeds.
-    Two limits. The noise of single answers counts three times, in the seeds' sampling, in the
-    questions' and in both together (the crossed bootstrap's known bias): where seeds and questions
-    matter little beside it, an interval is up to sqrt(3) times too wide. Where seeds dominate and
-    are few, percentiles lie nearer together than Student's t would have them.
+    Two limits. The noise of single answers counts twice, in the seeds' sampling and in the
+    questions' (three times, if seeds' deviations were resampled over questions, too): where seeds
+    and questions matter little beside it, an interval is up to sqrt(2) times too wide. Where seeds
+    dominate and are few, percentiles lie nearer together than Student's t would have them.
 
     The average of a resample is the plain mean over its benchmarks. The p-value is the share of
     resamples <= 0, (1 + count) / (1 + num_resamples), so never 0.
@@ -137,8 +137,8 @@ def contrast_bootstrap(
         columns = _columns(
             [c * found[name] for c, found in zip(coefficients, scores, strict=True)], groups
         )
-        sampled = _resampled_means(columns, name, num_resamples, seed)
-        draws: Array = np.sum(sampled * weights, axis=1)
+        by_question = _resampled_means(columns[:, :1], name, num_resamples, seed)[:, 0]
+        draws: Array = by_question + weights @ columns[:, 1:].mean(axis=0)
         means.append(float(columns[:, 0].mean()))
         per_benchmark[name] = _difference(means[-1], draws, confidence, len(columns))
         resampled.append(draws)
@@ -221,11 +221,8 @@ def _seed_groups(num_seeds: Sequence[int], paired: bool) -> list[list[int]]:
 
 
 def _columns(terms: Sequence[Array], groups: Sequence[Sequence[int]]) -> Array:
-    """What is resampled over questions: (num_questions, 1 + number of seeds that are drawn).
-
-    First the contrast with the mean over seeds, then each drawn seed's deviation from it. As
-    deviations, seeds that agree leave exact zeros.
-    """
+    """(num_questions, 1 + number of seeds that are drawn): the contrast with the mean over seeds,
+    then each drawn seed's deviation from it. As deviations, seeds that agree leave exact zeros."""
     columns = [np.sum([term.mean(axis=0) for term in terms], axis=0)]
     for group in groups:
         by_seed = np.sum([terms[i] for i in group], axis=0)
@@ -234,8 +231,8 @@ def _columns(terms: Sequence[Array], groups: Sequence[Sequence[int]]) -> Array:
 
 
 def _column_weights(num_seeds: Sequence[int], num_resamples: int, seed: int) -> Array:
-    """The factors of `_columns`, (num_resamples, columns): 1, then each group's w_s - 1/n."""
-    weights: list[Array] = [np.ones((num_resamples, 1))]
+    """Each drawn seed's w_s - 1/n, group by group: (num_resamples, number of seeds drawn)."""
+    weights: list[Array] = [np.zeros((num_resamples, 0))]
     for group, n in enumerate(num_seeds):
         generator = np.random.default_rng([seed, SEED_STREAM, group])
         counts = generator.multinomial(n, np.full(n, 1 / n), size=num_resamples)

@@ -12,6 +12,7 @@ from merit.errors import MeritError
 STAGES = {
     "data": "write the mixture, the conversations and the benchmarks",
     "base": "build or load theta0",
+    "other_base": "build the regime map's second theta0",
     "encode": "tokenise the mixture and cache its image embeddings",
     "gradients": "mean gradient of every task at theta0",
     "partition": "cosine matrix, PCA, every method's groups and manifests",
@@ -54,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("experiment")
         if stage in ("train", "merge", "study"):
             command.add_argument("item", help="the branch's, the model's or the study's name")
+    commands.add_parser(
+        "readiness", help="is the base merge-ready? (the study of that name)"
+    ).add_argument("experiment")
     commands.add_parser("repro", help="bring every result up to date, branches side by side")
     commands.add_parser("smoke", help="the whole pipeline at a tiny size in a temporary folder")
     commands.add_parser("ui", help="MLflow's UI on 127.0.0.1").add_argument(
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     track = commands.add_parser("track", help="carry the records into MLflow")
     track.add_argument("action", choices=["sync", "follow"])
-    tune = commands.add_parser("tune", help="search joint training's settings on validation")
+    tune = commands.add_parser("tune", help="search merge-ready settings on validation")
     tune.add_argument("experiment")
     return parser
 
@@ -71,6 +75,10 @@ def _dispatch(options: argparse.Namespace) -> None:
         from merit.launch import run_stage
 
         run_stage(options.command, options.experiment, getattr(options, "item", None))
+    elif options.command == "readiness":
+        from merit.launch import run_stage
+
+        run_stage("study", options.experiment, "readiness")
     elif options.command == "repro":
         from merit.pipeline import repro
 

@@ -24,7 +24,7 @@ from merit.errors import MeritError
 from merit.io.artifacts import REPORTS_DIR, Artifacts, report_name
 from merit.launch import stage_module, stage_name
 from merit.methods import Model, plan
-from merit.studies import STUDIES, Study, active, folder, inputs
+from merit.studies import STUDIES, Study, active, folder, has_other_base, inputs
 
 PIPELINE_FILE = Path("dvc.yaml")
 PAPER_DIR = REPORTS_DIR / "paper"
@@ -32,7 +32,7 @@ LM_TASKS = Path("eval/tasks/mini_text")
 
 # The stages' modules, in the order of the data's flow.
 KINDS = (
-    *("data", "base", "encode", "gradients", "partition"),
+    *("data", "base", "other_base", "encode", "gradients", "partition"),
     *("train", "merge", "evaluate", "study", "report"),
 )
 
@@ -135,6 +135,9 @@ def experiment_stages(experiment: Experiment, level: str = "default") -> dict[st
     mixture = [paths.data / part for part in ("tasks.json", "mixture", *pictures)]
     add("encode", [paths.encoded], [*mixture, paths.base])
     blocks = ["gradients", "training.trainable"]
+    if has_other_base(experiment):
+        settings = ["data", "base", *blocks, "studies.regime.other_base"]
+        add("other_base", [paths.other.folder], [paths.data], settings)
     add("gradients", [paths.gradients], [paths.encoded, theta0], blocks)
     # the mixture's token counts and the batch sizes go into the manifests
     evidence = [paths.gradients, paths.encoded]
@@ -163,11 +166,14 @@ def experiment_stages(experiment: Experiment, level: str = "default") -> dict[st
     )
     studies = active(experiment, level)
     for study in studies:
+        # the map asks of every cell whether it is merge-ready
+        by_rule = study.name == "regime" and experiment.studies.readiness is not None
+        thresholds = ["studies.readiness"] if by_rule else []
         add(
             "study",
             [{str(folder(name, study.name)): {"cache": False}}],  # committed to git
             inputs(study, experiment, paths),
-            [*STUDY_BLOCKS, f"studies.{study.name}"],
+            [*STUDY_BLOCKS, *thresholds, f"studies.{study.name}"],
             study.name,
             code_files(f"eval.studies.{study.name}", stage_module("study")),
         )

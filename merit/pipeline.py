@@ -62,6 +62,9 @@ def _bring_up_to_date(params: Params, experiments: Mapping[str, Experiment]) -> 
     def of_all(kind: str) -> list[str]:
         return [stage_name(kind, name) for name in params.experiments]
 
+    # bases take longest, the map's second one included: side by side, without what leads there
+    _dvc_repro(of_all("data"), params.workers)
+    _dvc_repro(pending(("base", "other_base")), params.workers, alone=True)
     _dvc_repro(of_all("partition"), params.workers)
     _restore(pending(("train",)))
     jobs = branch_jobs(experiments, pending(("train", "merge")))

@@ -18,6 +18,7 @@ from merit.methods import plan
 Part = Literal[
     "data",
     "base",
+    "other_base",
     "encoded",
     "gradients",
     "partition",
@@ -53,7 +54,7 @@ STUDIES: dict[str, Study] = {
         Study("weights", "What a merge weight counts", "default",
               ("data", "base", "branches", "partition")),
         Study("regime", "When does splitting help?", "default",
-              ("data", "base", "encoded", "partition", "branches")),
+              ("data", "base", "other_base", "encoded", "partition", "branches")),
         Study("control", "Every method at its best distance", "default",
               ("data", "base", "encoded", "models")),
         Study("cost", "Wall-clock time", "default", ("branches", "models"),
@@ -89,6 +90,12 @@ def active(experiment: Experiment, level: str) -> list[Study]:
     ]
 
 
+def has_other_base(experiment: Experiment) -> bool:
+    """Whether the regime map asks for a second base."""
+    regime = experiment.studies.regime
+    return regime is not None and regime.other_base is not None
+
+
 def folder(experiment: str, study: str) -> Path:
     """Where a study's result, tables and figures lie; committed to git."""
     return REPORTS_DIR / "studies" / experiment / study
@@ -106,6 +113,7 @@ def inputs(study: Study, experiment: Experiment, paths: Artifacts) -> list[Path]
     found: dict[Part, list[Path]] = {
         "data": [paths.data],
         "base": [paths.base],
+        "other_base": [paths.other.folder] if has_other_base(experiment) else [],
         "encoded": [paths.encoded],
         "gradients": [paths.gradients],
         "partition": [paths.partition],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from PIL import Image
 
 from eval.benchmarks import benchmark, engine_of
 from eval.engine import BenchmarkScore
-from eval.generate import Prompt, generate
+from eval.generate import Batch, Prompt, generate, prepare
 from merit.config import Evaluation, Experiment, load_experiment
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash, write_json
 
 csv.field_size_limit(1 << 30)  # a cell holds an image
+# All models of an experiment share questions and vision part: a process prepares them once.
+_PREPARED: dict[str, list[Batch]] = {}
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -64,20 +67,26 @@ def _answer_images(
     from merit.models import load_model, load_processor, use_one_thread
 
     use_one_thread()
-    prompts: list[Prompt] = []
-    where: list[tuple[str, str]] = []
+    loaded, processor = load_model(model), load_processor(model)
     texts = read_json(target.parent / "prompts.json")
-    for name in settings.benchmarks:
-        for index, image in images_of(benchmarks / benchmark(name).file).items():
-            prompts.append(Prompt(texts[name][index], image))
-            where.append((name, index))
-    answers = generate(
-        load_model(model),
-        load_processor(model),
-        prompts,
-        settings.batch_size,
-        settings.max_new_tokens,
+    files = {name: benchmarks / benchmark(name).file for name in settings.benchmarks}
+    where = [(name, index) for name in settings.benchmarks for index in texts[name]]
+    parts = {n: t.numpy().tobytes() for n, t in loaded.model.visual.state_dict().items()}
+    shared = value_hash(
+        [
+            [hashlib.sha256(part).hexdigest() for part in parts.values()],
+            *map(file_hash, files.values()),
+            texts,
+            settings.batch_size,
+        ]
     )
+    if shared not in _PREPARED:
+        images = {name: images_of(path) for name, path in files.items()}
+        prompts = [Prompt(texts[name][index], images[name][index]) for name, index in where]
+        while len(_PREPARED) > 1:  # the test and the validation split
+            del _PREPARED[next(iter(_PREPARED))]
+        _PREPARED[shared] = prepare(loaded, processor, prompts, settings.batch_size)
+    answers = generate(loaded, processor, _PREPARED[shared], settings.max_new_tokens)
     table: dict[str, dict[str, str]] = {name: {} for name in settings.benchmarks}
     for (name, index), text in zip(where, answers, strict=True):
         table[name][index] = text

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from eval.studies.compare import Scores, average, difference, num_questions, verdict
-from eval.studies.other_base import prepare, with_other_base
 from eval.studies.regime_figures import draw_differences, draw_regime
 from eval.studies.runs import (
     Candidate,
@@ -46,6 +45,7 @@ from merit.data.world.skills import SKILLS
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_array, read_json, value_hash
 from merit.methods import plan
+from merit.stages.other_base import with_other_base
 
 Row = dict[str, Any]
 
@@ -85,7 +85,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Regime) -> dict[
     epochs = check_methods(experiment, settings)
     bases, rates = {OWN: paths}, learning_rates(experiment, settings)
     if settings.other_base is not None:
-        bases[OTHER] = prepare(experiment, paths, folder, settings.other_base)
+        bases[OTHER] = paths.other
     points, runs = [], []
     trained: dict[str, Trained] = {}
     for base, where in bases.items():

@@ -4,6 +4,7 @@ The layout (all under artifacts/<experiment>/, each a DVC output):
 
     data/               tasks.json, mixture/<task>.jsonl, conversations.jsonl, images/, benchmarks/
     base/               theta0 as a Hugging Face folder, records.jsonl, base.json
+    other_base/         base/, encoded/ and partition/similarity.npy of the regime map's second base
     encoded/            the mixture's token ids and cached vision features, memory-mapped
     gradients/          gradients.npy (num_tasks, kept entries), tasks.json (order, norms)
     partition/          similarity.npy, embedding.npy, tables, manifests/<branch>.json
@@ -51,6 +52,11 @@ class Artifacts:
     @property
     def base(self) -> Path:
         return self.folder / "base"
+
+    @property
+    def other(self) -> Artifacts:
+        """The regime map's second base, laid out like an experiment."""
+        return Artifacts("other_base", self.folder)
 
     @property
     def encoded(self) -> Path:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merit.config import Experiment
-from merit.io.artifacts import Artifacts, read_json, read_jsonl, value_hash
+from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json, read_jsonl, value_hash
 from merit.methods import Branch, Model, Plan, plan
 
 STEP_METRICS = (
@@ -298,9 +298,21 @@ def _settings(experiment: Experiment, model: Model) -> dict[str, str]:
     return flatten({**values, "method": {"name": model.method, **own}, "seed": model.seed})
 
 
+def _readiness(experiment: str) -> dict[str, str]:
+    """The verdict of the readiness study, where it has been run."""
+    found = _optional(REPORTS_DIR / "studies" / experiment / "readiness" / "result.json")
+    summary = found.get("summary", {})
+    if "merge_ready" not in summary:
+        return {}
+    return {
+        "merit.merge_ready": str(summary["merge_ready"]).lower(),
+        "merit.readiness": str(summary["verdict"]),
+    }
+
+
 def _common_tags(experiment: Experiment, model: Model) -> dict[str, str]:
     settings = _settings(experiment, model)
-    return {
+    return _readiness(experiment.name) | {
         "merit.experiment": experiment.name,
         "merit.method": model.method,
         "merit.model": model.id,

@@ -35,8 +35,21 @@ def run(name: str, item: str | None = None) -> None:
             records = build(experiment, paths.data, folder)
             lines = "".join(json.dumps(record) + "\n" for record in records)
             (folder / "records.jsonl").write_text(lines, encoding="utf-8")
+        check_finite(folder / "model.safetensors", f"the base of {name}")
         base_hash = file_hash(folder / "model.safetensors")
         write_json(folder / "base.json", {"base_hash": base_hash, "seed": experiment.base.seed})
+
+
+def check_finite(path: Path, what: str) -> None:
+    """Raises MeritError, naming the tensor, where the checkpoint holds a NaN or an infinity."""
+    from merit.io.checkpoints import Checkpoint
+
+    for name, tensor in Checkpoint(path).items():
+        if not bool(tensor.isfinite().all()):
+            raise MeritError(
+                f"{what}: tensor {name!r} of {path.name} is not finite; build or fetch it anew "
+                "(a smaller `learning_rate` in `base.phases`, if it was trained here)"
+            )
 
 
 def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:

@@ -5,6 +5,8 @@ The vision part is frozen from here on, so every branch would compute the same e
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from merit.config import load_experiment
@@ -20,9 +22,10 @@ def run(name: str, item: str | None = None) -> None:
     write_encoded(Artifacts(name))
 
 
-def write_encoded(paths: Artifacts) -> None:
-    """Write `paths.encoded` from `paths.data`, with the features of `paths.base`."""
-    tasks, examples = read_mixture(paths)
+def write_encoded(paths: Artifacts, data: Path | None = None) -> None:
+    """Write `paths.encoded` from `data` (`paths.data`), with the features of `paths.base`."""
+    data = data or paths.data
+    tasks, examples = read_mixture(data)
 
     from merit.models import load_model, load_processor, project, use_one_thread
 
@@ -30,7 +33,7 @@ def write_encoded(paths: Artifacts) -> None:
     model, processor = load_model(paths.base), load_processor(paths.base)
     images = sorted({image for example in examples for image in example.images})
     features = vision_features(
-        model, processor, [paths.data / image for image in images], lambda h: project(model, h)
+        model, processor, [data / image for image in images], lambda h: project(model, h)
     )
     encoded = encode_examples(examples, processor, features, {p: i for i, p in enumerate(images)})
     num_tokens, num_loss_tokens = encoded.num_tokens(), encoded.num_loss_tokens()
@@ -53,27 +56,25 @@ def write_encoded(paths: Artifacts) -> None:
         )
 
 
-def read_mixture(paths: Artifacts) -> tuple[list[str], list[Example]]:
+def read_mixture(data: Path) -> tuple[list[str], list[Example]]:
     """The task names in their order, and all examples, task by task.
 
     Raises MeritError where a task's file is missing, empty or malformed, or holds another task's
     examples, or where an image does not exist.
     """
-    tasks = [entry["task"] for entry in read_json(paths.data / "tasks.json")]
+    tasks = [entry["task"] for entry in read_json(data / "tasks.json")]
     if len(set(tasks)) != len(tasks):
-        raise MeritError(f"{paths.data}/tasks.json: a task is listed twice")
+        raise MeritError(f"{data}/tasks.json: a task is listed twice")
     examples: list[Example] = []
     for task in tasks:
-        path = paths.data / "mixture" / f"{task}.jsonl"
+        path = data / "mixture" / f"{task}.jsonl"
         for number, example in enumerate(read_examples(path), start=1):
             if example.task != task:
                 raise MeritError(
                     f"{path}, line {number}: key `task`: found {example.task!r}, expected {task!r}"
                 )
             for image in example.images:
-                if not (paths.data / image).is_file():
-                    raise MeritError(
-                        f"{path}, line {number}: image {paths.data / image} does not exist"
-                    )
+                if not (data / image).is_file():
+                    raise MeritError(f"{path}, line {number}: image {data / image} does not exist")
             examples.append(example)
     return tasks, examples

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from merit.data.text import inference, knowledge, reading, stories, writing
+from merit.data.text import inference, knowledge, stories, writing
 from merit.data.text.items import Item, Make, Part, draw
 from merit.errors import MeritError
 
@@ -35,7 +35,7 @@ RECIPES: Mapping[str, Recipe] = {
     "mini_twofold": Recipe((knowledge.which_animal,), "question : {question} {options} ?"),
     "mini_endings": Recipe((stories.ending,), "how does it end ? {passage}"),
     "mini_whois": Recipe((stories.who,), "{passage} {pronoun} is who ?"),
-    "mini_passages": Recipe((reading.yes_no,), "text : {passage} question : {question}"),
+    "mini_passages": Recipe((inference.two_way,), "text : {premise} question : {claim}"),
     "mini_crosslingual": Recipe(
         (inference.entailment, inference.other_entailment),
         "premise : {premise} claim : {claim} is it so ?",
