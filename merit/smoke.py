@@ -71,6 +71,10 @@ METHODS: dict[str, Any] = {
     "merit-1d": {"partition": "merit", "axes": 1},
     "joint-shrunk": {"partition": "shrunk", "source": "joint-1ep", "match": "merit-1d"},
 }
+STUDIES: dict[str, Any] = {
+    "readiness": {"random": "random-2", "num_examples": 32, "num_points": 3},
+    "cost": {"methods": ["merit-1d"]},
+}
 
 
 def smoke() -> None:
@@ -123,7 +127,7 @@ def prepare(folder: Path) -> None:
 def tiny(experiment: Experiment) -> Experiment:
     """`experiment` at a tiny size. Raises pydantic's ValidationError for a misspelled override."""
     values = _merged(experiment.model_dump(mode="json"), OVERRIDES)
-    values |= {"methods": METHODS, "studies": {"cost": {"methods": ["merit-1d"]}}}
+    values |= {"methods": METHODS, "studies": STUDIES}
     for phase, num_steps in zip(values["base"]["phases"], NUM_STEPS, strict=True):
         phase["num_steps"] = num_steps
     return Experiment.model_validate(values)

@@ -131,10 +131,15 @@ def test_a_model_whose_file_is_cut_or_lacks_a_tensor_is_refused(tiny: Tiny, tmp_
 
 # --- the merge stage ----------------------------------------------------------------------------
 
+COUNTS = (
+    {"num_tokens": 10, "num_loss_tokens": 3, "num_samples": 1},
+    {"num_tokens": 30, "num_loss_tokens": 2, "num_samples": 7},
+)
+
 
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
-    """Base and two branches of merit-1d, 10 and 30 tokens; the working directory is theirs."""
+    """Base and two branches of merit-1d; the working directory is theirs."""
     monkeypatch.chdir(tmp_path)
     settings = synthetic.experiment(methods=("merit-1d",)).model_dump(mode="json")
     settings["report"]["partition"] = None
@@ -143,12 +148,12 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
     paths = Artifacts("synthetic")
     saved(paths.base / "model.safetensors", BASE)
     atomic_write(paths.base / "config.json", "{}")
-    for k, (shift, num_tokens) in enumerate([(1.0, 10), (5.0, 30)]):
+    for k, (shift, counts) in enumerate(zip((1.0, 5.0), COUNTS, strict=True)):
         name = f"merit-1d-s1-g{k}"
         saved(paths.branch(name) / "model.safetensors", branch(shift))
         base_hash = file_hash(paths.base / "model.safetensors")
         write_json(paths.branch(name) / "summary.json", {"base_hash": base_hash})
-        write_json(paths.manifest(name), {"num_tokens": num_tokens})
+        write_json(paths.manifest(name), counts)
     return paths
 
 
@@ -168,9 +173,85 @@ def test_the_merge_by_hand(experiment: Artifacts) -> None:
     }
     record = read_json(folder / "merge.json")
     assert record["merge_weights"] == [0.25, 0.75]
-    assert record["num_tokens"] == 40
+    assert record["weighted_by"] == "tokens"
+    assert (record["num_tokens"], record["num_loss_tokens"]) == (40, 5)
     assert record["displacement"] == pytest.approx(4 * 10**0.5)
     assert sorted(contents(folder)) == ["config.json", "merge.json", "model.safetensors"]
+
+
+def weighted_by(reading: str) -> None:
+    """Set `merge_weights` of the experiment in the working directory."""
+    path = Path("experiments/synthetic.yaml")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(values | {"merge_weights": reading}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("reading", "weights"),
+    [
+        ("tokens", [0.25, 0.75]),
+        ("loss_tokens", [0.6, 0.4]),
+        ("samples", [0.125, 0.875]),
+        ("uniform", [0.5, 0.5]),
+    ],
+)
+def test_a_merge_of_every_reading_by_hand(
+    experiment: Artifacts, reading: str, weights: list[float]
+) -> None:
+    """Shifts 1 and 5: the merged model is shifted by w_0 + 5 w_1."""
+    weighted_by(reading)
+    merge.run("synthetic", "merit-1d-s1")
+    folder = experiment.model("merit-1d-s1")
+    record = read_json(folder / "merge.json")
+    assert (record["merge_weights"], record["weighted_by"]) == (weights, reading)
+    assert (record["num_tokens"], record["num_loss_tokens"]) == (40, 5)  # whatever weighs
+    shift = weights[0] + 5 * weights[1]
+    merged = Checkpoint(folder / "model.safetensors")
+    assert merged.read("a").tolist() == (BASE["a"] + shift).tolist()
+    assert record["displacement"] == pytest.approx(shift * 10**0.5)
+
+
+@pytest.mark.parametrize(
+    ("reading", "key", "bad"),
+    [
+        ("loss_tokens", "num_loss_tokens", None),
+        ("loss_tokens", "num_loss_tokens", 0),
+        ("samples", "num_samples", None),
+        ("tokens", "num_tokens", 0),
+        ("tokens", "num_tokens", None),
+    ],
+)
+def test_a_manifest_without_its_count_is_refused(
+    experiment: Artifacts, reading: str, key: str, bad: int | None
+) -> None:
+    """By one line with folder, model and key; nothing is written."""
+    weighted_by(reading)
+    manifest = {name: count for name, count in COUNTS[1].items() if name != key}
+    if bad is not None:
+        manifest[key] = bad
+    write_json(experiment.manifest("merit-1d-s1-g1"), manifest)
+    with pytest.raises(MeritError) as caught:
+        merge.run("synthetic", "merit-1d-s1")
+    assert str(caught.value) == (
+        f"{experiment.partition / 'manifests'}: merit-1d-s1: every branch needs a positive "
+        f"`{key}`, found [{COUNTS[0][key]}, {bad}]; run the partition stage again"
+    )
+    assert not experiment.model("merit-1d-s1").exists()
+
+
+@pytest.mark.xfail(raises=KeyError, strict=True, reason="merge.json's counts are not looked after")
+@pytest.mark.parametrize(
+    ("reading", "key"),
+    [("tokens", "num_loss_tokens"), ("uniform", "num_loss_tokens"), ("uniform", "num_tokens")],
+)
+def test_a_count_that_does_not_weigh_is_needed_for_the_record(
+    experiment: Artifacts, reading: str, key: str
+) -> None:
+    weighted_by(reading)
+    manifest = {name: count for name, count in COUNTS[1].items() if name != key}
+    write_json(experiment.manifest("merit-1d-s1-g1"), manifest)
+    with pytest.raises(MeritError, match=f"manifests.*`{key}`.*run the partition stage again$"):
+        merge.run("synthetic", "merit-1d-s1")
 
 
 def other_base(paths: Artifacts) -> None:

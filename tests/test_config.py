@@ -142,6 +142,16 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ("methods.merit-1d.axes", 11, "key `methods.merit-1d.axes`: found 11: "),
         ("training.trainable", ["decodr"], "key `training.trainable.0`: found 'decodr': "),
         ("training.optimizer.betas", [0.9], "key `training.optimizer.betas.1` is missing"),
+        (
+            "merge_weights",
+            "token",
+            "key `merge_weights`: found 'token': Input should be 'tokens', 'loss_tokens', "
+            "'samples' or 'uniform'",
+        ),
+        ("merge_weight", "tokens", "unknown key `merge_weight`. Did you mean `merge_weights`?"),
+        ("merge_weights", ["tokens"], "key `merge_weights`: found ['tokens']: "),
+        ("data.num_new_skills", 17, "key `data.num_new_skills`: found 17: "),
+        ("training.optimizer.algorithm", "muom", "key `training.optimizer.algorithm`: found 'muom"),
         ("methods", {}, "key `methods`: found {}: "),
         ("methods.joint-1ep.seeds", [-1], "key `methods.joint-1ep.seeds.0`: found -1: "),
         ("methods.joint-1ep.when", "never", "key `methods.joint-1ep.when`: found 'never': "),
@@ -212,6 +222,20 @@ def test_a_mistake_is_named(tmp_path: Path, key: str, value: Any, message: str) 
     values = settings()
     set_at(values, key, value)
     assert refusal(tmp_path, values).startswith(message)
+
+
+def test_an_unknown_reading_of_merge_weights_is_one_line(tmp_path: Path) -> None:
+    message = refusal(tmp_path, settings() | {"merge_weights": "token"})
+    assert len(message.splitlines()) == 1
+    assert "`merge_weights`" in message
+
+
+@pytest.mark.parametrize("reading", ["tokens", "loss_tokens", "samples", "uniform"])
+def test_every_reading_of_merge_weights_is_read(tmp_path: Path, reading: str) -> None:
+    assert Experiment.model_validate(settings()).merge_weights == "tokens"  # if none is given
+    values = settings() | {"merge_weights": reading}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert load_experiment("tiny", tmp_path).merge_weights == reading
 
 
 @pytest.mark.parametrize("key", ["curves", "partition"])

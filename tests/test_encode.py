@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from merit.data.encode import IGNORED, Encoded, mrope_positions
-from merit.data.examples import IMAGE_TOKEN, Example, load_image
+from merit.data.encode import IGNORED, Encoded, encode_examples, mrope_positions
+from merit.data.examples import IMAGE_TOKEN, Example, load_image, make_example
 from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from merit.models import SPECIAL_TOKENS
+from merit.stages.encode import write_encoded
 from merit.training import forward_loss
 from tests.conftest import Tiny
 
@@ -91,6 +94,50 @@ def test_loss_lies_on_the_answers_and_their_end_marks_alone(tiny: Tiny) -> None:
         tiny.encoded.num_loss_tokens(),
         [int((piece(tiny.encoded.labels, tiny, i) != IGNORED).sum()) for i in range(15)],
     )
+
+
+def test_every_token_of_a_sequence_counts(tiny: Tiny) -> None:
+    """Image, marks, prompts and answers, by hand; loss lies on answers and their end marks."""
+    examples = [
+        make_example("text", "t", [("say yes .", "yes .")], ()),
+        make_example("image", "t", [("what color ?", "red"), ("say yes .", "yes .")], ("x.png",)),
+    ]
+    features = np.zeros((1, 16, 32), dtype=np.float32)  # 56 pixels, patches of 7, merged 2 x 2
+    found = encode_examples(examples, tiny.processor, features, {"x.png": 0})
+    # user turn: start, "user", 3 words, end; assistant's: start, "assistant", answer, end
+    text = (1 + 1 + 3 + 1) + (1 + 1 + 2 + 1)
+    # the image stands between two marks of its own, in the first prompt
+    image = (1 + 1 + (1 + 16 + 1) + 3 + 1) + (1 + 1 + 1 + 1)
+    assert found.num_tokens().tolist() == [text, image + text] == [11, 39]
+    assert found.num_loss_tokens().tolist() == [2 + 1, (1 + 1) + (2 + 1)]
+    assert int((found.tokens == tiny.model.config.image_token_id).sum()) == 16
+
+
+def test_all_tokens_are_those_of_the_processor(tiny: Tiny) -> None:
+    assert tiny.encoded.num_tokens().tolist() == [
+        len(reference(tiny, example)["input_ids"][0]) for example in tiny.examples
+    ]
+    assert (tiny.encoded.num_tokens() > tiny.encoded.num_loss_tokens()).all()
+
+
+def test_the_encode_stage_writes_both_counts_of_every_task(tiny: Tiny, tmp_path: Path) -> None:
+    """tasks.json: sums over the task's examples, in the order of data/tasks.json."""
+    data, paths = tmp_path / "data", Artifacts("x", tmp_path)
+    rows = {
+        "a": [make_example("a-0", "a", [("say yes .", "yes .")], ("x.png",))],
+        "b": [make_example(f"b-{i}", "b", [("say yes .", "yes")], ("x.png",)) for i in range(2)],
+    }
+    for task, examples in rows.items():
+        write_jsonl(data / "mixture" / f"{task}.jsonl", [e.to_json() for e in examples])
+    write_json(data / "tasks.json", [{"task": "b"}, {"task": "a"}])
+    Image.new("RGB", (56, 56)).save(data / "x.png")
+    tiny.model.save_pretrained(paths.base)
+    tiny.processor.save_pretrained(paths.base)
+    write_encoded(paths, data)
+    assert read_json(paths.encoded / "tasks.json") == [
+        {"task": "b", "num_samples": 2, "num_tokens": 2 * (10 + 18), "num_loss_tokens": 2 * 2},
+        {"task": "a", "num_samples": 1, "num_tokens": 11 + 18, "num_loss_tokens": 3},
+    ]
 
 
 def test_a_padded_batch_has_the_token_mean_of_its_examples_losses(tiny: Tiny) -> None:

@@ -136,7 +136,7 @@ def mixture(tmp_path: Path) -> Artifacts:
 
 
 def test_the_mixture_is_read_task_by_task(mixture: Artifacts) -> None:
-    tasks, examples = read_mixture(mixture)
+    tasks, examples = read_mixture(mixture.data)
     assert tasks == ["a", "b"]
     assert [example.task for example in examples] == ["a", "a", "b", "b"]
 
@@ -145,19 +145,19 @@ def test_a_missing_image_is_named_with_the_line_that_asks_for_it(mixture: Artifa
     rows = [{**GOOD, "task": "b"}, {**GOOD, "task": "b", "images": ["images/y.png"]}]
     write_jsonl(mixture.data / "mixture" / "b.jsonl", rows)
     with pytest.raises(MeritError, match=r"b\.jsonl, line 2: image .*images/y\.png does not exist"):
-        read_mixture(mixture)
+        read_mixture(mixture.data)
 
 
 def test_another_tasks_example_is_named(mixture: Artifacts) -> None:
     write_jsonl(mixture.data / "mixture" / "b.jsonl", [GOOD])
     with pytest.raises(MeritError, match=r"b\.jsonl, line 1: key `task`: found 'a', expected 'b'"):
-        read_mixture(mixture)
+        read_mixture(mixture.data)
 
 
 def test_a_task_without_examples_is_refused(mixture: Artifacts) -> None:
     write_jsonl(mixture.data / "mixture" / "b.jsonl", [])
     with pytest.raises(MeritError, match=r"b\.jsonl: zero examples"):
-        read_mixture(mixture)
+        read_mixture(mixture.data)
 
 
 def test_a_task_listed_twice_is_refused(mixture: Artifacts) -> None:
@@ -165,4 +165,4 @@ def test_a_task_listed_twice_is_refused(mixture: Artifacts) -> None:
         mixture.data / "tasks.json", [*read_json(mixture.data / "tasks.json"), {"task": "a"}]
     )
     with pytest.raises(MeritError, match=r"tasks\.json: a task is listed twice"):
-        read_mixture(mixture)
+        read_mixture(mixture.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from merit.core.merge.average import interpolate, matching_alpha, token_weights, weighted_average
+from merit.core.merge.average import interpolate, matching_alpha, merge_weights, weighted_average
 from merit.core.merge.deltas import leading_triplets, polar_factor
 from merit.core.merge.iso import iso_c, iso_cts
 from merit.core.merge.star import star
@@ -39,10 +40,53 @@ def diagonal(*values: float) -> Tensor:
 
 
 def test_weighted_average_by_hand() -> None:
-    merge_weights = token_weights([100, 300])
-    assert merge_weights == [0.25, 0.75]
-    merged = weighted_average([torch.tensor([4.0, 0.0]), torch.tensor([8.0, -4.0])], merge_weights)
+    weights = merge_weights([{"num_tokens": 100}, {"num_tokens": 300}], "tokens")
+    assert weights == [0.25, 0.75]
+    merged = weighted_average([torch.tensor([4.0, 0.0]), torch.tensor([8.0, -4.0])], weights)
     assert merged.tolist() == [7.0, -3.0]
+
+
+COUNTS = [
+    {"num_tokens": 600, "num_loss_tokens": 10, "num_samples": 30},
+    {"num_tokens": 200, "num_loss_tokens": 70, "num_samples": 10},
+]
+
+
+@pytest.mark.parametrize(
+    ("reading", "expected"),
+    [
+        ("tokens", [600 / 800, 200 / 800]),
+        ("loss_tokens", [10 / 80, 70 / 80]),
+        ("samples", [30 / 40, 10 / 40]),
+        ("uniform", [1 / 2, 1 / 2]),
+    ],
+)
+def test_merge_weights_of_every_reading_by_hand(reading: str, expected: list[float]) -> None:
+    assert merge_weights(COUNTS, reading) == expected
+    assert merge_weights(COUNTS[:1], reading) == [1.0]
+    assert merge_weights(COUNTS * 3, reading) == pytest.approx([w / 3 for w in expected * 3])
+
+
+@pytest.mark.parametrize("bad", [None, 0, -3])
+@pytest.mark.parametrize("reading", ["tokens", "loss_tokens", "samples"])
+def test_a_count_that_is_missing_or_not_positive_is_named(reading: str, bad: int | None) -> None:
+    key = f"num_{reading}"
+    branch = {name: count for name, count in COUNTS[1].items() if name != key}
+    if bad is not None:
+        branch[key] = bad
+    found = re.escape(f"every branch needs a positive `{key}`, found [{COUNTS[0][key]}, {bad}]")
+    with pytest.raises(ValueError, match=f"^{found}$"):
+        merge_weights([COUNTS[0], branch], reading)
+    assert merge_weights([COUNTS[0], branch], "uniform") == [0.5, 0.5]  # counts do not matter
+
+
+def test_weights_of_no_branch_and_of_an_unknown_reading_are_refused() -> None:
+    with pytest.raises(ValueError, match="^every branch needs a positive `num_tokens`, found"):
+        merge_weights([], "tokens")
+    with pytest.raises(
+        ValueError, match="^merge weights are tokens, loss_tokens, samples or uniform, not 'token'$"
+    ):
+        merge_weights(COUNTS, "token")
 
 
 def test_average_casts_once() -> None:
@@ -57,13 +101,13 @@ def test_average_casts_once() -> None:
 @given(seed=seeds, counts=st.lists(st.integers(1, 10**9), min_size=1, max_size=8))
 def test_averaging_identical_branches_is_exact(seed: int, counts: list[int]) -> None:
     tensor = random_branches(seed)[0]
-    assert torch.equal(weighted_average([tensor] * len(counts), token_weights(counts)), tensor)
+    weights = merge_weights([{"num_tokens": count} for count in counts], "tokens")
+    assert sum(weights) == pytest.approx(1.0)
+    assert torch.equal(weighted_average([tensor] * len(counts), weights), tensor)
 
 
 def test_average_refuses_what_does_not_fit() -> None:
     ones = torch.ones(2)
-    with pytest.raises(ValueError, match="positive number of tokens"):
-        token_weights([3, 0])
     with pytest.raises(ValueError, match="add up to"):
         weighted_average([ones, ones], [0.5, 0.6])
     with pytest.raises(ValueError, match="shapes differ"):
@@ -208,7 +252,7 @@ def test_star_keeps_the_nuclear_norm(seed: int, eta: float) -> None:
 @given(seed=seeds)
 def test_star_without_truncation_is_the_average(seed: int) -> None:
     base, *branches = random_branches(seed)
-    average = weighted_average(branches, token_weights([1] * 3))
+    average = weighted_average(branches, [1 / 3] * 3)
     assert_close(star(base, branches, eta=1.0), average, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="eta"):
         star(base, branches, eta=0.0)

@@ -14,10 +14,16 @@ from merit.stages.partition import Evidence, assign, budget, build_manifests, ch
 from tests import synthetic
 
 TASKS = [
-    {"task": name, "num_samples": samples, "num_tokens": tokens}
-    for name, samples, tokens in [("a", 10, 35), ("b", 20, 40), ("c", 30, 45), ("d", 40, 50)]
+    {"task": name, "num_samples": samples, "num_tokens": tokens, "num_loss_tokens": loss_tokens}
+    for name, samples, tokens, loss_tokens in [
+        ("a", 10, 35, 4),
+        ("b", 20, 40, 6),
+        ("c", 30, 45, 8),
+        ("d", 40, 50, 12),
+    ]
 ]
 ONE_EPOCH = 35 + 40 + 45 + 50
+ONE_EPOCH_LOSS = 4 + 6 + 8 + 12
 # axis 0: a, b | c, d is not balanced (30 : 70), a, b, c | d is (60 : 40)
 EMBEDDING = np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 0.0]])
 # a and d conflict most; b is close to a, c to d
@@ -222,40 +228,40 @@ def test_manifests_by_hand() -> None:
         "tasks": ["a", "b", "c"],
         "num_samples": 60,
         "num_tokens": 120,
+        "num_loss_tokens": 18,
         "batch_size": synthetic.BATCH_SIZE,
         "partition_hash": manifests["merit-1d-s1-g1"]["partition_hash"],
     }
     assert manifests["merit-1d-s1-g1"]["tasks"] == ["d"]
-    assert manifests["merit-1d-2ep-s1-g1"]["num_tokens"] == 2 * 50
+    twice = manifests["merit-1d-2ep-s1-g1"]
+    assert (twice["num_tokens"], twice["num_loss_tokens"]) == (2 * 50, 2 * 12)
+    assert twice["num_samples"] == 40  # samples do not count epochs
     joint = manifests["joint-1ep-s1"]
     assert (joint["tasks"], joint["num_tokens"]) == (["a", "b", "c", "d"], ONE_EPOCH)
     assert joint["batch_size"] == 16  # joint training alone has a batch size of its own
-    assert manifests["joint-0.5ep-s1"]["num_tokens"] == ONE_EPOCH / 2
+    half = manifests["joint-0.5ep-s1"]
+    assert (half["num_tokens"], half["num_loss_tokens"]) == (ONE_EPOCH / 2, ONE_EPOCH_LOSS / 2)
 
 
 def test_every_method_spends_its_epochs_of_the_mixture() -> None:
     planned, manifests = made(**METHODS)
     check_budgets(planned, manifests, TASKS)
-    due = {
-        model.method: budget(model, planned.branches, ONE_EPOCH)
-        for model in planned.models.values()
+    passes = {name: 1.0 for name in METHODS} | {
+        "joint-0.5ep": 0.5,
+        "soup-2": 2.0,  # a whole run each
+        "merit-2ep": 2.0,
     }
-    assert due == {
-        "joint-1ep": ONE_EPOCH,
-        "joint-0.5ep": ONE_EPOCH / 2,
-        "soup-2": 2 * ONE_EPOCH,
-        "random-4": ONE_EPOCH,
-        "merit-1d": ONE_EPOCH,
-        "merit-2ep": 2 * ONE_EPOCH,
-        "rawpca-1d": ONE_EPOCH,
-        "kmeans-2": ONE_EPOCH,
-        "conflict-2": ONE_EPOCH,
-    }
-    spent = {
-        model.method: sum(manifests[branch]["num_tokens"] for branch in model.branches)
-        for model in planned.models.values()
-    }
-    assert spent == due
+    for key, one_epoch in (("num_tokens", ONE_EPOCH), ("num_loss_tokens", ONE_EPOCH_LOSS)):
+        due = {
+            model.method: budget(model, planned.branches, one_epoch)
+            for model in planned.models.values()
+        }
+        assert due == {name: times * one_epoch for name, times in passes.items()}
+        spent = {
+            model.method: sum(manifests[branch][key] for branch in model.branches)
+            for model in planned.models.values()
+        }
+        assert spent == due
     # every task lies in exactly one group of a partition
     labels = ("random-4", "merit-1d", "rawpca-1d", "kmeans-2", "conflict-2-within")
     for label in (f"{label}-s1" for label in labels):
@@ -263,11 +269,12 @@ def test_every_method_spends_its_epochs_of_the_mixture() -> None:
         assert sorted(tasks) == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("key", ["num_tokens", "num_loss_tokens"])
 @pytest.mark.parametrize("branch", ["merit-1d-s1-g0", "random-4-s1-g3", "joint-0.5ep-s1"])
-def test_a_wrong_budget_is_refused(branch: str) -> None:
+def test_a_wrong_budget_is_refused(branch: str, key: str) -> None:
     planned, manifests = made(**METHODS)
-    manifests[branch]["num_tokens"] += 10
-    with pytest.raises(AssertionError, match=r"-s1 spends \d+ tokens, its budget is"):
+    manifests[branch][key] += 10
+    with pytest.raises(AssertionError, match=rf"-s1: `{key}` is \d+, its budget \d+"):
         check_budgets(planned, manifests, TASKS)
 
 
@@ -275,7 +282,7 @@ def test_budgets_are_held_against_the_mixture_not_against_joint_training() -> No
     planned, manifests = made(**{"merit-1d": METHODS["merit-1d"]})
     check_budgets(planned, manifests, TASKS)
     manifests["merit-1d-s1-g1"]["num_tokens"] = 0
-    with pytest.raises(AssertionError, match="merit-1d-s1 spends 120 tokens, its budget is 170"):
+    with pytest.raises(AssertionError, match="merit-1d-s1: `num_tokens` is 120, its budget 170"):
         check_budgets(planned, manifests, TASKS)
 
 
@@ -310,6 +317,7 @@ def test_kmeans_refuses_more_groups_than_directions() -> None:
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("soup")])
 def test_a_task_without_examples_is_refused(method: str) -> None:
     planned = plan(with_methods(m=METHODS[method]))
-    tasks = [*TASKS[:2], {"task": "c", "num_samples": 0, "num_tokens": 0}, TASKS[3]]
+    empty = {"task": "c", "num_samples": 0, "num_tokens": 0, "num_loss_tokens": 0}
+    tasks = [*TASKS[:2], empty, TASKS[3]]
     with pytest.raises(MeritError, match=r"^partition '.*': task 'c' has 0 samples; remove it"):
         assign(planned, evidence(tasks))

@@ -43,7 +43,8 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
     paths = Artifacts("tiny")
     names = [f"task-{i:02d}" for i in range(NUM_TASKS)]
     tasks = [
-        {"task": name, "num_samples": 10 + i, "num_tokens": 31 + 7 * i}
+        {"task": name, "num_samples": 10 + i}
+        | {"num_tokens": 131 + 7 * i, "num_loss_tokens": 31 - 2 * i}
         for i, name in enumerate(names)
     ]
     write_json(paths.encoded / "tasks.json", tasks)
@@ -92,9 +93,12 @@ def test_every_partition_covers_the_mixture_once(paths: Artifacts) -> None:
         assert {m["num_groups"] for m in manifests} == {len(manifests)}
         held = [task for m in manifests for task in m["tasks"]]
         assert sorted(held) == [entry["task"] for entry in tasks]
-        for key in ("num_samples", "num_tokens"):
+        for key in ("num_samples", "num_tokens", "num_loss_tokens"):
             assert sum(m[key] for m in manifests) == sum(entry[key] for entry in tasks)
-        assert all(m["tasks"] and m["num_tokens"] > 0 for m in manifests)
+        assert all(m["tasks"] and m["num_tokens"] > m["num_loss_tokens"] > 0 for m in manifests)
+    header, first = (paths.partition / "partitions.csv").read_text("utf-8").splitlines()[:2]
+    assert header.split(",")[:4] == ["task", "num_samples", "num_tokens", "num_loss_tokens"]
+    assert first.split(",")[:4] == ["task-00", "10", "131", "31"]
 
 
 def test_a_second_run_writes_the_same_bytes(paths: Artifacts) -> None:
@@ -116,3 +120,34 @@ def test_gradients_of_other_tasks_are_refused(paths: Artifacts) -> None:
     write_json(paths.gradients / "tasks.json", {"tasks": ["another"]})
     with pytest.raises(MeritError, match=r"gradients: made for other tasks; run the gradients"):
         run("default", paths)
+
+
+# --- token counts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["num_tokens", "num_loss_tokens"])
+@pytest.mark.parametrize("bad", [None, "many", 1.5])
+def test_a_task_of_unknown_token_counts_is_refused(paths: Artifacts, key: str, bad: Any) -> None:
+    """By one line that names file, task and key; nothing is written."""
+    path = paths.encoded / "tasks.json"
+    tasks = read_json(path)
+    if bad is None:
+        del tasks[4][key]
+    else:
+        tasks[4][key] = bad
+    write_json(path, tasks)
+    with pytest.raises(MeritError) as caught:
+        run("default", paths)
+    assert str(caught.value) == (
+        f"{path}: task 'task-04': key `{key}`: found {bad!r}, expected a number of tokens; run "
+        "the encode stage again"
+    )
+    assert not paths.partition.exists()
+
+
+def test_known_token_counts_pass() -> None:
+    counts = {"num_tokens": 9, "num_loss_tokens": 2}
+    partition.check_token_counts([{"task": "a", **counts}], Path("tasks.json"))
+    partition.check_token_counts([], Path("tasks.json"))
+    with pytest.raises(MeritError, match=r"^x\.json: task 'b': key `num_tokens`: found None, "):
+        partition.check_token_counts([{"task": "a", **counts}, {"task": "b"}], Path("x.json"))

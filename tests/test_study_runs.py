@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from eval.engine import BenchmarkScore
-from eval.studies import compare, mergers, other_base, regime, runs, sgd
+from eval.studies import compare, mergers, regime, runs, sgd
 from merit.config import (
     Architecture,
     Base,
@@ -38,7 +38,8 @@ from merit.core.merge.tsv import tsv
 from merit.data.world.conversations import NEW_SKILLS
 from merit.data.world.skills import SKILLS
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, read_json, read_jsonl, write_json
+from merit.io.artifacts import Artifacts, atomic_folder, file_hash, read_json, read_jsonl, write_json
+from merit.stages import other_base
 from merit.stages.partition import Evidence, assign
 from merit.training import build_optimizers, step_all
 from tests import synthetic
@@ -702,7 +703,8 @@ def test_the_whole_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two bases, two rates; every trained model scores by where it stands, nothing is trained."""
     settings, paths = map_tree(tmp_path)
     settings = with_phases(settings)
-    _, other = map_tree(tmp_path, "other_base")
+    _, other = map_tree(paths.folder, "other_base")
+    assert (other.folder, other.experiment) == (paths.other.folder, paths.other.experiment)
     trained: list[runs.Run] = []
 
     def train(wanted: list[runs.Run], *arguments: object) -> dict[str, runs.Trained]:
@@ -731,7 +733,6 @@ def test_the_whole_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(regime, "train_runs", train)
     monkeypatch.setattr(regime, "score_models", score)
-    monkeypatch.setattr(regime, "prepare", lambda *arguments: other)
     monkeypatch.setattr(regime, "load_params", lambda: Params(experiments=["synthetic"]))
     asked = SETTINGS.model_copy(update={"other_base": OTHER_BASE})
     result = regime.measure(settings, paths, asked)
@@ -815,7 +816,7 @@ def test_an_other_base_that_cannot_be_built_is_refused() -> None:
         other_base.with_other_base(with_phases(settings, "recaptions"), OTHER_BASE)
     text = MiniTextData(
         source="mini_text", seed=0, num_examples=10, num_documents=10, num_conversations=10,
-        num_questions=10, num_validation_questions=10,
+        num_questions=10, num_validation_questions=10, num_recall=10,
     )  # fmt: skip
     with pytest.raises(MeritError, match=r"synthetic has `data\.source: mini_text`"):
         other_base.with_other_base(
@@ -875,49 +876,48 @@ def test_the_other_bases_data_leaves_skills_out_and_links_the_rest(
     assert (target / "benchmarks").is_dir()
 
 
-def test_the_other_base_is_made_once(
+def test_the_other_base_stage_writes_base_mixture_and_cosines(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merit.stages import base as base_stage
-    from merit.stages import encode as encode_stage
-
-    paths = Artifacts("own", tmp_path)
-    paths.folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    paths = Artifacts("synthetic")
+    paths.folder.mkdir(parents=True)
     paths.data.symlink_to(world, target_is_directory=True)
     settings = with_phases(synthetic.experiment().model_copy(update={"data": WORLD}))
     done: list[str] = []
 
     def build(experiment: Experiment, data: Path, folder: Path) -> list[dict[str, float]]:
         assert len(read_jsonl(data / "conversations.jsonl")) == 60
+        assert not asked_skills(data) & set(NEW_SKILLS[:12])
         done.append(f"base of {experiment.base.phases[-1].num_steps} steps")
-        steps = float(experiment.base.phases[-1].num_steps)
-        save_file({"w": torch.full((2,), steps)}, folder / "model.safetensors")
+        save_file({"w": torch.ones(2)}, folder / "model.safetensors")
         return [{"step": 1.0, "loss": 2.0}]
 
-    def encode(where: Artifacts) -> None:
+    def encode(where: Artifacts, data: Path) -> None:
+        assert data == paths.data  # the experiment's own mixture, seen by the other base
         done.append("encoded")
-        write_json(where.encoded / "tasks.json", read_json(where.data / "tasks.json"))
+        write_json(where.encoded / "tasks.json", read_json(data / "tasks.json"))
 
     def similarity(experiment: Experiment, where: Artifacts) -> np.ndarray:
+        assert (where.encoded / "tasks.json").is_file()
         done.append("similarity")
         return np.eye(3)
 
-    monkeypatch.setattr(base_stage, "build", build)
-    monkeypatch.setattr(encode_stage, "write_encoded", encode)
+    monkeypatch.setattr(other_base, "load_experiment", lambda name: settings)
+    monkeypatch.setattr(other_base, "build", build)
+    monkeypatch.setattr(other_base, "write_encoded", encode)
     monkeypatch.setattr(other_base, "_similarity", similarity)
-    folder = tmp_path / "study"
-    found = other_base.prepare(settings, paths, folder, OTHER_BASE)
+    with pytest.raises(MeritError, match=r"key `studies\.regime\.other_base` is missing; add it$"):
+        other_base.run("synthetic")
+    asked = SETTINGS.model_copy(update={"other_base": OTHER_BASE})
+    studies = settings.studies.model_copy(update={"regime": asked})
+    settings = settings.model_copy(update={"studies": studies})
+    other_base.run("synthetic")
     assert done == ["base of 30 steps", "encoded", "similarity"]
+    found = paths.other
+    assert found.folder == paths.folder / "other_base"
     assert_allclose(np.load(found.partition / "similarity.npy"), np.eye(3))
     assert read_jsonl(found.base / "records.jsonl") == [{"step": 1.0, "loss": 2.0}]
-    assert other_base.prepare(settings, paths, folder, OTHER_BASE) == found
-    assert len(done) == 3  # all was kept
-    longer = OTHER_BASE.model_copy(update={"num_steps": 40})
-    kept = (found.data / "conversations.jsonl").stat().st_mtime_ns
-    other_base.prepare(settings, paths, folder, longer)
-    assert done[3:] == ["base of 40 steps", "encoded", "similarity"]
-    assert (found.data / "conversations.jsonl").stat().st_mtime_ns == kept
-    fewer = longer.model_copy(update={"num_new_skills": 8})
-    other_base.prepare(settings, paths, folder, fewer)
-    assert len(done) == 9
-    assert asked_skills(found.data) & set(NEW_SKILLS[8:12])
+    file = found.base / "model.safetensors"
+    assert read_json(found.base / "base.json") == {"base_hash": file_hash(file), "seed": 0}
+    assert sorted(path.name for path in found.folder.iterdir()) == ["base", "encoded", "partition"]

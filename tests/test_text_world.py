@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -27,6 +28,7 @@ WORLD = MiniTextData(
     source="mini_text",
     seed=3,
     num_examples=1200,
+    num_recall=50,
     num_documents=60,
     num_conversations=40,
     num_questions=40,
@@ -64,7 +66,7 @@ def test_the_66_tasks_differ_much_in_size() -> None:
 def test_no_benchmark_question_occurs_in_training(text_world: Path) -> None:
     """Neither its wording nor what it asks, in the mixture or in the base's data."""
     parts = [read_examples(p) for p in sorted((text_world / "mixture").glob("*.jsonl"))]
-    parts += [read_examples(text_world / f"{n}.jsonl") for n in ("conversations", "corpus")]
+    parts += [read_examples(text_world / f"{n}.jsonl") for n in ("conversations", "corpus", "recall")]
     seen = {m["content"] for part in parts for example in part for m in example.messages}
     asked = {row["question"] for row in questions(text_world)}
     assert len(asked) == len(RECIPES) * (40 + 10)  # nor twice in the two splits
@@ -154,6 +156,75 @@ def test_stories_reading_and_programs() -> None:
     assert sentences.changed(rng(), Sight("ox", "", "", "", "eats", "sea"), "place").place != "sea"
 
 
+def test_a_wrong_yes_no_question_names_what_nobody_has() -> None:
+    generator = rng(6)
+    answers = []
+    for _ in range(200):
+        item = reading.yes_no(generator)
+        told = item.slots["passage"].split(" .")
+        person, what = item.slots["question"].split()[1], item.slots["question"].split()[-2]
+        mine = next(sentence for sentence in told if person in sentence.split())
+        assert (what in mine.split()) == (item.answer == "yes")
+        assert (what in item.slots["passage"].split()) == (item.answer == "yes")
+        answers.append(item.answer)
+    assert 70 < answers.count("yes") < 130
+
+
+@pytest.mark.parametrize("make", [corpus._look, corpus._again])
+def test_the_last_word_of_a_recall_paragraph_stands_further_up(
+    make: Callable[[np.random.Generator], str],
+) -> None:
+    generator = rng(7)
+    for _ in range(60):
+        *before, answer, stop = make(generator).split()
+        assert stop == "."
+        assert answer in before
+
+
+def test_words_said_again_are_the_same_words() -> None:
+    generator = rng(8)
+    for _ in range(30):
+        first, second = corpus._again(generator).removesuffix(" .").split(" again ")
+        assert first == second
+        assert 3 <= len(first.split()) == len(set(first.split())) <= 6
+
+
+def test_who_a_pronoun_means_is_told_again_by_a_name_further_up() -> None:
+    generator = rng(9)
+    told = [text for text in (corpus._people(generator) for _ in range(80)) if "because" in text]
+    assert len(told) > 30
+    for text in told:
+        passage, again, rest = text.split(" .")
+        reason = passage.split(" because ")[1].split()
+        name, *repeated = again.split()
+        assert rest == ""
+        assert name in passage.split(" because ")[0].split()
+        assert repeated == reason[1:]  # all but the pronoun
+
+
+def test_what_follows_is_answered_by_the_premise() -> None:
+    """In the first language, an answer of yes repeats the premise's words."""
+    generator, seen = rng(10), set()
+    for _ in range(200):
+        premise, claim, answer, _ = (part.strip() for part in corpus._follows(generator).split("."))
+        seen.add(answer)
+        if premise.startswith("the ") and answer == "yes":
+            assert set(claim.split()) - {"is", "has"} <= set(premise.split()), (premise, claim)
+    assert seen == {"yes", "no", "maybe"}
+
+
+def test_recall_is_a_mix_of_its_kinds_one_paragraph_each(text_world: Path) -> None:
+    rows = read_examples(text_world / "recall.jsonl")
+    assert len(rows) == WORLD.num_recall
+    assert {len(row.messages) for row in rows} == {1}
+    assert [row.id for row in rows[:2]] == ["recall-0", "recall-1"]
+    texts = [row.messages[0]["content"] for row in rows]
+    assert all(text.endswith(" .") for text in texts)
+    assert len(set(texts)) > 0.9 * len(texts)
+    again = sum(" again " in text for text in texts)
+    assert 0 < again < len(texts) / 2
+
+
 def test_every_word_is_in_the_frozen_vocabulary(text_world: Path) -> None:
     tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
     texts = [m["content"] for p in text_world.rglob("*.jsonl") if "benchmarks" not in p.parts
@@ -185,7 +256,7 @@ def test_a_document_bears_the_loss_throughout(text_world: Path) -> None:
 def test_the_same_seed_is_the_same_bytes(text_world: Path, tmp_path: Path) -> None:
     write_mini_text(WORLD, tmp_path)
     files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
-    assert len(files) == 66 + 1 + 2 + 16
+    assert len(files) == 66 + 1 + 3 + 16
     for file in files:
         assert (tmp_path / file).read_bytes() == (text_world / file).read_bytes()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ from merit.models import component_of, set_trainable
 from merit.training import (
     Record,
     batches,
+    build_optimizers,
     data_order,
     forward_loss,
     grouped_by_length,
     learning_rate_at,
+    step_all,
     train,
 )
 from tests.conftest import Tiny
@@ -91,13 +93,16 @@ def test_records_by_hand(tiny: Tiny) -> None:
     assert [record["epoch"] for record in records] == [*epochs, 2.0]
     rates = [3e-3 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
     assert [record["learning_rate"] for record in records] == pytest.approx(rates)
-    # loss-bearing tokens: none is the first of its example, so none is lost to the shift
-    assert records[-1]["num_tokens"] == 2 * int(tiny.encoded.num_loss_tokens().sum())
-    order = data_order(15, 2.0, 1)
-    counts = tiny.encoded.num_loss_tokens()[order]
-    assert [r["num_tokens"] for r in records] == np.cumsum(counts)[
-        [3, 7, 11, 15, 19, 23, 27, 29]
-    ].tolist()
+    # of loss-bearing tokens none is the first of its example, so none is lost to the shift
+    order, ends = data_order(15, 2.0, 1), [3, 7, 11, 15, 19, 23, 27, 29]
+    counts = {
+        "num_tokens": tiny.encoded.num_tokens(),
+        "num_loss_tokens": tiny.encoded.num_loss_tokens(),
+    }
+    for key, found in counts.items():
+        assert records[-1][key] == 2 * int(found.sum())
+        assert [r[key] for r in records] == np.cumsum(found[order])[ends].tolist()
+    assert records[-1]["num_tokens"] > 2 * records[-1]["num_loss_tokens"]
 
 
 def test_the_first_record_is_the_loss_and_gradient_of_the_base(tiny: Tiny) -> None:
@@ -140,6 +145,99 @@ def test_a_last_step_that_explodes_is_not_kept(tiny: Tiny) -> None:
         MeritError, match=r"^branch merit-3d-s1-g0: .* not finite after step 1 of 1"
     ):
         run(tiny, optimizer, epochs=1.0)
+
+
+# --- the optimisers -----------------------------------------------------------------------------
+
+MUON = OPTIMIZER.model_copy(update={"algorithm": "muon"})
+
+
+def held(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Any]) -> set[str]:
+    """The names of what this optimiser steps."""
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name for name, parameter in parameters.items() if id(parameter) in mine}
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(tiny: Tiny) -> None:
+    parameters = dict(copy.deepcopy(tiny.model).named_parameters())
+    muon, adamw = build_optimizers(parameters, MUON)
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    matrices, rest = held(muon, parameters), held(adamw, parameters)
+    assert matrices | rest == set(parameters)
+    assert not matrices & rest
+    layer = "model.language_model.layers.0"
+    assert {
+        f"{layer}.self_attn.{x}_proj.weight" for x in "qkvo"
+    } | {f"{layer}.mlp.{x}_proj.weight" for x in ("gate", "up", "down")} <= matrices
+    assert {
+        "model.language_model.embed_tokens.weight",
+        "model.language_model.norm.weight",
+        f"{layer}.input_layernorm.weight",
+        f"{layer}.self_attn.q_proj.bias",
+        "model.visual.patch_embed.proj.weight",  # a convolution
+    } <= rest
+    for name in matrices:
+        assert parameters[name].ndim == 2
+        assert "embed" not in name
+    assert all(parameters[name].ndim != 2 or "embed" in name for name in rest)
+    assert {g["lr"] for o in (muon, adamw) for g in o.param_groups} == {3e-3}
+
+
+def test_one_optimizer_where_one_is_enough() -> None:
+    matrix, vector = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3))
+    both = {"w": matrix, "b": vector}
+    (adamw,) = build_optimizers(both, OPTIMIZER)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert held(adamw, both) == {"w", "b"}
+    (sgd,) = build_optimizers(both, OPTIMIZER.model_copy(update={"algorithm": "sgd"}))
+    assert isinstance(sgd, torch.optim.SGD)
+    assert held(sgd, both) == {"w", "b"}
+    assert [type(o) for o in build_optimizers({"w": matrix}, MUON)] == [torch.optim.Muon]
+    assert [type(o) for o in build_optimizers({"b": vector}, MUON)] == [torch.optim.AdamW]
+
+
+def test_a_step_of_all_is_at_the_given_rate_and_leaves_no_gradient() -> None:
+    parameters = {
+        "w": torch.nn.Parameter(torch.zeros(2, 2)),
+        "b": torch.nn.Parameter(torch.zeros(2)),
+    }
+    optimizers = build_optimizers(parameters, MUON.model_copy(update={"weight_decay": 0.0}))
+    parameters["w"].grad = torch.tensor([[3.0, 0.0], [0.0, 3.0]])
+    parameters["b"].grad = torch.tensor([5.0, -2.0])
+    step_all(optimizers, 0.5)
+    assert {g["lr"] for o in optimizers for g in o.param_groups} == {0.5}
+    assert all(p.grad is None for p in parameters.values())
+    # AdamW's first step is the rate itself, against the gradient's sign
+    assert_close(parameters["b"].detach(), torch.tensor([-0.5, 0.5]), rtol=1e-5, atol=0)
+    # Muon's is the rate x 0.2 sqrt(2) x about the identity, the orthogonal part of the gradient
+    moved = -parameters["w"].detach() / (0.5 * 0.2 * math.sqrt(2))
+    assert_close(moved, torch.eye(2), rtol=0, atol=0.35)
+    assert_close(moved[0, 0], moved[1, 1])
+
+
+def test_muon_learns_matrices_and_the_rest(tiny: Tiny) -> None:
+    before = {name: p.detach().clone() for name, p in tiny.model.named_parameters()}
+    trained, records = run(tiny, MUON, epochs=25.0)
+    assert all(not torch.equal(trained[name], before[name]) for name in trained)
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    again, records_again = run(tiny, MUON, epochs=25.0)
+    assert records == records_again
+    assert all(torch.equal(trained[name], again[name]) for name in trained)
+
+
+@pytest.mark.parametrize("part", ["matrices", "rest"])
+def test_each_of_muon_and_adamw_lowers_the_loss_by_itself(tiny: Tiny, part: str) -> None:
+    model = copy.deepcopy(tiny.model)
+    parameters = set_trainable(model, ["decoder"])
+    optimizer = build_optimizers(parameters, MUON)[0 if part == "matrices" else 1]
+    batch, losses = tiny.encoded.batch(range(15)), []
+    for _ in range(30):
+        loss = forward_loss(model, batch, None)
+        loss.backward()
+        step_all([optimizer], 1e-2)
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
 
 
 # --- the schedule and the order of data ---------------------------------------------------------

@@ -41,7 +41,7 @@ from merit.data.world.tasks import (
 )
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
-from merit.stages.data import mixture_examples, write_mini_world
+from merit.stages.data import mixture_examples, write_conversations, write_mini_world
 from tests.conftest import WORLD
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -103,6 +103,47 @@ def test_the_data_stage_writes_what_its_settings_ask_for(world: Path) -> None:
     for split, count in (("", WORLD.num_questions), ("validation", WORLD.num_validation_questions)):
         for name in RECIPES:
             assert len(read_tsv(world / "benchmarks" / split / f"{name}.tsv")) == count
+
+
+def test_a_base_knows_all_skills_but_the_first_new_ones() -> None:
+    every = {skill.name for skill in SKILLS}
+    new = conversations.NEW_SKILLS
+    assert len(new) == len(set(new)) == 16
+    assert set(new) < every
+    assert conversations.known_skills(0) == every
+    assert every - conversations.known_skills(1) == {new[0]} == {"row_mate"}
+    for count in (6, 12, 16):
+        known = conversations.known_skills(count)
+        assert known == every - set(new[:count])
+        assert len(known) == 32 - count
+    # whoever knows fewer knows nothing else
+    assert conversations.known_skills(16) < conversations.known_skills(6)
+
+
+def test_conversations_ask_for_known_skills_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
+    draw = conversations.draw_questions
+
+    def spy(scene: Scene, *arguments: Any) -> Any:
+        found = draw(scene, *arguments)
+        asked.update(skill.name for skill, _ in found)
+        return found
+
+    monkeypatch.setattr(conversations, "draw_questions", spy)
+    rng, known = np.random.default_rng(2), conversations.known_skills(6)
+    for _ in range(300):
+        conversations.converse(sample_scene(rng), rng, known)
+    assert asked == known
+
+
+def test_the_number_of_new_skills_changes_conversations_alone(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_conversations(WORLD, tmp_path)
+    names = ("conversations.jsonl", "captions.jsonl")
+    assert [(tmp_path / n).read_bytes() for n in names] == [(world / n).read_bytes() for n in names]
+    write_conversations(WORLD.model_copy(update={"num_new_skills": 16}), tmp_path)
+    assert (tmp_path / names[0]).read_bytes() != (world / names[0]).read_bytes()
+    assert len(read_examples(tmp_path / names[0])) == WORLD.num_conversations
 
 
 def test_the_same_seed_is_the_same_bytes(world: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from eval.report.claims_evidence import Case
 from eval.report.comparison import comparison_part, comparisons, glance, write_comparison
 from eval.report.explorer import load_explorer, write_explorer
 from eval.report.figures import write_figures
+from eval.report.headline import headline, regime_figure
 from eval.report.html import write_html
 from eval.report.intervals import table_cells
 from eval.report.pages import Parts, write_pages, write_sections
@@ -44,6 +45,8 @@ def build_report(
     case = Case(experiment, results, studies, provenance.base_hash)
     records = ledger(case)
     parts = Parts(
+        headline=headline(case),
+        regime=regime_figure(case),
         claims_line=claims_line(records, case),
         glance=glance(compared),
         claims=short_part(records, case),

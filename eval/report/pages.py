@@ -38,6 +38,8 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 class Parts:
     """What other modules add to an experiment's pages, as Markdown; "" where there is nothing."""
 
+    headline: str = ""  # five lines in plain words, for the summary
+    regime: str = ""  # the map of where splitting helps, a figure
     claims_line: str = ""  # one sentence for the summary
     glance: str = ""  # which benchmarks carry the differences, a list
     claims: str = ""
@@ -82,12 +84,16 @@ def write_sections(
         else []
     )
     sentences = "".join(f"- {verdict_sentence(comparison)}\n" for comparison in found)
-    summary = [
-        f"{sentences}{parts.glance}\nAverages over {len(results.benchmarks)} benchmarks, paired "
+    differences = (
+        f"### {method} against the others\n\n{sentences}{parts.glance}\nAverages over {len(results.benchmarks)} benchmarks, paired "
         f"bootstrap {resampled(results)}; other data are another matter.\n"
         if found
-        else "",
+        else ""
+    )
+    summary = [
+        parts.headline,
         parts.claims_line,
+        parts.regime,
         ours,
         f"{caption(results)} The last column is the paper's ({paper.scale}): another scale.\n",
         _image(next((f for f in figures if f.name == "average"), first)),
@@ -97,6 +103,7 @@ def write_sections(
     links = ", ".join(f"[{suffix}]({stem}{suffix})" for suffix in (".csv", "_tidy.csv", ".tex"))
     section = [
         *summary[:-1],
+        differences,
         f"The table as files: {links}; [metrics.json](metrics.json).\n",
         "### The paper's table\n",
         paper_caption(paper) + "\n",
