@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from numpy.testing import assert_array_equal
+from PIL import Image
 from torch.testing import assert_close
 
 from merit.data.encode import IGNORED, Encoded, encode_examples, mrope_positions

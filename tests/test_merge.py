@@ -81,10 +81,10 @@ def test_a_count_that_is_missing_or_not_positive_is_named(reading: str, bad: int
 
 
 def test_weights_of_no_branch_and_of_an_unknown_reading_are_refused() -> None:
-    with pytest.raises(ValueError, match="^every branch needs a positive `num_tokens`, found"):
+    with pytest.raises(ValueError, match=r"^every branch needs a positive `num_tokens`, found"):
         merge_weights([], "tokens")
     with pytest.raises(
-        ValueError, match="^merge weights are tokens, loss_tokens, samples or uniform, not 'token'$"
+        ValueError, match=r"^merge weights are tokens, loss_tokens, samples or uniform, not 'token'$"
     ):
         merge_weights(COUNTS, "token")
 

@@ -121,13 +121,14 @@ def test_cells_are_the_hand_computed_ones(made: tuple[Experiment, Artifacts]) ->
     assert joint["avg"].spread == pytest.approx(12.5 / math.sqrt(2))  # of 50 and 37.5
     assert joint["avg_closed"].mean == 37.5
     assert joint["avg"].num_questions == 8
-    # With k and l draws of the first two questions seed 1 has (k + l)/4 and seed 2 has k/4; drawn
-    # seeds add -+ sqrt(2)/2 l/4 with chances 1/4. The 2.5 % quantile has k = 0, l = 2 and the minus
-    # sign: 2/8 - sqrt(2)/4, below 0 and cut there for a score.
+    # With k and l draws of the first two questions the seeds' mean is (k + l/2)/4. Drawn seeds add
+    # -+ sqrt(2)/2 (50 % - 25 %) with chances 1/4. No draw of either question has chance 1/16, with
+    # the minus sign 1/64; so the 2.5 % quantile has k = 0 and l = 1: 1/8 - sqrt(2)/8, below 0 and
+    # cut there for a score.
     assert joint["mini_scene"].low == 0.0
     assert 87.5 <= joint["mini_scene"].high <= 100.0
     assert (joint["mini_describe"].low, joint["mini_describe"].high) == pytest.approx((50.0, 50.0))
-    low = 100 * (0.25 - math.sqrt(2) / 4)
+    low = 100 * (1 - math.sqrt(2)) / 8
     assert joint["avg"].low == pytest.approx((low + 50) / 2)
     assert joint["avg"].high == pytest.approx((joint["mini_scene"].high + 50) / 2)
     assert cells["base"]["avg"].spread is None
@@ -205,7 +206,7 @@ def test_wide_and_tidy_tables(reports: Path) -> None:
     assert wide.columns[:5].tolist() == ["method", *BENCHMARKS, "avg", "avg_closed"]
     joint = wide[wide["method"] == "joint-1ep"].iloc[0]
     values = joint[["avg", "avg_spread", "avg_ci_low", "num_questions"]].tolist()
-    assert values == [43.75, 8.84, 19.82, 8]
+    assert values == [43.75, 8.84, 22.41, 8]
     assert joint["paper_avg_other_scale"] == 54.3
     tidy = pd.read_csv(reports / "synthetic" / "table02_tidy.csv", dtype=str)
     assert set(tidy["source"]) == {"ours", "paper"}

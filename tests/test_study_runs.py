@@ -38,7 +38,14 @@ from merit.core.merge.tsv import tsv
 from merit.data.world.conversations import NEW_SKILLS
 from merit.data.world.skills import SKILLS
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, file_hash, read_json, read_jsonl, write_json
+from merit.io.artifacts import (
+    Artifacts,
+    atomic_folder,
+    file_hash,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 from merit.stages import other_base
 from merit.stages.partition import Evidence, assign
 from merit.training import build_optimizers, step_all

@@ -66,7 +66,9 @@ def test_the_66_tasks_differ_much_in_size() -> None:
 def test_no_benchmark_question_occurs_in_training(text_world: Path) -> None:
     """Neither its wording nor what it asks, in the mixture or in the base's data."""
     parts = [read_examples(p) for p in sorted((text_world / "mixture").glob("*.jsonl"))]
-    parts += [read_examples(text_world / f"{n}.jsonl") for n in ("conversations", "corpus", "recall")]
+    parts += [
+        read_examples(text_world / f"{n}.jsonl") for n in ("conversations", "corpus", "recall")
+    ]
     seen = {m["content"] for part in parts for example in part for m in example.messages}
     asked = {row["question"] for row in questions(text_world)}
     assert len(asked) == len(RECIPES) * (40 + 10)  # nor twice in the two splits

@@ -84,31 +84,33 @@ def write_sections(
         else []
     )
     sentences = "".join(f"- {verdict_sentence(comparison)}\n" for comparison in found)
-    differences = (
-        f"### {method} against the others\n\n{sentences}{parts.glance}\nAverages over {len(results.benchmarks)} benchmarks, paired "
-        f"bootstrap {resampled(results)}; other data are another matter.\n"
-        if found
-        else ""
-    )
+    differences = ""
+    if found:
+        differences = (
+            f"### Differences of {method}\n\n{sentences}{parts.glance}\n"
+            f"Averages over {len(results.benchmarks)} benchmarks, paired bootstrap "
+            f"{resampled(results)}; other data are another matter.\n"
+        )
     summary = [
         parts.headline,
         parts.claims_line,
         parts.regime,
         ours,
         f"{caption(results)} The last column is the paper's ({paper.scale}): another scale.\n",
-        _image(next((f for f in figures if f.name == "average"), first)),
+        # one figure is enough at the top: the map where there is one
+        "" if parts.regime else _image(next((f for f in figures if f.name == "average"), first)),
     ]
     atomic_write(out / "verdicts.md", f"{sentences}\n{parts.claims_line}")
     atomic_write(out / "summary.md", "\n".join(part for part in summary if part))
     links = ", ".join(f"[{suffix}]({stem}{suffix})" for suffix in (".csv", "_tidy.csv", ".tex"))
     section = [
         *summary[:-1],
-        differences,
         f"The table as files: {links}; [metrics.json](metrics.json).\n",
         "### The paper's table\n",
         paper_caption(paper) + "\n",
         markdown_table([list(paper.header), *map(list, paper.rows)]),
         parts.claims,
+        differences,
         _tests_part(found),
         parts.comparison,
         _leave_one_out_part(results, found),

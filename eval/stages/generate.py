@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -19,7 +20,7 @@ from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash, writ
 
 csv.field_size_limit(1 << 30)  # a cell holds an image
 # All models of an experiment share questions and vision part: a process prepares them once.
-_PREPARED: dict[str, list[Batch]] = {}
+_PREPARED: dict[str, tuple[Any, list[Batch]]] = {}  # (processor, batches)
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -67,7 +68,7 @@ def _answer_images(
     from merit.models import load_model, load_processor, use_one_thread
 
     use_one_thread()
-    loaded, processor = load_model(model), load_processor(model)
+    loaded = load_model(model)
     texts = read_json(target.parent / "prompts.json")
     files = {name: benchmarks / benchmark(name).file for name in settings.benchmarks}
     where = [(name, index) for name in settings.benchmarks for index in texts[name]]
@@ -75,7 +76,7 @@ def _answer_images(
     shared = value_hash(
         [
             [hashlib.sha256(part).hexdigest() for part in parts.values()],
-            *map(file_hash, files.values()),
+            *map(file_hash, [*files.values(), model / "tokenizer.json"]),
             texts,
             settings.batch_size,
         ]
@@ -85,8 +86,10 @@ def _answer_images(
         prompts = [Prompt(texts[name][index], images[name][index]) for name, index in where]
         while len(_PREPARED) > 1:  # the test and the validation split
             del _PREPARED[next(iter(_PREPARED))]
-        _PREPARED[shared] = prepare(loaded, processor, prompts, settings.batch_size)
-    answers = generate(loaded, processor, _PREPARED[shared], settings.max_new_tokens)
+        processor = load_processor(model)
+        batches = prepare(loaded, processor, prompts, settings.batch_size)
+        _PREPARED[shared] = processor, batches
+    answers = generate(loaded, *_PREPARED[shared], settings.max_new_tokens)
     table: dict[str, dict[str, str]] = {name: {} for name in settings.benchmarks}
     for (name, index), text in zip(where, answers, strict=True):
         table[name][index] = text
