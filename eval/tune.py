@@ -62,6 +62,11 @@ def tune(name: str) -> None:
         for point in grid
         if all(trained[run].failure is None for model in parts[point].values() for run in model)
     ]
+    if not finite:
+        raise MeritError(
+            f"experiments/{name}.yaml: key `tuning.learning_rate`: at no point of the grid did "
+            "every training stay finite; give smaller rates"
+        )
     for point in finite:
         for model, names in parts[point].items():
             merged = functools.partial(

@@ -94,7 +94,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder, "table21_hessian_pca_alignment", rows, "Curvature", "tab:y")
     (folder / "figures").mkdir()
     Image.fromarray(np.zeros((20, 130, 3), np.uint8)).save(folder / "figures" / "hessian.png")
-    readiness = {"merge_ready": False, "failed": ["c"], "decided_by_d": False, "verdict": "No."}
+    readiness = {
+        **{"merge_ready": False, "failed": ["c"], "decided_by_d": False, "verdict": "No."},
+        **{"relative_displacement": {"joint": 0.28}, "max_barrier_share": 0.004},
+        **{"joint": "joint-1ep", "random": "random-8", "random_minus_joint": [-0.5, -1.0, 0.25]},
+    }
     write_json(
         reports / "studies" / "synthetic" / "readiness" / "result.json",
         {"tables": {}, "summary": readiness, "text": "Words.", "provenance": {}},
@@ -209,6 +213,15 @@ def test_every_claim_stands_there_with_its_verdict(page: str, reports: Path) -> 
     assert f"precondition: {found['C2']['verdict']}</span>" in page
     assert (found["C14"]["verdict"], found["C14"]["value"]) == ("does not hold", 4.0)
     assert "measured on an earlier/other base 99999999" in found["C14"]["note"]
+
+
+def test_the_top_begins_with_the_precondition(reports: Path) -> None:
+    summary = (reports / "synthetic" / "summary.md").read_text(encoding="utf-8")
+    assert summary.splitlines()[0] == (
+        "- **Precondition, measured first: not merge-ready** (fails: c). Joint training moves the "
+        "weights by 28.0% of their norm, the largest barrier between branches is 0.4% of their "
+        "loss, and random-8 minus joint-1ep on validation is -0.5 [-1.0, +0.2]."
+    )
 
 
 def test_the_claims_begin_with_merge_readiness(page: str, reports: Path) -> None:

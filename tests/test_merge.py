@@ -84,7 +84,8 @@ def test_weights_of_no_branch_and_of_an_unknown_reading_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^every branch needs a positive `num_tokens`, found"):
         merge_weights([], "tokens")
     with pytest.raises(
-        ValueError, match=r"^merge weights are tokens, loss_tokens, samples or uniform, not 'token'$"
+        ValueError,
+        match=r"^merge weights are tokens, loss_tokens, samples or uniform, not 'token'$",
     ):
         merge_weights(COUNTS, "token")
 

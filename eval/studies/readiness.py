@@ -139,22 +139,26 @@ def geometry(
     total = len(models) + (len(ring) + count) * (num_points - 2)
     with Progress("readiness, losses", total) as progress:
 
-        def losses(theta: torch.Tensor) -> Losses:
+        def losses(theta: torch.Tensor, what: str) -> Losses:
             progress.advance()
-            return meter.losses(theta)
+            found = meter.losses(theta)
+            if not np.isfinite(found).all():
+                raise MeritError(f"readiness: the loss of {what} on the mixture is not finite")
+            return found
 
-        known = {name: losses(theta) for _, name, theta in models}
+        known = {name: losses(theta, name) for _, name, theta in models}
         ends = [(f"{first.name}-g{k}", theta) for k, theta in enumerate(first.branches)]
         pairs = [(ends[a], ends[b]) for a, b in ring]
         pairs += [(end, (first.name, first.merged)) for end in ends]
         paths = []
         for (a, theta_a), (b, theta_b) in pairs:
-            inner = [losses(torch.lerp(theta_a, theta_b, float(x))) for x in alphas[1:-1]]
+            path = f"{a} to {b}"
+            inner = [losses(torch.lerp(theta_a, theta_b, float(x)), path) for x in alphas[1:-1]]
             curve = np.array([meter.mean(x) for x in (known[a], *inner, known[b])])
             height = max(0.0, barrier(alphas, curve))
             paths.append(
                 {
-                    "path": f"{a} to {b}",
+                    "path": path,
                     "loss_at_0": float(curve[0]),
                     "loss_max": float(curve.max()),
                     "loss_at_1": float(curve[-1]),

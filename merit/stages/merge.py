@@ -11,6 +11,8 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, file_hash, read_json, write_json
 from merit.methods import Model, plan
 
+TOKEN_COUNTS = ("num_tokens", "num_loss_tokens")
+
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/models/<item>."""
@@ -67,9 +69,13 @@ def write_merged(model: Model, paths: Artifacts, folder: Path, reading: str) -> 
         manifests = [read_json(paths.manifest(b)) for b in model.branches]
         try:
             weights = merge_weights(manifests, reading)
-        except ValueError as error:
+            for key in TOKEN_COUNTS:
+                record[key] = sum(manifest[key] for manifest in manifests)
+        except (ValueError, KeyError) as error:
+            missing = f"key `{error.args[0]}` is missing"
+            cause = missing if isinstance(error, KeyError) else error
             raise MeritError(
-                f"{paths.manifest(model.branches[0]).parent}: {model.id}: {error}; run the "
+                f"{paths.manifest(model.branches[0]).parent}: {model.id}: {cause}; run the "
                 "partition stage again"
             ) from None
         merged = {
@@ -77,8 +83,6 @@ def write_merged(model: Model, paths: Artifacts, folder: Path, reading: str) -> 
             for name in branches[0].names
         }
         record["merge_weights"] = weights
-        for key in ("num_tokens", "num_loss_tokens"):
-            record[key] = sum(manifest[key] for manifest in manifests)
     elif model.rule == "shrunk":
         assert model.source is not None
         assert model.match is not None
@@ -90,7 +94,7 @@ def write_merged(model: Model, paths: Artifacts, folder: Path, reading: str) -> 
         check_same_tensors(joint, base)
         merged = {name: interpolate(base.read(name), t, alpha) for name, t in joint.items()}
         record |= {"alpha": alpha, "source": model.source, "match": model.match}
-        record |= {key: source[key] for key in ("num_tokens", "num_loss_tokens")}
+        record |= {key: source[key] for key in TOKEN_COUNTS}
     tensors = {name: merged.get(name, tensor) for name, tensor in base.items()}
     save_tensors(tensors, folder / "model.safetensors")
     record["displacement"] = displacement((t, base.read(n)) for n, t in merged.items())

@@ -18,6 +18,8 @@ def merge_weights(manifests: Sequence[Mapping[str, int]], reading: str) -> list[
     the epochs (samples: without). Raises ValueError for another reading, or unless every N_k is
     known and positive.
     """
+    if not manifests:
+        raise ValueError("there is no branch to merge")
     if reading == "uniform":
         return [1 / len(manifests)] * len(manifests)
     if reading not in BUDGETS:

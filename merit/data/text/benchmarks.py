@@ -35,7 +35,9 @@ RECIPES: Mapping[str, Recipe] = {
     "mini_twofold": Recipe((knowledge.which_animal,), "question : {question} {options} ?"),
     "mini_endings": Recipe((stories.ending,), "how does it end ? {passage}"),
     "mini_whois": Recipe((stories.who,), "{passage} {pronoun} is who ?"),
-    "mini_passages": Recipe((inference.two_way,), "text : {premise} question : {claim} is it so ?"),
+    "mini_passages": Recipe(
+        (inference.entailment,), "text : {premise} question : {claim} is it so ?"
+    ),
     "mini_crosslingual": Recipe(
         (inference.entailment, inference.other_entailment),
         "premise : {premise} claim : {claim} is it so ?",

@@ -212,7 +212,7 @@ QUESTIONS: tuple[tuple[float, Make, tuple[str, ...]], ...] = (
         inference.other_entailment,
         ("tell me : {premise} does it say {claim}", "read : {premise} is it so : {claim}"),
     ),
-    (0.03, stories.who, ("{passage} who is {pronoun} ?", "tell me : {passage} who is {pronoun} ?")),
+    (0.06, stories.who, ("{passage} who is {pronoun} ?", "tell me : {passage} who is {pronoun} ?")),
     (0.008, stories.ending, ("{passage} tell me what then .", "tell me the end : {passage}")),
     (0.04, writing.program, ("write code : {text} .", "code for this : {text} .")),
 )

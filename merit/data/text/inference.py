@@ -47,7 +47,7 @@ def two_way(rng: np.random.Generator) -> Item:
 
 
 def other_entailment(rng: np.random.Generator) -> Item:
-    """Premise in the other language, claim in the first: cross-lingual, never in the mixture."""
+    """Premise in the other language, claim in the first; the mixture never asks it."""
     premise, kind, value, label = _claim(rng, NLI)
     return _pair(say_other(premise), feature(premise, kind, value), label, NLI)
 
