@@ -121,7 +121,7 @@ def geometry(
     splits: Sequence[Split],
     num_points: int,
 ) -> dict[str, list[Row]]:
-    """{"models": a row a model, "paths": a row a path of the first split}.
+    """{"models": a row a model, "paths": a row a path of the first split, "curves": its losses}.
 
     Paths run round the branches (0-1, 1-2, ..., back to 0) and from every branch to the average.
     """
@@ -150,12 +150,14 @@ def geometry(
         ends = [(f"{first.name}-g{k}", theta) for k, theta in enumerate(first.branches)]
         pairs = [(ends[a], ends[b]) for a, b in ring]
         pairs += [(end, (first.name, first.merged)) for end in ends]
-        paths = []
+        paths: list[Row] = []
+        curves: list[Row] = []
         for (a, theta_a), (b, theta_b) in pairs:
             path = f"{a} to {b}"
             inner = [losses(torch.lerp(theta_a, theta_b, float(x)), path) for x in alphas[1:-1]]
             curve = np.array([meter.mean(x) for x in (known[a], *inner, known[b])])
             height = max(0.0, barrier(alphas, curve))
+            curves.append({"path": path, "alpha": alphas.tolist(), "loss": curve.tolist()})
             paths.append(
                 {
                     "path": path,
@@ -179,7 +181,7 @@ def geometry(
                 "loss_se": meter.standard_error(known[name]),
             }
         )
-    return {"models": rows, "paths": paths}
+    return {"models": rows, "paths": paths, "curves": curves}
 
 
 # --- the rule -----------------------------------------------------------------------------------
@@ -279,6 +281,7 @@ def outcome(
         },
         "summary": summary,
         "text": sentences(summary),
+        "curves": list(found.get("curves", ())),
     }
 
 
@@ -318,7 +321,7 @@ def sentences(summary: Row) -> str:
 
 def draw(result: dict[str, Any], folder: Path) -> None:
     """Loss on the mixture against the distance from the base; the paths of one split."""
-    models, paths = result["tables"]["readiness_models"], result["tables"]["readiness_paths"]
+    models = result["tables"]["readiness_models"]
     marks = {
         "base": (style.GREY, "D"),
         "joint": (style.VERMILION, "o"),
@@ -343,12 +346,13 @@ def draw(result: dict[str, Any], folder: Path) -> None:
         left.set_xlabel("distance from the base (% of its norm)")
         left.set_ylabel("loss on the whole mixture")
         left.legend(loc="best")
-        for row in paths:
-            color = style.GREEN if "-g" not in row["path"].partition(" to ")[2] else style.BLUE
-            points = (row["loss_at_0"], row["loss_max"], row["loss_at_1"])
-            right.plot((0, 1), (points[0], points[2]), color=color, lw=0.8, marker=".", ms=3)
-            if row["barrier"] > 0:
-                right.plot([0.5], [points[1]], "x", color="black", ms=4)
+        merged = {row["model"] for row in models if row["kind"] == "merged"}
+        for row in result["curves"]:
+            to_merged = row["path"].partition(" to ")[2] in merged
+            color = style.GREEN if to_merged else style.BLUE
+            right.plot(row["alpha"], row["loss"], color=color, lw=0.9, marker=".", ms=3)
+            ends = (row["loss"][0], row["loss"][-1])
+            right.plot((0, 1), ends, color=color, lw=0.5, ls=":")
         right.set_xticks((0, 1), ("one model", "the other"))
-        right.set_title("Straight paths (crosses: highest loss of a barrier)", fontsize=8)
+        right.set_title("Between branches, and to their average (dotted: no barrier)", fontsize=8)
         style.save(figure, folder / "figures", "readiness")
