@@ -81,8 +81,9 @@ def test_a_count_that_is_missing_or_not_positive_is_named(reading: str, bad: int
 
 
 def test_weights_of_no_branch_and_of_an_unknown_reading_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^every branch needs a positive `num_tokens`, found"):
-        merge_weights([], "tokens")
+    for reading in ("tokens", "uniform"):
+        with pytest.raises(ValueError, match=r"^there is no branch to merge$"):
+            merge_weights([], reading)
     with pytest.raises(
         ValueError,
         match=r"^merge weights are tokens, loss_tokens, samples or uniform, not 'token'$",
