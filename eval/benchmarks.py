@@ -2,7 +2,7 @@
 
 A benchmark is a record, not a class. Its questions are `data/benchmarks/<name>.tsv`, for text
 `<name>.jsonl` (docs/formats.md); which engine scores its answers, and how, follows from its kind
-(eval.datasets for VLMEvalKit, eval.lm_engine for lm-eval).
+(eval.datasets for VLMEvalKit, eval.answering.lm_engine for lm-eval).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Category = Literal[
     "Commonsense",
     "Text inference",
     "Problem solving",
-]  # METHOD 5, in the order of the paper's tables 2 and 4
+]  # in the order of the paper's tables 2 and 4
 Kind = Literal["choice", "exact", "open", "likelihood", "generation"]
 Engine = Literal["vlmeval", "lm_eval"]
 

@@ -1,6 +1,6 @@
 """Deterministic scoring of free text and of short answers: strings in, 0..1 out.
 
-Stands in for the paper's LLM judges (METHOD 5) where a benchmark's truth is known exactly.
+Stands in for the paper's LLM judges (docs/method.md 15) where a benchmark's truth is known exactly.
 """
 
 from __future__ import annotations

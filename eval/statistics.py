@@ -2,7 +2,7 @@
 
 A *score* is one question's, in 0..1. Score arrays are (num_seeds, num_questions), one row a model
 of the method, or (num_questions,) for one model. An *average* is the plain mean over benchmarks,
-whatever their sizes (METHOD.md section 5). All methods answer the same questions in the same order.
+whatever their sizes (docs/method.md 15). All methods answer the same questions in the same order.
 
 The bootstrap is hierarchical: it resamples seeds and questions together, so that an interval speaks
 of other seeds and of other questions. Both are crossed, since every seed's model answers the same
@@ -23,10 +23,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
+from statsmodels.stats.multitest import multipletests
 
 from merit.errors import MeritError
 
 Array = NDArray[np.float64]
+NUM_RESAMPLES = 2000  # of every bootstrap that is reported
+LEVEL = 0.95  # of every interval that is reported
 Scores = Mapping[str, ArrayLike]  # benchmark -> (num_seeds, num_questions) or (num_questions,)
 RESAMPLE_BLOCK = 2**22  # counts that are held in memory at once
 SEED_STREAM = 0x5EED  # of the seeds' draws: three numbers, so that no benchmark has the same key
@@ -257,9 +261,8 @@ def mcnemar(ours: ArrayLike, theirs: ArrayLike, name: str = "answers") -> McNema
             f"{name}: McNemar's test needs answers scored 0 or 1; use paired_bootstrap"
         )
     ours_only, theirs_only = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-    if ours_only + theirs_only == 0:
-        return McNemar(0, 0, 1.0)
-    p_value = stats.binomtest(ours_only, ours_only + theirs_only, 0.5).pvalue
+    # answers on which both agree do not count, so the table's diagonal may stay 0
+    p_value = mcnemar_test([[0, ours_only], [theirs_only, 0]], exact=True).pvalue
     return McNemar(ours_only, theirs_only, float(p_value))
 
 
@@ -283,12 +286,10 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     The i-th smallest p (i from 0) becomes max over j <= i of (m - j) p_j, at most 1.
     """
-    adjusted: dict[str, float] = {}
-    running = 0.0
-    for i, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
-        running = max(running, (len(p_values) - i) * p_values[name])
-        adjusted[name] = min(1.0, running)
-    return {name: adjusted[name] for name in p_values}
+    if not p_values:
+        return {}
+    adjusted = multipletests(list(p_values.values()), method="holm")[1]
+    return dict(zip(p_values, adjusted.tolist(), strict=True))
 
 
 # --- shared ----------------------------------------------------------------------------------

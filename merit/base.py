@@ -3,82 +3,46 @@
 `labels` pre-trains the vision encoder (in place of a public one), `captions` aligns the projector
 (stage 1), `conversations` tunes projector and decoder on instructions (stage 2). A phase says in
 the YAML which components learn, so the paper's stages 1, 1.5 and 2 are phases, too.
+
+What starts from nothing belongs to the miniature worlds and is loaded by name: a real base starts
+from a public checkpoint and needs neither.
 """
 
 from __future__ import annotations
 
-import math
+import pkgutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from merit.config import Phase
-from merit.data.encode import Encoded
-from merit.data.world.draw import Pen
-from merit.data.world.labels import HEADS, labelled_batch
-from merit.errors import MeritError
-from merit.models import image_grid, project, set_trainable
-from merit.training import (
-    Record,
-    build_optimizers,
-    data_order,
-    grouped_by_length,
-    learning_rate_at,
-    step_all,
-    train,
-)
+from merit.config import Architecture, Phase
+from merit.training.encoded import Encoded
+from merit.training.loop import Record, data_order, grouped_by_length, train
+from merit.training.models import project, set_trainable
 
 Log = Callable[[Record, Record], None]
 
+# module:function of (architecture, seed) -> (model, processor), weights random
+INITIALISERS = {
+    "mini_vision": "merit.mini.nets:vision_model",
+    "mini_text": "merit.mini.nets:text_model",
+}
+# `data` of a phase that makes its own examples -> module:function of
+# (model, processor, phase, seed, log)
+PRETRAINING = {"labels": "merit.mini.world.vision:pretrain_vision"}
 
-def pretrain_vision(model: Any, processor: Any, phase: Phase, seed: int, log: Log) -> None:
-    """Train the vision encoder to name what is in every cell, through throw-away linear heads.
 
-    The heads read the encoder's hidden states, four patches a cell, before the projector.
-    """
-    parameters = set_trainable(model, phase.trainable)
-    settings = phase.optimizer
-    size = model.config.vision_config.hidden_size
-    generator = torch.Generator().manual_seed(seed)
-    head = torch.nn.Linear(4 * size, sum(HEADS.values()))
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / math.sqrt(4 * size))
-        head.bias.zero_()
-    optimizers = build_optimizers({**parameters, **dict(head.named_parameters())}, settings)
-    rng, pen = np.random.default_rng(seed), Pen("train")
-    for step in range(phase.num_steps):
-        rate = learning_rate_at(step, phase.num_steps, settings)
-        images, labels = labelled_batch(settings.batch_size, rng, pen)
-        pixels = pixels_of(images, processor)
-        grid = image_grid(model, pixels.shape[1]).expand(len(images), 3)
-        hidden = model.model.visual(pixels.flatten(0, 1), grid_thw=grid).last_hidden_state
-        logits = head(hidden.view(len(images), -1, 4 * size))
-        losses = [
-            torch.nn.functional.cross_entropy(part.flatten(0, 1), target.flatten())
-            for part, target in zip(
-                logits.split(list(HEADS.values()), dim=-1),
-                torch.from_numpy(labels).unbind(1),
-                strict=True,
-            )
-        ]
-        loss = torch.stack(losses).sum()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
-        step_all(optimizers, rate)
-        if (step + 1) % max(1, phase.num_steps // 50) == 0:
-            _check_finite(loss, phase, step)
-            log(
-                {
-                    "step": step + 1,
-                    "loss": loss.item(),
-                    "learning_rate": rate,
-                    "gradient_norm": float(norm),
-                },
-                {},
-            )
+def initialise(architecture: Architecture, seed: int) -> tuple[Any, Any]:
+    """(model, processor) with random weights; a text model's processor is its tokenizer."""
+    name = "mini_vision" if architecture.has_vision else "mini_text"
+    return pkgutil.resolve_name(INITIALISERS[name])(architecture, seed)
+
+
+def pretrain(model: Any, processor: Any, phase: Phase, seed: int, log: Log) -> None:
+    """One phase that makes its own examples; `phase.data` is a key of `PRETRAINING`."""
+    pkgutil.resolve_name(PRETRAINING[phase.data])(model, processor, phase, seed, log)
 
 
 def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> None:
@@ -98,19 +62,3 @@ def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> N
         log=log,
         num_records=50,
     )
-
-
-def pixels_of(images: np.ndarray, processor: Any) -> torch.Tensor:
-    """float32 (B, num_patches, patch_dim) of uint8 images (B, H, W, 3)."""
-    values = processor.image_processor(
-        [torch.from_numpy(image).permute(2, 0, 1) for image in images], return_tensors="pt"
-    )["pixel_values"]
-    return values.view(len(images), -1, values.shape[-1])
-
-
-def _check_finite(loss: torch.Tensor, phase: Phase, step: int) -> None:
-    if not torch.isfinite(loss):
-        raise MeritError(
-            f"base phase {phase.name!r}: the loss is {loss.item()} at step {step + 1}; lower "
-            f"`learning_rate` (now {phase.optimizer.learning_rate:g})"
-        )

@@ -1,4 +1,4 @@
-"""The `merit` command: stages of the pipeline, the whole pipeline, tracking and the UI."""
+"""The `merit` command: a sub-command a stage, the plan, the whole pipeline, tracking and the UI."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import argparse
 import importlib
 import os
 import sys
+import time
 
 from merit.errors import MeritError
 
+# stage -> (its module, what it does, what it is run for besides an experiment)
 STAGES = {
-    "data": "write the mixture, the conversations and the benchmarks",
-    "base": "build or load theta0",
-    "other_base": "build the regime map's second theta0",
-    "encode": "tokenise the mixture and cache its image embeddings",
-    "gradients": "mean gradient of every task at theta0",
-    "partition": "cosine matrix, PCA, every method's groups and manifests",
-    "train": "train one branch",
-    "merge": "merge one model",
-    "evaluate": "answer and score the benchmarks with every model",
-    "study": "one measurement besides the main tables",
-    "report": "tables, figures and pages",
+    "settings": ("merit.plan", "every stage's settings, defaults filled in", ""),
+    "data": ("merit.stages.data", "mixture, conversations and benchmarks", ""),
+    "base": ("merit.stages.base", "build or load theta0", ""),
+    "encode": ("merit.stages.encode", "tokenise the mixture, cache its image embeddings", ""),
+    "gradients": ("merit.stages.gradients", "mean gradient of every task at theta0", ""),
+    "partition": ("merit.stages.partition", "cosines, PCA, groups, branches' manifests", ""),
+    "train": ("merit.stages.train", "train one branch", "branch"),
+    "merge": ("merit.stages.merge", "merge one model from its branches", "model"),
+    "prompts": ("eval.stages.prompts", "the benchmarks' questions as models are asked them", ""),
+    "evaluate": ("eval.stages.evaluate", "one model's answers to all benchmarks", "model"),
+    "score": ("eval.stages.score", "score all answers", ""),
+    "study": ("eval.stages.study", "one measurement besides the main tables", "study"),
+    "report": ("eval.stages.report", "tables, figures and pages of an experiment", ""),
 }
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. A user's mistake is one message and exit status 2, without a traceback."""
-    _quiet()
+    quiet()
     options = _parser().parse_args(arguments)
     try:
         _dispatch(options)
@@ -48,64 +52,71 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="merit", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for stage, summary in STAGES.items():
-        command = commands.add_parser(stage, help=summary)
-        command.add_argument("experiment")
-        if stage in ("train", "merge", "study"):
-            command.add_argument("item", help="the branch's, the model's or the study's name")
-    commands.add_parser(
-        "readiness", help="is the base merge-ready? (the study of that name)"
-    ).add_argument("experiment")
-    commands.add_parser("repro", help="bring every result up to date, branches side by side")
-    commands.add_parser("smoke", help="the whole pipeline at a tiny size in a temporary folder")
-    commands.add_parser("ui", help="MLflow's UI on 127.0.0.1").add_argument(
-        "--port", type=int, default=5000
+    parser = argparse.ArgumentParser(
+        prog="merit",
+        description="MERIT: split a mixture by gradient conflict, train branches, average once.",
+        epilog="The stages are what dvc.yaml runs; `dvc repro` or `make repro` runs them in order.",
     )
-    track = commands.add_parser("track", help="carry the records into MLflow")
-    track.add_argument("action", choices=["sync", "follow"])
-    tune = commands.add_parser("tune", help="search merge-ready settings on validation")
-    tune.add_argument("experiment")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary)
+
+    add("plan", "write experiments/plan.yaml from params.yaml and the experiments")
+    for stage, (_, summary, item) in STAGES.items():
+        command = add(stage, summary)
+        command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
+        if item:
+            command.add_argument("item", help=f"the {item}'s name in experiments/plan.yaml")
+    add("index", "the pages over all experiments, and README's tables")
+    add("track", "carry the records into MLflow, as the last stage does").add_argument(
+        "action", nargs="?", choices=["sync"], help="sync: fail where MLflow cannot be reached"
+    )
+    add("repro", "bring every result up to date, stages side by side")
+    add("smoke", "the whole pipeline at a tiny size in a temporary folder")
+    add("ui", "MLflow's UI on 127.0.0.1").add_argument("--port", type=int, default=5000)
     return parser
 
 
 def _dispatch(options: argparse.Namespace) -> None:
-    if options.command in STAGES:
-        from merit.launch import run_stage
+    name = options.command
+    if name == "plan":
+        from merit.plan import PLAN_FILE, write_plan
 
-        run_stage(options.command, options.experiment, getattr(options, "item", None))
-    elif options.command == "readiness":
-        from merit.launch import run_stage
-
-        run_stage("study", options.experiment, "readiness")
-    elif options.command == "repro":
-        from merit.pipeline import repro
-
-        repro()
-    elif options.command == "smoke":
-        from merit.smoke import smoke
-
-        smoke()
-    elif options.command == "tune":
-        importlib.import_module("eval.tune").tune(options.experiment)
+        print(f"{PLAN_FILE}: {'written' if write_plan() else 'unchanged'}")
+    elif name in STAGES:
+        run_stage(name, options.experiment, getattr(options, "item", None))
+    elif name == "index":
+        importlib.import_module("eval.stages.index").run()
+    elif name == "repro":
+        importlib.import_module("merit.repro").repro()
+    elif name == "smoke":
+        importlib.import_module("merit.smoke").smoke()
     else:
-        from merit.config import load_experiment, load_params
-        from merit.io import tracking
+        from merit import track
+        from merit.config import load_params
+        from merit.plan import planned_experiments
 
         params = load_params()
-        experiments = [load_experiment(name) for name in params.experiments]
-        if options.command == "ui":
-            from merit.io.ui import serve
-
-            serve(params, options.port)
-        elif options.action == "sync":
-            tracking.main_sync(params, experiments)
+        if name == "ui":
+            track.serve(params, options.port)
         else:
-            tracking.main_follow(params, experiments)
+            track.sync(params, planned_experiments(params), strict=options.action == "sync")
 
 
-def _quiet() -> None:
+def run_stage(stage: str, experiment: str, item: str | None) -> None:
+    """Run one stage in this process, unless the plan is stale; write its time and memory."""
+    from merit.io.artifacts import Artifacts
+    from merit.plan import check_planned
+    from merit.progress import write_timing
+
+    began = time.monotonic()
+    check_planned(stage, experiment, item)
+    importlib.import_module(STAGES[stage][0]).run(experiment, item)
+    write_timing(Artifacts(experiment).folder, stage, item, began)
+
+
+def quiet() -> None:
     """No telemetry, no hub, no progress bars of libraries, one thread; what is set stays."""
     for name, value in {
         "HF_HUB_OFFLINE": "1",

@@ -1,40 +1,56 @@
-"""Typed settings: one YAML per experiment, and params.yaml for the pipeline as a whole.
+"""Typed settings: one YAML an experiment, and params.yaml for the pipeline as a whole.
 
-Unknown keys, wrong types and contradictions are refused with the file, the key and, where one
-is close, the key that was probably meant.
+Everything that is run has a level: the default one, `full` (the default and more) or `tune`.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from merit.config_studies import Studies
 from merit.errors import MeritError
-from merit.settings import Fraction, PositiveFloat, PositiveInt, Settings
+from merit.settings import (
+    Fraction,
+    Level,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Settings,
+    load_yaml,
+    nearest,
+)
 
 PARAMS_FILE = Path("params.yaml")
 EXPERIMENTS_DIR = Path("experiments")
+MAIN = "main"  # what `base` calls the experiment's own base
 
 Component = Literal["vision", "projector", "decoder"]
-Level = Literal["default", "full"]  # how much is run: `studies` of params.yaml
+Rule = Literal["base", "joint", "random", "soup", "merit", "rawpca", "kmeans", "conflict", "shrunk"]
 Reading = Literal["within", "between"]  # of conflict-2; see merit.core.partition.conflict_groups
 # what a branch's budget counts when branches are averaged; see merit.core.merge.average
 MergeWeights = Literal["tokens", "loss_tokens", "samples", "uniform"]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use accepts
+Algorithm = Literal["adamw", "sgd", "muon"]
 Axes = Annotated[int, Field(ge=1, le=10)]
+Seeds = Annotated[list[Seed], Field(min_length=1)]
+# tagged, so that a mistake is told of the one that was meant; the tags are no keys of the file
+SeedsByLevel = Annotated[
+    Annotated[Seeds, Tag("(list)")] | Annotated[dict[Level, Seeds], Tag("(by level)")],
+    Discriminator(lambda value: "(by level)" if isinstance(value, dict) else "(list)"),
+]
 
 
 # --- data -----------------------------------------------------------------------------------
 
 
 class MiniWorldData(Settings):
-    """The generated visual world (merit.data.world)."""
+    """The generated visual world (merit.mini.world)."""
+
+    num_skills: ClassVar[int] = 32
 
     source: Literal["mini_world"]
     seed: int
@@ -43,7 +59,7 @@ class MiniWorldData(Settings):
     num_examples: PositiveInt  # fine-tuning examples over all tasks
     num_images: PositiveInt  # distinct images behind them; tasks share images, as in Vision-FLAN
     num_conversations: PositiveInt  # multi-turn conversations of the base's instruction tuning
-    # of the 32 skills, those that the base has not seen; see merit.data.world.conversations
+    # of the 32 skills, those that the base has not seen; see merit.mini.world.conversations
     num_new_skills: Annotated[int, Field(ge=0, le=16)] = 6
     num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5
     num_questions: PositiveInt  # test questions a benchmark
@@ -51,7 +67,7 @@ class MiniWorldData(Settings):
 
 
 class MiniTextData(Settings):
-    """The generated text world (merit.data.text)."""
+    """The generated text world (merit.mini.text)."""
 
     source: Literal["mini_text"]
     seed: int
@@ -115,7 +131,7 @@ class Optimizer(Settings):
     and AdamW on what else there is: a small base built from scratch needs half the steps.
     """
 
-    algorithm: Literal["adamw", "sgd", "muon"] = "adamw"
+    algorithm: Algorithm = "adamw"
     learning_rate: PositiveFloat
     batch_size: PositiveInt
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -161,7 +177,7 @@ class Base(Settings):
 
 
 class Gradients(Settings):
-    """Calibration of the mean task gradients (METHOD 2.1)."""
+    """Calibration of the mean task gradients (docs/method.md 2)."""
 
     num_examples: PositiveInt = 200  # at most this many examples a task
     stride: PositiveInt = 5  # keep one gradient entry in `stride`
@@ -179,114 +195,117 @@ class Training(Settings):
 
 # --- methods ----------------------------------------------------------------------------------
 
+# rule -> the keys that it needs, besides those that it may have
+PARAMETERS: dict[Rule, tuple[str, ...]] = {
+    "base": (),
+    "joint": (),
+    "random": ("groups",),
+    "soup": ("members",),
+    "merit": ("axes",),
+    "rawpca": ("axes",),
+    "kmeans": ("groups",),
+    "conflict": (),
+    "shrunk": ("source", "match"),
+}
+
+
+def optional_keys(rule: Rule) -> tuple[str, ...]:
+    """What a method of this rule may have; only trained ones take epochs and an optimiser."""
+    if rule == "base":
+        return ()
+    trained = () if rule == "shrunk" else ("epochs", "optimizer", "may_diverge")
+    return ("seeds", "base", *trained, *(("reading",) if rule == "conflict" else ()))
+
 
 class Method(Settings):
-    """What all methods but the base share: which seeds are run, and at which level of work.
+    """How tasks are assigned to branches (`partition`), and how the branches are trained.
 
-    `seeds` are run with `studies: default` in params.yaml, `full_seeds` (the same ones where none
-    are given) with `studies: full`. A method with `when: full` exists at that level only.
+    base: theta0 itself. joint: one group of all tasks. random: `groups` balanced groups, drawn by
+    the seed. soup: `members` joint runs that differ in data order, averaged uniformly. merit:
+    2^axes groups from median splits along the PCA axes of the cosine matrix. rawpca: the same along
+    those of the raw gradients' Gram matrix (table 20). kmeans: on the gradients' directions, its
+    starts drawn by the seed (table 10). conflict: two groups, greedily from the most conflicting
+    pair of tasks, in one of two readings. shrunk: theta0 + alpha (source - theta0), alpha such that
+    the distance from theta0 is `match`'s, seed by seed (the control; it trains nothing).
+
+    `seeds` of a list are run at every level; `{default: [...], full: [...]}` says what the full
+    level adds. `optimizer` overrides keys of `training.optimizer`; `base` names one of `bases`. A
+    training that `may_diverge` leaves a result without a model where its loss is not finite.
     """
 
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [1]
-    full_seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
-    when: Level = "default"
-
-    def seeds_at(self, level: Level) -> list[int]:
-        """The seeds that are run at this level."""
-        return self.full_seeds if level == "full" and self.full_seeds is not None else self.seeds
+    partition: Rule
+    seeds: SeedsByLevel = [1]
+    epochs: PositiveFloat = 1.0
+    groups: Annotated[int, Field(ge=2)] | None = None
+    members: Annotated[int, Field(ge=2)] | None = None
+    axes: Axes | None = None
+    reading: Reading = "within"
+    source: str | None = None
+    match: str | None = None
+    optimizer: dict[str, Any] = {}
+    base: str = MAIN
+    may_diverge: bool = False
 
     @model_validator(mode="after")
-    def _full_holds_default(self) -> Method:
-        missing = sorted(set(self.seeds) - set(self.seeds_at("full")))
-        if missing:
-            # otherwise switching to the full level would throw runs away
-            raise ValueError(f"`full_seeds` must hold all of `seeds`; {missing} are missing")
+    def _rule_has_its_parameters(self) -> Method:
+        needed = PARAMETERS[self.partition]
+        known = ("partition", *needed, *optional_keys(self.partition))
+        for name, field in type(self).model_fields.items():
+            if name not in known and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"`{name}` is no key of `partition: {self.partition}`."
+                    f"{nearest(name, sorted(known))}"
+                )
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` is missing; `partition: {self.partition}` needs it")
+        for level in get_args(Level):
+            twice = sorted(seed for seed, n in Counter(self.seeds_at(level)).items() if n > 1)
+            if twice:
+                raise ValueError(
+                    f"`seeds`: {twice} are listed twice; every level but `default` says what it "
+                    "adds to that one"
+                )
         return self
 
+    @property
+    def trained(self) -> bool:
+        return self.partition not in ("base", "shrunk")
 
-class TrainedMethod(Method):
-    """A method that trains branches, each for `epochs` passes over its group's examples."""
+    @property
+    def num_groups(self) -> int:
+        """K: how many groups the tasks are split into; 1 of joint training and soups."""
+        if self.partition == "conflict":
+            return 2
+        return 2**self.axes if self.axes else self.groups or 1
 
-    epochs: PositiveFloat = 1.0
-
-
-class BaseMethod(Settings):
-    """theta0 itself; nothing is trained."""
-
-    partition: Literal["base"]
-
-
-class JointMethod(TrainedMethod):
-    """One group that holds every task."""
-
-    partition: Literal["joint"]
-
-
-class RandomMethod(TrainedMethod):
-    """Random balanced groups; the seed draws the groups, too."""
-
-    partition: Literal["random"]
-    groups: PositiveInt
+    def seeds_at(self, level: Level) -> list[int]:
+        """The seeds that are run at this level, in the order of the YAML."""
+        if isinstance(self.seeds, list):
+            return self.seeds
+        return [seed for name in included(level) for seed in self.seeds.get(name, [])]
 
 
-class SoupMethod(TrainedMethod):
-    """Joint runs that differ in data order only, averaged uniformly: `members` times the budget."""
+class Sweep(Settings):
+    """Methods again at other settings: every combination of what is listed, as further methods.
 
-    partition: Literal["soup"]
-    members: Annotated[int, Field(ge=2)]
-
-
-class MeritMethod(TrainedMethod):
-    """2^axes groups from recursive median splits along the top PCA axes of the cosine matrix."""
-
-    partition: Literal["merit"]
-    axes: Axes
-
-
-class RawpcaMethod(TrainedMethod):
-    """MERIT's splits along the PCA axes of the raw gradients' Gram matrix (table 20)."""
-
-    partition: Literal["rawpca"]
-    axes: Axes
-
-
-class KmeansMethod(TrainedMethod):
-    """K-means on the gradients' directions (table 10); the seed draws its starts, too."""
-
-    partition: Literal["kmeans"]
-    groups: Annotated[int, Field(ge=2)]
-
-
-class ConflictMethod(TrainedMethod):
-    """Two groups, greedily from the most conflicting pair of tasks, in one of two readings."""
-
-    partition: Literal["conflict"]
-    reading: Reading = "within"
-
-
-class ShrunkMethod(Method):
-    """theta0 + alpha (joint - theta0), alpha such that the distance from theta0 is `match`'s.
-
-    The control of METHOD 3b (WiSE-FT interpolation); it trains nothing.
+    A list that is left out stands for the experiment's own value. Such a method is called
+    `<method>-<what differs>` (`joint-1ep-lr0.00025`), is no row of the main tables, and may
+    diverge: finding out where is what a sweep is for.
     """
 
-    partition: Literal["shrunk"]
-    source: str  # a joint method
-    match: str  # the method whose displacement is matched, seed by seed
+    level: Level = "default"
+    methods: Annotated[list[str], Field(min_length=1)]
+    seeds: Seeds = [1]
+    learning_rate: list[PositiveFloat] = []
+    batch_size: list[PositiveInt] = []
+    algorithm: Algorithm | None = None
+    bases: Annotated[list[str], Field(min_length=1)] = [MAIN]
 
 
-AnyMethod = Annotated[
-    BaseMethod
-    | JointMethod
-    | RandomMethod
-    | SoupMethod
-    | MeritMethod
-    | RawpcaMethod
-    | KmeansMethod
-    | ConflictMethod
-    | ShrunkMethod,
-    Field(discriminator="partition"),
-]
+def included(level: Level) -> tuple[Level, ...]:
+    """The levels that are run at `level`."""
+    return ("default",) if level == "default" else ("default", level)
 
 
 # --- evaluation, report -----------------------------------------------------------------------
@@ -300,14 +319,6 @@ class Evaluation(Settings):
     max_new_tokens: PositiveInt = 64
 
 
-class Tuning(Settings):
-    """The grid in which `merit tune` looks for merge-ready settings, on the validation split."""
-
-    learning_rate: Annotated[list[PositiveFloat], Field(min_length=1)]
-    batch_size: Annotated[list[PositiveInt], Field(min_length=1)]
-    num_random: PositiveInt = 2  # draws of the random split at every point
-
-
 class Report(Settings):
     """What the report stage writes, and which of the paper's tables stands beside it."""
 
@@ -318,80 +329,140 @@ class Report(Settings):
     partition: str | None = None  # the method whose groups order the heat map and the PCA scatter
 
 
+class OtherBase(Settings):
+    """Another theta0 of the same mixture: what differs in `data` and, by name, in base phases."""
+
+    data: dict[str, Any] = {}
+    phases: dict[str, dict[str, Any]] = {}
+
+
 class Experiment(Settings):
     """One experiments/<name>.yaml."""
 
     name: str
     data: DataSettings
     base: Base
+    bases: dict[str, OtherBase] = {}
     gradients: Gradients
     training: Training
     merge_weights: MergeWeights = "tokens"
-    methods: Annotated[dict[str, AnyMethod], Field(min_length=1)]
+    methods: Annotated[dict[str, Method], Field(min_length=1)]
+    sweeps: dict[str, Sweep] = {}
     evaluation: Evaluation
     report: Report
-    tuning: Tuning | None = None
     studies: Studies = Studies()
 
     @model_validator(mode="after")
-    def _methods_exist(self) -> Experiment:
-        if not select(self, "default").methods:
-            raise ValueError("methods: all are `when: full`; at least one must run by default")
+    def _names_exist(self) -> Experiment:
         for name, method in self.methods.items():
-            if isinstance(method, ShrunkMethod):
-                self._check_shrunk(name, method)
-        for name in [
-            *self.report.curves,
-            *([self.report.partition] if self.report.partition else []),
-        ]:
+            self._check_method(name, method)
+        shown = [self.report.partition] if self.report.partition else []
+        for name in [*self.report.curves, *shown]:
             if name not in self.methods:
                 raise ValueError(f"report: no method is called {name!r}")
-            if name not in select(self, "default").methods:
+            if not runs_at(self.methods[name], "default"):
                 raise ValueError(
-                    f"report: {name!r} is `when: full`; name a method that runs by default, too"
+                    f"report: {name!r} has no seeds at the default level; give it some"
                 )
+        if not any(runs_at(method, "default") for method in self.methods.values()):
+            raise ValueError("methods: none has seeds at the default level; at least one must")
+        for name, sweep in self.sweeps.items():
+            self._check_sweep(f"sweeps.{name}", sweep)
+        for name in self.bases:
+            if name == MAIN or not name.isidentifier():
+                raise ValueError(
+                    f"bases.{name}: letters, digits and _ only, and not {MAIN!r}, which is the "
+                    "experiment's own"
+                )
+            other_base(self, name)
         return self
 
-    def _check_shrunk(self, name: str, method: ShrunkMethod) -> None:
-        """Its source and match exist wherever it does, seed by seed."""
+    def _check_method(self, name: str, method: Method) -> None:
+        self._check_base(f"methods.{name}.base", method.base)
+        overridden(self.training.optimizer, method.optimizer, f"methods.{name}.optimizer")
+        if method.partition != "shrunk":
+            return
         for key in ("source", "match"):
             other_name = getattr(method, key)
             if other_name not in self.methods:
                 raise ValueError(f"methods.{name}.{key}: no method is called {other_name!r}")
-            levels: tuple[Level, ...] = ("full",) if method.when == "full" else ("default", "full")
-            for level in levels:
-                other = select(self, level).methods.get(other_name)
-                if other is None:
+            other = self.methods[other_name]
+            for level in ("default", "full"):
+                missing = sorted(set(method.seeds_at(level)) - set(other.seeds_at(level)))
+                if missing or other.partition == "base":
+                    where = "" if level == "default" else " at the full level"
                     raise ValueError(
-                        f"methods.{name}.{key}: {other_name!r} is `when: full`; "
-                        f"{name!r} must be, too"
+                        f"methods.{name}.seeds: {missing} are not seeds of {other_name!r}{where}"
                     )
-                wanted = method.seeds_at(level)
-                missing = sorted(set(wanted) - set(getattr(other, "seeds", [])))
-                if missing:
-                    field = "seeds" if wanted is method.seeds else "full_seeds"
-                    where = "" if level == "default" else " with `studies: full`"
-                    raise ValueError(
-                        f"methods.{name}.{field}: {missing} are not seeds of {other_name!r}{where}"
-                    )
-        if not isinstance(self.methods[method.source], JointMethod):
+        assert method.source is not None
+        if self.methods[method.source].partition != "joint":
             raise ValueError(f"methods.{name}.source: {method.source!r} is not a joint method")
 
+    def _check_sweep(self, where: str, sweep: Sweep) -> None:
+        for name in sweep.methods:
+            if name not in self.methods:
+                raise ValueError(f"{where}.methods: no method is called {name!r}")
+            method = self.methods[name]
+            if method.partition == "base":
+                raise ValueError(f"{where}.methods: {name!r} is the base, which has no settings")
+            if not runs_at(method, sweep.level):
+                raise ValueError(
+                    f"{where}.methods: {name!r} has no seeds at the {sweep.level} level; give it "
+                    "some"
+                )
+            needed = [other for other in (method.source, method.match) if other]
+            missing = [other for other in needed if other not in sweep.methods]
+            if missing:
+                raise ValueError(f"{where}.methods: {name!r} needs {missing[0]!r} there, too")
+        for base in sweep.bases:
+            self._check_base(f"{where}.bases", base)
 
-def select(experiment: Experiment, level: Level) -> Experiment:
-    """The experiment as `studies: <level>` in params.yaml runs it.
+    def _check_base(self, key: str, base: str) -> None:
+        known = [MAIN, *self.bases]
+        if base not in known:
+            raise ValueError(f"{key}: no base is called {base!r}.{nearest(base, known)}")
 
-    "default" leaves out the methods with `when: full`; "full" has all, with their `full_seeds` as
-    `seeds`. Whatever runs at the default level is part of the full one.
+
+def runs_at(method: Method, level: Level) -> bool:
+    return method.partition == "base" or bool(method.seeds_at(level))
+
+
+def overridden(optimizer: Optimizer, changes: Mapping[str, Any], key: str) -> Optimizer:
+    """`optimizer` with some of its keys changed. Raises ValueError that names `key`."""
+    try:
+        return Optimizer.model_validate(optimizer.model_dump() | dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        hint = nearest(field, list(Optimizer.model_fields))
+        raise ValueError(f"{key}.{field}: {first['msg'].lower()}.{hint}") from None
+
+
+def other_base(experiment: Experiment, name: str) -> Experiment:
+    """The experiment with the data and the base of `bases.<name>`, itself called <name>-<base>.
+
+    Raises ValueError where a key or a phase does not exist.
     """
-    methods = {
-        name: method.model_copy(update={"seeds": method.seeds_at(level)})
-        if isinstance(method, Method)
-        else method
-        for name, method in experiment.methods.items()
-        if level == "full" or getattr(method, "when", "default") == "default"
-    }
-    return experiment.model_copy(update={"methods": methods})
+    changes, where = experiment.bases[name], f"bases.{name}"
+    phases = [
+        phase.model_dump() | changes.phases.get(phase.name, {}) for phase in experiment.base.phases
+    ]
+    known = [phase.name for phase in experiment.base.phases]
+    for phase in changes.phases:
+        if phase not in known:
+            raise ValueError(
+                f"{where}.phases: no phase is called {phase!r}.{nearest(phase, known)}"
+            )
+    try:
+        base = Base.model_validate(experiment.base.model_dump() | {"phases": phases})
+        data = type(experiment.data).model_validate(experiment.data.model_dump() | changes.data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}: {field}: {first['msg']}") from None
+    return experiment.model_copy(
+        update={"name": f"{experiment.name}-{name}", "data": data, "base": base}
+    )
 
 
 class Tracking(Settings):
@@ -404,8 +475,8 @@ class Params(Settings):
     """params.yaml: what the pipeline as a whole runs."""
 
     experiments: Annotated[list[str], Field(min_length=1)]
-    studies: Level = "default"  # "full": every method, seed and study
-    workers: PositiveInt = 2  # branches trained side by side by `make repro`
+    level: Level = "default"  # "full": every method, seed and study; "tune": the search of settings
+    workers: PositiveInt = 2  # stages side by side in `make repro`
     tracking: Tracking = Tracking()
 
 
@@ -414,98 +485,102 @@ class Params(Settings):
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """params.yaml, checked. Raises MeritError that names the file and the key."""
-    return _load(path, Params)
+    return load_yaml(path, Params)
 
 
 def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
-    """experiments/<name>.yaml, checked, as the params.yaml beside `folder` asks for it (`select`).
+    """experiments/<name>.yaml, checked, at the level of the params.yaml beside `folder`.
 
-    Without a params.yaml, at the default level. Raises MeritError that names the file and the key.
+    <name>-<base> is the part of it that starts from one of its `bases`. Without a params.yaml, at
+    the default level. Raises MeritError that names the file and the key.
     """
-    path = folder / f"{name}.yaml"
+    stem, _, base = name.partition("-")
+    path = folder / f"{stem}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise MeritError(f"{path}: no such experiment.{_nearest(name, known)}")
-    experiment = _load(path, Experiment)
-    if experiment.name != name:
+        known = sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "plan")
+        raise MeritError(f"{path}: no such experiment.{nearest(name, known)}")
+    experiment = load_yaml(path, Experiment)
+    if experiment.name != stem:
         raise MeritError(
-            f"{path}: key `name`: found {experiment.name!r}, the file is called {name!r}"
+            f"{path}: key `name`: found {experiment.name!r}, the file is called {stem!r}"
         )
     params = folder.parent / PARAMS_FILE
-    return select(experiment, load_params(params).studies if params.is_file() else "default")
+    level = load_params(params).level if params.is_file() else "default"
+    if not base:
+        return select(experiment, level)
+    if base not in experiment.bases:
+        raise MeritError(
+            f"{path}: key `bases`: no base is called {base!r}.{nearest(base, [*experiment.bases])}"
+        )
+    return select(experiment, level, base)
 
 
-def _load(path: Path, model: type[Any]) -> Any:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; run from the repository's root") from None
-    except yaml.YAMLError as error:
-        raise MeritError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise MeritError(f"{path}: expected keys and values, found {type(values).__name__}")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{path}: {_explain(entry, model)}" for entry in error.errors()]
-        raise MeritError("\n".join(lines)) from None
+def select(experiment: Experiment, level: Level, base: str = MAIN) -> Experiment:
+    """What is run of the experiment at `level` from one of its bases.
+
+    Methods without seeds at this level, sweeps and studies of another level are left out; `seeds`
+    are plain lists. From another base than the main one the methods are those of its sweeps.
+    """
+    chosen = {
+        name: method.model_copy(update={"seeds": method.seeds_at(level)})
+        for name, method in experiment.methods.items()
+        if runs_at(method, level)
+    }
+    sweeps = {n: s for n, s in experiment.sweeps.items() if s.level in included(level)}
+    found = experiment.model_copy(
+        update={
+            "methods": chosen,
+            "sweeps": sweeps,
+            "studies": experiment.studies.at(included(level)),
+        }
+    )
+    if base == MAIN:
+        return found.model_copy(
+            update={"methods": {n: m for n, m in chosen.items() if m.base == MAIN}}
+        )
+    other = other_base(found, base)
+    methods = {
+        name: method
+        for name, method in (*found.methods.items(), *variants(found, base))
+        if method.base == base or method.partition == "base"
+    }
+    return other.model_copy(update={"methods": methods, "sweeps": {}, "studies": Studies()})
 
 
-def _explain(entry: Any, model: type[BaseModel]) -> str:
-    """One sentence for one pydantic error."""
-    location = [str(part) for part in entry["loc"]]
-    place = location[:-1]  # where other keys are known
-    if location[0:1] == ["methods"]:
-        # pydantic adds a tag, the method's kind: no key of the file, but it tells the known keys
-        place = [part for i, part in enumerate(place) if i != 1]
-        del location[2:3]
-    elif location[0:1] == ["data"]:
-        del location[1:2]  # likewise, the data's source
-    key = ".".join(location) or "(top level)"
-    if entry["type"] == "extra_forbidden":
-        return f"unknown key `{key}`.{_nearest(location[-1], _fields_at(model, place))}"
-    if entry["type"] == "missing":
-        return f"key `{key}` is missing"
-    if entry["type"] == "value_error":
-        prefix = f"key `{key}`: " if location else ""
-        return prefix + str(entry["ctx"]["error"])
-    return f"key `{key}`: found {entry['input']!r}: {entry['msg']}"
+def variants(experiment: Experiment, base: str = MAIN) -> Iterator[tuple[str, Method]]:
+    """(name, method) of what the sweeps add to the experiment's own methods from this base."""
+    for sweep in experiment.sweeps.values():
+        if base in sweep.bases:
+            for changes in combinations(sweep, experiment.training.optimizer):
+                tag = suffix(changes)
+                if not tag and base == MAIN:
+                    continue  # the experiment's own methods
+                for name in sweep.methods:
+                    method = experiment.methods[name]
+                    update: dict[str, Any] = {"seeds": sweep.seeds, "base": base}
+                    if method.trained:
+                        update["optimizer"] = method.optimizer | changes
+                        update["may_diverge"] = True
+                    else:
+                        update |= {k: f"{getattr(method, k)}{tag}" for k in ("source", "match")}
+                    yield f"{name}{tag}", method.model_copy(update=update)
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f" Did you mean `{close[0]}`?"
-    return f" Known here: {', '.join(known)}." if known else ""
+def every_method(experiment: Experiment) -> dict[str, Method]:
+    """The experiment's own methods and those of its sweeps, by name."""
+    return {**experiment.methods, **dict(variants(experiment))}
 
 
-def _fields_at(model: Any, location: list[str]) -> list[str]:
-    """Field names of the settings block at `location`; [] where the path leaves the models."""
-    candidates = [model]
-    for part in location:
-        following: list[Any] = []
-        for candidate in candidates:
-            if part in candidate.model_fields:
-                following += _models_in(candidate.model_fields[part].annotation)
-        # a union's tag picks one of its models; a list index or a mapping's key picks none
-        tagged = [candidate for candidate in candidates if part in _tags(candidate)]
-        candidates = following or tagged or candidates
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
+def combinations(sweep: Sweep, own: Optimizer) -> Iterator[dict[str, Any]]:
+    """Every point of the sweep as the keys in which it differs from the experiment's optimiser."""
+    for rate in sweep.learning_rate or [own.learning_rate]:
+        for size in sweep.batch_size or [own.batch_size]:
+            point: dict[str, Any] = {"algorithm": sweep.algorithm or own.algorithm}
+            point |= {"learning_rate": rate, "batch_size": size}
+            yield {key: value for key, value in point.items() if value != getattr(own, key)}
 
 
-def _tags(model: Any) -> set[str]:
-    """Values of the model's fields that can have one value only: what a tagged union goes by."""
-    choices = [
-        get_args(field.annotation)
-        for field in model.model_fields.values()
-        if get_origin(field.annotation) is Literal
-    ]
-    return {values[0] for values in choices if len(values) == 1}
-
-
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Annotated, Union, list, dict, types.UnionType):
-        return [model for inner in get_args(annotation) for model in _models_in(inner)]
-    return []
+def suffix(changes: Mapping[str, Any]) -> str:
+    """What the name of a sweep's method ends in: "" where nothing differs, else "-sgd-lr0.1-b4"."""
+    form = {"algorithm": "-{}", "learning_rate": "-lr{:g}", "batch_size": "-b{}"}
+    return "".join(form.get(key, f"-{key}{{}}").format(value) for key, value in changes.items())

@@ -1,27 +1,52 @@
-"""Settings of the studies: what the paper measures besides its main tables.
+"""The studies: what the paper measures besides its main tables, and each one's settings.
 
-A study that an experiment's YAML does not name is not run for it. `merit.studies` says what each
-one reads and whether it belongs to the default run or to `studies: full`.
+A study is a class here, a module `eval.studies.<name>` that measures, and a block `studies.<name>`
+in an experiment's YAML, without which it is not run.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from merit.settings import PositiveFloat, PositiveInt, Settings
+from merit.settings import Level, PositiveFloat, PositiveInt, Settings
 
 
-class Fidelity(Settings):
+class Study(Settings):
+    """What all studies share.
+
+    `reads` are the parts of the artifacts that its numbers come from (everything upstream of them
+    is implied); `tables` the stems of the paper's tables that it measures again. Numbers of a
+    `timed` study differ from run to run: pages link to it and do not repeat them.
+    """
+
+    title: ClassVar[str]
+    reads: ClassVar[tuple[str, str]]
+    tables: ClassVar[tuple[str, ...]] = ()
+    timed: ClassVar[bool] = False
+
+    level: Level = "default"
+
+
+class Fidelity(Study):
     """Strided against full gradients, and the norms of task gradients (tables 16 and 19)."""
+
+    title = "Strided gradients and their norms"
+    reads = ("gradients", "encoded")
+    tables = ("table16_stride5_fidelity", "table19_gradient_norms")
 
     strides: Annotated[list[PositiveInt], Field(min_length=1)] = [2, 5, 10]
     trims: list[Annotated[float, Field(ge=0, lt=0.5)]] = [0.0, 0.05, 0.1]
 
 
-class Calibration(Settings):
+class Calibration(Study):
     """Cosine of the n-example mean gradient to the `reference`-example one (table 11)."""
+
+    title = "Calibration size"
+    reads = ("base", "encoded")
+    tables = ("table11_calibration",)
 
     sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [
         *(50, 100, 150, 200, 250, 300, 400, 500, 700),
@@ -38,8 +63,12 @@ class Calibration(Settings):
         return self
 
 
-class Connectivity(Settings):
+class Connectivity(Study):
     """Linear mode connectivity of one method's branches and merged model (table 5)."""
+
+    title = "Linear mode connectivity"
+    reads = ("models", "branches")
+    tables = ("table05_linear_mode_connectivity",)
 
     method: str = "merit-2d"
     seed: int = 1
@@ -47,11 +76,15 @@ class Connectivity(Settings):
     num_examples: PositiveInt = 512  # of the full mixture, on which the loss is measured
 
 
-class Epochs(Settings):
+class Epochs(Study):
     """Joint and merged over epochs: distance, training loss, score, perturbation (1, 6, 7).
 
     The i-th of `joint` and of `merged` are methods trained for the same number of epochs.
     """
+
+    title = "Joint and merged over epochs"
+    reads = ("models", "evaluation/scores.json")
+    tables = ("table01_merge_readiness",)
 
     joint: Annotated[list[str], Field(min_length=1)] = ["joint-1ep", "joint-2ep", "joint-3ep"]
     merged: Annotated[list[str], Field(min_length=1)] = [
@@ -65,8 +98,11 @@ class Epochs(Settings):
     num_draws: PositiveInt = 5  # random directions a sigma
 
 
-class Surface(Settings):
+class Surface(Study):
     """Loss on the plane through the base, the joint and the merged model (figure 2)."""
+
+    title = "Loss surface"
+    reads = ("models", "branches")
 
     joint: str = "joint-1ep"
     method: str = "merit-3d"
@@ -75,21 +111,36 @@ class Surface(Settings):
     num_examples: PositiveInt = 256
 
 
-class Sgd(Settings):
+class Sgd(Study):
     """Branches and joint training under SGD over a sweep of learning rates (table 18)."""
 
-    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)]
-    methods: Annotated[list[str], Field(min_length=1)] = [
-        "joint-1ep",
-        "merit-1d",
-        "merit-2d",
-        "merit-3d",
-    ]
-    seed: int = 1
+    title = "SGD learning rates"
+    reads = ("models", "evaluation/scores.json")
+    tables = ("table18_sgd_lr_sweep",)
+
+    sweep: str = "sgd"
 
 
-class Hessian(Settings):
+class Tune(Study):
+    """Learning rate and batch size by the rule of docs/regime.md, on the validation split.
+
+    Joint training and random splits decide (`studies.readiness` names them): `sweeps.<sweep>` runs
+    them, no MERIT model is looked at.
+    """
+
+    title = "Learning rate and batch size"
+    reads = ("models", "encoded")
+
+    level: Level = "tune"
+    sweep: str = "tune"
+
+
+class Hessian(Study):
     """Conflict directions against leading Hessian eigenvectors at the base (table 21)."""
+
+    title = "Conflict directions and curvature"
+    reads = ("gradients", "encoded")
+    tables = ("table21_hessian_pca_alignment",)
 
     num_examples: PositiveInt = 50  # a task
     num_steps: PositiveInt = 50  # of Lanczos
@@ -98,8 +149,11 @@ class Hessian(Settings):
     num_random: PositiveInt = 10_000  # Gaussian vectors behind the z-score; their cost is nothing
 
 
-class Gain(Settings):
+class Gain(Study):
     """Merging gain by the quadratic prediction of theorem 3.1 against the measured one."""
+
+    title = "Merging gain, predicted and measured"
+    reads = ("models", "branches")
 
     methods: Annotated[list[str], Field(min_length=1)] = ["merit-1d", "merit-2d", "merit-3d"]
     seed: int = 1
@@ -107,35 +161,32 @@ class Gain(Settings):
     num_examples: PositiveInt = 256  # every branch takes a Hessian product a shrinkage
 
 
-class Mergers(Settings):
+class Mergers(Study):
     """Post-hoc mergers on one method's branches, at default and at swept scale (table 12)."""
+
+    title = "Post-hoc mergers"
+    reads = ("branches", "data/benchmarks")
+    tables = ("table12_posthoc_merging_7b",)
 
     method: str = "merit-2d"
     seeds: Annotated[list[int], Field(min_length=1)] = [1]
     scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.125, 0.25, 0.5, 1.0, 2.0]
 
 
-class OtherBase(Settings):
-    """A second base of the regime map, which must still learn many of the mixture's skills."""
+class Regime(Study):
+    """joint, shrunk joint, random and merit over learning rate x base, as in `sweeps.<sweep>`.
 
-    num_new_skills: PositiveInt  # skills that it has not seen; see merit.data.world.skills
-    num_conversations: PositiveInt
-    num_steps: PositiveInt  # of its last phase; the others are the experiment's own
-
-
-class Regime(Settings):
-    """joint, shrunk joint, random and merit over learning rate x base kind.
-
-    The learning rate of `training` is always a part of the map: its runs are the pipeline's own.
+    The experiment's own learning rate is always a part of the map.
     """
 
-    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)]
+    title = "When does splitting help?"
+    reads = ("models", "evaluation/scores.json")
+
+    sweep: str = "regime"
     joint: str = "joint-1ep"
     random: str = "random-8"
     method: str = "merit-3d"
-    seed: int = 1
-    num_random: PositiveInt = 2  # draws of random groups: one draw proves nothing
-    other_base: OtherBase | None = None
+    shrunk: str = "joint-shrunk"
 
 
 class Thresholds(Settings):
@@ -147,8 +198,11 @@ class Thresholds(Settings):
     random_behind: Annotated[float, Field(ge=0)] = 1.0  # (d) points behind joint, on validation
 
 
-class Readiness(Settings):
+class Readiness(Study):
     """Is the base merge-ready? Decided by joint training and random splits alone (section 4)."""
+
+    title = "Is the base merge-ready?"
+    reads = ("models", "encoded")
 
     joint: str = "joint-1ep"
     random: str = "random-8"
@@ -157,18 +211,24 @@ class Readiness(Settings):
     thresholds: Thresholds = Thresholds()
 
 
-class Weights(Settings):
+class Weights(Study):
     """Every method's branches merged under every reading of `merge_weights`."""
+
+    title = "What a merge weight counts"
+    reads = ("branches", "data/benchmarks")
 
     methods: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
 
 
-class Control(Settings):
+class Control(Study):
     """Every method at its own best distance from the base, and all of them at one distance.
 
     theta0 + c (theta - theta0), with c from `scales` chosen on validation, the same grid for all.
     """
+
+    title = "Every method at its best distance"
+    reads = ("models", "encoded")
 
     joint: str = "joint-1ep"
     random: str = "random-8"
@@ -179,19 +239,26 @@ class Control(Settings):
     num_examples: PositiveInt = 640  # of the full mixture, on which the loss is measured
 
 
-class Cost(Settings):
+class Cost(Study):
     """Wall-clock time of the method's steps beside joint training's (table 15)."""
+
+    title = "Wall-clock time"
+    reads = ("branches", "models")
+    tables = ("table15_wall_clock",)
+    timed = True
 
     joint: str = "joint-1ep"
     methods: Annotated[list[str], Field(min_length=1)] = ["merit-1d", "merit-2d", "merit-3d"]
 
 
 class Studies(Settings):
-    """The studies of one experiment, by name."""
+    """The studies of one experiment, by name, in the order of the pages."""
 
     readiness: Readiness | None = None
     weights: Weights | None = None
+    regime: Regime | None = None
     control: Control | None = None
+    cost: Cost | None = None
     fidelity: Fidelity | None = None
     calibration: Calibration | None = None
     connectivity: Connectivity | None = None
@@ -201,5 +268,20 @@ class Studies(Settings):
     hessian: Hessian | None = None
     gain: Gain | None = None
     mergers: Mergers | None = None
-    regime: Regime | None = None
-    cost: Cost | None = None
+    tune: Tune | None = None
+
+    @property
+    def named(self) -> dict[str, Study]:
+        """Those that the YAML names."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: study for name, study in found.items() if study is not None}
+
+    def at(self, levels: Collection[Level]) -> Studies:
+        """Those of these levels alone."""
+        chosen = {n: s if s is not None and s.level in levels else None for n, s in self}
+        return self.model_copy(update=chosen)
+
+
+STUDIES: dict[str, type[Study]] = {
+    name: get_args(field.annotation)[0] for name, field in Studies.model_fields.items()
+}

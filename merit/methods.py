@@ -6,22 +6,10 @@ groups; runs that two methods share (a soup's members and joint-1ep) are one bra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from merit.config import (
-    AnyMethod,
-    BaseMethod,
-    ConflictMethod,
-    Experiment,
-    JointMethod,
-    KmeansMethod,
-    MeritMethod,
-    RandomMethod,
-    RawpcaMethod,
-    Reading,
-    ShrunkMethod,
-    SoupMethod,
-)
+from merit.config import Experiment, Method, Optimizer, Reading, overridden, suffix, variants
 
 
 @dataclass(frozen=True)
@@ -48,23 +36,28 @@ class Partition:
 class Branch:
     """One training run: group `group` of a partition, for `epochs` epochs, data order `seed`.
 
-    `partition` is the key of one of the plan's partitions.
+    `partition` is the key of one of the plan's partitions; `run` the name that the branches of one
+    model share (of joint training: all seeds). `optimizer` is what a method changes in
+    `training.optimizer`; a sweep's branch `may_diverge`.
     """
 
     id: str
+    run: str
     partition: str
     group: int
     num_groups: int
     epochs: float
     seed: int
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    may_diverge: bool = False
 
 
 @dataclass(frozen=True)
 class Model:
     """One row-and-seed of the results: `branches` merged, or a model derived from others.
 
-    `rule` is "base", "merge" (token-weighted average of `branches`) or "shrunk" (`source` shrunk to
-    the displacement of `match`, both model ids).
+    `rule` is "base", "merge" (weighted average of `branches`) or "shrunk" (`source` shrunk to the
+    displacement of `match`, both model ids).
     """
 
     id: str
@@ -85,68 +78,91 @@ class Plan:
     partitions: dict[str, Partition]  # by key
 
 
-def partition_of(method: AnyMethod, seed: int) -> Partition:
+def partition_of(method: Method, seed: int) -> Partition:
     """How the method, run with this seed, assigns tasks. Raises ValueError where it trains nothing.
 
     Seeds draw the groups of random and kmeans; for the others they are data orders only.
     """
-    match method:
-        case JointMethod() | SoupMethod():
+    kind = method.partition
+    match kind:
+        case "joint" | "soup":
             return Partition("joint", "joint", 1)
-        case RandomMethod(groups=groups):
-            return Partition("random", f"random-{groups}", groups, seed=seed)
-        case KmeansMethod(groups=groups):
-            return Partition("kmeans", f"kmeans-{groups}", groups, seed=seed)
-        case MeritMethod(axes=axes):
-            return Partition("merit", f"merit-{axes}d", 2**axes)
-        case RawpcaMethod(axes=axes):
-            return Partition("rawpca", f"rawpca-{axes}d", 2**axes)
-        case ConflictMethod(reading=reading):
-            return Partition("conflict", f"conflict-2-{reading}", 2, reading=reading)
-        case BaseMethod() | ShrunkMethod():
-            raise ValueError(f"{method.partition} methods assign no tasks")
+        case "random" | "kmeans":
+            return Partition(kind, f"{kind}-{method.groups}", method.num_groups, seed=seed)
+        case "merit" | "rawpca":
+            return Partition(kind, f"{kind}-{method.axes}d", method.num_groups)
+        case "conflict":
+            reading = method.reading
+            return Partition(kind, f"conflict-2-{reading}", 2, reading=reading)
+        case _:
+            raise ValueError(f"{kind} methods assign no tasks")
 
 
 def plan(experiment: Experiment) -> Plan:
-    """The branches, models and partitions that the experiment's methods ask for."""
+    """The branches, models and partitions that the experiment's methods and sweeps ask for."""
     branches: dict[str, Branch] = {}
     models: dict[str, Model] = {}
     partitions: dict[str, Partition] = {}
 
-    def train(partition: Partition, epochs: float, seed: int) -> tuple[str, ...]:
-        """The partition's branches, new or already asked for; their ids."""
+    def train(method: Method, seed: int, order: int) -> tuple[str, ...]:
+        """The branches of one run, new or already asked for; their ids."""
+        partition = partition_of(method, seed)
         partitions.setdefault(partition.key, partition)
-        ids = _branch_ids(partition, epochs, seed)
-        for k, name in enumerate(ids):
-            branch = Branch(name, partition.key, k, partition.num_groups, epochs, seed)
-            branches.setdefault(name, branch)
-        return ids
+        found = _branches(experiment.training.optimizer, partition, method, order)
+        for branch in found:
+            branches.setdefault(branch.id, branch)
+        return tuple(branch.id for branch in found)
 
-    for name, method in experiment.methods.items():
-        if isinstance(method, BaseMethod):
+    for name, method in (*experiment.methods.items(), *variants(experiment)):
+        if method.partition == "base":
             models[name] = Model(name, name, None, "base")
             continue
+        assert isinstance(method.seeds, list)
+
         for seed in method.seeds:
             model_id = f"{name}-s{seed}"
-            if isinstance(method, ShrunkMethod):
+            if method.partition == "shrunk":
                 source, match = f"{method.source}-s{seed}", f"{method.match}-s{seed}"
                 models[model_id] = Model(model_id, name, seed, "shrunk", source=source, match=match)
                 continue
             # seed s of an n-soup takes the n data orders from s on, so that its members are
             # joint runs that other methods (or other seeds) have already paid for
-            members = method.members if isinstance(method, SoupMethod) else 1
-            trained = [
-                branch
-                for order in range(seed, seed + members)
-                for branch in train(partition_of(method, seed), method.epochs, order)
-            ]
+            orders = range(seed, seed + (method.members or 1))
+            trained = [b for order in orders for b in train(method, seed, order)]
             models[model_id] = Model(model_id, name, seed, "merge", branches=tuple(trained))
     return Plan(branches, models, partitions)
 
 
-def _branch_ids(partition: Partition, epochs: float, seed: int) -> tuple[str, ...]:
-    """joint-<epochs>ep-s<seed>, or <label>[-<epochs>ep]-s<seed>-g<group> for every group."""
+def _branches(own: Optimizer, partition: Partition, method: Method, seed: int) -> list[Branch]:
+    """joint-<epochs>ep-s<seed>, or <label>[-<epochs>ep]-s<seed>-g<group> for every group.
+
+    What the method changes in the optimiser stands before the seed.
+    """
+    changes = {k: v for k, v in method.optimizer.items() if v != getattr(own, k)}
+    tag = suffix(changes)
     if partition.kind == "joint":
-        return (f"joint-{epochs:g}ep-s{seed}",)
-    tag = "" if epochs == 1 else f"-{epochs:g}ep"
-    return tuple(f"{partition.label}{tag}-s{seed}-g{k}" for k in range(partition.num_groups))
+        run = f"joint-{method.epochs:g}ep{tag}"
+        names = [f"{run}-s{seed}"]
+    else:
+        epochs = "" if method.epochs == 1 else f"-{method.epochs:g}ep"
+        run = f"{partition.label}{epochs}{tag}-s{seed}"
+        names = [f"{run}-g{k}" for k in range(partition.num_groups)]
+    return [
+        Branch(
+            id=name,
+            run=run,
+            partition=partition.key,
+            group=k,
+            num_groups=partition.num_groups,
+            epochs=method.epochs,
+            seed=seed,
+            optimizer=changes,
+            may_diverge=method.may_diverge,
+        )
+        for k, name in enumerate(names)
+    ]
+
+
+def optimizer_of(experiment: Experiment, branch: Branch) -> Optimizer:
+    """The optimiser that the branch is trained with, every key of it."""
+    return overridden(experiment.training.optimizer, branch.optimizer, f"branch {branch.id}")

@@ -3,44 +3,74 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
 
 from merit.io.artifacts import write_json
 
 
 class Progress:
-    """One changing line on a terminal; elsewhere a line at most every ten seconds."""
+    """A bar on a terminal, gone at the end; elsewhere a line of text at most every ten seconds.
+
+    `with Progress(label, total) as progress: ... progress.advance()`. The time left follows from
+    the average speed: work that finishes in bursts would make a recent one jump.
+    """
 
     def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done = label, total, 0
-        self.began = self.shown = time.monotonic()
-        self.tty = sys.stderr.isatty()
+        options: dict[str, Any] = {
+            "file": sys.stderr,
+            "mininterval": 0.2,
+            "ncols": shutil.get_terminal_size().columns - 1,  # 79 if the terminal names none
+        }
+        if not sys.stderr.isatty():
+            options = {
+                "file": _Lines(sys.stderr),
+                "mininterval": 10,
+                "delay": 10,
+                "bar_format": "{desc}: {n_fmt}/{total_fmt}, about {remaining} left",
+            }
+        # `disable` is said, or TQDM_DISABLE, which quiets the libraries' bars, would decide
+        self._bar = _Bar(
+            desc=label, total=total, leave=False, miniters=1, smoothing=0, disable=False, **options
+        )
 
     def __enter__(self) -> Progress:
         return self
 
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.shown < (0.2 if self.tty else 10.0):
-            return
-        self.shown = now
-        left = (now - self.began) * (self.total - self.done) / max(1, self.done)
-        line = f"{self.label}: {self.done}/{self.total}, about {left:.0f} s left"
-        end = "" if self.tty else "\n"
-        print(f"\r\x1b[K{line}" if self.tty else line, end=end, file=sys.stderr, flush=True)
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.tty:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    @property
+    def n(self) -> int:
+        """How many are done."""
+        return self._bar.n
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more are done."""
+        self._bar.update(count)
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no watching thread: with miniters=1 every advance looks at the clock
+
+
+class _Lines:
+    """A log as tqdm's terminal: what would be redrawn in place becomes a line of its own."""
+
+    def __init__(self, log: TextIO) -> None:
+        self.log = log
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self.log.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self.log.flush()
 
 
 def write_timing(folder: Path, stage: str, item: str | None, began: float) -> None:

@@ -1,17 +1,113 @@
-"""What every settings block shares: strict types, no unknown keys, no change after reading."""
+"""What every settings block shares, and how a YAML file is read into one.
+
+Unknown keys, wrong types and contradictions are refused with the file, the key and, where one is
+close, the key that was probably meant.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import difflib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from merit.errors import MeritError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Level = Literal["default", "full", "tune"]  # how much is run: `level` of params.yaml
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use accepts
+
+# libyaml's parser where there is one: every stage reads every experiment
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Settings(BaseModel):
     """Base of every settings block: immutable, strict about types, closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def load_yaml(path: Path, model: type[AnySettings]) -> AnySettings:
+    """The file's settings. Raises MeritError, a line a mistake, that names the file and the key."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise MeritError(f"{path}: file not found; run from the repository's root") from None
+    except yaml.YAMLError as error:
+        raise MeritError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise MeritError(f"{path}: expected keys and values, found {type(values).__name__}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{path}: {_explain(entry, model)}" for entry in error.errors()]
+        raise MeritError("\n".join(lines)) from None
+
+
+def _explain(entry: Any, model: type[BaseModel]) -> str:
+    """One sentence for one pydantic error."""
+    # pydantic adds the tag of a union's member, "(list)", and marks a mapping's key
+    location = [str(part) for part in entry["loc"] if not str(part).startswith(("(", "[key]"))]
+    place = location[:-1]  # where other keys are known
+    if location[0:1] == ["methods"]:
+        place = [part for i, part in enumerate(place) if i != 1]  # without the method's own name
+    elif location[0:1] == ["data"]:
+        del location[1:2]  # pydantic adds the data's source, a tag that is no key of the file
+    key = ".".join(location) or "(top level)"
+    if entry["type"] == "extra_forbidden":
+        return f"unknown key `{key}`.{nearest(location[-1], _fields_at(model, place))}"
+    if entry["type"] == "missing":
+        return f"key `{key}` is missing"
+    if entry["type"] == "value_error":
+        prefix = f"key `{key}`: " if location else ""
+        return prefix + str(entry["ctx"]["error"])
+    return f"key `{key}`: found {entry['input']!r}: {entry['msg']}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """ "Did you mean `x`?" where one of `known` is close, else what there is."""
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f" Did you mean `{close[0]}`?"
+    return f" Known here: {', '.join(known)}." if known else ""
+
+
+def _fields_at(model: Any, location: list[str]) -> list[str]:
+    """Field names of the settings block at `location`; [] where the path leaves the models."""
+    candidates = [model]
+    for part in location:
+        following: list[Any] = []
+        for candidate in candidates:
+            if part in candidate.model_fields:
+                following += _models_in(candidate.model_fields[part].annotation)
+        # a union's tag picks one of its models; a list index or a mapping's key picks none
+        tagged = [candidate for candidate in candidates if part in _tags(candidate)]
+        candidates = following or tagged or candidates
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _tags(model: Any) -> set[str]:
+    """Values of the model's fields that can have one value only: what a tagged union goes by."""
+    choices = [
+        get_args(field.annotation)
+        for field in model.model_fields.values()
+        if get_origin(field.annotation) is Literal
+    ]
+    return {values[0] for values in choices if len(values) == 1}
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, list, dict, types.UnionType):
+        return [model for inner in get_args(annotation) for model in _models_in(inner)]
+    return []

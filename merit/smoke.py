@@ -2,7 +2,7 @@
 
 The repository's code, experiments and settings are copied into a temporary folder that is a git and
 DVC repository like a fresh clone. There a tiny variant of `experiments/mini_vision.yaml` runs
-through `merit repro`, and its results are checked. Nothing in the repository itself is touched.
+through `dvc repro`, and its results are checked. Nothing in the repository itself is touched.
 
 After a change that is meant to alter results, write the golden values of the tests anew:
 
@@ -16,12 +16,12 @@ import base64
 import csv
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,16 @@ from merit.config import EXPERIMENTS_DIR, PARAMS_FILE, Experiment, Params, load_
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, file_hash, read_json, read_jsonl, write_json
 from merit.methods import plan
+from merit.repro import environment, fork_server
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, NAME = "mini_vision", "smoke"
-COPIED = ("merit", "eval", "experiments", "reports/paper", "params.yaml", "README.md", "docs")
+COPIED = (
+    *("merit", "eval", "bin", "dvc.yaml", "experiments", "reports/paper", "params.yaml"),
+    *("README.md", "docs"),
+)
 COPIED_HIDDEN = (".dvc/config", ".dvcignore", ".gitignore")
-UNCHANGED_LIMIT = 10.0  # seconds that a `merit repro` with nothing to do may take
+UNCHANGED_LIMIT = 10.0  # seconds that a `dvc repro` with nothing to do may take
 
 # What the tiny variant changes. The keys are checked with the rest of the experiment.
 NUM_STEPS = (30, 20, 60)  # of the base's phases
@@ -70,6 +74,9 @@ METHODS: dict[str, Any] = {
     "soup-2": {"partition": "soup", "members": 2},
     "merit-1d": {"partition": "merit", "axes": 1},
     "joint-shrunk": {"partition": "shrunk", "source": "joint-1ep", "match": "merit-1d"},
+}
+SWEEPS: dict[str, Any] = {
+    "regime": {"methods": ["joint-1ep"], "learning_rate": [1.0e-3]},
 }
 STUDIES: dict[str, Any] = {
     "readiness": {"random": "random-2", "num_examples": 32, "num_points": 3},
@@ -115,7 +122,10 @@ def prepare(folder: Path) -> None:
             shutil.copytree(source, target, ignore=ignored)
         elif source.is_file():
             shutil.copyfile(source, target)
-    _write_yaml(folder / EXPERIMENTS_DIR / f"{NAME}.yaml", experiment.model_dump(mode="json"))
+    _write_yaml(
+        folder / EXPERIMENTS_DIR / f"{NAME}.yaml",
+        experiment.model_dump(mode="json", exclude_defaults=True),
+    )
     params = Params(experiments=[NAME])
     _write_yaml(folder / PARAMS_FILE, params.model_dump(mode="json"))
     identity = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost")
@@ -127,32 +137,34 @@ def prepare(folder: Path) -> None:
 def tiny(experiment: Experiment) -> Experiment:
     """`experiment` at a tiny size. Raises pydantic's ValidationError for a misspelled override."""
     values = _merged(experiment.model_dump(mode="json"), OVERRIDES)
-    values |= {"methods": METHODS, "studies": STUDIES}
+    values |= {"methods": METHODS, "studies": STUDIES, "sweeps": SWEEPS, "bases": {}}
     for phase, num_steps in zip(values["base"]["phases"], NUM_STEPS, strict=True):
         phase["num_steps"] = num_steps
     return Experiment.model_validate(values)
 
 
 def repro(folder: Path) -> str:
-    """`merit repro` in `folder`; its standard output. Raises MeritError where it fails."""
-    return run_merit(folder, "repro")
-
-
-def run_merit(folder: Path, *arguments: str) -> str:
-    """One `merit` command with the code of `folder`; progress and messages go to stderr.
-
-    On one thread, so that the number of cores does not decide how sums are rounded.
+    """`merit plan` and `dvc repro` in `folder`; DVC's standard output. Raises MeritError where one
+    fails.
     """
+    run_in(folder, "merit", "plan")
+    with fork_server(folder):
+        return run_in(folder, "dvc", "repro")
+
+
+def run_in(folder: Path, module: str, *arguments: str) -> str:
+    """`python -m <module> <arguments>` with the code of `folder`; messages go to stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", "merit", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
         stdout=subprocess.PIPE,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise MeritError(f"`merit {' '.join(arguments)}` in {folder} failed:\n{done.stdout}")
+        command = f"{module} {' '.join(arguments)}"
+        raise MeritError(f"`{command}` in {folder} failed:\n{done.stdout}")
     return done.stdout
 
 
@@ -179,16 +191,16 @@ def check(folder: Path) -> None:
 
 
 def check_unchanged(folder: Path) -> float:
-    """Seconds of a `merit repro` with nothing to do. Raises MeritError where it does anything."""
+    """Seconds of a `dvc repro` with nothing to do. Raises MeritError where it does anything."""
     before = {path: path.stat().st_mtime_ns for path in _results(folder)}
     began = time.monotonic()
     output = repro(folder)
     seconds = time.monotonic() - began
     after = {path: path.stat().st_mtime_ns for path in _results(folder)}
     if before != after or "up to date" not in output:
-        raise MeritError(f"a second `merit repro` did something:\n{output}")
+        raise MeritError(f"a second `dvc repro` did something:\n{output}")
     if seconds > UNCHANGED_LIMIT:
-        raise MeritError(f"a second `merit repro` took {seconds:.1f} s")
+        raise MeritError(f"a second `dvc repro` took {seconds:.1f} s")
     return seconds
 
 
@@ -229,7 +241,7 @@ def data_hashes(data: Path) -> dict[str, str]:
     """
     return {
         "texts": _tree_hash(data, (".json", ".jsonl"), lambda path: path.read_bytes()),
-        "images": _tree_hash(data / "images", (".png",), lambda path: _pixels(path.read_bytes())),
+        "images": _tree_hash(data, (".zip",), _pictures),
         "benchmarks": _tree_hash(data / "benchmarks", (".tsv",), _questions),
     }
 
@@ -240,6 +252,14 @@ def _tree_hash(folder: Path, suffixes: tuple[str, ...], content: Callable[[Path]
         inner = hashlib.sha256(content(path)).hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()} {inner}\n".encode())
     return total.hexdigest()
+
+
+def _pictures(path: Path) -> bytes:
+    """The members of an archive in their order, each by its name and the hash of its pixels."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    hashes = [(name, hashlib.sha256(_pixels(png)).hexdigest()) for name, png in members]
+    return "\n".join(f"{name} {pixels}" for name, pixels in hashes).encode()
 
 
 def _questions(path: Path) -> bytes:

@@ -18,6 +18,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the smoke run are slow; those of a GPU are skipped, with the reason, without one."""
+    for item in items:
+        if "smoke_folder" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+        if item.get_closest_marker("gpu"):
+            import torch
+
+            missing = not torch.cuda.is_available()
+            item.add_marker(pytest.mark.skipif(missing, reason="no CUDA device on this machine"))
+
+
 @pytest.fixture(autouse=True)
 def _subnormal_numbers() -> Iterator[None]:
     """Stages and studies switch subnormal numbers off for the whole process; tests do not."""
@@ -61,13 +73,19 @@ class Tiny:
     processor: Any
     data: Path  # the world's folder
     examples: list[Example]
-    encoded: Any  # merit.data.encode.Encoded
+    encoded: Any  # merit.training.encoded.Encoded
+
+
+def picture(world: Path, image: str) -> Path:
+    """Where an example's image lies in the tiny world."""
+    part = "pretraining" if image.startswith("conversations.zip") else "mixture"
+    return world / part / image
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data stage's output at a tiny size."""
-    from merit.stages.data import write_mini_world
+    from merit.mini.world.write import write_mini_world
 
     folder = tmp_path_factory.mktemp("world")
     write_mini_world(WORLD, folder)
@@ -76,8 +94,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def processor() -> Any:
-    from merit.models import build_processor
-    from merit.stages.base import IMAGE_SIZE, VOCABULARY
+    from merit.mini.nets import VOCABULARY, build_processor
+    from merit.mini.world.draw import IMAGE_SIZE
 
     words = VOCABULARY.read_text(encoding="utf-8").split()
     return build_processor(words, ARCHITECTURE, IMAGE_SIZE)
@@ -86,20 +104,31 @@ def processor() -> Any:
 @pytest.fixture(scope="session")
 def tiny(world: Path, processor: Any) -> Tiny:
     """Ten single-turn examples, four conversations and one question without an image."""
-    from merit.data.encode import encode_examples, vision_features
     from merit.data.examples import make_example
-    from merit.models import build_model, project
+    from merit.mini.nets import build_model
+    from merit.training.encoded import encode_examples, vision_features
+    from merit.training.models import project
 
     model = build_model(processor, ARCHITECTURE, seed=1)
     examples = read_examples(world / "mixture" / "count_shape-option.jsonl")[:3]
     examples += read_examples(world / "mixture" / "row_mate-rationale.jsonl")[:3]
     examples += read_examples(world / "mixture" / "tallest-short.jsonl")[:4]
-    examples += read_examples(world / "conversations.jsonl")[:4]
+    examples += read_examples(world / "pretraining" / "conversations.jsonl")[:4]
     examples += [make_example("no-image", "text", [("say yes .", "yes .")], ())]
     images = sorted({image for example in examples for image in example.images})
     features = vision_features(
-        model, processor, [world / image for image in images], lambda h: project(model, h)
+        model, processor, [picture(world, image) for image in images], lambda h: project(model, h)
     )
     rows = {image: i for i, image in enumerate(images)}
     encoded = encode_examples(examples, processor, features, rows)
     return Tiny(model, processor, world, examples, encoded)
+
+
+@pytest.fixture(scope="session")
+def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished smoke run (a minute or two), made once; tests leave it finished."""
+    from merit import smoke
+
+    path = tmp_path_factory.mktemp("smoke")
+    smoke.smoke_run(path)
+    return path

@@ -6,7 +6,7 @@ weights, displacements, scores as means of predictions); the numbers are drawn f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from merit.config import Experiment
 from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash, write_json, write_jsonl
-from merit.methods import Branch, Plan, plan
+from merit.methods import Branch, Plan, optimizer_of, plan
 
 METHODS: dict[str, dict[str, Any]] = {
     "base": {"partition": "base"},
@@ -49,8 +49,12 @@ def experiment(
     seeds: Sequence[int] = (1,),
     methods: Sequence[str] = tuple(METHODS),
     benchmarks: Sequence[str] = tuple(BENCHMARKS),
+    **more: Any,
 ) -> Experiment:
-    """Settings that pass every check of merit.config; all methods run the same `seeds`."""
+    """Settings that pass every check of merit.config; all methods run the same `seeds`.
+
+    `more` are further keys of the YAML: sweeps, bases, studies.
+    """
     optimizer = {"learning_rate": 1e-3, "batch_size": BATCH_SIZE}
     return Experiment.model_validate(
         {
@@ -78,6 +82,7 @@ def experiment(
                 "curves": [m for m in ("joint-1ep", "merit-3d") if m in methods],
                 "partition": "merit-3d" if "merit-3d" in methods else None,
             },
+            **more,
         }
     )
 
@@ -92,14 +97,28 @@ def build(
     benchmarks: Sequence[str] = tuple(BENCHMARKS),
     num_records: int = 10,
     num_questions: int = 10,
+    **more: Any,
 ) -> Experiment:
-    """Write `root`/<name>/ as a finished pipeline leaves it; return the experiment.
+    """Write `root`/<name>/ as a finished pipeline leaves it; return the experiment."""
+    settings = experiment(name, seeds=seeds, methods=methods, benchmarks=benchmarks, **more)
+    write(root, settings, num_tasks, num_records, num_questions)
+    return settings
 
-    `num_records` logged steps an epoch in every branch; `num_questions` questions a benchmark.
-    The reports folder is not written.
+
+def write(
+    root: Path,
+    settings: Experiment,
+    num_tasks: int = 8,
+    num_records: int = 10,
+    num_questions: int = 10,
+    diverged: Collection[str] = (),
+) -> None:
+    """Write `root`/<name>/ as a finished pipeline leaves it, but for the reports folder.
+
+    `num_records` logged steps an epoch in every branch; `num_questions` questions a benchmark;
+    `diverged` are branches that did not stay finite.
     """
-    settings = experiment(name, seeds=seeds, methods=methods, benchmarks=benchmarks)
-    artifacts = Artifacts(name, root)
+    artifacts = Artifacts(settings.name, root)
     rng = np.random.default_rng(0)
     todo = plan(settings)
     num_samples = _write_tasks(artifacts, num_tasks)
@@ -117,9 +136,21 @@ def build(
         )
         for branch in todo.branches.values()
     }
-    _write_models(artifacts, todo, base, deltas)
-    _write_scores(artifacts, todo, list(benchmarks), num_questions, rng)
-    return settings
+    for branch in diverged:
+        _diverge(artifacts, branch)
+    failures = _write_models(artifacts, todo, base, deltas)
+    benchmarks = settings.evaluation.benchmarks
+    _write_scores(artifacts, todo, benchmarks, num_questions, failures, rng)
+
+
+def _diverge(artifacts: Artifacts, branch: str) -> None:
+    """Leave the branch a summary with the failure alone."""
+    (artifacts.branch(branch) / "model.safetensors").unlink()
+    path = artifacts.branch(branch) / "summary.json"
+    summary = read_json(path) | {"failure": f"branch {branch}: the loss is nan at step 3"}
+    for key in ("final_loss", "displacement", "checkpoint_hash"):
+        del summary[key]
+    write_json(path, summary)
 
 
 def _write_tasks(artifacts: Artifacts, num_tasks: int) -> dict[str, int]:
@@ -135,7 +166,7 @@ def _write_tasks(artifacts: Artifacts, num_tasks: int) -> dict[str, int]:
         for i in range(num_tasks)
     ]
     rows.sort(key=lambda row: str(row["task"]))
-    write_json(artifacts.data / "tasks.json", rows)
+    write_json(artifacts.mixture / "tasks.json", rows)
     return {str(row["task"]): int(str(row["num_examples"])) for row in rows}
 
 
@@ -264,7 +295,10 @@ def _write_branch(
         "num_samples": samples,
         "num_tokens": round(3 * samples * branch.epochs),
         "num_loss_tokens": round(loss_tokens * branch.epochs),
-        "batch_size": BATCH_SIZE,
+        "trainable": ["decoder"],
+        "optimizer": optimizer_of(settings, branch).model_dump(mode="json"),
+        "may_diverge": branch.may_diverge,
+        "base_hash": file_hash(artifacts.base / "model.safetensors"),
         "partition_hash": value_hash(groups),
     }
     write_json(artifacts.manifest(branch.id), manifest)
@@ -279,10 +313,12 @@ def _write_branch(
     timing = [
         {"step": r["step"], "seconds": 0.5 * r["step"], "tokens_per_second": 800.0} for r in records
     ]
-    write_jsonl(folder / "timing.jsonl", timing)
+    write_jsonl(artifacts.timing(branch.id), timing)
+    write_json(folder / "manifest.json", manifest)
     write_json(
         folder / "summary.json",
         {
+            "branch": branch.id,
             "num_steps": len(records),
             "num_tokens": manifest["num_tokens"],
             "num_loss_tokens": manifest["num_loss_tokens"],
@@ -290,7 +326,7 @@ def _write_branch(
             "displacement": float(np.linalg.norm(delta)),
             "base_hash": file_hash(base_file),
             "manifest_hash": value_hash(manifest),
-            "training_hash": value_hash(settings.training.model_dump(mode="json")),
+            "failure": None,
             "checkpoint_hash": file_hash(folder / "model.safetensors"),
         },
     )
@@ -303,25 +339,42 @@ def _base(path: Path) -> np.ndarray:
 
 def _write_models(
     artifacts: Artifacts, todo: Plan, base: np.ndarray, deltas: dict[str, np.ndarray]
-) -> None:
-    """Every merged or derived model, weighted by all tokens, with its merge.json."""
+) -> dict[str, str]:
+    """Every merged or derived model, weighted by all tokens, with its merge.json.
+
+    Returns {model: why it diverged}; such a model has a record alone.
+    """
     merged: dict[str, np.ndarray] = {}
+    failures: dict[str, str] = {}
     for model in todo.models.values():
+        failure = next(
+            (why for b in model.branches if (why := _failure(artifacts, b))),
+            failures.get(model.source or "") or failures.get(model.match or ""),
+        )
+        entry: dict[str, Any] = {
+            "model": model.id,
+            "method": model.method,
+            "seed": model.seed,
+            "rule": model.rule,
+            "branches": list(model.branches),
+            "failure": failure,
+        }
+        if failure:
+            failures[model.id] = failure
+            write_json(artifacts.model(model.id) / "merge.json", entry)
+            continue
         manifests = [read_json(artifacts.manifest(b)) for b in model.branches]
         tokens = [manifest["num_tokens"] for manifest in manifests]
         weights = [n / sum(tokens) for n in tokens]
-        entry: dict[str, Any] = {}
         if model.rule == "merge":
             delta = sum(
                 (w * deltas[b] for w, b in zip(weights, model.branches, strict=True)), 0 * base
             )
         elif model.rule == "shrunk":
-            assert model.source is not None
-            assert model.match is not None
-            alpha = float(
-                np.linalg.norm(merged[model.match]) / np.linalg.norm(merged[model.source])
-            )
-            delta, entry = alpha * merged[model.source], {"alpha": alpha}
+            lengths = [np.linalg.norm(merged[str(m)]) for m in (model.match, model.source)]
+            alpha = float(lengths[0] / lengths[1])
+            delta = alpha * merged[str(model.source)]
+            entry |= {"alpha": alpha, "source": model.source, "match": model.match}
         else:
             delta = 0 * base
         merged[model.id] = delta
@@ -332,11 +385,6 @@ def _write_models(
             folder / "merge.json",
             entry
             | {
-                "model": model.id,
-                "method": model.method,
-                "seed": model.seed,
-                "rule": model.rule,
-                "branches": list(model.branches),
                 "merge_weights": weights,
                 "displacement": float(np.linalg.norm(delta)),
                 "weighted_by": "tokens",
@@ -345,6 +393,12 @@ def _write_models(
                 "checkpoint_hash": file_hash(folder / "model.safetensors"),
             },
         )
+    return failures
+
+
+def _failure(artifacts: Artifacts, branch: str) -> str | None:
+    found: str | None = read_json(artifacts.branch(branch) / "summary.json")["failure"]
+    return found
 
 
 def _write_scores(
@@ -352,17 +406,20 @@ def _write_scores(
     todo: Plan,
     benchmarks: list[str],
     num_questions: int,
+    failures: dict[str, str],
     rng: np.random.Generator,
 ) -> None:
     """evaluation/: right-or-wrong predictions, and their means in percent."""
     scores: dict[str, dict[str, float]] = {}
     for model in todo.models:
+        if model in failures:
+            continue
         rows = [
             {"benchmark": b, "index": i, "prediction": "A", "score": float(rng.random() < 0.5)}
             for b in benchmarks
             for i in range(num_questions)
         ]
-        write_jsonl(artifacts.evaluation / "predictions" / f"{model}.jsonl", rows)
+        write_jsonl(artifacts.predictions(model), rows)
         scores[model] = {
             b: 100
             * sum(float(str(r["score"])) for r in rows if r["benchmark"] == b)
@@ -375,5 +432,6 @@ def _write_scores(
             "benchmarks": benchmarks,
             "num_questions": dict.fromkeys(benchmarks, num_questions),
             "scores": scores,
+            "failures": failures,
         },
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from merit.errors import MeritError
 from merit.io.artifacts import (
@@ -20,9 +20,11 @@ from merit.io.artifacts import (
     write_json,
 )
 from merit.io.checkpoints import Checkpoint, check_same_tensors, save_tensors
-from merit.models import load_model
+from merit.methods import plan
+from merit.plan import recipe
 from merit.stages import merge
 from merit.stages.base import check_finite
+from merit.training.models import load_model
 from tests import synthetic
 from tests.conftest import Tiny
 
@@ -152,23 +154,41 @@ COUNTS = (
 )
 
 
+MODEL, BRANCHES = "merit-1d-s1", ("merit-1d-s1-g0", "merit-1d-s1-g1")
+
+
+def write_branch(
+    paths: Artifacts, name: str, shift: float, counts: Mapping[str, int], num_groups: int = 2
+) -> None:
+    """A branch as the train stage leaves it, `shift` away from the base in every coordinate."""
+    folder = paths.branch(name)
+    saved(folder / "model.safetensors", branch(shift))
+    write_json(folder / "summary.json", {"failure": None})
+    base_hash = file_hash(paths.base / "model.safetensors")
+    manifest = {"branch": name, "base_hash": base_hash, "partition_hash": f"of {num_groups}"}
+    write_json(folder / "manifest.json", manifest | counts | {"num_groups": num_groups})
+
+
+def rewrite(path: Path, **values: Any) -> None:
+    """Change keys of a JSON file; None takes one away."""
+    kept = {key: value for key, value in read_json(path).items() if key not in values}
+    write_json(path, kept | {key: value for key, value in values.items() if value is not None})
+
+
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
-    """Base and two branches of merit-1d; the working directory is theirs."""
+    """Base, recipes, and two branches of merit-1d; the working directory is theirs."""
     monkeypatch.chdir(tmp_path)
-    settings = synthetic.experiment(methods=("merit-1d",)).model_dump(mode="json")
-    settings["report"]["partition"] = None
-    Path("experiments").mkdir()
-    Path("experiments/synthetic.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    methods = ("base", "joint-1ep", "merit-1d")
+    settings = synthetic.experiment(methods=methods, seeds=(1, 2))
     paths = Artifacts("synthetic")
-    saved(paths.base / "model.safetensors", BASE)
+    for model in plan(settings).models.values():
+        write_json(paths.recipe(model.id), recipe(settings, model))
+    base = saved(paths.base / "model.safetensors", BASE)
+    write_json(paths.base / "base.json", {"base_hash": file_hash(base.path)})
     atomic_write(paths.base / "config.json", "{}")
-    for k, (shift, counts) in enumerate(zip((1.0, 5.0), COUNTS, strict=True)):
-        name = f"merit-1d-s1-g{k}"
-        saved(paths.branch(name) / "model.safetensors", branch(shift))
-        base_hash = file_hash(paths.base / "model.safetensors")
-        write_json(paths.branch(name) / "summary.json", {"base_hash": base_hash})
-        write_json(paths.manifest(name), counts)
+    for name, shift, counts in zip(BRANCHES, (1.0, 5.0), COUNTS, strict=True):
+        write_branch(paths, name, shift, counts)
     return paths
 
 
@@ -192,13 +212,57 @@ def test_the_merge_by_hand(experiment: Artifacts) -> None:
     assert (record["num_tokens"], record["num_loss_tokens"]) == (40, 5)
     assert record["displacement"] == pytest.approx(4 * 10**0.5)
     assert sorted(contents(folder)) == ["config.json", "merge.json", "model.safetensors"]
+    of = {"model": MODEL, "method": "merit-1d", "seed": 1, "rule": "merge", "failure": None}
+    assert {key: record[key] for key in of} == of
+    assert record["branches"] == list(BRANCHES)
+    assert record["checkpoint_hash"] == file_hash(folder / "model.safetensors")
 
 
-def weighted_by(reading: str) -> None:
-    """Set `merge_weights` of the experiment in the working directory."""
-    path = Path("experiments/synthetic.yaml")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    path.write_text(yaml.safe_dump(values | {"merge_weights": reading}), encoding="utf-8")
+def test_the_base_as_a_model_is_the_base(experiment: Artifacts) -> None:
+    merge.run("synthetic", "base")
+    folder = experiment.model("base")
+    for name, tensor in Checkpoint(folder / "model.safetensors").items():
+        assert tensor.tolist() == BASE[name].tolist()
+    record = read_json(folder / "merge.json")
+    assert (record["displacement"], record["merge_weights"]) == (0.0, [])
+    assert (record["num_tokens"], record["num_loss_tokens"]) == (0, 0)
+
+
+SHRUNK = {
+    **{"model": "shrunk-s1", "method": "shrunk", "seed": 1, "rule": "shrunk", "branches": []},
+    **{"source": "joint-1ep-s1", "match": MODEL, "merge_weights": "tokens"},
+}
+
+
+def test_the_control_by_hand(experiment: Artifacts) -> None:
+    """Joint training moves by 16, merit by 4: a quarter of joint training's way."""
+    write_branch(experiment, "joint-1ep-s1", 16.0, COUNTS[1], num_groups=1)
+    write_json(experiment.recipe("shrunk-s1"), SHRUNK)
+    for model in (MODEL, "joint-1ep-s1", "shrunk-s1"):
+        merge.run("synthetic", model)
+    folder = experiment.model("shrunk-s1")
+    shrunk = Checkpoint(folder / "model.safetensors")
+    assert shrunk.read("a").tolist() == (BASE["a"] + 4).tolist()
+    assert shrunk.read("frozen").tolist() == BASE["frozen"].tolist()
+    record = read_json(folder / "merge.json")
+    assert record["alpha"] == pytest.approx(0.25)
+    assert (record["source"], record["match"]) == ("joint-1ep-s1", MODEL)
+    assert (record["num_tokens"], record["num_loss_tokens"]) == (30, 2)  # those of joint training
+    assert record["displacement"] == pytest.approx(4 * 10**0.5)
+
+
+def test_joint_runs_of_all_seeds_share_a_folder(experiment: Artifacts) -> None:
+    for seed in (1, 2):
+        write_branch(experiment, f"joint-1ep-s{seed}", seed, COUNTS[0], num_groups=1)
+    merge.run("synthetic", "joint-1ep-s2")
+    record = read_json(experiment.model("joint-1ep-s2") / "merge.json")
+    assert (record["branches"], record["merge_weights"]) == (["joint-1ep-s2"], [1.0])
+    assert record["displacement"] == pytest.approx(2 * 10**0.5)
+
+
+def weighted_by(paths: Artifacts, reading: str) -> None:
+    """Set `merge_weights` of the model's recipe."""
+    rewrite(paths.recipe(MODEL), merge_weights=reading)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +278,7 @@ def test_a_merge_of_every_reading_by_hand(
     experiment: Artifacts, reading: str, weights: list[float]
 ) -> None:
     """Shifts 1 and 5: the merged model is shifted by w_0 + 5 w_1."""
-    weighted_by(reading)
+    weighted_by(experiment, reading)
     merge.run("synthetic", "merit-1d-s1")
     folder = experiment.model("merit-1d-s1")
     record = read_json(folder / "merge.json")
@@ -240,15 +304,12 @@ def test_a_manifest_without_its_count_is_refused(
     experiment: Artifacts, reading: str, key: str, bad: int | None
 ) -> None:
     """By one line with folder, model and key; nothing is written."""
-    weighted_by(reading)
-    manifest = {name: count for name, count in COUNTS[1].items() if name != key}
-    if bad is not None:
-        manifest[key] = bad
-    write_json(experiment.manifest("merit-1d-s1-g1"), manifest)
+    weighted_by(experiment, reading)
+    rewrite(experiment.branch(BRANCHES[1]) / "manifest.json", **{key: bad})
     with pytest.raises(MeritError) as caught:
         merge.run("synthetic", "merit-1d-s1")
     assert str(caught.value) == (
-        f"{experiment.partition / 'manifests'}: merit-1d-s1: every branch needs a positive "
+        f"{experiment.branch(BRANCHES[0]).parent}: merit-1d-s1: every branch needs a positive "
         f"`{key}`, found [{COUNTS[0][key]}, {bad}]; run the partition stage again"
     )
     assert not experiment.model("merit-1d-s1").exists()
@@ -261,10 +322,10 @@ def test_a_manifest_without_its_count_is_refused(
 def test_a_count_that_does_not_weigh_is_needed_for_the_record(
     experiment: Artifacts, reading: str, key: str
 ) -> None:
-    weighted_by(reading)
-    manifest = {name: count for name, count in COUNTS[1].items() if name != key}
-    write_json(experiment.manifest("merit-1d-s1-g1"), manifest)
-    with pytest.raises(MeritError, match=f"manifests.*`{key}`.*run the partition stage again$"):
+    weighted_by(experiment, reading)
+    rewrite(experiment.branch(BRANCHES[1]) / "manifest.json", **{key: None})
+    message = f"^{experiment.branch(BRANCHES[0]).parent}: merit-1d-s1: key `{key}` is missing; run"
+    with pytest.raises(MeritError, match=message):
         merge.run("synthetic", "merit-1d-s1")
 
 
@@ -287,27 +348,108 @@ def gone(paths: Artifacts) -> None:
 
 
 def same_shapes_of_another_base(paths: Artifacts) -> None:
-    write_json(paths.branch("merit-1d-s1-g1") / "summary.json", {"base_hash": "another"})
+    rewrite(paths.branch(BRANCHES[1]) / "manifest.json", base_hash="another")
+
+
+def of_another_partition(paths: Artifacts) -> None:
+    rewrite(paths.branch(BRANCHES[1]) / "manifest.json", partition_hash="another")
+
+
+def another_branch(paths: Artifacts) -> None:
+    rewrite(paths.branch(BRANCHES[1]) / "manifest.json", branch="merit-1d-s2-g1")
+
+
+def missing(paths: Artifacts) -> None:
+    shutil.rmtree(paths.branch(BRANCHES[1]))
+
+
+def half_written(paths: Artifacts) -> None:
+    (paths.branch(BRANCHES[1]) / "summary.json").unlink()
+
+
+def surplus(paths: Artifacts) -> None:
+    write_branch(paths, "merit-1d-s1-g2", 1.0, COUNTS[0])
+    write_branch(paths, "merit-1d-s1-g7", 1.0, COUNTS[0])
+
+
+RUN = "artifacts/synthetic/branches/merit-1d-s1"
 
 
 @pytest.mark.parametrize(
-    "break_it", [other_base, same_shapes_of_another_base, other_tensors, cut, gone]
+    ("break_it", "message"),
+    [
+        (other_base, f"{RUN}/merit-1d-s1-g1/model.safetensors: tensor 'a' has shape (3, 3), the "),
+        (other_tensors, f"{RUN}/merit-1d-s1-g1/model.safetensors: tensors differ from the other "),
+        (cut, f"{RUN}/merit-1d-s1-g1/model.safetensors: truncated or not a safetensors file"),
+        (gone, f"{RUN}/merit-1d-s1-g1/model.safetensors: checkpoint not found; `dvc repro` "),
+        (
+            same_shapes_of_another_base,
+            f"{RUN}/merit-1d-s1-g1: trained from another base than artifacts/synthetic/base; "
+            "train it again",
+        ),
+        (
+            of_another_partition,
+            "merge of merit-1d-s1: branch merit-1d-s1-g1 is of another partition than "
+            "merit-1d-s1-g0; train it again",
+        ),
+        (
+            another_branch,
+            f"merge of merit-1d-s1: {RUN}/merit-1d-s1-g1 holds branch 'merit-1d-s2-g1', not "
+            "merit-1d-s1-g1; train it again",
+        ),
+        (
+            missing,
+            f"merge of merit-1d-s1: branch merit-1d-s1-g1 is missing in {RUN}/merit-1d-s1-g1; "
+            "`dvc repro` trains it",
+        ),
+        (half_written, "merge of merit-1d-s1: branch merit-1d-s1-g1 is missing in "),
+        (
+            surplus,
+            f"merge of merit-1d-s1: {RUN} holds merit-1d-s1-g2, merit-1d-s1-g7 besides its "
+            "branches; remove what an earlier plan has left there",
+        ),
+    ],
 )
 def test_a_refused_merge_leaves_the_last_one_untouched(
-    experiment: Artifacts, break_it: Any
+    experiment: Artifacts, break_it: Any, message: str
 ) -> None:
     merge.run("synthetic", "merit-1d-s1")
     folder = experiment.model("merit-1d-s1")
     before = contents(folder)
     break_it(experiment)
-    with pytest.raises(MeritError, match=r"merit-1d-s1-g1.model\.safetensors: "):
+    with pytest.raises(MeritError) as caught:
         merge.run("synthetic", "merit-1d-s1")
+    assert str(caught.value).startswith(message)
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["merit-1d-s1"]
 
 
-def test_an_unknown_model_is_refused(experiment: Artifacts) -> None:
-    with pytest.raises(MeritError, match="no model 'merit-9d-s1'; it has merit-1d-s1"):
+def test_a_model_of_a_diverged_branch_is_a_failure_without_a_checkpoint(
+    experiment: Artifacts,
+) -> None:
+    """And so is what is derived from it; the base's other files are not copied either."""
+    why = "branch merit-1d-s1-g1: the loss is nan at step 3 of 8"
+    folder = experiment.branch(BRANCHES[1])
+    rewrite(folder / "summary.json", failure=why)
+    (folder / "model.safetensors").unlink()
+    write_branch(experiment, "joint-1ep-s1", 16.0, COUNTS[1], num_groups=1)
+    write_json(experiment.recipe("shrunk-s1"), SHRUNK)
+    for model in (MODEL, "joint-1ep-s1", "shrunk-s1"):
+        merge.run("synthetic", model)
+    expected = {
+        **{"model": MODEL, "method": "merit-1d", "seed": 1, "rule": "merge"},
+        **{"branches": list(BRANCHES), "failure": why},
+    }
+    assert read_json(experiment.model(MODEL) / "merge.json") == expected
+    assert read_json(experiment.model("shrunk-s1") / "merge.json")["failure"] == why
+    assert read_json(experiment.model("joint-1ep-s1") / "merge.json")["failure"] is None
+    for model in (MODEL, "shrunk-s1"):
+        assert list(contents(experiment.model(model))) == ["merge.json"]
+
+
+def test_a_model_without_a_recipe_is_refused(experiment: Artifacts) -> None:
+    path = experiment.recipe("merit-9d-s1")
+    with pytest.raises(MeritError, match=f"^{path}: file not found; `dvc repro` writes it$"):
         merge.run("synthetic", "merit-9d-s1")
 
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.report import claims_studies
 from eval.report.claims import (
-    CLAIMS,
+    RULES,
+    Case,
+    claims,
     claims_line,
     counted,
     ledger,
@@ -22,16 +23,17 @@ from eval.report.claims import (
     short_part,
     tally,
 )
-from eval.report.claims_evidence import OUTSIDE, Case, Evidence, Link
+from eval.report.claims_file import CLAIMS_FILE, load_claims
 from eval.report.claims_scores import growth
 from eval.report.comparison import by_benchmark, carriers, carriers_sentence
 from eval.report.explorer import neighbours
 from eval.report.intervals import compare
-from eval.report.results import Results
-from eval.report.studies import StudyResult, load_studies, studies_part
+from eval.report.study_sections import StudyResult, load_studies, studies_part
+from eval.results import Results
+from eval.verdict import OUTSIDE, Evidence, Link
+from merit.config_studies import STUDIES
 from merit.errors import MeritError
 from merit.io.artifacts import write_json
-from merit.studies import STUDIES
 from tests import synthetic
 
 BASE_HASH = "b" * 64
@@ -71,6 +73,7 @@ def make_case(studies: dict[str, StudyResult] | None = None) -> Case:
 def study(
     name: str, summary: dict[str, Any], tables: dict[str, Any] | None = None, base: str = BASE_HASH
 ) -> StudyResult:
+    path = f"../studies/synthetic/{name}"
     return StudyResult(
         name=name,
         title=STUDIES[name].title,
@@ -78,7 +81,8 @@ def study(
         summary=summary,
         tables=tables or {},
         figures=(),
-        path=f"../studies/synthetic/{name}",
+        path=path,
+        drawn=f"{path if STUDIES[name].timed else f'studies/{name}'}/figures",
         base_hash=base,
         commit="c" * 40,
     )
@@ -156,13 +160,62 @@ def test_mirrored_links_have_mirrored_verdicts(
     assert opposite.verdict == swap[link.verdict]
 
 
+# --- the records --------------------------------------------------------------------------------
+
+
+def test_statistics_say_the_numbers_that_decide() -> None:
+    paired = "paired bootstrap over seeds and the questions of all benchmarks, 95 %"
+    said = {
+        "C2": "Every random-K − joint training > −1 point; "
+        f"{paired}. Refuted where an interval lies wholly below 0 and reaches below the margin.",
+        "C3": f"merit-2d − merit-1d > 0 and merit-3d − merit-2d > 0; {paired}.",
+        "C7": "Largest barrier of all paths < 1% of the mean loss at the path's ends.",
+        "C11": "Mean cosine over tasks > 0.80.",
+        "C12": "Pearson and Spearman correlation of the cosines > 0.98.",
+        "C14": "z-score against Gaussian directions > 5, raw and double-centred.",
+    }
+    assert {name: claims()[name].statistic for name in said} == said
+    assert {claim.study for claim in claims().values()} - {""} <= set(STUDIES)
+
+
+def claims_file(folder: Path, old: str, new: str) -> Path:
+    """claims.yaml with one change."""
+    text = CLAIMS_FILE.read_text(encoding="utf-8")
+    assert old in text
+    path = folder / "claims.yaml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("margin: 1", "margin: one", r"claims\.yaml: key `claims\.1\.margin`: .*valid number"),
+        ("margin: 1", "margins: 1", r"key `claims\.1\.margins`: Extra inputs are not permitted"),
+        ("rule: largest", "rule: big", r"claims\.yaml: C7: no rule 'big'; there are above_and_gr"),
+        ("{margin:g}", "{slack:g}", r"C2: `statistic` names 'slack'; there are bound, margin, "),
+        ("id: C3", "id: C2", r"claims\.yaml: C2 stands there twice; give every claim its own id"),
+        ("paired:", "paired: [", r"claims\.yaml: not valid YAML: "),
+        ("limits: [low, high]", "limits: [low]", r"key `claims\.10\.readings\.0\.limits`: "),
+        (
+            "table: table21",
+            "# table: table21",
+            r"key `claims\.13`: .*`study`, `table` and `readings` belong together",
+        ),
+    ],
+)
+def test_a_wrong_record_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(MeritError, match=message):
+        load_claims(RULES, claims_file(tmp_path, old, new))
+
+
 # --- scores -------------------------------------------------------------------------------------
 
 
 def test_ledger_from_scores() -> None:
     records = {record["id"]: record for record in ledger(make_case())}
     assert list(records) == [f"C{i}" for i in range(1, 22) if i != 20]
-    assert [claim.id for claim in CLAIMS] == list(records)
+    assert list(claims()) == list(records)
     c1 = records["C1"]  # 50 against 37.5
     assert (c1["value"], c1["low"], c1["high"], c1["n"]) == (12.5, 12.5, 12.5, 8)
     assert c1["verdict"] == "holds"
@@ -267,27 +320,24 @@ def epochs_study(gaps: tuple[float, float], ratios: tuple[float, float]) -> Stud
 
 
 def decide(name: str, result: StudyResult) -> dict[str, Any]:
-    """The record of the claim whose function is called `name`."""
-    claim = next(c for c in CLAIMS if c.decide.__name__ == name)
+    """The record of the claim of this id."""
     case = make_case({result.name: result})
-    return next(r for r in ledger(case) if r["id"] == claim.id)
+    return next(r for r in ledger(case) if r["id"] == name)
 
 
 def test_epochs_decide_distance_loss_and_flatness() -> None:
     found = epochs_study((0.3, 0.1), (2.0, 3.0))
-    closer = decide("stays_closer", found)
+    closer = decide("C8", found)
     assert closer["verdict"] == "holds"
     assert [link["value"] for link in closer["links"]] == [2.0, 3.0, 1.0]
     assert closer["table"] == "../studies/synthetic/epochs/table01_merge_readiness.csv"
-    assert decide("stays_closer", epochs_study((0.3, 0.3), (3.0, 2.0)))["verdict"] == (
-        "does not hold"
-    )
-    loss = decide("loss_and_score", found)
+    assert decide("C8", epochs_study((0.3, 0.3), (3.0, 2.0)))["verdict"] == ("does not hold")
+    loss = decide("C9", found)
     # 0.1 - 1.96 * 0.1 < 0: the second epoch leaves it open, although the score is better
     assert [link["verdict"] for link in loss["links"]] == ["holds", "inconclusive", "holds"]
     assert loss["verdict"] == "inconclusive"
     assert loss["low"] == pytest.approx(0.1 - 0.196)
-    flat = decide("flatter", found)
+    flat = decide("C10", found)
     assert flat["verdict"] == "holds"
     assert flat["low"] == pytest.approx(0.5 - 1.96 * 0.2 / 2)  # four draws
 
@@ -296,7 +346,7 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
     ("name", "result", "verdict", "value"),
     [
         (
-            "no_barriers",
+            "C7",
             study(
                 "connectivity",
                 {},
@@ -311,7 +361,7 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
             2.0,
         ),
         (
-            "calibration_enough",
+            "C11",
             study(
                 "calibration",
                 {"n": 200, "mean_cosine": 0.84, "low": 0.79, "high": 0.88, "num_units": 5},
@@ -320,7 +370,7 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
             0.84,
         ),
         (
-            "stride_keeps",
+            "C12",
             study(
                 "fidelity",
                 {"stride": 5, "num_tasks": 8},
@@ -335,7 +385,7 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
             0.985,
         ),
         (
-            "norms_concentrate",
+            "C13",
             study(
                 "fidelity",
                 {},
@@ -354,13 +404,13 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
             0.6,
         ),
         (
-            "directions_align",
+            "C14",
             study("hessian", {"raw_z_score": 40.0, "centered_z_score": 30.0}),
             "holds",
             30.0,
         ),
         (
-            "averaging_beats_mergers",
+            "C15",
             study(
                 "mergers",
                 {},
@@ -375,7 +425,9 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
                             "num_questions": 100,
                         }
                         for name, high in zip(
-                            claims_studies.MERGERS, (-1.0, -1.0, -1.0, 0.5), strict=True
+                            ("ties", "star", "tsv", "iso-cts"),
+                            (-1.0, -1.0, -1.0, 0.5),
+                            strict=True,
                         )
                     ]
                 },
@@ -384,7 +436,7 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
             2.0,
         ),
         (
-            "sgd_pattern",
+            "C16",
             study(
                 "sgd",
                 {
@@ -407,20 +459,20 @@ def test_each_study_decides_its_claim(
 ) -> None:
     found = decide(name, result)
     assert (found["verdict"], found["value"]) == (verdict, pytest.approx(value))
-    assert result.name in claims_studies.READS
+    assert claims()[name].study == result.name
 
 
 def test_a_study_without_its_numbers_is_not_testable() -> None:
-    found = decide("directions_align", study("hessian", {"raw_z_score": None}))
+    found = decide("C14", study("hessian", {"raw_z_score": None}))
     assert found["note"] == "the study `hessian` has no `raw_z_score`"
     short = study("connectivity", {}, {"table05_linear_mode_connectivity": []})
-    assert decide("no_barriers", short)["verdict"] == "not testable here"
+    assert decide("C7", short)["verdict"] == "not testable here"
 
 
 def test_another_base_is_marked() -> None:
     summary = {"raw_z_score": 4.0, "centered_z_score": 9.0}
     result = study("hessian", summary, base="a" * 64)
-    found = decide("directions_align", result)
+    found = decide("C14", result)
     assert found["verdict"] == "does not hold"
     assert found["note"].endswith("measured on an earlier/other base aaaaaaaa")
     text = studies_part({"hessian": result}, BASE_HASH)
@@ -428,20 +480,40 @@ def test_another_base_is_marked() -> None:
     assert "Measured" not in studies_part({"hessian": result}, "a" * 64)
 
 
-def test_studies_are_read_in_order(tmp_path: Path) -> None:
-    assert load_studies("synthetic", tmp_path) == {}
-    for name in ("gain", "cost"):
+def test_the_planned_studies_are_read_in_their_order(tmp_path: Path) -> None:
+    assert load_studies("synthetic", tmp_path, (), tmp_path) == {}
+    for name in ("gain", "cost", "hessian"):  # hessian is left of an earlier plan
         result = {"tables": {"t": [{"a": 1}]}, "summary": {"x": 2}, "text": "Words."}
         folder = tmp_path / "studies" / "synthetic" / name
         write_json(folder / "result.json", result | {"provenance": {"base_hash": "f" * 64}})
-    found = load_studies("synthetic", tmp_path)
+    report = tmp_path / "synthetic"
+    timed = tmp_path / "studies" / "synthetic" / "cost"  # its figure stays with its numbers
+    for file in (timed / "figures" / "cost.png", report / "studies" / "gain" / "figures" / "a.png"):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    found = load_studies("synthetic", tmp_path, ("cost", "gain"), report)
     assert list(found) == ["cost", "gain"]
+    assert (found["cost"].title, found["cost"].text) == (STUDIES["cost"].title, "Words.")
     assert found["gain"].summary == {"x": 2}
     assert found["gain"].path == "../studies/synthetic/gain"
+    assert (found["gain"].figures, found["gain"].drawn) == (("a",), "studies/gain/figures")
+    assert (found["cost"].figures, found["cost"].drawn) == (
+        ("cost",),
+        "../studies/synthetic/cost/figures",
+    )
     assert found["gain"].caveat("e" * 64) == "measured on an earlier/other base ffffffff"
     write_json(tmp_path / "studies" / "synthetic" / "cost" / "result.json", {"summary": {}})
     with pytest.raises(MeritError, match=r"cost/result\.json: key `tables` is missing"):
-        load_studies("synthetic", tmp_path)
+        load_studies("synthetic", tmp_path, ("cost", "gain"), report)
+
+
+def test_a_planned_study_without_a_result_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MeritError, match=r"studies/synthetic/gain/result\.json: file not found"):
+        load_studies("synthetic", tmp_path, ("gain",), tmp_path)
+    (tmp_path / "studies" / "synthetic" / "gain").mkdir(parents=True)
+    (tmp_path / "studies" / "synthetic" / "gain" / "result.json").write_text("{\n", "utf-8")
+    with pytest.raises(MeritError, match=r"gain/result\.json, line 2: not valid JSON"):
+        load_studies("synthetic", tmp_path, ("gain",), tmp_path)
 
 
 # --- pages --------------------------------------------------------------------------------------
@@ -465,7 +537,7 @@ def test_pages_say_good_and_bad_alike() -> None:
     assert "## C21: does not hold" in page
     assert "## C1: holds" in page
     assert "| merit-3d − joint-1ep | +12.5 [+12.5, +12.5] | above 0 | 8 | holds |" in page
-    for claim in CLAIMS:
+    for claim in claims().values():
         assert f"Decided by: {claim.statistic}" in page
 
 

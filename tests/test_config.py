@@ -10,19 +10,24 @@ import yaml
 
 from merit.config import (
     Experiment,
-    JointMethod,
-    Level,
-    MeritMethod,
-    ShrunkMethod,
+    Method,
+    Optimizer,
+    every_method,
     load_experiment,
     load_params,
+    other_base,
+    overridden,
     select,
+    suffix,
+    variants,
 )
 from merit.errors import MeritError
 from merit.methods import plan
+from merit.settings import Level
 
 ROOT = Path(__file__).parent.parent
-COMMITTED = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
+FILES = (ROOT / "experiments").glob("*.yaml")
+COMMITTED = sorted(path.stem for path in FILES if path.stem != "plan")
 
 
 def settings() -> dict[str, Any]:
@@ -87,10 +92,13 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
     experiment = load_experiment("tiny", tmp_path)
     assert experiment.base.checkpoint == "theta0"
     assert experiment.training.optimizer.betas == (0.9, 0.95)
-    assert (experiment.gradients.num_examples, experiment.gradients.stride) == (200, 5)  # METHOD 2
-    assert experiment.methods["joint-1ep"] == JointMethod(partition="joint", seeds=[1, 2])
-    assert experiment.methods["merit-1d"] == MeritMethod(partition="merit", axes=1)
-    assert isinstance(experiment.methods["joint-shrunk"], ShrunkMethod)
+    assert (experiment.gradients.num_examples, experiment.gradients.stride) == (200, 5)  # paper
+    assert experiment.methods == {
+        "base": Method(partition="base", seeds=[1]),
+        "joint-1ep": Method(partition="joint", seeds=[1, 2], epochs=1.0),
+        "merit-1d": Method(partition="merit", axes=1, optimizer={}, base="main"),
+        "joint-shrunk": Method(partition="shrunk", source="joint-1ep", match="merit-1d"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -107,24 +115,65 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ("methods.merit-1d.axis", 1, "unknown key `methods.merit-1d.axis`. Did you mean `axes`?"),
         # far from anything known: the known keys
         ("report.zzz", 1, "unknown key `report.zzz`. Known here: curves, paper_build, paper_table"),
-        # the keys of the method's own kind are suggested, not those of another
+        # a key of another rule: those that this one has
         (
             "methods.joint-1ep.groups",
             2,
-            "unknown key `methods.joint-1ep.groups`. Known here: "
-            "epochs, full_seeds, partition, seeds, when.",
+            "key `methods.joint-1ep`: `groups` is no key of `partition: joint`. Known here: "
+            "base, epochs, may_diverge, optimizer, partition, seeds.",
         ),
         (
             "methods.merit-1d",
             {"partition": "conflict", "groups": 2},
-            "unknown key `methods.merit-1d.groups`. Known here: "
-            "epochs, full_seeds, partition, reading, seeds, when.",
+            "key `methods.merit-1d`: `groups` is no key of `partition: conflict`. Known here: "
+            "base, epochs, may_diverge, optimizer, partition, reading, seeds.",
+        ),
+        (
+            "methods.merit-1d.reading",
+            "between",
+            "key `methods.merit-1d`: `reading` is no key of `partition: merit`. Known here: "
+            "axes, base, epochs, may_diverge, optimizer, partition, seeds.",
+        ),
+        (
+            "methods.joint-shrunk.epochs",
+            2.0,
+            "key `methods.joint-shrunk`: `epochs` is no key of `partition: shrunk`. Known here: "
+            "base, match, partition, seeds, source.",
+        ),
+        (
+            "methods.base.seeds",
+            [2],
+            "key `methods.base`: `seeds` is no key of `partition: base`. Known here: partition.",
+        ),
+        # keys that there were once
+        (
+            "methods.joint-1ep.full_seeds",
+            [2, 3],
+            "unknown key `methods.joint-1ep.full_seeds`. Did you mean `seeds`?",
+        ),
+        (
+            "methods.merit-1d.when",
+            "full",
+            "unknown key `methods.merit-1d.when`. Known here: axes, base, epochs, groups, match, ",
         ),
         # missing
-        ("methods.merit-1d", {"partition": "kmeans"}, "key `methods.merit-1d.groups` is missing"),
+        (
+            "methods.merit-1d",
+            {"partition": "kmeans"},
+            "key `methods.merit-1d`: `groups` is missing; `partition: kmeans` needs it",
+        ),
+        (
+            "methods.merit-1d.axes",
+            None,
+            "key `methods.merit-1d`: `axes` is missing; `partition: merit` needs it",
+        ),
+        (
+            "methods.joint-shrunk.match",
+            None,
+            "key `methods.joint-shrunk`: `match` is missing; `partition: shrunk` needs it",
+        ),
         ("data.num_questions", None, "key `data.num_questions` is missing"),
         ("report", None, "key `report` is missing"),
-        ("methods.merit-1d.axes", None, "key `methods.merit-1d.axes` is missing"),
         # wrong types and values: strict, so "8" is no integer
         (
             "data.num_examples",
@@ -154,7 +203,16 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ("training.optimizer.algorithm", "muom", "key `training.optimizer.algorithm`: found 'muom"),
         ("methods", {}, "key `methods`: found {}: "),
         ("methods.joint-1ep.seeds", [-1], "key `methods.joint-1ep.seeds.0`: found -1: "),
-        ("methods.joint-1ep.when", "never", "key `methods.joint-1ep.when`: found 'never': "),
+        (
+            "methods.joint-1ep.seeds",
+            {"never": [1]},
+            "key `methods.joint-1ep.seeds.never`: found 'never': Input should be 'default', ",
+        ),
+        (
+            "methods.joint-1ep.seeds",
+            {"default": [1], "full": 2},
+            "key `methods.joint-1ep.seeds.full`: found 2: Input should be a valid list",
+        ),
         (
             "methods.merit-1d",
             {"partition": "conflict", "reading": "inside"},
@@ -170,7 +228,11 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
             {"partition": "rawpca", "axes": 0},
             "key `methods.merit-1d.axes`: found 0: Input should be greater than or equal to 1",
         ),
-        ("methods.merit-1d.partition", "kmean", "key `methods.merit-1d`: found {"),
+        (
+            "methods.merit-1d.partition",
+            "kmean",
+            "key `methods.merit-1d.partition`: found 'kmean': Input should be 'base', 'joint', ",
+        ),
         # contradictions
         (
             "base",
@@ -196,32 +258,95 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ("report.partition", "merit-9d", "report: no method is called 'merit-9d'"),
         # contradictions between the levels of work
         (
-            "methods.joint-1ep.full_seeds",
-            [2, 3],
-            "key `methods.joint-1ep`: `full_seeds` must hold all of `seeds`; [1] are missing",
+            "methods.joint-1ep.seeds",
+            {"default": [1, 2], "full": [3, 2]},
+            "key `methods.joint-1ep`: `seeds`: [2] are listed twice; every level but `default` "
+            "says what it adds to that one",
         ),
         (
-            "methods.joint-shrunk.full_seeds",
-            [1, 2],
-            "methods.joint-shrunk.full_seeds: [2] are not seeds of 'merit-1d' with `studies: full`",
+            "methods.joint-shrunk.seeds",
+            {"default": [1], "full": [2]},
+            "methods.joint-shrunk.seeds: [2] are not seeds of 'merit-1d' at the full level",
         ),
         (
-            "methods.merit-1d.when",
-            "full",
-            "methods.joint-shrunk.match: 'merit-1d' is `when: full`; 'joint-shrunk' must be, too",
+            "methods.merit-1d.seeds",
+            {"full": [1]},
+            "methods.joint-shrunk.seeds: [1] are not seeds of 'merit-1d'",
         ),
-        ("methods.base.when", "full", "unknown key `methods.base.when`. Known here: partition."),
         (
             "methods",
-            {"m": {"partition": "joint", "when": "full"}},
-            "methods: all are `when: full`; at least one must run by default",
+            {"m": {"partition": "joint", "seeds": {"full": [1]}}},
+            "methods: none has seeds at the default level; at least one must",
+        ),
+        # what a method changes in its optimiser, and the base that it starts from
+        (
+            "methods.merit-1d.optimizer",
+            {"learning_rat": 0.1},
+            "methods.merit-1d.optimizer.learning_rat: extra inputs are not permitted. "
+            "Did you mean `learning_rate`?",
+        ),
+        (
+            "methods.merit-1d.optimizer",
+            {"batch_size": 0},
+            "methods.merit-1d.optimizer.batch_size: input should be greater than 0. ",
+        ),
+        (
+            "methods.merit-1d.base",
+            "week",
+            "methods.merit-1d.base: no base is called 'week'. Known here: main.",
+        ),
+        # sweeps
+        (
+            "sweeps",
+            {"s": {"methods": ["joint-9ep"]}},
+            "sweeps.s.methods: no method is called 'joint-9ep'",
+        ),
+        (
+            "sweeps",
+            {"s": {"methods": ["base"]}},
+            "sweeps.s.methods: 'base' is the base, which has no settings",
+        ),
+        (
+            "sweeps",
+            {"s": {"methods": ["joint-1ep", "joint-shrunk"], "learning_rate": [0.2]}},
+            "sweeps.s.methods: 'joint-shrunk' needs 'merit-1d' there, too",
+        ),
+        (
+            "sweeps",
+            {"s": {"methods": ["joint-1ep"], "bases": ["main", "weak"]}},
+            "sweeps.s.bases: no base is called 'weak'. Known here: main.",
+        ),
+        ("sweeps", {"s": {"methods": []}}, "key `sweeps.s.methods`: found []: "),
+        (
+            "sweeps",
+            {"s": {"methods": ["joint-1ep"], "learning_rates": [0.2]}},
+            "unknown key `sweeps.s.learning_rates`. Did you mean `learning_rate`?",
+        ),
+        # other bases
+        (
+            "bases",
+            {"main": {}},
+            "bases.main: letters, digits and _ only, and not 'main', which is the experiment's own",
+        ),
+        ("bases", {"we-ak": {}}, "bases.we-ak: letters, digits and _ only, and not 'main', "),
+        (
+            "bases",
+            {"weak": {"data": {"num_image": 3}}},
+            "bases.weak: num_image: Extra inputs are not permitted",
+        ),
+        (
+            "bases",
+            {"weak": {"phases": {"stage 2": {"num_steps": 7}}}},
+            "bases.weak.phases: no phase is called 'stage 2'.",
         ),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, key: str, value: Any, message: str) -> None:
     values = settings()
     set_at(values, key, value)
-    assert refusal(tmp_path, values).startswith(message)
+    found = refusal(tmp_path, values)
+    assert found.startswith(message)
+    assert len(found.splitlines()) == 1
 
 
 def test_an_unknown_reading_of_merge_weights_is_one_line(tmp_path: Path) -> None:
@@ -241,61 +366,107 @@ def test_every_reading_of_merge_weights_is_read(tmp_path: Path, reading: str) ->
 @pytest.mark.parametrize("key", ["curves", "partition"])
 def test_the_report_draws_what_runs_by_default(tmp_path: Path, key: str) -> None:
     values = settings()
-    values["methods"]["kmeans-2"] = {"partition": "kmeans", "groups": 2, "when": "full"}
+    values["methods"]["kmeans-2"] = {"partition": "kmeans", "groups": 2, "seeds": {"full": [1]}}
     values["report"][key] = ["kmeans-2"] if key == "curves" else "kmeans-2"
     assert refusal(tmp_path, values) == (
-        "report: 'kmeans-2' is `when: full`; name a method that runs by default, too"
+        "report: 'kmeans-2' has no seeds at the default level; give it some"
     )
 
 
-def two_levels() -> dict[str, Any]:
-    """`settings` with more seeds, a method and its control at the full level."""
+def test_a_sweeps_methods_run_at_its_level(tmp_path: Path) -> None:
     values = settings()
-    values["methods"]["merit-1d"]["full_seeds"] = [1, 2]
-    values["methods"]["joint-shrunk"]["full_seeds"] = [2, 1]
-    values["methods"]["kmeans-2"] = {"partition": "kmeans", "groups": 2, "when": "full"}
-    values["methods"]["kmeans-shrunk"] = {
-        **{"partition": "shrunk", "source": "joint-1ep", "match": "kmeans-2"},
-        **{"when": "full"},
+    values["methods"]["kmeans-2"] = {"partition": "kmeans", "groups": 2, "seeds": {"full": [1]}}
+    values["sweeps"] = {"s": {"methods": ["kmeans-2"], "level": "full"}}
+    assert list(Experiment.model_validate(values).sweeps) == ["s"]
+    values["sweeps"]["s"]["level"] = "default"
+    assert refusal(tmp_path, values) == (
+        "sweeps.s.methods: 'kmeans-2' has no seeds at the default level; give it some"
+    )
+
+
+# --- what is run at a level -----------------------------------------------------------------------
+
+
+def all_levels() -> dict[str, Any]:
+    """`settings` with seeds, methods, sweeps and studies of the other levels."""
+    values = settings()
+    values["methods"] |= {
+        "merit-1d": {"partition": "merit", "axes": 1, "seeds": {"default": [1], "full": [3, 2]}},
+        "joint-shrunk": {
+            **{"partition": "shrunk", "source": "joint-1ep", "match": "merit-1d"},
+            **{"seeds": {"default": [1], "full": [2]}},
+        },
+        "kmeans-2": {"partition": "kmeans", "groups": 2, "seeds": {"full": [1]}},
+        "random-2": {"partition": "random", "groups": 2, "seeds": {"tune": [5]}},
     }
+    values["sweeps"] = {
+        "always": {"methods": ["joint-1ep"], "learning_rate": [0.1, 0.2]},
+        "more": {"methods": ["kmeans-2"], "level": "full", "algorithm": "sgd"},
+        "search": {"methods": ["random-2"], "level": "tune", "batch_size": [1, 2]},
+    }
+    values["studies"] = {"cost": {}, "gain": {"level": "full"}, "tune": {"sweep": "search"}}
     return values
 
 
+ALWAYS = {"base": [1], "joint-1ep": [1, 2], "merit-1d": [1], "joint-shrunk": [1]}
 SEEDS: dict[Level, dict[str, list[int]]] = {
-    "default": {"base": [], "joint-1ep": [1, 2], "merit-1d": [1], "joint-shrunk": [1]},
-    "full": {
-        **{"base": [], "joint-1ep": [1, 2], "merit-1d": [1, 2], "joint-shrunk": [2, 1]},
-        **{"kmeans-2": [1], "kmeans-shrunk": [1]},
-    },
+    "default": ALWAYS,
+    "full": ALWAYS | {"merit-1d": [1, 3, 2], "joint-shrunk": [1, 2], "kmeans-2": [1]},
+    "tune": ALWAYS | {"random-2": [5]},
 }
+SWEEPS: dict[Level, dict[str, list[int]]] = {
+    "default": {"joint-1ep-lr0.2": [1]},
+    "full": {"joint-1ep-lr0.2": [1], "kmeans-2-sgd": [1]},
+    "tune": {"joint-1ep-lr0.2": [1], "random-2-b1": [1]},
+}
+STUDIES: dict[Level, list[str]] = {
+    "default": ["cost"],
+    "full": ["cost", "gain"],
+    "tune": ["cost", "tune"],
+}
+LEVELS: tuple[Level, ...] = ("default", "full", "tune")
 
 
-def seeds(experiment: Experiment) -> dict[str, list[int]]:
-    return {name: getattr(method, "seeds", []) for name, method in experiment.methods.items()}
+def seeds(experiment: Experiment) -> dict[str, Any]:
+    return {name: method.seeds for name, method in experiment.methods.items()}
 
 
-@pytest.mark.parametrize("level", ["default", "full"])
-def test_a_level_selects_methods_and_seeds(level: Level) -> None:
-    whole = Experiment.model_validate(two_levels())
+def test_seeds_by_level() -> None:
+    plain = Method(partition="joint", seeds=[4, 2])
+    assert [plain.seeds_at(level) for level in LEVELS] == [[4, 2]] * 3
+    by_level = Method(partition="joint", seeds={"full": [1], "default": [3, 2]})
+    assert [by_level.seeds_at(level) for level in LEVELS] == [[3, 2], [3, 2, 1], [3, 2]]
+    only_full = Method(partition="joint", seeds={"full": [7]})
+    assert [only_full.seeds_at(level) for level in LEVELS] == [[], [7], []]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_selects_methods_seeds_sweeps_and_studies(level: Level) -> None:
+    whole = Experiment.model_validate(all_levels())
     chosen = select(whole, level)
     assert list(chosen.methods) == list(SEEDS[level])  # in the order of the YAML
     assert seeds(chosen) == SEEDS[level]
+    assert {name: method.seeds for name, method in variants(chosen)} == SWEEPS[level]
+    assert list(chosen.studies.named) == STUDIES[level]
     # nothing else changes, twice is once, and what is chosen is a right experiment by itself
-    assert chosen.model_dump(exclude={"methods"}) == whole.model_dump(exclude={"methods"})
+    parts = {"methods", "sweeps", "studies"}
+    assert chosen.model_dump(exclude=parts) == whole.model_dump(exclude=parts)
     assert select(chosen, level) == chosen
     assert Experiment.model_validate(chosen.model_dump()) == chosen
 
 
-def test_the_full_level_holds_the_default_one() -> None:
-    whole = Experiment.model_validate(two_levels())
-    default, full = plan(select(whole, "default")), plan(select(whole, "full"))
-    assert default.branches.items() <= full.branches.items()
-    assert default.models.items() <= full.models.items()
-    assert sorted(set(full.branches) - set(default.branches)) == [
-        "kmeans-2-s1-g0",
-        "kmeans-2-s1-g1",
-        "merit-1d-s2-g0",
-        "merit-1d-s2-g1",
+def test_every_level_holds_the_default_one() -> None:
+    whole = Experiment.model_validate(all_levels())
+    default, full, tune = (plan(select(whole, level)) for level in LEVELS)
+    for larger in (full, tune):
+        assert default.branches.items() <= larger.branches.items()
+        assert default.models.items() <= larger.models.items()
+    assert sorted(set(full.branches) - set(default.branches)) == sorted(
+        [f"kmeans-2{changed}-s1-g{k}" for changed in ("", "-sgd") for k in (0, 1)]
+        + [f"merit-1d-s{seed}-g{k}" for seed in (2, 3) for k in (0, 1)]
+    )
+    assert sorted(set(tune.branches) - set(default.branches)) == [
+        *("random-2-b1-s1-g0", "random-2-b1-s1-g1", "random-2-s5-g0", "random-2-s5-g1"),
     ]
 
 
@@ -304,8 +475,9 @@ def test_the_full_level_holds_the_default_one() -> None:
     [
         (None, "default"),
         ("experiments: [tiny]", "default"),
-        ("experiments: [tiny]\nstudies: default", "default"),
-        ("experiments: [tiny]\nstudies: full", "full"),
+        ("experiments: [tiny]\nlevel: default", "default"),
+        ("experiments: [tiny]\nlevel: full", "full"),
+        ("experiments: [tiny]\nlevel: tune", "tune"),
     ],
 )
 def test_the_params_beside_the_experiments_decide_the_level(
@@ -313,10 +485,170 @@ def test_the_params_beside_the_experiments_decide_the_level(
 ) -> None:
     folder = tmp_path / "experiments"
     folder.mkdir()
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(two_levels()), encoding="utf-8")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(all_levels()), encoding="utf-8")
     if params is not None:
         (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
     assert seeds(load_experiment("tiny", folder)) == SEEDS[level]
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def swept(**sweep: Any) -> dict[str, Method]:
+    """What a sweep of joint training, merit and their control adds; the own rate is 0.1, b2."""
+    values = settings()
+    values["sweeps"] = {"s": {"methods": ["joint-1ep", "merit-1d", "joint-shrunk"], **sweep}}
+    return dict(variants(Experiment.model_validate(values)))
+
+
+def test_a_sweep_is_every_combination_but_the_experiments_own() -> None:
+    found = swept(learning_rate=[0.05, 0.1], batch_size=[2, 4], seeds=[3, 4])
+    names = ["joint-1ep", "merit-1d", "joint-shrunk"]
+    tags = ["-lr0.05", "-lr0.05-b4", "-b4"]  # lr 0.1 and b2 are the experiment's own methods
+    assert list(found) == [name + tag for tag in tags for name in names]
+    both = {"learning_rate": 0.05, "batch_size": 4}
+    assert found["joint-1ep-lr0.05-b4"] == Method(
+        partition="joint", seeds=[3, 4], optimizer=both, may_diverge=True
+    )
+    assert found["merit-1d-b4"] == Method(
+        partition="merit", axes=1, seeds=[3, 4], optimizer={"batch_size": 4}, may_diverge=True
+    )
+    # the control shrinks the swept model to the swept match
+    assert found["joint-shrunk-lr0.05"] == Method(
+        **{"partition": "shrunk", "seeds": [3, 4]},
+        **{"source": "joint-1ep-lr0.05", "match": "merit-1d-lr0.05"},
+    )
+
+
+def test_a_sweep_of_the_experiments_own_point_adds_nothing() -> None:
+    assert swept() == swept(learning_rate=[0.1], batch_size=[2], algorithm="adamw") == {}
+
+
+def test_a_sweep_of_another_algorithm_names_it_first() -> None:
+    assert list(swept(algorithm="sgd", learning_rate=[0.1, 1.0]))[::3] == [
+        *("joint-1ep-sgd", "joint-1ep-sgd-lr1"),
+    ]
+    assert suffix({"algorithm": "sgd", "learning_rate": 2.5e-4, "batch_size": 16}) == (
+        "-sgd-lr0.00025-b16"
+    )
+    assert suffix({}) == ""
+
+
+def test_a_sweep_keeps_what_a_method_changes_by_itself() -> None:
+    values = settings()
+    values["methods"]["joint-1ep"]["optimizer"] = {"schedule": "linear", "learning_rate": 0.3}
+    values["sweeps"] = {"s": {"methods": ["joint-1ep"], "learning_rate": [0.2]}}
+    found = every_method(Experiment.model_validate(values))
+    assert list(found) == ["base", "joint-1ep", "merit-1d", "joint-shrunk", "joint-1ep-lr0.2"]
+    assert found["joint-1ep-lr0.2"].optimizer == {"schedule": "linear", "learning_rate": 0.2}
+    assert found["joint-1ep"].optimizer == {"schedule": "linear", "learning_rate": 0.3}
+
+
+def test_an_optimizer_with_some_keys_changed() -> None:
+    own = Optimizer(learning_rate=0.1, batch_size=2, warmup_ratio=0.5)
+    found = overridden(own, {"algorithm": "sgd", "learning_rate": 3.0, "betas": [0.5, 0.6]}, "x")
+    assert found == Optimizer(
+        **{"algorithm": "sgd", "learning_rate": 3.0, "betas": (0.5, 0.6)},
+        **{"batch_size": 2, "warmup_ratio": 0.5},
+    )
+    assert overridden(own, {}, "x") == own
+    with pytest.raises(ValueError, match=r"^x\.learning_rate: input should be greater than 0\."):
+        overridden(own, {"learning_rate": -1.0}, "x")
+    with pytest.raises(ValueError, match=r"^x\.momentum: .*\. Known here: algorithm, learning_"):
+        overridden(own, {"momentum": 0.9}, "x")
+
+
+# --- other bases ----------------------------------------------------------------------------------
+
+
+def test_the_weak_base_of_mini_vision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has 16 of 32 skills to learn, saw 750 steps of instructions, and runs the regime map."""
+    monkeypatch.chdir(ROOT)
+    main, weak = load_experiment("mini_vision"), load_experiment("mini_vision-weak")
+    assert (weak.name, weak.data.source) == ("mini_vision-weak", "mini_world")
+    changed = {"num_new_skills": 16, "num_conversations": 6000}
+    assert weak.data.model_dump() == main.data.model_dump() | changed
+    assert [phase.num_steps for phase in main.base.phases] == [450, 800, 1500]
+    assert [phase.num_steps for phase in weak.base.phases] == [450, 800, 750]
+    assert weak.base.architecture == main.base.architecture
+    names = ["joint-1ep", "random-8", "merit-3d", "joint-shrunk"]
+    assert list(weak.methods) == ["base"] + [
+        name + tag for tag in ("-lr0.00025", "", "-lr0.002") for name in names
+    ]
+    own = weak.methods["merit-3d"]  # at the experiment's own rate: no method of the main base
+    assert own == Method(partition="merit", axes=3, base="weak", may_diverge=True)
+    assert weak.methods["joint-shrunk-lr0.002"] == Method(
+        partition="shrunk", source="joint-1ep-lr0.002", match="merit-3d-lr0.002", base="weak"
+    )
+    assert (weak.sweeps, weak.studies.named) == ({}, {})
+    assert {name for name, _ in variants(main)} == {
+        name + tag for name in names for tag in ("-lr0.00025", "-lr0.002")
+    }
+
+
+def with_bases(**method: Any) -> Experiment:
+    values = settings()
+    phases = [
+        {"name": name, "data": "labels", "trainable": ["decoder"], "num_steps": steps}
+        | {"optimizer": {"learning_rate": 0.1, "batch_size": 2}}
+        for name, steps in (("stage 1", 10), ("stage 2", 20))
+    ]
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    architecture = {size: 8 for size in sizes} | {"num_key_value_heads": 8}
+    values["base"] = {
+        **{"architecture": architecture | {"initializer_range": 0.1}, "phases": phases},
+    }
+    values["bases"] = {"weak": {"data": {"seed": 3}, "phases": {"stage 2": {"num_steps": 5}}}}
+    values["methods"]["joint-weak"] = {"partition": "joint", "base": "weak"} | method
+    return Experiment.model_validate(values)
+
+
+def test_a_method_may_start_from_another_base() -> None:
+    whole = with_bases(seeds=[2])
+    assert list(select(whole, "default").methods) == [
+        *("base", "joint-1ep", "merit-1d", "joint-shrunk"),
+    ]
+    weak = select(whole, "default", "weak")
+    assert weak.methods == {
+        "base": Method(partition="base"),
+        "joint-weak": Method(partition="joint", seeds=[2], base="weak"),
+    }
+    assert (weak.name, weak.data.seed) == ("tiny-weak", 3)
+    assert [phase.num_steps for phase in weak.base.phases] == [10, 5]
+    assert list(plan(weak).branches) == ["joint-1ep-s2"]
+
+
+def test_another_base_is_refused_by_the_key_that_is_wrong() -> None:
+    whole = with_bases()
+
+    def refused(message: str, **changes: Any) -> None:
+        other = whole.bases["weak"].model_copy(update=changes)
+        with pytest.raises(ValueError, match=message):
+            other_base(whole.model_copy(update={"bases": {"weak": other}}), "weak")
+
+    refused(r"^bases\.weak\.phases: no phase is called 'stage2'\. Did you mean `stage \d`\?$",
+            phases={"stage2": {}})  # fmt: skip
+    refused(r"^bases\.weak: phases\.1\.num_steps: Input should be greater than 0$",
+            phases={"stage 2": {"num_steps": 0}})  # fmt: skip
+    refused(r"^bases\.weak: phases\.0\.steps: Extra inputs are not permitted$",
+            phases={"stage 1": {"steps": 4}})  # fmt: skip
+    refused(r"^bases\.weak: num_images: Input should be a valid integer$",
+            data={"num_images": "3"})  # fmt: skip
+
+
+def test_an_unknown_base_of_an_experiment_suggests_the_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    message = (
+        r"^experiments/mini_vision\.yaml: key `bases`: no base is called 'week'\. "
+        r"Did you mean `weak`\?$"
+    )
+    with pytest.raises(MeritError, match=message):
+        load_experiment("mini_vision-week")
+
+
+# --- the files as a whole -------------------------------------------------------------------------
 
 
 def test_a_base_is_built_or_loaded_not_both(tmp_path: Path) -> None:
@@ -357,7 +689,8 @@ def test_a_missing_experiment_suggests_the_nearest(tmp_path: Path) -> None:
         ("workers: 2", "key `experiments` is missing"),
         ("experiments: mini", "key `experiments`: found 'mini': "),
         ("experiments: []", "key `experiments`: found []: "),
-        ("experiments: [a]\nstudies: all", "key `studies`: found 'all': Input should be 'default'"),
+        ("experiments: [a]\nlevel: all", "key `level`: found 'all': Input should be 'default'"),
+        ("experiments: [a]\nstudies: full", "unknown key `studies`. Known here: experiments, "),
         ("experiments: [a]\nworkers: two", "key `workers`: found 'two': "),
         ("experiments: [a]\nworkers: true", "key `workers`: found True: "),
         ("- a\n- b", "expected keys and values, found list"),

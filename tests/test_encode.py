@@ -12,14 +12,14 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from torch.testing import assert_close
 
-from merit.data.encode import IGNORED, Encoded, encode_examples, mrope_positions
 from merit.data.examples import IMAGE_TOKEN, Example, load_image, make_example
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
-from merit.models import SPECIAL_TOKENS
-from merit.stages.encode import write_encoded
-from merit.training import forward_loss
-from tests.conftest import Tiny
+from merit.stages import encode
+from merit.training.encoded import IGNORED, Encoded, encode_examples, mrope_positions
+from merit.training.loop import forward_loss
+from merit.training.models import SPECIAL_TOKENS
+from tests.conftest import Tiny, picture
 
 
 def reference(tiny: Tiny, example: Example) -> Any:
@@ -31,7 +31,7 @@ def reference(tiny: Tiny, example: Example) -> Any:
             parts += [{"type": "image"}] * (i > 0)
             parts += [{"type": "text", "text": text}] * bool(text)
         messages.append({"role": message["role"], "content": parts})
-    images = [load_image(tiny.data / image) for image in example.images]
+    images = [load_image(picture(tiny.data, image)) for image in example.images]
     return tiny.processor(
         text=[tiny.processor.apply_chat_template(messages, tokenize=False)],
         images=images or None,
@@ -120,20 +120,23 @@ def test_all_tokens_are_those_of_the_processor(tiny: Tiny) -> None:
     assert (tiny.encoded.num_tokens() > tiny.encoded.num_loss_tokens()).all()
 
 
-def test_the_encode_stage_writes_both_counts_of_every_task(tiny: Tiny, tmp_path: Path) -> None:
-    """tasks.json: sums over the task's examples, in the order of data/tasks.json."""
-    data, paths = tmp_path / "data", Artifacts("x", tmp_path)
+def test_the_encode_stage_writes_both_counts_of_every_task(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tasks.json: sums over the task's examples, in the order of the mixture's own tasks.json."""
+    monkeypatch.chdir(tmp_path)
+    paths = Artifacts("x")
     rows = {
         "a": [make_example("a-0", "a", [("say yes .", "yes .")], ("x.png",))],
         "b": [make_example(f"b-{i}", "b", [("say yes .", "yes")], ("x.png",)) for i in range(2)],
     }
     for task, examples in rows.items():
-        write_jsonl(data / "mixture" / f"{task}.jsonl", [e.to_json() for e in examples])
-    write_json(data / "tasks.json", [{"task": "b"}, {"task": "a"}])
-    Image.new("RGB", (56, 56)).save(data / "x.png")
+        write_jsonl(paths.mixture / f"{task}.jsonl", [e.to_json() for e in examples])
+    write_json(paths.mixture / "tasks.json", [{"task": "b"}, {"task": "a"}])
+    Image.new("RGB", (56, 56)).save(paths.mixture / "x.png")
     tiny.model.save_pretrained(paths.base)
     tiny.processor.save_pretrained(paths.base)
-    write_encoded(paths, data)
+    encode.run("x")
     assert read_json(paths.encoded / "tasks.json") == [
         {"task": "b", "num_samples": 2, "num_tokens": 2 * (10 + 18), "num_loss_tokens": 2 * 2},
         {"task": "a", "num_samples": 1, "num_tokens": 11 + 18, "num_loss_tokens": 3},

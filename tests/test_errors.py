@@ -17,6 +17,18 @@ YAML = "experiments/mini_vision.yaml"
 MODEL = "artifacts/mini_vision/base/model.safetensors"
 
 
+def merit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command of this checkout, run in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "merit", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The settings alone, as in a fresh clone before any stage has run."""
@@ -31,14 +43,7 @@ def refuse(folder: Path) -> Callable[..., str]:
 
     def run(*arguments: str) -> str:
         before = files(folder)
-        done = subprocess.run(
-            [sys.executable, "-m", "merit", *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = merit(folder, *arguments)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         prefix = "merit: error: "
@@ -95,45 +100,63 @@ def test_two_mistakes_are_two_lines(folder: Path, refuse: Callable[..., str]) ->
 def test_unknown_experiment(refuse: Callable[..., str]) -> None:
     message = refuse("data", "mini_visoin")
     assert message == (
-        "experiments/mini_visoin.yaml: no such experiment. Did you mean `mini_vision`?"
+        "data: no experiment 'mini_visoin' in experiments/plan.yaml. Did you mean `mini_vision`?"
     )
 
 
-def test_unknown_branch(folder: Path, refuse: Callable[..., str]) -> None:
-    manifests = folder / "artifacts/mini_vision/partition/manifests"
-    manifests.mkdir(parents=True)
-    (manifests / "joint-1ep-s1.json").write_text("{}")
-    message = refuse("train", "mini_vision", "joint-1ep-s9")
-    assert message == "train: mini_vision has no branch 'joint-1ep-s9'; it has joint-1ep-s1"
+def test_unknown_branch(refuse: Callable[..., str]) -> None:
+    assert refuse("train", "mini_vision", "joint-1ep-s11") == (
+        "train: mini_vision has no 'joint-1ep-s11' among the branches of experiments/plan.yaml. "
+        "Did you mean `joint-1ep-s1`?"
+    )
+
+
+def test_unknown_study(refuse: Callable[..., str]) -> None:
+    assert refuse("study", "mini_vision", "regimes") == (
+        "study: mini_vision has no 'regimes' among the studies of experiments/plan.yaml. "
+        "Did you mean `regime`?"
+    )
 
 
 def test_unknown_model(refuse: Callable[..., str]) -> None:
     message = refuse("merge", "mini_vision", "merit-9d-s1")
-    assert message.startswith("merge: mini_vision has no model 'merit-9d-s1'; it has base, ")
+    assert message.startswith(
+        "merge: mini_vision has no 'merit-9d-s1' among the models of experiments/plan.yaml. "
+        "Did you mean `merit-"
+    )
+
+
+def test_stale_plan(folder: Path, refuse: Callable[..., str]) -> None:
+    """Before anything runs: the plan of another level is of other branches."""
+    replace(folder / PARAMS, "level: default", "level: full")
+    assert refuse("train", "mini_vision", "joint-1ep-s1") == (
+        "experiments/plan.yaml is stale: params.yaml or an experiment's methods have changed; run "
+        "`merit plan`, then the same command again"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "file"),
     [
-        ("base mini_vision", "artifacts/mini_vision/data/captions.jsonl"),
-        ("encode mini_vision", "artifacts/mini_vision/data/tasks.json"),
-        ("gradients mini_vision", "artifacts/mini_vision/encoded/tokens.npy"),
-        ("partition mini_vision", "artifacts/mini_vision/encoded/tasks.json"),
-        (
-            "train mini_vision joint-1ep-s1",
-            "artifacts/mini_vision/partition/manifests/joint-1ep-s1.json",
-        ),
-        ("merge mini_vision base", MODEL),
-        ("report mini_vision", "artifacts/mini_vision/evaluation/scores.json"),
+        ("base mini_vision", "data/pretraining/captions.jsonl"),
+        ("encode mini_vision", "data/mixture/tasks.json"),
+        ("gradients mini_vision", "encoded/tokens.npy"),
+        ("partition mini_vision", "encoded/tasks.json"),
+        ("train mini_vision joint-1ep-s1", "partition/manifests/joint-1ep-s1.json"),
+        ("merge mini_vision base", "settings/models/base.json"),
+        ("evaluate mini_vision base", "evaluation/questions/questions.json"),
+        ("score mini_vision", "evaluation/answers/base.json"),
+        ("report mini_vision", "evaluation/scores.json"),
     ],
 )
 def test_missing_upstream_file(refuse: Callable[..., str], arguments: str, file: str) -> None:
     message = refuse(*arguments.split())
-    assert message.startswith(f"{file}: ")
+    assert message.startswith(f"artifacts/mini_vision/{file}: ")
     assert len(message.splitlines()) == 1
 
 
 def test_truncated_base(folder: Path, refuse: Callable[..., str]) -> None:
+    merit(folder, "settings", "mini_vision")
     path = folder / MODEL
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x40\0\0\0\0\0\0\0{")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from merit.data.examples import Example, load_image, make_example, read_examples
+from merit.data.examples import Example, has_image, load_image, make_example, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from merit.stages.encode import read_mixture
@@ -121,48 +122,141 @@ def test_a_missing_image_is_refused(tmp_path: Path) -> None:
         load_image(tmp_path / "x.png")
 
 
+# --- images in archives -------------------------------------------------------------------------
+
+
+def pack(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return path
+
+
+def test_a_member_of_an_archive_is_the_same_image_as_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png())
+    archive = pack(tmp_path / "images.zip", {"x.png": png(), "deeper/y.png": png()})
+    expected = np.asarray(load_image(tmp_path / "x.png"))
+    for member in ("x.png", "deeper/y.png"):
+        assert has_image(archive / member)
+        assert np.array_equal(np.asarray(load_image(archive / member)), expected)
+    assert not has_image(archive / "z.png")
+    assert not has_image(tmp_path / "absent.zip" / "x.png")
+
+
+def test_a_folder_that_is_called_like_an_archive_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").mkdir()
+    (tmp_path / "images.zip" / "x.png").write_bytes(png())
+    assert has_image(tmp_path / "images.zip" / "x.png")
+    assert load_image(tmp_path / "images.zip" / "x.png").size == (56, 56)
+
+
+def test_an_archive_is_opened_once_and_anew_when_it_is_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    opener = zipfile.ZipFile
+
+    def spy(path: Path) -> zipfile.ZipFile:
+        opened.append(path)
+        return opener(path)
+
+    archive = pack(tmp_path / "images.zip", {"x.png": png(), "y.png": png()})
+    monkeypatch.setattr(zipfile, "ZipFile", spy)
+    for member in ("x.png", "y.png", "x.png"):
+        load_image(archive / member)
+    assert opened == [archive]
+    monkeypatch.undo()
+    pack(tmp_path / "new.zip", {"z.png": png()}).replace(archive)
+    assert load_image(archive / "z.png").size == (56, 56)
+
+
+def test_a_missing_archive_is_named_with_the_member(tmp_path: Path) -> None:
+    with pytest.raises(MeritError, match=r"images\.zip: archive not found; .*'x\.png'"):
+        load_image(tmp_path / "images.zip" / "x.png")
+
+
+def test_a_missing_member_is_named_with_the_archive(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "images.zip", {"x.png": png()})
+    with pytest.raises(MeritError, match=r"images\.zip: image 'y\.png' not found in it"):
+        load_image(archive / "y.png")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
+def test_a_truncated_archive_is_refused(tmp_path: Path, kept: float) -> None:
+    archive = pack(tmp_path / "images.zip", {"x.png": png()})
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
+    for read in (load_image, has_image):
+        with pytest.raises(MeritError, match=r"images\.zip: not a readable archive .*'x\.png'"):
+            read(archive / "x.png")
+
+
+def test_a_member_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "images.zip", {"x.png": png()})
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(MeritError, match=r"images\.zip: image 'x\.png' cannot be read.*CRC"):
+        load_image(archive / "x.png")
+
+
+def test_a_member_that_is_no_whole_image_is_refused(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "images.zip", {"x.png": png()[:2000], "y.png": b"not a picture"})
+    for member in ("x.png", "y.png"):
+        with pytest.raises(MeritError, match=rf"images\.zip/{member}: not a readable image"):
+            load_image(archive / member)
+
+
 # --- the mixture as the encode stage reads it ---------------------------------------------------
 
 
 @pytest.fixture
-def mixture(tmp_path: Path) -> Artifacts:
+def paths(tmp_path: Path) -> Artifacts:
     paths = Artifacts("tiny", tmp_path)
-    write_json(paths.data / "tasks.json", [{"task": "a"}, {"task": "b"}])
+    write_json(paths.mixture / "tasks.json", [{"task": "a"}, {"task": "b"}])
     for task in ("a", "b"):
-        write_jsonl(paths.data / "mixture" / f"{task}.jsonl", [{**GOOD, "task": task}] * 2)
-    (paths.data / "images").mkdir()
-    (paths.data / "images" / "x.png").write_bytes(png())
+        write_jsonl(paths.mixture / f"{task}.jsonl", [{**GOOD, "task": task}] * 2)
+    (paths.mixture / "images").mkdir()
+    (paths.mixture / "images" / "x.png").write_bytes(png())
     return paths
 
 
-def test_the_mixture_is_read_task_by_task(mixture: Artifacts) -> None:
-    tasks, examples = read_mixture(mixture.data)
+def test_the_mixture_is_read_task_by_task(paths: Artifacts) -> None:
+    tasks, examples = read_mixture(paths.mixture)
     assert tasks == ["a", "b"]
     assert [example.task for example in examples] == ["a", "a", "b", "b"]
 
 
-def test_a_missing_image_is_named_with_the_line_that_asks_for_it(mixture: Artifacts) -> None:
+def test_a_missing_image_is_named_with_the_line_that_asks_for_it(paths: Artifacts) -> None:
     rows = [{**GOOD, "task": "b"}, {**GOOD, "task": "b", "images": ["images/y.png"]}]
-    write_jsonl(mixture.data / "mixture" / "b.jsonl", rows)
+    write_jsonl(paths.mixture / "b.jsonl", rows)
     with pytest.raises(MeritError, match=r"b\.jsonl, line 2: image .*images/y\.png does not exist"):
-        read_mixture(mixture.data)
+        read_mixture(paths.mixture)
 
 
-def test_another_tasks_example_is_named(mixture: Artifacts) -> None:
-    write_jsonl(mixture.data / "mixture" / "b.jsonl", [GOOD])
+def test_a_missing_member_is_named_with_the_line_that_asks_for_it(paths: Artifacts) -> None:
+    pack(paths.mixture / "images.zip", {"x.png": png()})
+    rows = [{**GOOD, "task": "b", "images": [f"images.zip/{name}.png"]} for name in "xy"]
+    write_jsonl(paths.mixture / "b.jsonl", rows)
+    message = r"b\.jsonl, line 2: image .*images\.zip/y\.png does not exist"
+    with pytest.raises(MeritError, match=message):
+        read_mixture(paths.mixture)
+
+
+def test_another_tasks_example_is_named(paths: Artifacts) -> None:
+    write_jsonl(paths.mixture / "b.jsonl", [GOOD])
     with pytest.raises(MeritError, match=r"b\.jsonl, line 1: key `task`: found 'a', expected 'b'"):
-        read_mixture(mixture.data)
+        read_mixture(paths.mixture)
 
 
-def test_a_task_without_examples_is_refused(mixture: Artifacts) -> None:
-    write_jsonl(mixture.data / "mixture" / "b.jsonl", [])
+def test_a_task_without_examples_is_refused(paths: Artifacts) -> None:
+    write_jsonl(paths.mixture / "b.jsonl", [])
     with pytest.raises(MeritError, match=r"b\.jsonl: zero examples"):
-        read_mixture(mixture.data)
+        read_mixture(paths.mixture)
 
 
-def test_a_task_listed_twice_is_refused(mixture: Artifacts) -> None:
-    write_json(
-        mixture.data / "tasks.json", [*read_json(mixture.data / "tasks.json"), {"task": "a"}]
-    )
+def test_a_task_listed_twice_is_refused(paths: Artifacts) -> None:
+    path = paths.mixture / "tasks.json"
+    write_json(path, [*read_json(path), {"task": "a"}])
     with pytest.raises(MeritError, match=r"tasks\.json: a task is listed twice"):
-        read_mixture(mixture.data)
+        read_mixture(paths.mixture)

@@ -1,4 +1,4 @@
-"""The static page: Markdown as HTML by hand; self-contained, well-formed, nothing lost."""
+"""The static page: Markdown as HTML; self-contained, well-formed, nothing lost."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from PIL import Image
 
 from eval.report import html as page_module
 from eval.report.build import build_index, build_report
-from eval.report.html_markdown import blocks, figure, inline, split_row, table
+from eval.report.drawings import hessian as drawings_hessian
+from eval.report.drawings import readiness as drawings_readiness
+from eval.report.markdown import line_to_html, picture, to_html
+from eval.report.tables import markdown_table
 from eval.stages.study import write_table
+from merit.config_studies import Cost, Hessian, Readiness, Studies
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic
@@ -57,6 +61,13 @@ def read(text: str) -> Reader:
     return reader
 
 
+def save_picture(folder: Path, stem: str) -> None:
+    """A black figure where a study's drawing would leave its own."""
+    path = folder / "figures" / f"{stem}.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 130, 3), np.uint8)).save(path)
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("html")
@@ -65,6 +76,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         methods=("base", "joint-1ep", "random-8", "merit-3d", "joint-shrunk"),
         seeds=(1, 2),
     )
+    studies = Studies(readiness=Readiness(), cost=Cost(), hessian=Hessian())
+    experiment = experiment.model_copy(update={"studies": studies})
     artifacts, reports = Artifacts(experiment.name, root / "artifacts"), root / "reports"
     folder = reports / "studies" / "synthetic" / "cost"
     rows = [{"stage": "train", "seconds": 123.25}]
@@ -78,8 +91,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     write_table(folder, "table15_wall_clock", rows, "Cost", "tab:x")
-    (folder / "figures").mkdir()
-    Image.fromarray(np.zeros((20, 130, 3), np.uint8)).save(folder / "figures" / "cost.png")
+    save_picture(folder, "cost")
     folder = reports / "studies" / "synthetic" / "hessian"
     rows = [{"direction": "first </script>", "alignment": 0.25}]
     write_json(
@@ -92,8 +104,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     write_table(folder, "table21_hessian_pca_alignment", rows, "Curvature", "tab:y")
-    (folder / "figures").mkdir()
-    Image.fromarray(np.zeros((20, 130, 3), np.uint8)).save(folder / "figures" / "hessian.png")
     readiness = {
         **{"merge_ready": False, "failed": ["c"], "decided_by_d": False, "verdict": "No."},
         **{"relative_displacement": {"joint": 0.28}, "max_barrier_share": 0.004},
@@ -103,7 +113,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reports / "studies" / "synthetic" / "readiness" / "result.json",
         {"tables": {}, "summary": readiness, "text": "Words.", "provenance": {}},
     )
-    build_report(experiment, artifacts, reports)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawings_hessian, "draw", lambda _, out: save_picture(out, "hessian"))
+        patch.setattr(drawings_readiness, "draw", lambda *_: None)
+        build_report(experiment, artifacts, reports)
     build_index([experiment], reports, root / "README.md")
     return reports
 
@@ -115,6 +128,8 @@ def page(reports: Path) -> str:
 
 # --- Markdown -----------------------------------------------------------------------------------
 
+HERE = Path("up")
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -122,53 +137,58 @@ def page(reports: Path) -> str:
         ("a < b & c", "a &lt; b &amp; c"),
         ("**a** *b* `c<d`", "<strong>a</strong> <em>b</em> <code>c&lt;d</code>"),
         ("[x & y](t.csv)", '<a href="up/t.csv">x &amp; y</a>'),
+        ("[x](https://a.b)", '<a href="https://a.b">x</a>'),
         ("**bold `code`**", "<strong>bold <code>code</code></strong>"),
         ("_tidy 2 * 3 [1, 2]", "_tidy 2 * 3 [1, 2]"),
+        ("<b>text</b>", "&lt;b&gt;text&lt;/b&gt;"),
     ],
 )
-def test_inline(text: str, expected: str) -> None:
-    assert inline(text, lambda target: f"up/{target}") == expected
+def test_a_line(text: str, expected: str) -> None:
+    assert line_to_html(text, HERE) == expected
 
 
 def test_blocks() -> None:
-    text = "- one\n- two\n\nwords\nmore\n\n#### head\n\n![cap](f.png)\n\n"
-    text += "| a | b |\n|---|---:|\n| x | 1 |"
-    out = blocks(text, str, lambda file: (f"data:{file}", 99))
-    assert "<ul><li>one</li><li>two</li></ul>" in out
-    assert "<p>words more</p>" in out
-    assert "<h4>head</h4>" in out
-    assert '<figure style="max-width:99px"><img src="data:f.png" alt="cap">' in out
-    assert '<th scope="row">x</th><td>1</td>' in out
-    assert "<img" not in blocks(text)
+    out = to_html("- one\n- two\n\nwords\nmore\n\n#### head\n", HERE)
+    assert out == ("<ul>\n<li>one</li>\n<li>two</li>\n</ul>\n<p>words\nmore</p>\n<h4>head</h4>\n")
 
 
-def test_cells_may_hold_escaped_bars() -> None:
-    assert split_row(r"| a \| b | c |") == ["a | b", "c"]
+def test_tables_have_heads_and_scroll() -> None:
+    out = to_html("| a | b |\n|---|---:|\n| x \\| y | 1 |\n", HERE)
+    assert out.startswith('<div class="scroll"')
+    assert '<table class="numbers">' in out
+    assert '<th scope="col">a</th>\n<th scope="col">b</th>' in out
+    assert '<th scope="row">x | y</th>\n<td>1</td>' in out
+    assert '<table class="words">' in to_html("| a | b |\n|---|---|\n| x | y |\n", HERE)
 
 
 def test_published_columns_are_marked() -> None:
-    out = table([["method", "avg", "paper's avg"], ["base", "1.0", "2.0"]])
+    out = to_html(markdown_table([["method", "avg", "paper's avg"], ["base", "1.0", "2.0"]]), HERE)
     assert out.count('class="published"') == 2
     assert '<td class="published">2.0</td>' in out
-    assert '<div class="scroll"' in out
 
 
-def test_a_caption_is_the_text_alternative_without_its_link() -> None:
-    out = figure("data:x", 10, "See `a`. [PDF](a.pdf)")
-    assert 'alt="See a."' in out
-    assert '<figcaption>See <code>a</code>. <a href="a.pdf">PDF</a></figcaption>' in out
+def test_a_picture_takes_the_paragraph_after_it_as_caption(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((20, 130, 3), np.uint8)).save(tmp_path / "f.png")
+    uri, _ = picture(tmp_path / "f.png")
+    out = to_html("![See `a`](f.png)\n\nSee `a` [PDF](a.pdf)\n\nwords", tmp_path)
+    start = f'<figure style="max-width:100px"><img src="{uri}" alt='
+    assert out == (
+        f'{start}"See a"><figcaption>See <code>a</code> <a href="{tmp_path.name}/a.pdf">PDF</a>'
+        "</figcaption>\n</figure>\n<p>words</p>\n"
+    )
+    assert to_html("![a](f.png)", tmp_path) == f'{start}"a"></figure>\n'
 
 
 def test_pictures_keep_their_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 2, (60, 130, 3)).astype(np.uint8) * 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    uri, width = page_module.picture(tmp_path / "a.png")
+    uri, width = picture(tmp_path / "a.png")
     kind, data = uri.split(";base64,")
     assert kind in ("data:image/webp", "data:image/png")
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), pixels)
     assert width == 100
     with pytest.raises(MeritError, match=r"b\.png: file not found"):
-        page_module.picture(tmp_path / "b.png")
+        picture(tmp_path / "b.png")
 
 
 # --- the page -----------------------------------------------------------------------------------

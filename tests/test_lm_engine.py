@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from eval.answering.lm_engine import Answers, answer_all, check_questions, task_config, task_file
 from eval.benchmarks import BENCHMARKS, engine_of
-from eval.lm_engine import Answers, answer_all, check_questions, task_config, task_file
 from merit.config import Architecture
-from merit.data.text.benchmarks import RECIPES, benchmark_rows
 from merit.errors import MeritError
-from merit.models import build_text_model, build_tokenizer, load_model, load_processor
-from merit.stages.base import TEXT_VOCABULARY
+from merit.mini.nets import TEXT_VOCABULARY, build_text_model, build_tokenizer
+from merit.mini.text.benchmarks import RECIPES, benchmark_rows
+from merit.training.models import load_model, load_processor
 
 ARCHITECTURE = Architecture(
     hidden_size=16,

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merit.config import BaseMethod, Experiment
+from merit.config import Experiment, Method, Optimizer
 from merit.errors import MeritError
-from merit.methods import Branch, Model, Partition, Plan, partition_of, plan
+from merit.io.artifacts import Artifacts
+from merit.methods import Branch, Model, Partition, Plan, optimizer_of, partition_of, plan
 from merit.stages.partition import Evidence, assign, budget, build_manifests, check_budgets
 from tests import synthetic
 
@@ -61,15 +62,15 @@ def test_the_plan_by_hand() -> None:
         )
     )
     assert list(planned.branches.values()) == [
-        Branch("joint-1ep-s1", "joint", 0, 1, 1.0, 1),
-        Branch("joint-1ep-s2", "joint", 0, 1, 1.0, 2),
-        Branch("joint-0.5ep-s1", "joint", 0, 1, 0.5, 1),
-        Branch("random-2-s3-g0", "random-2-s3", 0, 2, 1.0, 3),
-        Branch("random-2-s3-g1", "random-2-s3", 1, 2, 1.0, 3),
-        Branch("merit-1d-2ep-s1-g0", "merit-1d", 0, 2, 2.0, 1),
-        Branch("merit-1d-2ep-s1-g1", "merit-1d", 1, 2, 2.0, 1),
+        Branch("joint-1ep-s1", "joint-1ep", "joint", 0, 1, 1.0, 1),
+        Branch("joint-1ep-s2", "joint-1ep", "joint", 0, 1, 1.0, 2),
+        Branch("joint-0.5ep-s1", "joint-0.5ep", "joint", 0, 1, 0.5, 1),
+        Branch("random-2-s3-g0", "random-2-s3", "random-2-s3", 0, 2, 1.0, 3),
+        Branch("random-2-s3-g1", "random-2-s3", "random-2-s3", 1, 2, 1.0, 3),
+        Branch("merit-1d-2ep-s1-g0", "merit-1d-2ep-s1", "merit-1d", 0, 2, 2.0, 1),
+        Branch("merit-1d-2ep-s1-g1", "merit-1d-2ep-s1", "merit-1d", 1, 2, 2.0, 1),
         # of the soups' members (1, 2) and (2, 3) only this one is new
-        Branch("joint-1ep-s3", "joint", 0, 1, 1.0, 3),
+        Branch("joint-1ep-s3", "joint-1ep", "joint", 0, 1, 1.0, 3),
     ]
     assert list(planned.models.values()) == [
         Model("base", "base", None, "base"),
@@ -108,14 +109,22 @@ def test_the_plan_of_the_other_partitions_by_hand() -> None:
         "rawpca-1d": Partition("rawpca", "rawpca-1d", 2),
     }
     assert list(planned.branches.values()) == [
-        Branch("conflict-2-within-s1-g0", "conflict-2-within", 0, 2, 1.0, 1),
-        Branch("conflict-2-within-s1-g1", "conflict-2-within", 1, 2, 1.0, 1),
-        Branch("conflict-2-between-s1-g0", "conflict-2-between", 0, 2, 1.0, 1),
-        Branch("conflict-2-between-s1-g1", "conflict-2-between", 1, 2, 1.0, 1),
-        Branch("kmeans-2-s4-g0", "kmeans-2-s4", 0, 2, 1.0, 4),
-        Branch("kmeans-2-s4-g1", "kmeans-2-s4", 1, 2, 1.0, 4),
-        Branch("rawpca-1d-0.5ep-s1-g0", "rawpca-1d", 0, 2, 0.5, 1),
-        Branch("rawpca-1d-0.5ep-s1-g1", "rawpca-1d", 1, 2, 0.5, 1),
+        Branch(
+            "conflict-2-within-s1-g0", "conflict-2-within-s1", "conflict-2-within", 0, 2, 1.0, 1
+        ),
+        Branch(
+            "conflict-2-within-s1-g1", "conflict-2-within-s1", "conflict-2-within", 1, 2, 1.0, 1
+        ),
+        Branch(
+            "conflict-2-between-s1-g0", "conflict-2-between-s1", "conflict-2-between", 0, 2, 1.0, 1
+        ),
+        Branch(
+            "conflict-2-between-s1-g1", "conflict-2-between-s1", "conflict-2-between", 1, 2, 1.0, 1
+        ),
+        Branch("kmeans-2-s4-g0", "kmeans-2-s4", "kmeans-2-s4", 0, 2, 1.0, 4),
+        Branch("kmeans-2-s4-g1", "kmeans-2-s4", "kmeans-2-s4", 1, 2, 1.0, 4),
+        Branch("rawpca-1d-0.5ep-s1-g0", "rawpca-1d-0.5ep-s1", "rawpca-1d", 0, 2, 0.5, 1),
+        Branch("rawpca-1d-0.5ep-s1-g1", "rawpca-1d-0.5ep-s1", "rawpca-1d", 1, 2, 0.5, 1),
     ]
     assert planned.models["kmeans-2-s4"] == Model(
         "kmeans-2-s4", "kmeans-2", 4, "merge", ("kmeans-2-s4-g0", "kmeans-2-s4-g1")
@@ -143,9 +152,12 @@ def test_soups_of_every_size_share_the_joint_runs() -> None:
     assert list(planned.partitions) == ["joint"]
 
 
-def test_the_base_assigns_no_tasks() -> None:
+def test_the_base_and_the_control_assign_no_tasks() -> None:
     with pytest.raises(ValueError, match="base methods assign no tasks"):
-        partition_of(BaseMethod(partition="base"), 1)
+        partition_of(Method(partition="base"), 1)
+    shrunk = Method(partition="shrunk", source="joint-1ep", match="merit-1d")
+    with pytest.raises(ValueError, match="shrunk methods assign no tasks"):
+        partition_of(shrunk, 1)
 
 
 def test_two_names_of_one_method_share_their_branches() -> None:
@@ -157,6 +169,121 @@ def test_two_names_of_one_method_share_their_branches() -> None:
     )
     assert list(planned.branches) == ["merit-1d-s1-g0", "merit-1d-s1-g1"]
     assert planned.models["mine-s1"].branches == planned.models["yours-s1"].branches
+
+
+def test_only_what_draws_its_groups_has_partitions_by_seed() -> None:
+    drawn = {
+        "random-4": Method(partition="random", groups=4),
+        "kmeans-8": Method(partition="kmeans", groups=8),
+    }
+    for label, method in drawn.items():
+        assert partition_of(method, 7).key == f"{label}-s7"
+        assert partition_of(method, 7) != partition_of(method, 8)
+    fixed = {
+        "joint": Method(partition="soup", members=3),
+        "merit-3d": Method(partition="merit", axes=3, epochs=2.0),
+        "rawpca-2d": Method(partition="rawpca", axes=2),
+        "conflict-2-between": Method(partition="conflict", reading="between"),
+    }
+    for key, method in fixed.items():
+        assert partition_of(method, 7).key == key
+        assert partition_of(method, 7) == partition_of(method, 8)
+    numbers = [m.num_groups for m in (*drawn.values(), *fixed.values())]
+    assert numbers == [4, 8, 1, 8, 4, 2]
+    assert [partition_of(m, 7).num_groups for m in (*drawn.values(), *fixed.values())] == numbers
+
+
+# --- sweeps -------------------------------------------------------------------------------------
+
+
+def swept(own: dict[str, Any], **sweep: Any) -> Experiment:
+    values = with_methods(**own).model_dump()
+    values["sweeps"] = {"s": sweep}
+    return Experiment.model_validate(values)
+
+
+def test_the_plan_of_a_sweep_by_hand() -> None:
+    """The experiment's own rate is 1e-3: it adds no branch and no model."""
+    planned = plan(
+        swept(
+            {
+                "joint-2ep": {"partition": "joint", "epochs": 2.0},
+                "merit-1d": {"partition": "merit", "axes": 1},
+                "shrunk": {"partition": "shrunk", "source": "joint-2ep", "match": "merit-1d"},
+            },
+            methods=["joint-2ep", "merit-1d", "shrunk"],
+            learning_rate=[1e-3, 0.5],
+            seeds=[2],
+        )
+    )
+    rate: dict[str, Any] = {"optimizer": {"learning_rate": 0.5}, "may_diverge": True}
+    run = "merit-1d-lr0.5-s2"
+    assert list(planned.branches.values()) == [
+        Branch("joint-2ep-s1", "joint-2ep", "joint", 0, 1, 2.0, 1),
+        Branch("merit-1d-s1-g0", "merit-1d-s1", "merit-1d", 0, 2, 1.0, 1),
+        Branch("merit-1d-s1-g1", "merit-1d-s1", "merit-1d", 1, 2, 1.0, 1),
+        Branch("joint-2ep-lr0.5-s2", "joint-2ep-lr0.5", "joint", 0, 1, 2.0, 2, **rate),
+        Branch("merit-1d-lr0.5-s2-g0", run, "merit-1d", 0, 2, 1.0, 2, **rate),
+        Branch("merit-1d-lr0.5-s2-g1", run, "merit-1d", 1, 2, 1.0, 2, **rate),
+    ]
+    assert list(planned.partitions) == ["joint", "merit-1d"]
+    assert list(planned.models.values())[3:] == [
+        Model("joint-2ep-lr0.5-s2", "joint-2ep-lr0.5", 2, "merge", ("joint-2ep-lr0.5-s2",)),
+        Model("merit-1d-lr0.5-s2", "merit-1d-lr0.5", 2, "merge", (f"{run}-g0", f"{run}-g1")),
+        Model(
+            *("shrunk-lr0.5-s2", "shrunk-lr0.5", 2, "shrunk", ()),
+            *("joint-2ep-lr0.5-s2", "merit-1d-lr0.5-s2"),
+        ),
+    ]
+
+
+def test_what_a_method_changes_in_its_optimizer_is_another_branch() -> None:
+    """Or the same one, where it changes a key to the experiment's own value."""
+    joint: dict[str, Any] = {"partition": "joint"}
+    experiment = with_methods(
+        plain=joint,
+        same=joint | {"optimizer": {"learning_rate": 1e-3}},
+        slow=joint | {"optimizer": {"learning_rate": 1e-4, "schedule": "constant"}},
+        soup={"partition": "soup", "members": 2, "optimizer": {"batch_size": 8}},
+    )
+    planned = plan(experiment)
+    assert {name: model.branches for name, model in planned.models.items()} == {
+        "plain-s1": ("joint-1ep-s1",),
+        "same-s1": ("joint-1ep-s1",),
+        "slow-s1": ("joint-1ep-lr0.0001-scheduleconstant-s1",),
+        "soup-s1": ("joint-1ep-b8-s1", "joint-1ep-b8-s2"),
+    }
+    own = experiment.training.optimizer
+    assert optimizer_of(experiment, planned.branches["joint-1ep-s1"]) == own
+    slow = planned.branches["joint-1ep-lr0.0001-scheduleconstant-s1"]
+    assert optimizer_of(experiment, slow) == Optimizer(
+        learning_rate=1e-4, batch_size=synthetic.BATCH_SIZE, schedule="constant"
+    )
+
+
+def test_a_branchs_folder_is_that_of_its_run() -> None:
+    """Its path is told from its name alone; of every kind of name there is."""
+    planned = plan(
+        swept(
+            METHODS | {"kmeans-4": {"partition": "kmeans", "groups": 4, "seeds": [12]}},
+            methods=["joint-0.5ep", "soup-2", "random-4", "merit-2ep"],
+            algorithm="sgd",
+            learning_rate=[2.5e-4],
+            batch_size=[16],
+        )
+    )
+    assert {"merit-1d-2ep-sgd-lr0.00025-b16-s1-g1", "kmeans-4-s12-g3"} < set(planned.branches)
+    paths = Artifacts("x")
+    for branch in planned.branches.values():
+        folder = paths.folder / "branches" / branch.run / branch.id
+        assert paths.branch(branch.id) == folder
+    # the branches of one model share the folder, and but for joint training have it to themselves
+    for model in planned.models.values():
+        runs = {planned.branches[branch].run for branch in model.branches}
+        assert len(runs) == 1
+        there = {b.id for b in planned.branches.values() if b.run in runs}
+        joint = planned.branches[model.branches[0]].partition == "joint"
+        assert there == set(model.branches) or joint
 
 
 # --- groups -------------------------------------------------------------------------------------
@@ -229,7 +356,18 @@ def test_manifests_by_hand() -> None:
         "num_samples": 60,
         "num_tokens": 120,
         "num_loss_tokens": 18,
-        "batch_size": synthetic.BATCH_SIZE,
+        "trainable": ["decoder"],
+        "optimizer": {
+            "algorithm": "adamw",
+            "learning_rate": 1e-3,
+            "batch_size": synthetic.BATCH_SIZE,
+            "schedule": "cosine",
+            "warmup_ratio": 0.03,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "betas": [0.9, 0.999],
+        },
+        "may_diverge": False,
         "partition_hash": manifests["merit-1d-s1-g1"]["partition_hash"],
     }
     assert manifests["merit-1d-s1-g1"]["tasks"] == ["d"]
@@ -238,9 +376,38 @@ def test_manifests_by_hand() -> None:
     assert twice["num_samples"] == 40  # samples do not count epochs
     joint = manifests["joint-1ep-s1"]
     assert (joint["tasks"], joint["num_tokens"]) == (["a", "b", "c", "d"], ONE_EPOCH)
-    assert joint["batch_size"] == 16  # joint training alone has a batch size of its own
+    assert joint["optimizer"]["batch_size"] == 16  # joint training alone has one of its own
     half = manifests["joint-0.5ep-s1"]
     assert (half["num_tokens"], half["num_loss_tokens"]) == (ONE_EPOCH / 2, ONE_EPOCH_LOSS / 2)
+
+
+def test_a_sweeps_manifests_hold_its_settings() -> None:
+    experiment = swept(
+        {"joint-1ep": {"partition": "joint"}, "merit-1d": {"partition": "merit", "axes": 1}},
+        methods=["joint-1ep", "merit-1d"],
+        algorithm="sgd",
+        batch_size=[synthetic.BATCH_SIZE, 7],
+    )
+    training = experiment.training.model_copy(update={"joint_batch_size": 16})
+    experiment = experiment.model_copy(update={"training": training})
+    planned = plan(experiment)
+    partitions, _ = assign(planned, evidence())
+    manifests = build_manifests(experiment, planned, TASKS, partitions)
+    found = {
+        name: (m["optimizer"]["algorithm"], m["optimizer"]["batch_size"], m["may_diverge"])
+        for name, m in manifests.items()
+        if not name.endswith("-g1")
+    }
+    assert found == {
+        "joint-1ep-s1": ("adamw", 16, False),
+        "merit-1d-s1-g0": ("adamw", 4, False),
+        "joint-1ep-sgd-s1": ("sgd", 16, True),  # joint training's own size, where none is swept
+        "merit-1d-sgd-s1-g0": ("sgd", 4, True),
+        "joint-1ep-sgd-b7-s1": ("sgd", 7, True),
+        "merit-1d-sgd-b7-s1-g0": ("sgd", 7, True),
+    }
+    # the groups are those of the experiment's own branches
+    assert manifests["merit-1d-sgd-b7-s1-g0"]["tasks"] == manifests["merit-1d-s1-g0"]["tasks"]
 
 
 def test_every_method_spends_its_epochs_of_the_mixture() -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from merit.config import load_experiment
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_json, write_json
+from merit.io.artifacts import Artifacts, folder_hash, read_json, write_json
 from merit.methods import plan
 from merit.stages import partition
 from tests import synthetic
@@ -20,15 +20,19 @@ from tests import synthetic
 NUM_TASKS = 12
 METHODS: dict[str, dict[str, Any]] = {
     "base": {"partition": "base"},
-    "joint-1ep": {"partition": "joint", "full_seeds": [1, 2]},
+    "joint-1ep": {"partition": "joint", "seeds": {"default": [1], "full": [2]}},
     "random-2": {"partition": "random", "groups": 2},
-    "merit-1d": {"partition": "merit", "axes": 1, "full_seeds": [1, 2]},
-    "merit-3d": {"partition": "merit", "axes": 3, "when": "full"},
-    "rawpca-2d": {"partition": "rawpca", "axes": 2, "when": "full"},
-    "kmeans-4": {"partition": "kmeans", "groups": 4, "when": "full"},
-    "conflict-2": {"partition": "conflict", "when": "full"},
-    "conflict-2-between": {"partition": "conflict", "reading": "between", "when": "full"},
+    "merit-1d": {"partition": "merit", "axes": 1, "seeds": {"default": [1], "full": [2]}},
+    "merit-3d": {"partition": "merit", "axes": 3, "seeds": {"full": [1]}},
+    "rawpca-2d": {"partition": "rawpca", "axes": 2, "seeds": {"full": [1]}},
+    "kmeans-4": {"partition": "kmeans", "groups": 4, "seeds": {"full": [1]}},
+    "conflict-2": {"partition": "conflict", "seeds": {"full": [1]}},
+    "conflict-2-between": {
+        **{"partition": "conflict", "reading": "between"},
+        **{"seeds": {"full": [1]}},
+    },
 }
+BASE_HASH = "f00d"
 
 
 @pytest.fixture
@@ -51,12 +55,13 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
     write_json(paths.gradients / "tasks.json", {"tasks": names})
     gradients = np.random.default_rng(3).standard_normal((NUM_TASKS, 40), dtype=np.float32)
     np.save(paths.gradients / "gradients.npy", gradients)
+    write_json(paths.base / "base.json", {"base_hash": BASE_HASH})
     return paths
 
 
 def run(level: str, paths: Artifacts) -> dict[str, bytes]:
     """Run the stage at this level; its files by path."""
-    Path("params.yaml").write_text(f"experiments: [tiny]\nstudies: {level}\n", encoding="utf-8")
+    Path("params.yaml").write_text(f"experiments: [tiny]\nlevel: {level}\n", encoding="utf-8")
     partition.run("tiny")
     files = sorted(path for path in paths.partition.rglob("*") if path.is_file())
     return {str(path.relative_to(paths.partition)): path.read_bytes() for path in files}
@@ -114,6 +119,18 @@ def test_rawpca_goes_by_length_where_merit_goes_by_direction(paths: Artifacts) -
     after = run("full", paths)
     old, new = (json.loads(files["partitions.json"]) for files in (before, after))
     assert {key for key in old if old[key] != new[key]} == {"rawpca-2d"}
+
+
+def test_a_manifest_names_the_base_and_the_mixture_it_is_for(paths: Artifacts) -> None:
+    """All that a branch depends on: another base or another encoding changes every manifest."""
+    before = run("default", paths)
+    names = [name for name in before if name.startswith("manifests/")]
+    found = [json.loads(before[name]) for name in names]
+    encoded = folder_hash(paths.encoded)
+    assert {(m["base_hash"], m["encoded_hash"]) for m in found} == {(BASE_HASH, encoded)}
+    write_json(paths.base / "base.json", {"base_hash": "another"})
+    for name, content in run("default", paths).items():
+        assert (content == before[name]) == (name not in names), name
 
 
 def test_gradients_of_other_tasks_are_refused(paths: Artifacts) -> None:

@@ -1,313 +1,223 @@
-"""The generated pipeline: its graph, what a change touches, and the jobs behind pending stages."""
+"""dvc.yaml and what DVC sees: asked of DVC itself, in the workspace of a finished smoke run."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from merit import pipeline
-from merit.config import Experiment, Params, load_experiment, load_params
-from merit.errors import MeritError
-from merit.graph import KINDS, code_files, experiment_stages, render
-from merit.io.artifacts import Artifacts, write_json
-from merit.launch import stage_module
-from merit.methods import plan
-from merit.pipeline import branch_jobs, time_by_stage
+from merit.config import load_params
+from merit.plan import PLAN_FILE, plan_rows, planned_experiments, render
+from merit.repro import KINDS, environment
+from merit.smoke import NAME
 
 ROOT = Path(__file__).parent.parent
+TRAINED = {"joint-1ep-s1", "joint-1ep-s2", "random-2-s1-g0", "merit-1d-s1-g1"}
 
 
-def experiment(**methods: Any) -> Experiment:
-    return Experiment.model_validate(
-        {
-            "name": "tiny",
-            "data": {
-                **{"source": "mini_world", "seed": 0, "num_examples": 8, "num_images": 8},
-                **{"num_conversations": 1, "num_questions": 1, "num_validation_questions": 1},
-            },
-            "base": {"checkpoint": "theta0"},
-            "gradients": {},
-            "training": {
-                "trainable": ["decoder"],
-                "optimizer": {"learning_rate": 0.1, "batch_size": 2},
-            },
-            "methods": methods,
-            "evaluation": {"benchmarks": ["count"]},
-            "report": {"title": "Tiny", "paper_table": "table02"},
-        }
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
-@pytest.fixture
-def tiny() -> Experiment:
-    return experiment(
-        **{
-            "base": {"partition": "base"},
-            "joint-0.5ep": {"partition": "joint", "epochs": 0.5},
-            "joint-1ep": {"partition": "joint", "seeds": [1, 2]},
-            "soup-2": {"partition": "soup", "members": 2},
-            "merit-1d": {"partition": "merit", "axes": 1},
-            "joint-shrunk": {"partition": "shrunk", "source": "joint-1ep", "match": "merit-1d"},
-        }
-    )
+def changed(folder: Path) -> set[str]:
+    """The stages whose own inputs or outputs DVC finds changed."""
+    status = run(folder, "dvc", "status", "--json")
+    assert status.returncode == 0, status.stderr
+    return set(json.loads(status.stdout))
 
 
-def items(stages: dict[str, Any], kind: str) -> list[str]:
-    """The last word of each command of `kind`, in order."""
-    commands = [stage["cmd"].split() for stage in stages.values()]
-    return [words[-1] for words in commands if words[3] == kind]
+@contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    before = path.read_text(encoding="utf-8")
+    assert old in before
+    path.write_text(before.replace(old, new, 1), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(before, encoding="utf-8")
 
 
-def paths(stage: dict[str, Any], key: str) -> set[str]:
-    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in stage[key]}
+def kinds(stages: set[str]) -> set[str]:
+    return {stage.partition("@")[0] for stage in stages}
 
 
-def test_dvc_yaml_is_what_the_settings_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    params = load_params()
-    experiments = {name: load_experiment(name) for name in params.experiments}
-    assert Path("dvc.yaml").read_text(encoding="utf-8") == render(params, experiments), (
-        "dvc.yaml is stale: run `merit repro`"
-    )
+# --- the files ----------------------------------------------------------------------------------
 
 
-def test_every_branch_and_model_has_exactly_one_stage(tiny: Experiment) -> None:
-    stages = experiment_stages(tiny)
-    planned = plan(tiny)
-    branches = [
-        "joint-0.5ep-s1",
-        "joint-1ep-s1",
-        "joint-1ep-s2",
-        "merit-1d-s1-g0",
-        "merit-1d-s1-g1",
+def test_the_plan_is_fresh() -> None:
+    params = load_params(ROOT / "params.yaml")
+    rows = plan_rows(params, planned_experiments(params, ROOT / "experiments"))
+    assert (ROOT / PLAN_FILE).read_text(encoding="utf-8") == render(rows), "run `merit plan`"
+
+
+def test_the_pipeline_is_short_and_names_every_kind_in_order() -> None:
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 160
+    assert list(yaml.safe_load(text)["stages"]) == list(KINDS)
+
+
+def test_nothing_imports_dvc() -> None:
+    files = [
+        p for part in ("merit", "eval", "bin") for p in (ROOT / part).rglob("*") if p.is_file()
     ]
-    assert list(planned.branches) == branches
-    assert items(stages, "train") == branches
-    assert items(stages, "merge") == list(planned.models)
-    assert len(stages) == 7 + len(planned.branches) + len(planned.models)
-    assert stages["train-tiny-joint-0_5ep-s1"]["cmd"] == "python -m merit train tiny joint-0.5ep-s1"
-    assert paths(stages["train-tiny-joint-0_5ep-s1"], "outs") == {
-        "artifacts/tiny/branches/joint-0.5ep-s1"
-    }
+    lines = [line for p in files if p.suffix == ".py" for line in p.read_text().splitlines()]
+    assert len(lines) > 5000
+    assert not [line for line in lines if line.split()[:2] in (["import", "dvc"], ["from", "dvc"])]
+    assert not [line for line in lines if line.strip().startswith("from dvc.")]
 
 
-def test_every_dependency_is_code_or_an_output_from_upstream(tiny: Experiment) -> None:
-    written: set[str] = set()
-    for name, stage in experiment_stages(tiny).items():
-        for dependency in paths(stage, "deps"):
-            if dependency.startswith("artifacts/"):
-                parents = {dependency, *map(str, Path(dependency).parents)}
-                assert parents & written, f"{name} reads {dependency} before it is written"
-        outs = paths(stage, "outs")
-        assert not outs & written
-        written |= outs
+# --- what must be seen --------------------------------------------------------------------------
 
 
-def test_a_manifest_touches_one_training_and_its_merges(tiny: Experiment) -> None:
-    stages = experiment_stages(tiny)
-    manifest = "artifacts/tiny/partition/manifests/joint-1ep-s2.json"
-    readers = {name for name, stage in stages.items() if manifest in stage["deps"]}
-    assert readers == {
-        "train-tiny-joint-1ep-s2",
-        "merge-tiny-joint-1ep-s2",
-        "merge-tiny-soup-2-s1",
-    }
-    whole = {name for name, stage in stages.items() if "artifacts/tiny/partition" in stage["deps"]}
-    assert whole == {"report-tiny"}
-
-
-def test_a_settings_block_reaches_the_stages_that_read_it(tiny: Experiment) -> None:
-    # only keys that the YAML has: DVC cannot look up one that is left to its default
-    assert not any("merge_weights" in str(s) for s in experiment_stages(tiny).values())
-    given = Experiment.model_validate({**tiny.model_dump(), "merge_weights": "samples"})
-    stages = experiment_stages(given)
-    readers: dict[str, set[str]] = {}
-    for stage in stages.values():
-        for entry in stage.get("params", []):
-            for block in entry.get("experiments/tiny.yaml", []):
-                readers.setdefault(block, set()).add(stage["cmd"].split()[3])
-    assert readers == {
-        "data": {"data"},
-        "base": {"base"},
-        "gradients": {"gradients"},
-        "training.trainable": {"gradients"},
-        "methods": {"partition", "evaluate", "report"},
-        "training": {"partition", "train"},
-        "merge_weights": {"merge"},
-        "evaluation": {"evaluate"},
-        "report": {"report"},
-    }
-
-
-def test_shrunk_model_reads_its_source_and_its_match(tiny: Experiment) -> None:
-    stage = experiment_stages(tiny)["merge-tiny-joint-shrunk-s1"]
-    assert {path for path in stage["deps"] if path.startswith("artifacts/")} == {
-        "artifacts/tiny/base",
-        "artifacts/tiny/models/joint-1ep-s1",
-        "artifacts/tiny/models/merit-1d-s1",
-    }
-
-
-def test_render_is_yaml_with_git_kept_reports(tiny: Experiment) -> None:
-    params = Params(experiments=["tiny"])
-    text = render(params, {"tiny": tiny})
-    content = yaml.safe_load(text)
-    assert list(content["stages"]) == list(experiment_stages(tiny))
-    assert content["stages"]["report-tiny"]["outs"] == [{"reports/tiny": {"cache": False}}]
-    assert content["stages"]["evaluate-tiny"]["outs"] == [
-        {"artifacts/tiny/evaluation/answers": {"persist": True}},
-        "artifacts/tiny/evaluation/predictions",
-        "artifacts/tiny/evaluation/scores.json",
-    ]
-    assert content["metrics"] == ["reports/tiny/metrics.json"]
-    assert text == render(params, {"tiny": tiny})
-
-
-def test_two_names_for_one_stage_are_refused() -> None:
-    twins = {"merit.1d": {"partition": "merit", "axes": 1}, "merit_1d": {"partition": "joint"}}
-    with pytest.raises(MeritError, match=r"tiny\.yaml: two stages .* 'merge-tiny-merit_1d-s1'"):
-        experiment_stages(experiment(**twins))
-
-
-def test_code_files_follow_imports(tmp_path: Path) -> None:
-    files = {
-        "merit/stages/train.py": (
-            "import numpy\nfrom merit import training\nfrom merit.config import Base\n"
-            "def run():\n    from merit.core import merge\n"
+@pytest.mark.parametrize(
+    ("file", "old", "new", "seen", "unseen"),
+    [
+        # vocabulary
+        ("merit/mini/world/vocabulary.txt", "\n", "\nzebra\n", {"data", "base"}, {"train"}),
+        # lm-eval task file
+        ("eval/tasks/mini_text/mini_facts.yaml", "\n", "\n# x\n", {"prompts"}, {"evaluate"}),
+        # rubric
+        ("eval/rubric.py", "\n", "\n# x\n", {"score", "study"}, {"evaluate", "train"}),
+        # scoring function
+        ("eval/datasets.py", "\n", "\n# x\n", {"score", "prompts"}, {"train"}),
+        # decoding rule
+        (
+            "eval/answering/generate.py",
+            "do_sample=False",
+            "do_sample=True",
+            {"evaluate"},
+            {"train"},
         ),
-        "merit/training.py": "from .models import load\nimport eval.score\n",
-        "merit/models.py": "import merit.training\n",
-        "merit/core/merge/__init__.py": "from .linear import average\n",
-        "merit/core/merge/linear.py": "",
-        "merit/config.py": "import merit.unrelated\n",
-        "merit/unrelated.py": "",
-        "eval/score.py": "import evaluation\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert code_files("merit.stages.train", root=tmp_path) == [
-        "eval/score.py",
-        "merit/core/merge/__init__.py",
-        "merit/core/merge/linear.py",
-        "merit/models.py",
-        "merit/stages/train.py",
-        "merit/training.py",
-    ]
-    assert code_files("merit.stages.absent", root=tmp_path) == []
-    (tmp_path / "merit/models.py").write_text("x = 1\ndef (\n")
-    with pytest.raises(MeritError, match=r"merit/models\.py, line 2: "):
-        code_files("merit.stages.train", root=tmp_path)
-
-
-def test_each_stage_depends_on_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    modules = {kind: stage_module(kind).replace(".", "/") + ".py" for kind in KINDS}
-    # the other base is made by the same code as the first: data, base, encoded mixture, gradients
-    shared = {"other_base": {modules[kind] for kind in ("data", "base", "encode", "gradients")}}
-    for kind, own in modules.items():
-        files = code_files(stage_module(kind))
-        assert set(modules.values()) & set(files) == {own} | shared.get(kind, set())
-        assert "merit/config.py" not in files
-
-
-def test_jobs_follow_from_pending_branches(
-    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        # training loop
+        ("merit/training/loop.py", "loss.backward()", "loss.backward( )", {"train"}, {"data"}),
+        # a plotting module's comment
+        ("eval/report/style.py", "\n", "\n# x\n", {"report"}, {"train", "evaluate", "study"}),
+        # a text world's file, where the world is of images
+        ("merit/mini/text/lexicon.py", "\n", "\n# x\n", set(), {"data", "base", "train"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "/" in value else "",
+)
+def test_dvc_sees_what_a_change_reaches(
+    smoke_folder: Path, file: str, old: str, new: str, seen: set[str], unseen: set[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_json(Artifacts("tiny").manifest("merit-1d-s1-g1"), {"num_tokens": 70})
-    write_json(Artifacts("tiny").manifest("joint-1ep-s2"), {"num_tokens": 140})
-    jobs = branch_jobs({"tiny": tiny}, ["train-tiny-merit-1d-s1-g1"])
-    assert [(job.name, job.cost) for job in jobs] == [
-        ("train-tiny-merit-1d-s1-g1", 70),
-        ("merge-tiny-merit-1d-s1", 1),
-        ("merge-tiny-joint-shrunk-s1", 1),  # it is matched to merit-1d's displacement
-    ]
-    assert jobs[1].after == ("train-tiny-merit-1d-s1-g0", "train-tiny-merit-1d-s1-g1")
-    assert jobs[2].after == ("merge-tiny-joint-1ep-s1", "merge-tiny-merit-1d-s1")
-
-    jobs = branch_jobs({"tiny": tiny}, ["train-tiny-joint-1ep-s2", "merge-tiny-base"])
-    assert [job.name for job in jobs] == [
-        "train-tiny-joint-1ep-s2",
-        "merge-tiny-base",
-        "merge-tiny-joint-1ep-s2",
-        "merge-tiny-soup-2-s1",
-    ]
-    assert branch_jobs({"tiny": tiny}, []) == []
+    with edited(smoke_folder / file, old, new):
+        found = kinds(changed(smoke_folder))
+    assert seen <= found
+    assert not unseen & found
 
 
-def test_time_by_stage_sums_items(
-    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = Artifacts("tiny").folder / "timings"
-    write_json(folder / "data.json", {"stage": "data", "seconds": 61.2, "peak_memory_mb": 300})
-    for group, seconds in ((0, 20), (1, 25)):
-        timing = {"stage": "train", "seconds": seconds, "peak_memory_mb": 500 + group}
-        write_json(folder / f"train-merit-1d-s1-g{group}.json", timing)
-    write_json(folder / "train-removed.json", {"stage": "train", "seconds": 9})
-    assert [line.split() for line in time_by_stage({"tiny": tiny}).splitlines()[1:]] == [
-        ["data-tiny", "1", "1:01", "300"],
-        ["train-tiny", "2", "0:45", "501"],
-    ]
-    shutil.rmtree(folder)
-    assert len(time_by_stage({"tiny": tiny}).splitlines()) == 1
+def test_dvc_sees_a_changed_default_value_where_it_matters(smoke_folder: Path) -> None:
+    default, other = "max_grad_norm: PositiveFloat = 1.0", "max_grad_norm: PositiveFloat = 0.1"
+    settings = ("dvc", "repro", "-s", f"settings@{NAME}")
+    with edited(smoke_folder / "merit/config.py", default, other):
+        assert changed(smoke_folder) == {f"settings@{NAME}"}
+        assert run(smoke_folder, *settings).returncode == 0
+        found = kinds(changed(smoke_folder))
+    assert {"base", "partition"} <= found
+    assert not {"data", "encode", "evaluate", "prompts", "merge"} & found
+    assert run(smoke_folder, *settings).returncode == 0
+    assert changed(smoke_folder) == set()
 
 
-def test_restore_takes_only_runs_with_the_present_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    stage = {"cmd": "cp input output", "deps": ["input"], "outs": ["output"]}
-    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train-x": stage}}))
-    _dvc("init", "--no-scm", "--quiet")
-    Path("input").write_text("first")
-    assert pipeline.pending(("train",)) == ["train-x"]
-    assert pipeline.pending(("merge",)) == []
-    _dvc("repro", "--quiet")
-    assert pipeline.pending() == []
+def test_a_hub_model_does_not_depend_on_the_miniatures_builder(tmp_path: Path) -> None:
+    from tests.synthetic import experiment
 
-    Path("input").write_text("second")  # never run: nothing to restore, least of all `first`
-    pipeline._restore(["train-x"])
-    assert not Path("output").exists()
-    _dvc("repro", "--quiet")
-    assert Path("output").read_text() == "second"
-
-    Path("input").write_text("first")
-    pipeline._restore(["train-x"])
-    assert Path("output").read_text() == "first"
-    assert pipeline.pending() == []
+    params = load_params(ROOT / "params.yaml").model_copy(update={"experiments": ["synthetic"]})
+    rows = plan_rows(params, [experiment()])  # its base is a checkpoint
+    assert rows["setups"]["synthetic"]["builder"] == "merit/training/models.py"
 
 
-def _dvc(*arguments: str) -> None:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    subprocess.run(command, env=pipeline._environment(), capture_output=True, check=True)
+def test_without_studies_their_folder_is_not_missed() -> None:
+    from tests.synthetic import experiment
+
+    params = load_params(ROOT / "params.yaml").model_copy(update={"experiments": ["synthetic"]})
+    assert plan_rows(params, [experiment()])["reports"]["synthetic"]["studies"] == "reports/paper"
 
 
-def test_targets_side_by_side_are_all_recorded_and_the_failed_one_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    # all at work at once, upon what one stage has made, as studies are
-    stages = {
-        name: {"cmd": f"echo {name}; sleep 1; cp made {name}", "deps": ["made"], "outs": [name]}
-        for name in ("a", "b", "c")
-    }
-    stages["first"] = {"cmd": "cp input made", "deps": ["input"], "outs": ["made"]}
-    stages["broken"] = {"cmd": "echo no such thing >&2 && false", "deps": ["made"]}
-    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    _dvc("init", "--no-scm", "--quiet")
-    Path("input").write_text("text")
-    pipeline._dvc_repro(["first"], 3)
-    with pytest.raises(MeritError, match="`dvc repro broken` failed"):
-        pipeline._dvc_repro(["a", "broken", "b", "c"], 4, alone=True)
-    assert pipeline.pending() == ["broken"]
-    assert {Path(name).read_text() for name in ("a", "b", "c")} == {"text"}
-    assert "no such thing" in capfd.readouterr().out
-    pipeline._dvc_repro([], 2)  # nothing to do is nothing done
+def test_leftovers_of_a_removed_method_do_not_matter(smoke_folder: Path) -> None:
+    artifacts = smoke_folder / "artifacts" / NAME
+    leftovers = [artifacts / "models" / "old-s1", artifacts / "branches" / "old-s1" / "old-s1-g0"]
+    reports = smoke_folder / "reports" / "studies" / NAME / "old"
+    for folder in (*leftovers, reports):
+        folder.mkdir(parents=True)
+        (folder / "left.json").write_text("{}")
+    try:
+        found = kinds(changed(smoke_folder))
+        score = run(smoke_folder, "merit", "score", NAME)
+    finally:
+        for folder in (leftovers[0], leftovers[1].parent, reports):
+            shutil.rmtree(folder)
+    assert not {"train", "merge", "evaluate", "score"} & found
+    assert score.returncode == 0, score.stderr
+    assert changed(smoke_folder) == set()
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_a_stale_plan_is_refused_by_every_stage(smoke_folder: Path) -> None:
+    with edited(smoke_folder / f"experiments/{NAME}.yaml", "merit-1d:", "merit-one:"):
+        refused = run(smoke_folder, "merit", "score", NAME)
+    assert refused.returncode == 2
+    assert "no method is called 'merit-1d'" in refused.stderr  # its other uses in the YAML
+    with edited(smoke_folder / PLAN_FILE, "merit-1d-s1-g1", "merit-1d-s1-g9"):
+        refused = run(smoke_folder, "merit", "score", NAME)
+    assert refused.returncode == 2
+    assert "experiments/plan.yaml is stale" in refused.stderr
+    assert "run `merit plan`" in refused.stderr
+
+
+def test_a_branch_that_is_not_planned_is_refused(smoke_folder: Path) -> None:
+    refused = run(smoke_folder, "merit", "train", NAME, "merit-1d-s1-g7")
+    assert refused.returncode == 2
+    assert "has no 'merit-1d-s1-g7' among the branches of experiments/plan.yaml" in refused.stderr
+    assert "Did you mean `merit-1d-s1-g" in refused.stderr
+
+
+def test_one_branch_alone_and_one_model_with_what_it_needs(smoke_folder: Path) -> None:
+    branches = smoke_folder / "artifacts" / NAME / "branches"
+    shutil.rmtree(branches / "merit-1d-s1")
+    merge = run(smoke_folder, "dvc", "repro", "-s", f"merge@{NAME}-merit-1d-s1")
+    assert merge.returncode != 0
+    alone = run(smoke_folder, "dvc", "repro", "-s", f"train@{NAME}-merit-1d-s1-g1")
+    assert alone.returncode == 0, alone.stderr
+    assert [path.name for path in (branches / "merit-1d-s1").iterdir()] == ["merit-1d-s1-g1"]
+    model = run(smoke_folder, "dvc", "repro", f"merge@{NAME}-merit-1d-s1")
+    assert model.returncode == 0, model.stderr
+    names = sorted(path.name for path in (branches / "merit-1d-s1").iterdir())
+    assert names == ["merit-1d-s1-g0", "merit-1d-s1-g1"]
+    assert changed(smoke_folder) == set()
+
+
+def test_outside_of_the_environment_one_line_says_so(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    shutil.copy(ROOT / "bin" / "merit", tmp_path / "bin" / "merit")
+    empty = tmp_path / "python"
+    empty.write_text("#!/bin/sh\nexit 1\n")
+    empty.chmod(0o755)
+    refused = subprocess.run(
+        [str(tmp_path / "bin" / "merit"), "data", "mini_vision"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "merit: error: no environment here: run `make setup`, or activate the one that merit is "
+        "installed in\n"
+    )

@@ -5,19 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from jinja2 import UndefinedError
 from safetensors.numpy import save_file
 
+from eval.paper import PAPER_DIR, load_paper_table
 from eval.report import pages
 from eval.report.build import build_index, build_report
+from eval.report.claims import Case
+from eval.report.figures import FigureFile
 from eval.report.figures_partition import tsne
 from eval.report.figures_training import displacement_gram, load_trajectories
+from eval.report.headline import headline, regime_map
 from eval.report.intervals import (
     Comparison,
     compare,
@@ -26,23 +33,13 @@ from eval.report.intervals import (
     resampled,
     table_cells,
 )
-from eval.report.paper import PAPER_DIR, load_paper_table
-from eval.report.results import load_results
+from eval.report.render import render
+from eval.report.study_sections import StudyResult
 from eval.report.style import method_color
 from eval.report.tables import caption, latex_escape, latex_table, markdown_table
-from merit.config import (
-    AnyMethod,
-    BaseMethod,
-    ConflictMethod,
-    Experiment,
-    JointMethod,
-    KmeansMethod,
-    MeritMethod,
-    RandomMethod,
-    RawpcaMethod,
-    ShrunkMethod,
-    SoupMethod,
-)
+from eval.results import load_results
+from eval.stages import index
+from merit.config import PARAMETERS, Experiment, Method
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from tests import synthetic
@@ -239,11 +236,47 @@ def test_latex() -> None:
     assert latex_escape(r"a_b & 5 % \ {x} ~ ^ # $ ±") == (
         r"a\_b \& 5 \% \textbackslash{} \{x\} \textasciitilde{} \textasciicircum{} \# \$ $\pm$"
     )
-    table = latex_table([["method", "mini_mcq"], ["base", "1.0 ± 0.5"]], "50 %", "tab:x")
-    assert r"method & mini\_mcq \\" in table
-    assert r"base & 1.0 $\pm$ 0.5 \\" in table
-    assert r"\caption{50 \%}" in table
-    assert r"\begin{tabular}{lr}" in table
+    table = latex_table([["method", "mini_mcq"], ["base", "1.0 ± 0.5"]], "50 % of **all**", "tab:x")
+    assert table.splitlines() == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{50 \% of all}",
+        r"\label{tab:x}",
+        r"\resizebox{\textwidth}{!}{%",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"method & mini\_mcq \\",
+        r"\midrule",
+        r"base & 1.0 $\pm$ 0.5 \\",
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    assert table.endswith("\n")
+
+
+def test_markdown_tables_are_unpadded_and_escape_bars() -> None:
+    table = markdown_table([["method", "p", "p"], ["a|b", "1.0", ""], ["merit-3d", "10", "x"]])
+    head, marks, *rows = table.splitlines()
+    assert head == "| method | p | p |"
+    assert re.fullmatch(r"\|:-+\|-+:\|-+:\|", marks)
+    assert rows == [r"| a\|b | 1.0 | |", "| merit-3d | 10 | x |"]
+    assert table.endswith("|\n")
+
+
+def test_a_template_refuses_a_value_that_is_not_given() -> None:
+    assert render("paper_caption.md.j2", scale="7B").startswith("Published numbers, **another")
+    with pytest.raises(UndefinedError, match="'scale' is undefined"):
+        render("paper_caption.md.j2")
+
+
+def test_html_is_escaped_and_markdown_is_not() -> None:
+    content = {"tasks": ["</script>"]}
+    out = render("explorer.html.j2", name="a & b", content=content)
+    assert 'id="a &amp; b-task"' in out
+    assert r'{"tasks":["\u003c/script\u003e"]}' in out
+    values = {"caption": "a & b", "ours": "", "paper_caption": "", "published": ""}
+    assert render("table.md.j2", title="R&D", **values) == "# R&D\n\na & b\n"
 
 
 def test_training_curves_are_the_token_weighted_mean(reports: Path) -> None:
@@ -287,6 +320,60 @@ def test_pages_link_to_files_that_exist(reports: Path) -> None:
     assert "(synthetic/figures/training.png)" in text
     assert "Leave one benchmark out" in text
     assert "| seeds | joint-1ep 1, 2; random-8 1, 2; merit-3d 1, 2; joint-shrunk 1, 2 |" in text
+
+
+def study(name: str, summary: dict[str, Any], figures: tuple[str, ...] = ()) -> StudyResult:
+    path = f"../studies/synthetic/{name}"
+    drawn = f"studies/{name}/figures"
+    return StudyResult(name, name, "", summary, {}, figures, path, drawn, "b" * 64, "c" * 40)
+
+
+def test_the_headline_in_full(made: tuple[Experiment, Artifacts]) -> None:
+    best = {"joint-1ep": 0.25, "random-8": 0.5, "merit-3d": 1.0}
+    control = {
+        **{"method": "merit-3d", "joint": "joint-1ep", "random": "random-8", "best": best},
+        "differences": {
+            "C1 merit-3d minus joint-1ep": [1.25, -0.5, 3.0],
+            "C2 joint-1ep minus base": [9.0, 8.0, 10.0],
+            "C4 merit-3d minus random-8": [-2.0, -3.0, -1.0],
+        },
+    }
+    studies = {"control": study("control", control), "regime": study("regime", {}, ("regime",))}
+    case = Case(made[0], load_results(*made), studies, "b" * 64)
+    lines = headline(case).splitlines()
+    assert [line[:22] for line in lines] == [
+        "- **Precondition**: me",
+        "- **Splitting by confl",
+        "- **Against joint trai",
+        "- **The control: joint",
+        "- **What nobody knows ",
+    ]
+    assert lines[1].endswith(
+        ": not testable here (the run lacks MERIT and random groups at two or more equal K)."
+    )
+    assert lines[2].startswith("- **Against joint training**: holds at mini scale (merit-3d − ")
+    assert lines[3].endswith(
+        ". With every method at its own best distance, chosen on validation (factors: joint-1ep "
+        "0.25, random-8 0.5, merit-3d 1): C1 merit-3d minus joint-1ep +1.2 [-0.5, +3.0]; C4 "
+        "merit-3d minus random-8 -2.0 [-3.0, -1.0]."
+    )
+    assert regime_map(case) == "studies/regime/figures/regime.png"
+    assert regime_map(replace(case, studies={})) == ""
+
+
+def test_the_map_takes_the_place_of_the_average() -> None:
+    average = FigureFile("average", "The average.")
+    values = {"headline": "- one", "claims_line": "Two.", "ours": "| a |", "caption": "Three."}
+    values |= {"scale": "7B", "average": average, "regime": ""}
+    without = render("summary.md.j2", **values)
+    assert without == (
+        "- one\n\nTwo.\n\n| a |\n\nThree. The last column is the paper's (7B): another scale.\n\n"
+        "![The average.](figures/average.png)\n\nThe average. [PDF](figures/average.pdf)\n"
+    )
+    summary = render("summary.md.j2", **values | {"regime": "up/regime.png"})
+    assert "![When does splitting help? Average" in summary
+    assert "weights.](up/regime.png)\n\nWhen does splitting help? Average" in summary
+    assert "average.png" not in summary
 
 
 def test_a_readme_without_markers_is_refused(reports: Path, tmp_path: Path) -> None:
@@ -417,22 +504,64 @@ def test_missing_or_stale_inputs_are_named_and_nothing_is_overwritten(tmp_path: 
     refused(r"similarity\.npy: not readable")
 
 
+def with_sweep(root: Path, diverged: str) -> tuple[Experiment, Artifacts]:
+    """joint-1ep in two seeds, and a sweep of it over one more learning rate."""
+    sweep = {"methods": ["joint-1ep"], "seeds": [1, 2], "learning_rate": [0.1]}
+    methods = ("base", "joint-1ep")
+    experiment = synthetic.experiment(
+        seeds=(1, 2), methods=methods, benchmarks=BENCHMARKS, sweeps={"rates": sweep}
+    )
+    synthetic.write(root, experiment, num_questions=4, diverged=[diverged])
+    return experiment, Artifacts("synthetic", root)
+
+
+def test_models_of_sweeps_are_no_rows(tmp_path: Path) -> None:
+    experiment, artifacts = with_sweep(tmp_path, diverged="joint-1ep-lr0.1-s2")
+    stored = read_json(artifacts.evaluation / "scores.json")
+    assert "joint-1ep-lr0.1-s1" in stored["scores"]
+    assert list(stored["failures"]) == ["joint-1ep-lr0.1-s2"]  # no score, and that is no mistake
+    results = load_results(experiment, artifacts)
+    assert results.methods == ("base", "joint-1ep")
+    assert results.scores["joint-1ep"].tolist() == [
+        [stored["scores"][f"joint-1ep-s{seed}"][b] for b in BENCHMARKS] for seed in (1, 2)
+    ]
+
+
+def test_a_row_that_diverged_is_named(tmp_path: Path) -> None:
+    experiment, artifacts = with_sweep(tmp_path, diverged="joint-1ep-s2")
+    with pytest.raises(
+        MeritError,
+        match=r"scores\.json: key `failures`: branch joint-1ep-s2: the loss is nan at step 3; so",
+    ):
+        load_results(experiment, artifacts)
+
+
+def test_the_index_names_an_experiment_without_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("experiments: [mini_text]\n", encoding="utf-8")
+    with pytest.raises(MeritError, match=r"reports/mini_text\.json: mini_text has no report"):
+        index.run()
+
+
 def test_an_unknown_paper_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MeritError, match=r"table99\.csv: no such table.*table02_vision_flan_3b"):
         load_paper_table("table99", tmp_path)
 
 
 def test_every_way_of_assigning_tasks_has_a_colour_of_its_own() -> None:
-    methods: list[AnyMethod] = [
-        BaseMethod(partition="base"),
-        JointMethod(partition="joint"),
-        RandomMethod(partition="random", groups=2),
-        SoupMethod(partition="soup", members=2),
-        MeritMethod(partition="merit", axes=1),
-        RawpcaMethod(partition="rawpca", axes=1),
-        KmeansMethod(partition="kmeans", groups=2),
-        ConflictMethod(partition="conflict"),
-        ShrunkMethod(partition="shrunk", source="joint", match="merit"),
+    methods = [
+        Method(partition="base"),
+        Method(partition="joint"),
+        Method(partition="random", groups=2),
+        Method(partition="soup", members=2),
+        Method(partition="merit", axes=1),
+        Method(partition="rawpca", axes=1),
+        Method(partition="kmeans", groups=2),
+        Method(partition="conflict"),
+        Method(partition="shrunk", source="joint", match="merit"),
     ]
+    assert {method.partition for method in methods} == set(PARAMETERS)
     assert len({method_color(method) for method in methods}) == len(methods)
-    assert method_color(methods[4]) == method_color(MeritMethod(partition="merit", axes=3))
+    assert method_color(methods[4]) == method_color(Method(partition="merit", axes=3))

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from eval.studies import compare, control
-from eval.studies.control_text import fate
-from eval.studies.runs import Candidate
+from eval.measuring.candidates import Candidate
+from eval.report.drawings import control as drawing
+from eval.studies import control
+from eval.studies.control.tables import fate
 from merit.config import Experiment
 from merit.config_studies import Control
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from tests import synthetic
-from tests.test_study_losses import analytic
+from tests.meters import analytic
+from tests.scored import Asked, save_model, scripted_scores
 
 METHODS = ["base", "joint-1ep", "random-2", "random-8", "merit-1d", "merit-3d", "joint-shrunk"]
 SETTINGS = Control(others=["merit-1d", "random-2"], seeds=[1], scales=[0.5, 1.5])
@@ -42,63 +43,45 @@ CURVATURE = [1.0, 2.0, 0.5, 1.0, 1.0]  # of the loss along each method's axis
 def build(root: Path, benchmarks: Sequence[str]) -> tuple[Experiment, Artifacts]:
     experiment = synthetic.experiment(methods=METHODS, benchmarks=benchmarks)
     paths = Artifacts("synthetic", root)
-    paths.base.mkdir(parents=True)
     # loss and distance know only what is trained: the base itself is at 0 but for its last entry
     start = torch.zeros(synthetic.SHAPE)
     start[-1, -1] = 10.0
-    save_file({"w": start}, paths.base / "model.safetensors")
+    save_model(paths.base, start)
     for i, (name, distance) in enumerate(DISTANCES.items()):
         theta = start.clone()
         theta.view(-1)[i] = distance
-        paths.model(f"{name}-s1").mkdir(parents=True)
-        save_file({"w": theta}, paths.model(f"{name}-s1") / "model.safetensors")
+        save_model(paths.model(f"{name}-s1"), theta)
     return experiment, paths
 
 
-def fake_scores(
-    experiment: Experiment,
-    benchmarks: Path,
-    models: Sequence[Candidate],
-    folder: Path,
-    workers: int,
-    label: str,
-) -> dict[str, compare.Scores]:
-    """RIGHT at the c at which each model's own tensor stands."""
-    assert folder.name == ("validation" if benchmarks.name == "validation" else "test")
-    closed, other = experiment.evaluation.benchmarks
-    scores = {}
-    for model in models:
-        n = BASE
-        if model.name != "base":
-            name = model.name.split("-s1-c")[0]
-            position = float(model.tensors()["w"].view(-1)[list(DISTANCES).index(name)])
-            c = position / DISTANCES[name]
-            n = next(n for known, n in RIGHT[name].items() if abs(known - c) < 1e-6)
-        scores[model.name] = {
-            closed: [1.0] * n + [0.0] * (20 - n),
-            other: [1.0] * (n - 4) + [0.0] * (24 - n),
-        }
-    return scores
+def num_right(model: Candidate) -> int:
+    """RIGHT at the c at which the model's own tensor stands."""
+    if model.name == "base":
+        return BASE
+    name = model.name.split("-s1-c")[0]
+    position = float(model.tensors()["w"].view(-1)[list(DISTANCES).index(name)])
+    c = position / DISTANCES[name]
+    return next(n for known, n in RIGHT[name].items() if abs(known - c) < 1e-6)
 
 
 def run(
     root: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    asked: dict[str, list[str]] = {}
-
-    def score(*arguments: Any) -> dict[str, compare.Scores]:
-        asked[arguments[3].name] = [model.name for model in arguments[2]]
-        return fake_scores(*arguments)
-
+) -> tuple[dict[str, Any], dict[str, Asked]]:
+    """The result, and what was asked by split."""
+    closed, other = benchmarks
+    asked = scripted_scores(
+        monkeypatch,
+        control,
+        lambda model: {closed: (num_right(model), 20), other: (num_right(model) - 4, 20)},
+    )
     hessian = np.zeros(int(np.prod(synthetic.SHAPE)))
     hessian[: len(CURVATURE)] = CURVATURE
-    monkeypatch.setattr(control, "score_models", score)
     monkeypatch.setattr(control, "open_meter", lambda *args: analytic(np.diag(hessian)))
     found = control.measure(*build(root, benchmarks), SETTINGS)
-    return json.loads(json.dumps(found)), asked
+    return json.loads(json.dumps(found)), {one.split: one for one in asked}
 
 
-Outcome = tuple[dict[str, Any], dict[str, list[str]]]
+Outcome = tuple[dict[str, Any], dict[str, Asked]]
 
 
 @pytest.fixture
@@ -108,8 +91,10 @@ def outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
 
 def test_every_point_is_scored_once(outcome: Outcome) -> None:
     _, asked = outcome
-    assert len(asked["validation"]) == len(set(asked["validation"])) == 1 + 5 * 3
-    assert sorted(asked["test"]) == sorted(
+    assert list(asked) == ["validation", "test"]
+    names = asked["validation"].names
+    assert len(names) == len(set(names)) == 1 + 5 * 3
+    assert sorted(asked["test"].names) == sorted(
         [
             "base",
             *("joint-1ep-s1-c0.5", "joint-1ep-s1-c1.0"),  # 0.5 is best and merit-3d's distance
@@ -213,7 +198,7 @@ def test_text_and_figure(outcome: Outcome, tmp_path: Path) -> None:
     assert "joint-1ep is +35.0 [+20.0, +50.0] from it (ahead)" in said
     assert "C1 merit-3d minus joint-1ep turns from positive to negative (+25.0 [" in said
     assert "The best c is an end of the grid for joint-1ep, random-8, merit-3d" in said
-    control.draw(result, tmp_path / "out")
+    drawing.draw(result, tmp_path / "out")
     files = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert files == {"control.png", "control.pdf"}
 
@@ -227,7 +212,7 @@ def test_without_open_ended_benchmarks(tmp_path: Path, monkeypatch: pytest.Monke
     assert (row["open"], row["open_low"], row["closed"]) == (None, None, pytest.approx(80))
     assert result["summary"]["equal_distance"]["joint-1ep"]["open"] is None
     assert "open-ended" not in result["text"]
-    control.draw(result, tmp_path / "out")
+    drawing.draw(result, tmp_path / "out")
     assert (tmp_path / "out" / "figures" / "control.png").is_file()
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.report.drawings import cost as drawing
 from eval.report.figures_partition import _contours
 from eval.report.style import new_figure, styled
 from eval.studies import calibration, cost, fidelity, hessian
@@ -30,7 +31,7 @@ OWNER = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])  # tasks of the tiny fixture's 
 def base(tiny: Tiny) -> AtBase:
     from copy import deepcopy
 
-    from merit.models import set_trainable
+    from merit.training.models import set_trainable
 
     model = deepcopy(tiny.model)
     model.set_attn_implementation("eager")
@@ -178,7 +179,7 @@ def test_calibration_units_pool_families_that_are_large_enough(
     paths = Artifacts("x", tmp_path)
     families = {"a": "one", "b": "two", "c": "one"}
     entries = [{"task": task, "family": family} for task, family in families.items()]
-    write_json(paths.data / "tasks.json", entries)
+    write_json(paths.mixture / "tasks.json", entries)
     pooled = calibration._units(base, paths, Calibration(sizes=[2], reference=5))
     assert {name: pool.tolist() for name, pool in pooled.items()} == {"one": [0, 1, 2, 6, 7, 8, 9]}
     alone = calibration._units(base, paths, Calibration(sizes=[2], reference=4, unit="task"))
@@ -269,7 +270,7 @@ def timed(folder: Path, seconds: dict[str, float]) -> tuple[Any, Artifacts]:
         write_json(paths.folder / "timings" / f"{name}.json", {"seconds": value})
         if name.startswith("train-"):
             loop = [{"seconds": 1.0}, {"seconds": value / 2}]
-            write_jsonl(paths.branch(name.removeprefix("train-")) / "timing.jsonl", loop)
+            write_jsonl(paths.timing(name.removeprefix("train-")), loop)
     return experiment, paths
 
 
@@ -344,7 +345,7 @@ def test_cost_without_any_times(tmp_path: Path) -> None:
     result = cost.measure(experiment, paths, Cost(methods=["merit-1d"]))
     assert {row["seconds"] for row in result["tables"]["table15_wall_clock"]} == {None}
     assert result["summary"]["overhead_share"] is None
-    cost.draw(result, tmp_path)
+    drawing.draw(result, tmp_path)
     assert (tmp_path / "figures" / "cost.png").is_file()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import importlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,43 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from eval.studies import connectivity, epochs, gain, loss, surface
-from eval.studies.loss import Losses, Meter, flatten, make_meter, planned_model
-from merit.config_studies import Connectivity, Epochs, Gain, Surface
+from eval.measuring.loss import Meter, flatten, make_meter, open_meter, planned_model
+from eval.studies import connectivity, epochs, gain, surface
+from merit.config import Experiment
+from merit.config_studies import STUDIES, Connectivity, Epochs, Gain, Study, Surface
 from merit.core.hessian import hvp_central_difference
-from merit.core.theory import merging_gain
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.progress import Progress
-from merit.training import forward_loss
+from merit.training.loop import forward_loss
 from tests import synthetic
 from tests.conftest import Tiny
-
-
-@dataclass(frozen=True)
-class Analytic(Meter):
-    """Two batches of equal size with L(theta) = 1/2 theta^T H theta + q/4 sum theta^4 -+ noise."""
-
-    hessian: torch.Tensor
-    quartic: float = 0.0
-    noise: float = 0.0
-
-    def losses(self, theta: torch.Tensor) -> Losses:
-        x = theta.double()
-        value = float(0.5 * x @ self.hessian @ x + self.quartic / 4 * (x**4).sum())
-        return np.array([value - self.noise, value + self.noise])
-
-    def hessian_product(self, theta: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        x, y = theta.double(), v.double()
-        return (self.hessian @ y + 3 * self.quartic * x**2 * y).to(v)
-
-
-def analytic(hessian: Any, quartic: float = 0.0, noise: float = 0.0) -> Analytic:
-    h = torch.as_tensor(np.array(hessian, dtype=np.float64))
-    parameters = {"w": torch.zeros(synthetic.SHAPE)}
-    batches = [np.arange(3), np.arange(3)]
-    return Analytic(None, parameters, None, batches, np.array([2, 2]), h, quartic, noise)  # type: ignore[arg-type]
-
+from tests.meters import analytic
 
 # --- the meter --------------------------------------------------------------------------------
 
@@ -245,16 +222,18 @@ def test_prediction_and_measurement_agree_on_a_quadratic_loss(seed: int, num_bra
     root = rng.normal(size=(3, 3))
     base = torch.from_numpy(rng.normal(size=3))
     deltas = rng.normal(size=(num_branches, 3))
-    weights = rng.dirichlet(np.ones(num_branches)).tolist()
+    weights = rng.dirichlet(np.ones(num_branches))
     rows = gain.gains(
         analytic(root @ root.T),
         base,
         [base + torch.from_numpy(delta) for delta in deltas],
-        weights,
+        weights.tolist(),
         [0.5, 1.0],
         Progress("gain", 1),
     )
-    expected = merging_gain(deltas, root @ root.T, weights)
+    # theorem 3.1: half the variance under the merge weights, weighed by H = R R^T
+    centred = (deltas - weights @ deltas) @ root
+    expected = 0.5 * weights @ (centred**2).sum(axis=1)
     for row in rows:
         for key in ("measured", "predicted", "predicted_at_base"):
             assert row[key] == pytest.approx(row["t"] ** 2 * expected, rel=1e-6, abs=1e-9)
@@ -278,69 +257,108 @@ def test_a_quartic_loss_leaves_the_quadratic_model_as_t_grows() -> None:
 
 # --- whole studies ----------------------------------------------------------------------------
 
-STUDIES: list[tuple[ModuleType, Any, set[str]]] = [
-    (connectivity, Connectivity(num_points=3), {"connectivity"}),
-    (surface, Surface(method="merit-1d", resolution=3), {"surface"}),
-    (
-        epochs,
-        Epochs(joint=["joint-1ep"], merged=["merit-1d"], num_draws=2),
-        {"epochs_displacement", "epochs_loss", "epochs_perturbation"},
-    ),
-    (gain, Gain(methods=["merit-1d", "merit-2d"]), {"gain"}),
-]
+Tree = tuple[Experiment, Artifacts]
+Measure = Callable[[ModuleType, Study], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Artifacts]:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     root = tmp_path_factory.mktemp("artifacts")
     methods = ["base", "joint-1ep", "merit-1d", "merit-2d"]
     return synthetic.build(root, methods=methods), Artifacts("synthetic", root)
 
 
-@pytest.mark.parametrize(
-    ("study", "options", "figures"), STUDIES, ids=["connectivity", "surface", "epochs", "gain"]
-)
-def test_a_study_on_a_quadratic_loss(
-    study: ModuleType,
-    options: Any,
-    figures: set[str],
-    tree: tuple[Any, Artifacts],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def measure(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """A study's result on L(theta) = 1/2 |theta|^2, as result.json has it."""
+
+    def measured(study: ModuleType, options: Study) -> dict[str, Any]:
+        size = int(np.prod(synthetic.SHAPE))
+        monkeypatch.setattr(study, "open_meter", lambda *args, **kwargs: analytic(np.eye(size)))
+        result = json.loads(json.dumps(study.measure(*tree, options)))
+        assert result["text"].endswith(".")
+        return result
+
+    return measured
+
+
+def drawn(name: str, result: dict[str, Any], folder: Path) -> set[str]:
+    """The stems of what the study's drawing writes; every figure is there as PNG and PDF."""
+    importlib.import_module(f"eval.report.drawings.{name}").draw(result, folder)
+    files = {path.name for path in (folder / "figures").iterdir()}
+    stems = {Path(file).stem for file in files}
+    assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    return stems
+
+
+def test_no_path_of_a_convex_loss_has_a_barrier(measure: Measure, tmp_path: Path) -> None:
+    result = measure(connectivity, Connectivity(num_points=3))
+    summary, rows = result["summary"], result["tables"]["table05_linear_mode_connectivity"]
+    assert summary["num_pairs"] == 6
+    assert summary["num_paths"] == summary["num_zero"] == len(rows) == 10
+    assert summary["max_barrier"] == 0.0
+    assert drawn("connectivity", result, tmp_path) == {"connectivity"}
+
+
+def test_the_merged_model_lies_in_the_surfaces_plane(
+    measure: Measure, tree: Tree, tmp_path: Path
 ) -> None:
-    experiment, paths = tree
-    size = int(np.prod(synthetic.SHAPE))
-    monkeypatch.setattr(study, "open_meter", lambda *args, **kwargs: analytic(np.eye(size)))
-    result = json.loads(json.dumps(study.measure(experiment, paths, options)))
-    summary, rows = result["summary"], next(iter(result["tables"].values()))
-    if study is connectivity:
-        assert summary["num_pairs"] == 6
-        assert summary["num_paths"] == summary["num_zero"] == len(rows) == 10
-        assert summary["max_barrier"] == 0.0  # no path of a convex loss has one
-    elif study is surface:
-        record = read_json(paths.model("merit-1d-s1") / "merge.json")
-        assert rows[2]["displacement"] == pytest.approx(record["displacement"], rel=1e-5)
-        assert rows[2]["share_in_plane"] == pytest.approx(1.0)
-        assert np.shape(result["losses"]) == (3, 3)
-    elif study is epochs:
-        joint, merged = (
-            read_json(paths.model(name) / "merge.json")["displacement"]
-            for name in ("joint-1ep-s1", "merit-1d-s1")
-        )
-        assert summary["displacement_ratio"] == [pytest.approx(joint / merged)]
-        row = rows[0]
-        gap = row["train_loss_merged"] - row["train_loss_joint"]
-        assert row["train_loss_gap"] == pytest.approx(gap, abs=1e-6)
-        assert row["score_gap_low"] <= row["score_gap"] <= row["score_gap_high"]
-    else:
-        assert summary["largest_close_t"] == 1.0
-        assert all(row["predicted"] == pytest.approx(row["measured"], rel=1e-3) for row in rows)
-    assert result["text"].endswith(".")
-    study.draw(result, tmp_path)
-    files = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert files == {f"{name}.{kind}" for name in figures for kind in ("png", "pdf")}
+    result = measure(surface, Surface(method="merit-1d", resolution=3))
+    record = read_json(tree[1].model("merit-1d-s1") / "merge.json")
+    row = next(iter(result["tables"].values()))[2]
+    assert row["displacement"] == pytest.approx(record["displacement"], rel=1e-5)
+    assert row["share_in_plane"] == pytest.approx(1.0)
+    assert np.shape(result["losses"]) == (3, 3)
+    assert drawn("surface", result, tmp_path) == {"surface"}
+
+
+def test_epochs_compares_distance_loss_and_score(
+    measure: Measure, tree: Tree, tmp_path: Path
+) -> None:
+    result = measure(epochs, Epochs(joint=["joint-1ep"], merged=["merit-1d"], num_draws=2))
+    joint, merged = (
+        read_json(tree[1].model(name) / "merge.json")["displacement"]
+        for name in ("joint-1ep-s1", "merit-1d-s1")
+    )
+    assert result["summary"]["displacement_ratio"] == [pytest.approx(joint / merged)]
+    (row,) = result["tables"]["table01_merge_readiness"]
+    gap = row["train_loss_merged"] - row["train_loss_joint"]
+    assert row["train_loss_gap"] == pytest.approx(gap, abs=1e-6)
+    assert row["score_gap_low"] <= row["score_gap"] <= row["score_gap_high"]
+    assert drawn("epochs", result, tmp_path) == {
+        "epochs_displacement", "epochs_loss", "epochs_perturbation",
+    }  # fmt: skip
+
+
+def test_the_gain_on_a_quadratic_loss_is_as_predicted(measure: Measure, tmp_path: Path) -> None:
+    result = measure(gain, Gain(methods=["merit-1d", "merit-2d"]))
+    rows = next(iter(result["tables"].values()))
+    assert result["summary"]["largest_close_t"] == 1.0
+    assert all(row["predicted"] == pytest.approx(row["measured"], rel=1e-3) for row in rows)
+    assert drawn("gain", result, tmp_path) == {"gain"}
 
 
 def test_the_meter_is_opened_from_artifacts(tmp_path: Path) -> None:
     with pytest.raises(MeritError, match="no model here"):
-        loss.open_meter(synthetic.experiment(), Artifacts("synthetic", tmp_path), 4)
+        open_meter(synthetic.experiment(), Artifacts("synthetic", tmp_path), 4)
+
+
+EVAL = Path(connectivity.__file__).parents[1]
+MEASURING = [path for part in ("measuring", "studies") for path in (EVAL / part).rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", sorted(MEASURING), ids=lambda path: str(path.relative_to(EVAL)))
+def test_measuring_needs_neither_the_report_nor_matplotlib(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+    imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    found = {name for name in imported if name.startswith(("eval.report", "matplotlib"))}
+    assert found <= set()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_has_its_drawing(study: str) -> None:
+    assert callable(importlib.import_module(f"eval.studies.{study}").measure)
+    assert callable(importlib.import_module(f"eval.report.drawings.{study}").draw)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from eval.studies import compare, weights
-from eval.studies.runs import Candidate
+from eval.measuring.candidates import Candidate
+from eval.report.drawings import weights as drawing
+from eval.studies import weights
 from merit.config import Experiment
 from merit.config_studies import Weights
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic
+from tests.scored import Asked, save_model, scripted_scores
 
 METHODS = ["joint-1ep", "random-2", "merit-1d", "soup-2"]
 SETTINGS = Weights(methods=["merit-1d", "random-2"], seeds=[1, 2])
@@ -41,47 +41,33 @@ BRANCHES = {
 def tree(tmp_path: Path) -> tuple[Experiment, Artifacts]:
     experiment = synthetic.experiment(seeds=[1, 2], methods=METHODS, benchmarks=["mini_mcq"])
     paths = Artifacts("synthetic", tmp_path)
-    paths.base.mkdir(parents=True)
-    save_file({"w": torch.zeros(2)}, paths.base / "model.safetensors")
+    save_model(paths.base, torch.zeros(2))
     for name, (samples, tokens, loss_tokens, value) in BRANCHES.items():
-        paths.branch(name).mkdir(parents=True)
-        save_file({"w": torch.tensor([value, 1.0])}, paths.branch(name) / "model.safetensors")
+        save_model(paths.branch(name), torch.tensor([value, 1.0]))
         group = int(name[-1]) if "-g" in name else 0
         counts = {"num_samples": samples, "num_tokens": tokens, "num_loss_tokens": loss_tokens}
         write_json(paths.manifest(name), {"branch": name, "group": group, **counts})
     return experiment, paths
 
 
-def fake_scores(
-    experiment: Experiment,
-    benchmarks: Path,
-    models: Sequence[Candidate],
-    folder: Path,
-    workers: int,
-    label: str,
-) -> dict[str, compare.Scores]:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """Of 100 questions, as many are right in percent as the merged tensor's first entry says."""
-    assert benchmarks.name == "benchmarks"  # the test split
-    assert len({model.name for model in models}) == len(models)
-    right = {model.name: round(100 * float(model.tensors()["w"][0])) for model in models}
-    return {name: {"mini_mcq": [1.0] * n + [0.0] * (100 - n)} for name, n in right.items()}
+
+    def right(model: Candidate) -> dict[str, tuple[int, int]]:
+        return {"mini_mcq": (round(100 * float(model.tensors()["w"][0])), 100)}
+
+    return scripted_scores(monkeypatch, weights, right)
 
 
 @pytest.fixture
-def result(tree: tuple[Experiment, Artifacts], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    asked: list[str] = []
-
-    def score(*arguments: Any) -> dict[str, compare.Scores]:
-        asked.extend(model.name for model in arguments[2])
-        return fake_scores(*arguments)
-
-    monkeypatch.setattr(weights, "score_models", score)
-    found = weights.measure(*tree, SETTINGS)
-    return json.loads(json.dumps(found | {"asked": asked}))
+def result(tree: tuple[Experiment, Artifacts], asked: list[Asked]) -> dict[str, Any]:
+    return json.loads(json.dumps(weights.measure(*tree, SETTINGS)))
 
 
-def test_equal_merge_weights_are_scored_once(result: dict[str, Any]) -> None:
-    assert sorted(result["asked"]) == sorted(
+def test_equal_merge_weights_are_scored_once(result: dict[str, Any], asked: list[Asked]) -> None:
+    assert [one.split for one in asked] == ["test"]
+    assert sorted(asked[0].names) == sorted(
         [
             "joint-1ep-s1",
             "joint-1ep-s2",
@@ -150,7 +136,7 @@ def test_summary_text_and_figure(result: dict[str, Any], tmp_path: Path) -> None
     )
     assert "merit-1d minus random-2 is +10.0 [" in result["text"]
     assert "The 2 branches of random-2 weigh" in result["text"]
-    weights.draw(result, tmp_path / "out")
+    drawing.draw(result, tmp_path / "out")
     files = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert files == {"merge_weights.png", "merge_weights.pdf"}
 

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 
 from merit.config import MiniTextData
-from merit.data.encode import IGNORED, encode_examples
 from merit.data.examples import read_examples
-from merit.data.text import corpus, inference, knowledge, reading, sentences, stories, writing
-from merit.data.text.benchmarks import RECIPES, benchmark_rows
-from merit.data.text.items import draw, part_of
-from merit.data.text.lexicon import ANIMALS, OTHER, PROPERTY, THINGS, fact, values
-from merit.data.text.sentences import Sight, say, say_other
-from merit.data.text.tasks import MIN_EXAMPLES, TASKS, ask, task_sizes
-from merit.data.text.write import write_mini_text
 from merit.errors import MeritError
-from merit.models import build_tokenizer
-from merit.stages.base import TEXT_VOCABULARY
+from merit.mini.nets import TEXT_VOCABULARY, build_tokenizer
+from merit.mini.text import corpus, inference, knowledge, reading, sentences, stories, writing
+from merit.mini.text.benchmarks import RECIPES, benchmark_rows
+from merit.mini.text.items import draw, part_of
+from merit.mini.text.lexicon import ANIMALS, OTHER, PROPERTY, THINGS, fact, values
+from merit.mini.text.sentences import Sight, say, say_other
+from merit.mini.text.tasks import MIN_EXAMPLES, TASKS, ask, task_sizes
+from merit.mini.text.write import write_mini_text
+from merit.training.encoded import IGNORED, encode_examples
 
 WORLD = MiniTextData(
     source="mini_text",
@@ -66,19 +65,18 @@ def test_the_66_tasks_differ_much_in_size() -> None:
 def test_no_benchmark_question_occurs_in_training(text_world: Path) -> None:
     """Neither its wording nor what it asks, in the mixture or in the base's data."""
     parts = [read_examples(p) for p in sorted((text_world / "mixture").glob("*.jsonl"))]
-    parts += [
-        read_examples(text_world / f"{n}.jsonl") for n in ("conversations", "corpus", "recall")
-    ]
+    own = ("conversations", "corpus", "recall")
+    parts += [read_examples(text_world / "pretraining" / f"{name}.jsonl") for name in own]
     seen = {m["content"] for part in parts for example in part for m in example.messages}
     asked = {row["question"] for row in questions(text_world)}
     assert len(asked) == len(RECIPES) * (40 + 10)  # nor twice in the two splits
     assert not seen & asked
     everything = "\n".join(seen)
     # without the benchmark's own words, in the words of the tasks
-    own = ("exam : ", "question : ", "text : ", "how does it end ? ")
+    marks = ("exam : ", "question : ", "text : ", "how does it end ? ")
     for row in questions(text_world):
         body = row["question"]
-        for words in own:
+        for words in marks:
             body = body.replace(words, "")
         if body != row["question"]:
             assert body not in everything, row
@@ -216,7 +214,7 @@ def test_what_follows_is_answered_by_the_premise() -> None:
 
 
 def test_recall_is_a_mix_of_its_kinds_one_paragraph_each(text_world: Path) -> None:
-    rows = read_examples(text_world / "recall.jsonl")
+    rows = read_examples(text_world / "pretraining" / "recall.jsonl")
     assert len(rows) == WORLD.num_recall
     assert {len(row.messages) for row in rows} == {1}
     assert [row.id for row in rows[:2]] == ["recall-0", "recall-1"]
@@ -242,7 +240,7 @@ def test_every_word_is_in_the_frozen_vocabulary(text_world: Path) -> None:
 
 def test_a_document_bears_the_loss_throughout(text_world: Path) -> None:
     tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
-    documents = read_examples(text_world / "corpus.jsonl")[:2]
+    documents = read_examples(text_world / "pretraining" / "corpus.jsonl")[:2]
     turns = read_examples(text_world / "mixture" / "cb.jsonl")[:1]
     encoded = encode_examples([*documents, *turns], tokenizer, np.zeros((0, 0, 0)), {})
     first = encoded.tokens[: encoded.offsets[1]]

@@ -17,10 +17,9 @@ from torch.testing import assert_close
 
 from merit.config import Optimizer
 from merit.core.gradients import calibration_sample, kept_entries, mean_gradient, strided
-from merit.data.encode import IGNORED
 from merit.errors import MeritError
-from merit.models import component_of, set_trainable
-from merit.training import (
+from merit.training.encoded import IGNORED
+from merit.training.loop import (
     Record,
     batches,
     build_optimizers,
@@ -31,6 +30,7 @@ from merit.training import (
     step_all,
     train,
 )
+from merit.training.models import component_of, set_trainable
 from tests.conftest import Tiny
 
 OPTIMIZER = Optimizer(learning_rate=3e-3, batch_size=4, warmup_ratio=0.0)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from merit.data.examples import IMAGE_TOKEN, read_examples
-from merit.data.world import conversations, tasks
-from merit.data.world.benchmarks import DESCRIBE_WORDING, EXPLAIN_WORDING, RECIPES
-from merit.data.world.draw import Pen
-from merit.data.world.scene import (
+from merit.config import MiniWorldData
+from merit.data.examples import IMAGE_TOKEN, load_image, read_examples
+from merit.errors import MeritError
+from merit.io.artifacts import read_json
+from merit.mini.world import conversations, tasks
+from merit.mini.world.benchmarks import DESCRIBE_WORDING, EXPLAIN_WORDING, RECIPES
+from merit.mini.world.draw import Pen
+from merit.mini.world.scene import (
     COLOURS,
     GROUNDS,
     LEXICON,
@@ -31,17 +35,15 @@ from merit.data.world.scene import (
     Scene,
     sample_scene,
 )
-from merit.data.world.skills import SKILLS
-from merit.data.world.tasks import (
+from merit.mini.world.skills import SKILLS
+from merit.mini.world.tasks import (
     all_sources,
     all_tasks,
     ask_task,
     option_prompt,
     task_sizes,
 )
-from merit.errors import MeritError
-from merit.io.artifacts import read_json
-from merit.stages.data import mixture_examples, write_conversations, write_mini_world
+from merit.mini.world.write import mixture_examples, write_conversations, write_mini_world
 from tests.conftest import WORLD
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ from tests.conftest import WORLD
 def test_the_136_tasks() -> None:
     """32 skills in four styles and 4 kinds of scene in two: 128 + 8."""
     found = all_tasks()
-    assert len(SKILLS) == 32
+    assert len(SKILLS) == MiniWorldData.num_skills == 32  # what is general knows the number alone
     assert len({task.name for task in found}) == 136
     assert [task.name for task in found] == sorted(task.name for task in found)
     assert Counter(task.style for task in found) == {
@@ -93,16 +95,32 @@ def test_task_sizes_are_unequal_and_add_up() -> None:
 
 
 def test_the_data_stage_writes_what_its_settings_ask_for(world: Path) -> None:
-    listed = read_json(world / "tasks.json")
+    listed = read_json(world / "mixture" / "tasks.json")
     assert [entry["task"] for entry in listed] == [task.name for task in all_tasks()]
     for entry in listed:
         examples = read_examples(world / "mixture" / f"{entry['task']}.jsonl")
         assert len(examples) == entry["num_examples"]
         assert {example.task for example in examples} == {entry["task"]}
-    assert len(read_examples(world / "conversations.jsonl")) == WORLD.num_conversations
+    assert (
+        len(read_examples(world / "pretraining" / "conversations.jsonl")) == WORLD.num_conversations
+    )
     for split, count in (("", WORLD.num_questions), ("validation", WORLD.num_validation_questions)):
         for name in RECIPES:
             assert len(read_tsv(world / "benchmarks" / split / f"{name}.tsv")) == count
+
+
+def test_pictures_stand_in_one_archive_a_part_in_the_order_of_their_numbers(world: Path) -> None:
+    counts = {"mixture/images.zip": ("m", 160), "pretraining/conversations.zip": ("c", 40)}
+    assert archives(world) == [world / archive for archive in counts]
+    for archive, (prefix, count) in counts.items():
+        with zipfile.ZipFile(world / archive) as file:
+            entries = file.infolist()
+        assert [e.filename for e in entries] == [f"{prefix}{i:05d}.png" for i in range(count)]
+        assert {e.compress_type for e in entries} == {zipfile.ZIP_STORED}
+        assert {e.date_time for e in entries} == {(1980, 1, 1, 0, 0, 0)}
+    conversation = read_examples(world / "pretraining" / "conversations.jsonl")[3]
+    assert conversation.images == ("conversations.zip/c00003.png",)
+    assert load_image(world / "pretraining" / conversation.images[0]).size == (56, 56)
 
 
 def test_a_base_knows_all_skills_but_the_first_new_ones() -> None:
@@ -137,12 +155,12 @@ def test_conversations_ask_for_known_skills_alone(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_number_of_new_skills_changes_conversations_alone(world: Path, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
     write_conversations(WORLD, tmp_path)
-    names = ("conversations.jsonl", "captions.jsonl")
-    assert [(tmp_path / n).read_bytes() for n in names] == [(world / n).read_bytes() for n in names]
+    names = ("conversations.jsonl", "captions.jsonl", "conversations.zip")
+    before = {name: (world / "pretraining" / name).read_bytes() for name in names}
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
     write_conversations(WORLD.model_copy(update={"num_new_skills": 16}), tmp_path)
-    assert (tmp_path / names[0]).read_bytes() != (world / names[0]).read_bytes()
+    assert (tmp_path / names[0]).read_bytes() != before[names[0]]
     assert len(read_examples(tmp_path / names[0])) == WORLD.num_conversations
 
 
@@ -177,6 +195,16 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
+def archives(world: Path) -> list[Path]:
+    """Where the training pictures lie, the mixture's before the base's."""
+    return sorted(world.rglob("*.zip"))
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 def pixel_hash(data: bytes) -> str:
     with Image.open(io.BytesIO(data)) as image:
         return hashlib.sha256(image.tobytes()).hexdigest()
@@ -191,7 +219,7 @@ def questions(world: Path, split: str) -> Iterator[tuple[str, dict[str, str]]]:
 def training_prompts(world: Path) -> set[str]:
     """Every user turn of the mixture, the conversations and the captions."""
     files = [*sorted((world / "mixture").glob("*.jsonl"))]
-    files += [world / "conversations.jsonl", world / "captions.jsonl"]
+    files += [world / "pretraining" / f"{part}.jsonl" for part in ("conversations", "captions")]
     return {
         message["content"].replace(IMAGE_TOKEN, "").strip()
         for file in files
@@ -202,7 +230,7 @@ def training_prompts(world: Path) -> set[str]:
 
 
 def test_no_benchmark_image_occurs_in_training_or_in_the_other_split(world: Path) -> None:
-    training = {pixel_hash(path.read_bytes()) for path in (world / "images").glob("*.png")}
+    training = {pixel_hash(png) for path in archives(world) for png in members(path).values()}
     assert len(training) == WORLD.num_images + WORLD.num_conversations
     test, validation = (
         {pixel_hash(base64.b64decode(row["image"])) for _, row in questions(world, split)}
@@ -285,7 +313,7 @@ def unknown_words(texts: list[str], processor: Any) -> set[str]:
 
 def test_the_tiny_world_has_no_unknown_word(world: Path, processor: Any) -> None:
     texts: list[str] = []
-    for file in [*(world / "mixture").glob("*.jsonl"), *world.glob("*.jsonl")]:
+    for file in [*(world / "mixture").glob("*.jsonl"), *(world / "pretraining").glob("*.jsonl")]:
         for example in read_examples(file):
             texts += [m["content"].replace(IMAGE_TOKEN, "") for m in example.messages]
     for split in ("", "validation"):

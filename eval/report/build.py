@@ -6,20 +6,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.report.claims import claims_line, ledger, short_part, write_ledger
-from eval.report.claims_evidence import Case
+from eval.paper import load_paper_table
+from eval.report.claims import Case, claims_line, ledger, short_part, write_ledger
 from eval.report.comparison import comparison_part, comparisons, glance, write_comparison
 from eval.report.explorer import load_explorer, write_explorer
 from eval.report.figures import write_figures
-from eval.report.headline import headline, regime_figure
+from eval.report.headline import headline, regime_map
 from eval.report.html import write_html
 from eval.report.intervals import table_cells
-from eval.report.pages import Parts, write_pages, write_sections
-from eval.report.paper import load_paper_table
+from eval.report.pages import score_values, write_pages, write_sections
 from eval.report.provenance import load_provenance
-from eval.report.results import load_results
-from eval.report.studies import load_studies, studies_part
+from eval.report.study_sections import draw_studies, load_studies, studies_part
 from eval.report.tables import write_tables
+from eval.results import load_results
 from merit.config import Experiment
 from merit.io.artifacts import Artifacts, atomic_write, report_name
 
@@ -40,24 +39,28 @@ def build_report(
     results = load_results(experiment, artifacts)
     provenance = load_provenance(experiment, artifacts)
     cells = table_cells(results)
-    studies = load_studies(experiment.name, reports_dir)
     compared = comparisons(experiment, results)
-    case = Case(experiment, results, studies, provenance.base_hash)
-    records = ledger(case)
-    parts = Parts(
-        headline=headline(case),
-        regime=regime_figure(case),
-        claims_line=claims_line(records, case),
-        glance=glance(compared),
-        claims=short_part(records, case),
-        comparison=comparison_part(compared),
-        studies=studies_part(studies, provenance.base_hash),
-    )
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch)
+        out, planned = Path(scratch), experiment.studies.named
+        draw_studies(experiment.name, reports_dir, planned, out)
+        studies = load_studies(experiment.name, reports_dir, planned, out)
+        case = Case(experiment, results, studies, provenance.base_hash)
+        records = ledger(case)
         figures = write_figures(experiment, artifacts, results, cells, out)
+        values = score_values(experiment, results, cells, paper) | {
+            "headline": headline(case),
+            "regime": regime_map(case),
+            "claims_line": claims_line(records, case),
+            "claims": short_part(records, case),
+            "glance": glance(compared),
+            "comparison": comparison_part(compared),
+            "studies": studies_part(studies, provenance.base_hash),
+            "figures": figures,
+            "average": next((f for f in figures if f.name == "average"), figures[0]),
+            "provenance": provenance,
+        }
+        write_sections(values, out)
         write_tables(experiment, results, cells, paper, provenance, out)
-        write_sections(experiment, results, cells, paper, provenance, figures, parts, out)
         write_comparison(compared, out)
         write_ledger(records, case, out)
         write_explorer(load_explorer(experiment, artifacts), out)
@@ -71,7 +74,7 @@ def build_index(
 ) -> None:
     """README.md and index.html in `reports_dir` from the finished reports; `readme`'s results.
 
-    A full run's report (`studies: full`) stands beside the default one wherever there is one.
+    A full run's report (`level: full`) stands beside the default one wherever there is one.
     """
     titles = [
         (folder, f"{e.report.title}{suffix}")

@@ -1,8 +1,8 @@
 """Claims that the scores decide: one method against another on the same questions.
 
-Every function returns the Evidence of one claim or raises NotTestable. Methods are found by what
-they are, not by their names; the experiment's main method is the MERIT method of
-`report.partition`, and all others are those trained for the same number of epochs.
+Every rule returns the Evidence of one claim or raises NotTestable. Methods are found by what they
+are, not by their names; the experiment's main method is the MERIT method of `report.partition`, and
+all others are those trained for the same number of epochs.
 """
 
 from __future__ import annotations
@@ -10,64 +10,101 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from eval.report.claims_evidence import Case, Evidence, Link, NotTestable
-from eval.report.intervals import LEVEL, NUM_RESAMPLES, Comparison, compare
-from eval.statistics import contrast_bootstrap
-from merit.config import (
-    AnyMethod,
-    BaseMethod,
-    JointMethod,
-    KmeansMethod,
-    MeritMethod,
-    RandomMethod,
-    RawpcaMethod,
-    ShrunkMethod,
-)
+from eval.report.claims_file import Case, Claim
+from eval.report.intervals import Comparison, compare
+from eval.statistics import LEVEL, NUM_RESAMPLES, contrast_bootstrap
+from eval.verdict import Evidence, Link, NotTestable
 
-MARGIN = 1.0  # points: what "no worse than" still allows
 PAPER_AXES = 3  # the claims about chains speak of one to three axes
 
 
-def main_method(case: Case) -> str:
-    """The MERIT method that the experiment's report is about."""
-    name = case.experiment.report.partition
-    if name is None or not isinstance(case.experiment.methods[name], MeritMethod):
-        raise NotTestable("`report.partition` names no MERIT method")
-    return name
+# --- rules --------------------------------------------------------------------------------------
 
 
-def trained_alike(case: Case) -> dict[str, AnyMethod]:
-    """The methods trained for as many epochs as the main one."""
-    epochs = _epochs(case.experiment.methods[main_method(case)])
-    return {n: m for n, m in case.experiment.methods.items() if _epochs(m) == epochs}
+def beats_joint(claim: Claim, case: Case) -> Evidence:
+    """The main method against joint training."""
+    return _beats(case, joint_method(case))
 
 
-def _epochs(method: AnyMethod) -> float | None:
-    return getattr(method, "epochs", None)
+def random_no_worse(claim: Claim, case: Case) -> Evidence:
+    """Every random-K against joint training, with a margin."""
+    joint, methods = joint_method(case), _by_size(case, "random", "groups")
+    if not methods:
+        raise NotTestable("the run lacks random splitting")
+    links = [difference(case, name, joint, margin=claim.margin)[0] for name in methods.values()]
+    return Evidence(links, table_of(case))
 
 
-def joint_method(case: Case) -> str:
-    return _named(
-        [n for n, m in trained_alike(case).items() if isinstance(m, JointMethod)],
-        "a joint method of the main method's epochs",
-    )
+def more_axes_better(claim: Claim, case: Case) -> Evidence:
+    """Each additional axis adds to the average."""
+    methods = _by_size(case, "merit", "axes")
+    wanted = range(1, PAPER_AXES + 1)
+    if not set(wanted) <= set(methods):
+        raise NotTestable("the run lacks MERIT with one, two and three axes")
+    links = [difference(case, methods[b], methods[a])[0] for a, b in itertools.pairwise(wanted)]
+    return Evidence(links, table_of(case))
 
 
-def merit_methods(case: Case) -> dict[int, str]:
-    """Number of axes -> MERIT method, ascending."""
-    found = {m.axes: n for n, m in trained_alike(case).items() if isinstance(m, MeritMethod)}
-    return dict(sorted(found.items()))
+def beats_random(claim: Claim, case: Case) -> Evidence:
+    """MERIT against random groups at equal K, and the advantage's growth with K."""
+    pairs = _equal_groups(case, "random")
+    if len(pairs) < 2:
+        raise NotTestable("the run lacks MERIT and random groups at two or more equal K")
+    links = [difference(case, *pair)[0] for pair in pairs]
+    links += [growth(case, b, a) for a, b in itertools.pairwise(pairs)]
+    return Evidence(links, table_of(case))
 
 
-def _named(found: Sequence[str], what: str) -> str:
-    if not found:
-        raise NotTestable(f"the run lacks {what}")
-    return found[0]
+def beats_kmeans(claim: Claim, case: Case) -> Evidence:
+    """MERIT against K-means at every K that both have."""
+    pairs = _equal_groups(case, "kmeans")
+    if not pairs:
+        raise NotTestable("the run lacks K-means groups")
+    return Evidence([difference(case, *pair)[0] for pair in pairs], table_of(case))
 
 
-def table_of(case: Case) -> str:
-    """The CSV with the experiment's results."""
-    return f"{case.experiment.report.paper_table.split('_')[0]}.csv"
+def cosine_or_raw(claim: Claim, case: Case) -> Evidence:
+    """No worse than raw-gradient PCA with few axes, better with three."""
+    methods, raw = _by_size(case, "merit", "axes"), _by_size(case, "rawpca", "axes")
+    axes = sorted(set(methods) & set(raw))
+    if PAPER_AXES not in axes:
+        raise NotTestable("the run lacks cosine and raw PCA with three axes")
+    margins = [0.0 if a == PAPER_AXES else claim.margin for a in axes]
+    links = [
+        difference(case, methods[a], raw[a], margin=margin)[0]
+        for a, margin in zip(axes, margins, strict=True)
+    ]
+    return Evidence(links, table_of(case))
+
+
+def open_ended_kept(claim: Claim, case: Case) -> Evidence:
+    """Joint training loses open-ended answers, MERIT less than half as much."""
+    names = case.results.benchmarks
+    kept = [i for i, name in enumerate(names) if name in case.results.open_ended]
+    if not kept:
+        raise NotTestable("the experiment has no open-ended benchmark")
+    methods = case.experiment.methods
+    base = _first([n for n, m in methods.items() if m.partition == "base"], "the base")
+    main, joint = main_method(case), joint_method(case)
+    lost, _ = difference(case, base, joint, kept)
+    gained, found = difference(case, main, joint, kept)
+    halved = growth(case, (main, joint), (base, main), kept)
+    note = f"on {', '.join(names[i] for i in kept)}; against joint training {seeds_note(found)}"
+    return Evidence([lost, gained, halved], table_of(case), note)
+
+
+def transfers_to_text(claim: Claim, case: Case) -> Evidence:
+    """The main method against joint training, in the text experiment only."""
+    if not case.experiment.report.paper_table.startswith("table04"):
+        raise NotTestable("not the text experiment; see mini_text's ledger")
+    return beats_joint(claim, case)
+
+
+def beats_shrunk(claim: Claim, case: Case) -> Evidence:
+    """The main method against the joint model shrunk to its distance from the base."""
+    main, methods = main_method(case), case.experiment.methods
+    shrunk = [n for n, m in methods.items() if m.partition == "shrunk" and m.match == main]
+    return _beats(case, _first(shrunk, f"the joint model shrunk to {main}'s distance"))
 
 
 # --- one link -----------------------------------------------------------------------------------
@@ -78,16 +115,10 @@ def difference(
 ) -> tuple[Link, Comparison]:
     """`ours` - `theirs` > -margin on the average of the benchmarks at positions `kept`."""
     found = compare(case.results, ours, theirs, kept)
-    return _points(f"{ours} − {theirs}", case, found, margin, kept), found
-
-
-def _points(
-    label: str, case: Case, found: Comparison, margin: float, kept: Sequence[int] | None
-) -> Link:
     names = case.results.benchmarks
-    counted = [names[i] for i in (range(len(names)) if kept is None else kept)]
-    return Link(
-        label=label,
+    counted = names if kept is None else [names[i] for i in kept]
+    link = Link(
+        label=f"{ours} − {theirs}",
         value=found.difference,
         low=found.low,
         high=found.high,
@@ -96,6 +127,7 @@ def _points(
         refuted=0.0,
         unit="points",
     )
+    return link, found
 
 
 def growth(
@@ -141,113 +173,56 @@ def seeds_note(found: Comparison) -> str:
     )
 
 
-# --- the claims ---------------------------------------------------------------------------------
+def table_of(case: Case) -> str:
+    """The CSV with the experiment's results."""
+    return f"{case.experiment.report.paper_table.split('_')[0]}.csv"
 
 
-def beats_joint(case: Case) -> Evidence:
-    """C1: the main method against joint training."""
-    link, found = difference(case, main_method(case), joint_method(case))
+def _beats(case: Case, theirs: str) -> Evidence:
+    link, found = difference(case, main_method(case), theirs)
     return Evidence([link], table_of(case), seeds_note(found))
 
 
-def random_no_worse(case: Case) -> Evidence:
-    """C2: every random-K against joint training, with a margin."""
-    joint = joint_method(case)
-    methods = {m.groups: n for n, m in trained_alike(case).items() if isinstance(m, RandomMethod)}
-    _named(list(methods.values()), "random splitting")
-    links = [difference(case, name, joint, margin=MARGIN)[0] for _, name in sorted(methods.items())]
-    return Evidence(links, table_of(case))
+# --- methods ------------------------------------------------------------------------------------
 
 
-def more_axes_better(case: Case) -> Evidence:
-    """C3: each additional axis adds to the average."""
-    methods = merit_methods(case)
-    pairs = [(a, a + 1) for a in range(1, PAPER_AXES) if {a, a + 1} <= set(methods)]
-    if len(pairs) < PAPER_AXES - 1:
-        raise NotTestable("the run lacks MERIT with one, two and three axes")
-    links = [difference(case, methods[b], methods[a])[0] for a, b in pairs]
-    return Evidence(links, table_of(case))
+def main_method(case: Case) -> str:
+    """The MERIT method that the experiment's report is about."""
+    name = case.experiment.report.partition
+    if name is None or case.experiment.methods[name].partition != "merit":
+        raise NotTestable("`report.partition` names no MERIT method")
+    return name
 
 
-def beats_random(case: Case) -> Evidence:
-    """C4: MERIT against random groups at equal K, and the advantage's growth with K."""
-    pairs = _equal_groups(case, RandomMethod)
-    if len(pairs) < 2:
-        raise NotTestable("the run lacks MERIT and random groups at two or more equal K")
-    links = [difference(case, *pair)[0] for pair in pairs]
-    links += [growth(case, b, a) for a, b in itertools.pairwise(pairs)]
-    return Evidence(links, table_of(case))
+def joint_method(case: Case) -> str:
+    return _first(_trained_alike(case, "joint"), "a joint method of the main method's epochs")
 
 
-def beats_kmeans(case: Case) -> Evidence:
-    """C5: MERIT against K-means at every K that both have."""
-    pairs = _equal_groups(case, KmeansMethod)
-    if not pairs:
-        raise NotTestable("the run lacks K-means groups")
-    return Evidence([difference(case, *pair)[0] for pair in pairs], table_of(case))
-
-
-def cosine_or_raw(case: Case) -> Evidence:
-    """C6: no worse than raw-gradient PCA with few axes, better with three."""
-    methods = merit_methods(case)
-    raw = {m.axes: n for n, m in trained_alike(case).items() if isinstance(m, RawpcaMethod)}
-    axes = sorted(set(methods) & set(raw))
-    if PAPER_AXES not in axes:
-        raise NotTestable("the run lacks cosine and raw PCA with three axes")
-    links = [
-        difference(case, methods[a], raw[a], margin=0.0 if a == PAPER_AXES else MARGIN)[0]
-        for a in axes
-    ]
-    return Evidence(links, table_of(case))
-
-
-def open_ended_kept(case: Case) -> Evidence:
-    """C17: joint training loses open-ended answers, MERIT less than half as much."""
-    names = case.results.benchmarks
-    kept = [i for i, name in enumerate(names) if name in case.results.open_ended]
-    if not kept:
-        raise NotTestable("the experiment has no open-ended benchmark")
-    base = _named(
-        [n for n, m in case.experiment.methods.items() if isinstance(m, BaseMethod)], "the base"
-    )
-    main, joint = main_method(case), joint_method(case)
-    lost, (gained, found) = (
-        difference(case, base, joint, kept)[0],
-        difference(case, main, joint, kept),
-    )
-    halved = growth(case, (main, joint), (base, main), kept)
-    note = f"on {', '.join(names[i] for i in kept)}; against joint training {seeds_note(found)}"
-    return Evidence([lost, gained, halved], table_of(case), note)
-
-
-def transfers_to_text(case: Case) -> Evidence:
-    """C19: the main method against joint training, in the text experiment only."""
-    if not case.experiment.report.paper_table.startswith("table04"):
-        raise NotTestable("not the text experiment; see mini_text's ledger")
-    link, found = difference(case, main_method(case), joint_method(case))
-    return Evidence([link], table_of(case), seeds_note(found))
-
-
-def beats_shrunk(case: Case) -> Evidence:
-    """C21: the main method against the joint model shrunk to its distance from the base."""
-    main = main_method(case)
-    shrunk = _named(
-        [
-            n
-            for n, m in case.experiment.methods.items()
-            if isinstance(m, ShrunkMethod) and m.match == main
-        ],
-        f"the joint model shrunk to {main}'s distance",
-    )
-    link, found = difference(case, main, shrunk)
-    return Evidence([link], table_of(case), seeds_note(found))
-
-
-def _equal_groups(
-    case: Case, kind: type[RandomMethod] | type[KmeansMethod]
-) -> list[tuple[str, str]]:
-    """(MERIT method, other method) at each K that both have, ascending."""
-    others = {m.groups: n for n, m in trained_alike(case).items() if isinstance(m, kind)}
+def _trained_alike(case: Case, partition: str) -> list[str]:
+    """The methods of this kind that are trained for as many epochs as the main one."""
+    methods = case.experiment.methods
+    epochs = getattr(methods[main_method(case)], "epochs", None)
     return [
-        (name, others[2**axes]) for axes, name in merit_methods(case).items() if 2**axes in others
+        name
+        for name, method in methods.items()
+        if method.partition == partition and getattr(method, "epochs", None) == epochs
     ]
+
+
+def _by_size(case: Case, partition: str, size: str) -> dict[int, str]:
+    """Number of axes or groups -> method of this kind, ascending. Args: size: the field's name."""
+    methods = case.experiment.methods
+    found = {getattr(methods[n], size): n for n in _trained_alike(case, partition)}
+    return dict(sorted(found.items()))
+
+
+def _equal_groups(case: Case, partition: str) -> list[tuple[str, str]]:
+    """(MERIT method, other method) at each K that both have, ascending."""
+    merit, others = _by_size(case, "merit", "axes"), _by_size(case, partition, "groups")
+    return [(name, others[2**axes]) for axes, name in merit.items() if 2**axes in others]
+
+
+def _first(found: Sequence[str], what: str) -> str:
+    if not found:
+        raise NotTestable(f"the run lacks {what}")
+    return found[0]

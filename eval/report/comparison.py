@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from eval.report.intervals import compare, opponents
-from eval.report.results import Results
+from eval.report.render import points, render
 from eval.report.tables import DASH, markdown_table
+from eval.results import Results
 from eval.statistics import McNemar, gain_shares, holm, mcnemar
-from merit.config import BaseMethod, Experiment
+from merit.config import Experiment
 from merit.io.artifacts import atomic_write
 
 MOST = 0.8  # of a gain: how many benchmarks carry so much is said in words
@@ -88,26 +89,17 @@ def _mcnemar(results: Results, method: str, other: str, benchmark: int) -> McNem
     return mcnemar(ours, theirs, results.benchmarks[benchmark])
 
 
-def compared_methods(experiment: Experiment) -> list[str]:
-    """The main method's opponents but the base: who is trained, or derived from training."""
+def comparisons(experiment: Experiment, results: Results) -> dict[str, list[BenchmarkDifference]]:
+    """Opponent -> the main method's difference to it on every benchmark.
+
+    The base is left out: only what is trained, or derived from training, is compared so closely.
+    """
     method = experiment.report.partition
     if method is None:
-        return []
-    return [
-        name
-        for name in opponents(experiment, method)
-        if not isinstance(experiment.methods[name], BaseMethod)
-    ]
-
-
-def comparisons(experiment: Experiment, results: Results) -> dict[str, list[BenchmarkDifference]]:
-    """Opponent -> the main method's difference to it on every benchmark."""
-    method = experiment.report.partition
-    return {
-        other: by_benchmark(results, method, other)
-        for other in compared_methods(experiment)
-        if method is not None
-    }
+        return {}
+    others = opponents(experiment, method)
+    trained = [name for name in others if experiment.methods[name].partition != "base"]
+    return {other: by_benchmark(results, method, other) for other in trained}
 
 
 def carriers(rows: Sequence[BenchmarkDifference]) -> list[BenchmarkDifference]:
@@ -127,22 +119,19 @@ def carriers(rows: Sequence[BenchmarkDifference]) -> list[BenchmarkDifference]:
 def carriers_sentence(rows: Sequence[BenchmarkDifference]) -> str:
     """ "Against joint-1ep, 2 of 8 benchmarks carry 83 % of the gain: ..." """
     carried = carriers(rows)
-    if not carried:
-        return f"Against {rows[0].other} the average does not differ.\n"
-    total = sum(row.difference for row in rows)
-    share = sum(row.share or 0.0 for row in carried)
-    names = ", ".join(f"{row.benchmark} ({row.difference:+.1f})" for row in carried)
-    verb = "carries" if len(carried) == 1 else "carry"
-    return (
-        f"Against {rows[0].other}, {len(carried)} of {len(rows)} benchmarks {verb} {share:.0%} of "
-        f"the {'gain' if total > 0 else 'loss'} of {abs(total) / len(rows):.1f} points on the "
-        f"average: {names}.{' The others together moved the other way.' if share > 1 else ''}\n"
+    return render(
+        "carriers.md.j2",
+        other=rows[0].other,
+        num=len(rows),
+        carried=[f"{row.benchmark} ({row.difference:+.1f})" for row in carried],
+        share=sum(row.share or 0.0 for row in carried),
+        average=sum(row.difference for row in rows) / len(rows),
     )
 
 
-def glance(found: dict[str, list[BenchmarkDifference]]) -> str:
-    """Markdown for the summary: where each difference comes from, a line an opponent."""
-    return "".join(f"- {carriers_sentence(rows)}" for rows in found.values())
+def glance(found: dict[str, list[BenchmarkDifference]]) -> list[str]:
+    """Where each difference comes from: a sentence an opponent."""
+    return [carriers_sentence(rows).rstrip() for rows in found.values()]
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -173,41 +162,37 @@ def frame(found: dict[str, list[BenchmarkDifference]]) -> pd.DataFrame:
     )
 
 
-def comparison_part(found: dict[str, list[BenchmarkDifference]]) -> str:
-    """Markdown: a table for each opponent, and which benchmarks carry the difference."""
-    if not found:
+def comparison_part(found: dict[str, list[BenchmarkDifference]], level: str = "###") -> str:
+    """Markdown: a table for each opponent, and which benchmarks carry the difference.
+
+    "" without a main method. Args: level: the heading's marks.
+    """
+    tables = [markdown_table(_table(rows)) for rows in found.values()]
+    if not tables:
         return ""
-    parts = ["### Benchmark by benchmark\n", glance(found)]
-    for other, rows in found.items():
-        head = [f"{rows[0].method} − {other}", "difference", "p (Holm)"]
-        table = [[*head, "McNemar: only ours, only theirs right", "p", "share of the difference"]]
-        for row in rows:
-            test = row.test
-            table.append(
-                [
-                    row.benchmark,
-                    f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]",
-                    f"{row.p_holm:.3f}",
-                    DASH if test is None else f"{test.ours_only}, {test.theirs_only}",
-                    DASH if test is None else f"{test.p_value:.3f}",
-                    DASH if row.share is None else f"{row.share:.0%}",
-                ]
-            )
-        parts.append(markdown_table(table))
-    parts.append(
-        "Differences in points with paired bootstrap intervals over seeds and questions (over "
-        "questions alone where a method has one seed); p one-sided, Holm's adjustment over the "
-        "benchmarks. McNemar: exact, two-sided, on the first common seed, where answers are right "
-        "or wrong. Shares above 100 % and negative ones: other benchmarks moved the other way. All "
-        "as a file: [comparison.csv](comparison.csv).\n"
-    )
-    return "\n".join(parts)
+    return render("comparison.md.j2", level=level, glance=glance(found), tables=tables)
+
+
+def _table(rows: Sequence[BenchmarkDifference]) -> list[list[str]]:
+    head = [f"{rows[0].method} − {rows[0].other}", "difference", "p (Holm)"]
+    return [
+        [*head, "McNemar: only ours, only theirs right", "p", "share of the difference"],
+        *(
+            [
+                row.benchmark,
+                points(row.difference, row.low, row.high),
+                f"{row.p_holm:.3f}",
+                DASH if row.test is None else f"{row.test.ours_only}, {row.test.theirs_only}",
+                DASH if row.test is None else f"{row.test.p_value:.3f}",
+                DASH if row.share is None else f"{row.share:.0%}",
+            ]
+            for row in rows
+        ),
+    ]
 
 
 def write_comparison(found: dict[str, list[BenchmarkDifference]], out: Path) -> None:
     """comparison.csv and comparison.md; nothing without a main method."""
-    if not found:
-        return
-    atomic_write(out / "comparison.csv", frame(found).to_csv(index=False, lineterminator="\n"))
-    part = comparison_part(found).replace("### ", "# ", 1)
-    atomic_write(out / "comparison.md", part)
+    if found:
+        atomic_write(out / "comparison.csv", frame(found).to_csv(index=False, lineterminator="\n"))
+        atomic_write(out / "comparison.md", comparison_part(found, "#"))

@@ -24,7 +24,7 @@ def load_explorer(experiment: Experiment, artifacts: Artifacts) -> dict[str, Any
     `conflicting[t]` are [task index, cosine] pairs, strongest first. Raises MeritError where the
     partition stage knew other tasks.
     """
-    entries = read_json(artifacts.data / "tasks.json")
+    entries = read_json(artifacts.mixture / "tasks.json")
     tasks = [entry["task"] for entry in entries]
     path = artifacts.partition / "partitions.json"
     stored = read_json(path)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from eval.report import figures_partition, figures_scores, figures_training
 from eval.report.intervals import AVERAGE, Cells
-from eval.report.results import Results
 from eval.report.style import save, styled
+from eval.results import Results
 from merit.config import Experiment
 from merit.io.artifacts import Artifacts, atomic_write
 

@@ -44,7 +44,7 @@ def load_partition(experiment: Experiment, artifacts: Artifacts, method: str) ->
     if not model.branches:
         raise MeritError(f"report.partition: {method!r} trains no branches, so it has no groups")
     key = todo.branches[model.branches[0]].partition
-    entries = read_json(artifacts.data / "tasks.json")
+    entries = read_json(artifacts.mixture / "tasks.json")
     tasks = [entry["task"] for entry in entries]
     path = artifacts.partition / "partitions.json"
     assignment = read_json(path).get(key)

@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from eval.benchmarks import BENCHMARKS
 from eval.report.intervals import Cells, compare
-from eval.report.results import Results
 from eval.report.style import GREY, method_color, new_figure
-from merit.config import BaseMethod, Experiment
+from eval.results import Results
+from merit.config import Experiment
 
 
 def draw_benchmarks(experiment: Experiment, results: Results, cells: Cells) -> Figure:
@@ -82,7 +82,7 @@ def draw_average(experiment: Experiment, results: Results) -> Figure | None:
 
 
 def _base(experiment: Experiment) -> str | None:
-    bases = [name for name, m in experiment.methods.items() if isinstance(m, BaseMethod)]
+    bases = [name for name, m in experiment.methods.items() if m.partition == "base"]
     return bases[0] if bases else None
 
 

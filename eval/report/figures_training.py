@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from eval.report.style import BLACK, GREY, VERMILION, group_mark, method_color, new_figure
-from merit.config import Experiment, JointMethod
+from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.methods import Model, Plan, plan
@@ -149,7 +149,7 @@ def load_trajectories(experiment: Experiment, artifacts: Artifacts, method: str)
     With D the (K, num_parameters) displacements and D D^T = U S^2 U^T, direction j is
     v_j = D^T u_j / s_j; only inner products are needed, so one tensor is in memory at a time.
     Sign: the branch that lies farthest along an axis lies on its positive side. Merging is linear
-    (METHOD 2.5), so the merged model's coordinates are the same weighted average.
+    (docs/method.md, eq. (14)), so the merged model's coordinates are the same weighted average.
     """
     todo = plan(experiment)
     model = next(model for model in todo.models.values() if model.method == method)
@@ -231,12 +231,12 @@ def _open(path: Path) -> tuple[Reader, dict[str, tuple[int, ...]]]:
 
 def _joint_model(experiment: Experiment, todo: Plan, method: str, seed: int | None) -> Model | None:
     """The joint run of the same epochs, of the same seed where there is one."""
-    epochs = getattr(experiment.methods[method], "epochs", None)
+    epochs = experiment.methods[method].epochs
     found = [
         model
         for model in todo.models.values()
-        if isinstance(joint := experiment.methods[model.method], JointMethod)
-        and joint.epochs == epochs
+        if (joint := experiment.methods.get(model.method)) is not None
+        and (joint.partition, joint.epochs) == ("joint", epochs)
     ]
     return next((m for m in found if m.seed == seed), found[0] if found else None)
 

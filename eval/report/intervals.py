@@ -12,19 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.report.results import Results
-from eval.statistics import Interval, bootstrap_interval, holm, paired_bootstrap, wilcoxon
-from merit.config import (
-    BaseMethod,
-    Experiment,
-    JointMethod,
-    MeritMethod,
-    RandomMethod,
-    ShrunkMethod,
+from eval.results import Results
+from eval.statistics import (
+    LEVEL,
+    NUM_RESAMPLES,
+    Interval,
+    bootstrap_interval,
+    holm,
+    paired_bootstrap,
+    wilcoxon,
 )
-
-NUM_RESAMPLES = 2000
-LEVEL = 0.95
+from merit.config import Experiment
 
 AVERAGE = "avg"
 CLOSED = "avg_closed"  # without the open-ended benchmarks
@@ -185,19 +183,19 @@ def opponents(experiment: Experiment, method: str) -> list[str]:
     """The methods that a MERIT method must be held against, in this order.
 
     Joint training for the same epochs, the base, random groups of the same number, and the
-    distance-matched shrunken joint model (METHOD 3b).
+    distance-matched shrunken joint model (docs/method.md 9).
     """
     ours = experiment.methods[method]
-    if not isinstance(ours, MeritMethod):
+    if ours.partition != "merit":
         return [name for name in experiment.methods if name != method]
     joint, base, random, shrunk = [], [], [], []
     for name, other in experiment.methods.items():
-        if isinstance(other, JointMethod) and other.epochs == ours.epochs:
+        if other.partition == "joint" and other.epochs == ours.epochs:
             joint.append(name)
-        elif isinstance(other, BaseMethod):
+        elif other.partition == "base":
             base.append(name)
-        elif isinstance(other, RandomMethod) and other.groups == 2**ours.axes:
+        elif other.partition == "random" and other.num_groups == ours.num_groups:
             random.append(name)
-        elif isinstance(other, ShrunkMethod) and other.match == method:
+        elif other.partition == "shrunk" and other.match == method:
             shrunk.append(name)
     return joint + base + random + shrunk

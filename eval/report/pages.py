@@ -2,19 +2,17 @@
 
 Every experiment leaves `verdicts.md` (a few sentences), `summary.md` (these, the table, one figure)
 and `section.md` (the whole) in its own folder, with links relative to it; the pages join these and
-adjust the links.
+adjust the links. Their words stand in templates/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from eval.report.figures import FigureFile
+from eval.paper import PaperTable
 from eval.report.intervals import (
-    LEVEL,
-    NUM_RESAMPLES,
     Cells,
     Comparison,
     compare,
@@ -23,191 +21,128 @@ from eval.report.intervals import (
     opponents,
     resampled,
 )
-from eval.report.paper import PaperTable
-from eval.report.provenance import Provenance
-from eval.report.results import Results
-from eval.report.tables import DASH, HEADINGS, caption, markdown_table, paper_caption, text_table
+from eval.report.render import points, render
+from eval.report.tables import (
+    DASH,
+    HEADINGS,
+    caption,
+    markdown_table,
+    paper_caption,
+    published_rows,
+    text_table,
+)
+from eval.results import Results
+from eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_write
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
-
-@dataclass(frozen=True)
-class Parts:
-    """What other modules add to an experiment's pages, as Markdown; "" where there is nothing."""
-
-    headline: str = ""  # five lines in plain words, for the summary
-    regime: str = ""  # the map of where splitting helps, a figure
-    claims_line: str = ""  # one sentence for the summary
-    glance: str = ""  # which benchmarks carry the differences, a list
-    claims: str = ""
-    comparison: str = ""
-    studies: str = ""
+Rows = list[list[str]]
 
 
 def verdict_sentence(found: Comparison) -> str:
     """One comparison in words that claim no more than its interval."""
-    limits = f"{LEVEL:.0%} interval {found.low:+.1f} to {found.high:+.1f}"
-    seeds = f"ahead on {found.seeds_ahead} of {found.num_seeds} seeds"
-    if found.num_seeds == 0:
-        seeds = "no seed in common"
-    ours, other = f"**{found.method}**", f"**{found.other}**"
-    if found.verdict == "undecided":
-        return (
-            f"{ours} and {other}: **not decided** "
-            f"(difference {found.difference:+.1f} points, {limits}; {seeds})."
-        )
-    word = "beats" if found.verdict == "better" else "is worse than"
-    return f"{ours} **{word}** {other} by {abs(found.difference):.1f} points ({limits}; {seeds})."
+    return render("verdict.md.j2", found=found, level=LEVEL).rstrip()
 
 
-def write_sections(
-    experiment: Experiment,
-    results: Results,
-    cells: Cells,
-    paper: PaperTable,
-    provenance: Provenance,
-    figures: Sequence[FigureFile],
-    parts: Parts,
-    out: Path,
-) -> None:
+def write_sections(values: Mapping[str, Any], out: Path) -> None:
     """`verdicts.md`, `summary.md` and `section.md` of one experiment."""
-    ours = markdown_table(text_table(results, cells, paper))
-    stem = paper.stem
-    first = next(iter(figures))
-    method = experiment.report.partition
-    found = (
-        [compare(results, method, other) for other in opponents(experiment, method)]
-        if method
-        else []
-    )
-    sentences = "".join(f"- {verdict_sentence(comparison)}\n" for comparison in found)
-    differences = ""
-    if found:
-        differences = (
-            f"### Differences of {method}\n\n{sentences}{parts.glance}\n"
-            f"Averages over {len(results.benchmarks)} benchmarks, paired bootstrap "
-            f"{resampled(results)}; other data are another matter.\n"
-        )
-    summary = [
-        parts.headline,
-        parts.claims_line,
-        parts.regime,
-        ours,
-        f"{caption(results)} The last column is the paper's ({paper.scale}): another scale.\n",
-        # one figure is enough at the top: the map where there is one
-        "" if parts.regime else _image(next((f for f in figures if f.name == "average"), first)),
-    ]
-    atomic_write(out / "verdicts.md", f"{sentences}\n{parts.claims_line}")
-    atomic_write(out / "summary.md", "\n".join(part for part in summary if part))
-    links = ", ".join(f"[{suffix}]({stem}{suffix})" for suffix in (".csv", "_tidy.csv", ".tex"))
-    section = [
-        *summary[:-1],
-        f"The table as files: {links}; [metrics.json](metrics.json).\n",
-        "### The paper's table\n",
-        paper_caption(paper) + "\n",
-        markdown_table([list(paper.header), *map(list, paper.rows)]),
-        parts.claims,
-        differences,
-        _tests_part(found),
-        parts.comparison,
-        _leave_one_out_part(results, found),
-        _intervals_part(results, cells),
-        "### Figures\n",
-        *(_image(figure) for figure in figures),
-        parts.studies,
-        _provenance_part(results, provenance),
-    ]
-    atomic_write(out / "section.md", "\n".join(part for part in section if part))
+    for page in ("verdicts", "summary", "section"):
+        atomic_write(out / f"{page}.md", render(f"{page}.md.j2", **values))
 
 
-def _intervals_part(results: Results, cells: Cells) -> str:
-    """A table: the bootstrap interval of every cell of the results table."""
-    head = ["method", *(HEADINGS.get(name, name) for name in next(iter(cells.values())))]
-    rows = [
-        [method, *(f"[{cell.low:.1f}, {cell.high:.1f}]" for cell in row.values())]
-        for method, row in cells.items()
-    ]
-    return (
-        f"### Intervals of every score\n\n{LEVEL:.0%} intervals in percent, by bootstrap "
-        f"{resampled(results)}.\n\n{markdown_table([head, *rows])}"
-    )
+def score_values(
+    experiment: Experiment, results: Results, cells: Cells, paper: PaperTable
+) -> dict[str, Any]:
+    """What the pages say of the scores, by the templates' names.
+
+    `method` is "" and the parts on its differences are empty without a main method.
+    """
+    method = experiment.report.partition or ""
+    others = opponents(experiment, method) if method else []
+    found = [compare(results, method, other) for other in others]
+    parts = {c.other: leave_one_out(results, method, c.other) for c in found}
+    several = len(results.benchmarks) > 1
+    return {
+        "ours": markdown_table(text_table(results, cells, paper)),
+        "caption": caption(results),
+        "published": markdown_table(published_rows(paper)),
+        "paper_caption": paper_caption(paper),
+        "scale": paper.scale,
+        "stem": paper.stem,
+        "method": method if found else "",
+        "verdicts": [verdict_sentence(comparison) for comparison in found],
+        "tests": markdown_table(comparison_rows(found)),
+        "left_out": markdown_table(left_out_rows(found, parts)) if found and several else "",
+        "turned": turned(found, parts),
+        "intervals": markdown_table(interval_rows(cells)),
+        "level": LEVEL,
+        "num_resamples": NUM_RESAMPLES,
+        "resampled": resampled(results),
+        "num_seeds": max((c.num_seeds for c in found), default=0),
+        "seeds": results.seeds,
+        "num_questions": results.num_questions,
+    }
 
 
-def _image(figure: FigureFile) -> str:
-    link = f"[PDF](figures/{figure.name}.pdf)"
-    return f"![{figure.caption}](figures/{figure.name}.png)\n\n{figure.caption} {link}\n"
-
-
-def _tests_part(found: Sequence[Comparison]) -> str:
-    """A table: every comparison with its interval and tests, and a note on their number."""
-    if not found:
-        return ""
+def comparison_rows(found: Sequence[Comparison]) -> Rows:
+    """Every comparison with its interval and tests."""
     adjusted = holm_p_values(found)
-    head = ["against", "difference", "p", "p (Holm)", "seeds ahead", "p over seeds (Wilcoxon)"]
-    rows = [head]
-    for c in found:
-        seeds = DASH if c.seeds_p_value is None else f"{c.seeds_p_value:.3f}"
-        tests = [f"{c.p_value:.4f}", f"{adjusted[c.other]:.4f}"]
-        rows.append([c.other, _cell(c), *tests, f"{c.seeds_ahead} of {c.num_seeds}", seeds])
-    num_seeds = max(c.num_seeds for c in found)
-    return (
-        f"### {found[0].method} against the controls\n\n{markdown_table(rows)}\n"
-        "All tests are one-sided, for a positive difference. p: share of the bootstrap resamples "
-        f"without one; Holm: adjusted for {len(found)} comparisons. With {num_seeds} seeds "
-        f"Wilcoxon's p cannot fall below {0.5**num_seeds:.3f}.\n"
-    )
-
-
-def _leave_one_out_part(results: Results, found: Sequence[Comparison]) -> str:
-    """A table: difference of the averages without each benchmark in turn, with its interval."""
-    if not found or len(results.benchmarks) < 2:
-        return ""
-    method = found[0].method
-    tables = {c.other: leave_one_out(results, method, c.other) for c in found}
-    rows = [["left out", *(f"{method} − {other}" for other in tables)]]
-    rows.append(["nothing", *map(_cell, found)])
-    for name in results.benchmarks:
-        rows.append([name, *(_cell(table[name]) for table in tables.values())])
-    notes = []
-    for whole in found:
-        table = tables[whole.other]
-        turned = [name for name, part in table.items() if part.verdict != whole.verdict]
-        if turned:
-            notes.append(f"- against {whole.other}, the verdict hangs on {', '.join(turned)}\n")
-    remark = "".join(notes) or "No verdict changes when any single benchmark is left out.\n"
-    return (
-        "### Leave one benchmark out\n\n"
-        "Difference of the averages in points and its paired interval. An average that rests on "
-        "one benchmark loses its verdict here.\n\n"
-        f"{markdown_table(rows)}\n{remark}"
-    )
-
-
-def _cell(found: Comparison) -> str:
-    return f"{found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
-
-
-def _provenance_part(results: Results, provenance: Provenance) -> str:
-    seeds = "; ".join(
-        f"{method} {', '.join(map(str, values))}"
-        for method, values in results.seeds.items()
-        if values
-    )
-    counts = ", ".join(f"{name} {n}" for name, n in results.num_questions.items())
-    rows = [
-        ["what", "value"],
-        ["commit", f"`{provenance.commit}`"],
-        ["parameter hash", f"`{provenance.parameter_hash}`"],
-        ["base hash", f"`{provenance.base_hash}`"],
-        ["seeds", seeds],
-        ["questions", counts],
-        ["intervals", f"{LEVEL:.0%}, {NUM_RESAMPLES} bootstrap draws {resampled(results)}"],
+    return [
+        ["against", "difference", "p", "p (Holm)", "seeds ahead", "p over seeds (Wilcoxon)"],
+        *(
+            [
+                c.other,
+                points(c.difference, c.low, c.high),
+                f"{c.p_value:.4f}",
+                f"{adjusted[c.other]:.4f}",
+                f"{c.seeds_ahead} of {c.num_seeds}",
+                DASH if c.seeds_p_value is None else f"{c.seeds_p_value:.3f}",
+            ]
+            for c in found
+        ),
     ]
-    table = markdown_table(rows).replace("---:|", "---|")
-    return f"### Where the numbers come from\n\n{table}"
+
+
+def left_out_rows(
+    found: Sequence[Comparison], parts: Mapping[str, Mapping[str, Comparison]]
+) -> Rows:
+    """Difference of the averages without each benchmark in turn: {opponent: {benchmark: ...}}."""
+    benchmarks = next(iter(parts.values()), {})
+    wholes = {"nothing": found} | {
+        name: [table[name] for table in parts.values()] for name in benchmarks
+    }
+    return [
+        ["left out", *(f"{c.method} − {c.other}" for c in found)],
+        *(
+            [name, *(points(c.difference, c.low, c.high) for c in row)]
+            for name, row in wholes.items()
+        ),
+    ]
+
+
+def turned(
+    found: Sequence[Comparison], parts: Mapping[str, Mapping[str, Comparison]]
+) -> dict[str, list[str]]:
+    """{opponent: the benchmarks without which the verdict is another one}, where there are any."""
+    hanging = {
+        c.other: [name for name, part in parts[c.other].items() if part.verdict != c.verdict]
+        for c in found
+    }
+    return {other: names for other, names in hanging.items() if names}
+
+
+def interval_rows(cells: Cells) -> Rows:
+    """The bootstrap interval of every cell of the results table."""
+    return [
+        ["method", *(HEADINGS.get(name, name) for name in next(iter(cells.values())))],
+        *(
+            [method, *(f"[{cell.low:.1f}, {cell.high:.1f}]" for cell in row.values())]
+            for method, row in cells.items()
+        ),
+    ]
 
 
 def write_pages(
@@ -220,21 +155,18 @@ def write_pages(
     `readme` is left alone where it does not exist. Raises MeritError where an experiment has no
     report yet, or `readme` does not hold the two markers once each and in order.
     """
-    page = ["# Results\n", "Generated by the report stage; nothing here is typed by hand.\n"]
-    block: list[str] = []
-    for name, title in experiments:
-        heading = f"{title} (`{name}`)\n"
-        page.append(f"## {heading}\n{_part(reports_dir, name, 'section.md', '')}")
-        if name not in fuller:
-            file = "verdicts.md" if block else "summary.md"
-            block.append(f"### {heading}\n{_part(reports_dir, name, file, f'{reports_dir.name}/')}")
-    atomic_write(reports_dir / "README.md", "\n".join(page))
+    sections = [(n, title, _part(reports_dir, n, "section.md", "")) for n, title in experiments]
+    atomic_write(reports_dir / "README.md", render("results.md.j2", experiments=sections))
     if readme.is_file():
-        where = f"{reports_dir.name}/README.md"
-        link = f"Every table and figure is in [{where}]({where})"
-        named = ", ".join(f"`{name}`" for name in fuller)
-        link += f", those of every row and study under {named}.\n" if fuller else ".\n"
-        atomic_write(readme, _replace_block(readme, "\n".join([*block, link])))
+        shown = [(name, title) for name, title in experiments if name not in fuller]
+        words = [
+            (name, title, _part(reports_dir, name, file, f"{reports_dir.name}/"))
+            for i, (name, title) in enumerate(shown)
+            for file in ("verdicts.md" if i else "summary.md",)
+        ]
+        page = f"{reports_dir.name}/README.md"
+        block = render("readme.md.j2", experiments=words, page=page, fuller=fuller)
+        atomic_write(readme, _replace_block(readme, block))
 
 
 def _part(reports_dir: Path, name: str, file: str, prefix: str) -> str:

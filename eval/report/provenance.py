@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report.intervals import LEVEL, NUM_RESAMPLES, one_seed
-from eval.report.results import Results
+from eval.report.intervals import one_seed
+from eval.results import Results
+from eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash
@@ -24,6 +25,7 @@ class Provenance:
     commit: str
     parameter_hash: str
     base_hash: str
+    studies: tuple[str, ...]
 
     def record(self, results: Results) -> dict[str, Any]:
         """What `provenance.json` holds."""
@@ -31,6 +33,7 @@ class Provenance:
             "commit": self.commit,
             "parameter_hash": self.parameter_hash,
             "base_hash": self.base_hash,
+            "studies": list(self.studies),
             "seeds": {method: list(seeds) for method, seeds in results.seeds.items()},
             "num_questions": results.num_questions,
             "interval": {
@@ -51,6 +54,7 @@ def load_provenance(experiment: Experiment, artifacts: Artifacts) -> Provenance:
         commit=git_commit(),
         parameter_hash=value_hash(experiment.model_dump(mode="json")),
         base_hash=_base_hash(experiment, artifacts),
+        studies=tuple(experiment.studies.named),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from merit.config import AnyMethod
+from merit.config import Method
 from merit.io.artifacts import atomic_write
 
 STYLE: dict[str, Any] = {
@@ -49,7 +50,7 @@ CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
 LARGER = {"*": 2.0, "P": 1.5, "X": 1.4}  # markers that cover less than their box
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
-_KINDS = {
+PARTITION_COLORS = {  # one for each way of assigning tasks to groups
     "base": GREY,
     "joint": VERMILION,
     "random": SKY,
@@ -62,14 +63,20 @@ _KINDS = {
 }
 
 
-def method_color(method: AnyMethod) -> str:
+def method_color(method: Method) -> str:
     """One colour for each way of assigning tasks to groups."""
-    return _KINDS[method.partition]
+    return PARTITION_COLORS[method.partition]
 
 
 def group_mark(index: int) -> tuple[str, str]:
     """Colour and marker of the index-th family or group; 64 pairs, colours first."""
     return CYCLE[index % len(CYCLE)], MARKERS[(index // len(CYCLE) + index) % len(MARKERS)]
+
+
+def error_bars(intervals: Iterable[Sequence[float]]) -> list[list[float]]:
+    """matplotlib's `yerr` or `xerr` of (value, low, high): what lies below and above each value."""
+    found = list(intervals)
+    return [[value - low for value, low, _ in found], [high - value for value, _, high in found]]
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -6,16 +6,18 @@ that belongs to it (n, seeds, spread, interval, commit, parameter hash), ours an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from eval.benchmarks import BENCHMARKS
+from eval.paper import PaperTable
 from eval.report.intervals import AVERAGE, CLOSED, Cells, columns, resampled
-from eval.report.paper import PaperTable
 from eval.report.provenance import Provenance
-from eval.report.results import Results
+from eval.report.render import render
+from eval.results import Results
 from merit.config import Experiment
 from merit.io.artifacts import atomic_write, write_json
 
@@ -121,80 +123,68 @@ HEADINGS = {AVERAGE: "avg", CLOSED: "avg without open-ended"}
 
 def caption(results: Results) -> str:
     """What the numbers of the table mean."""
-    counts = sorted(set(results.num_questions.values()))
-    questions = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    pairs = [f"{name} ({other})" for name, other in stands_for(results.benchmarks).items()]
-    without = (
-        f" Without open-ended: all but {', '.join(results.open_ended)}."
-        if CLOSED in columns(results)
-        else ""
-    )
-    columns_note = f" Benchmarks and what they stand for: {', '.join(pairs)}." if pairs else ""
-    return (
-        f"Scores in percent: mean ± standard deviation over seeds; {questions} questions a "
-        f"benchmark; intervals by bootstrap {resampled(results)}."
-        f"{without}{columns_note}"
-    )
+    counts = results.num_questions.values()
+    return render(
+        "caption.md.j2",
+        counts=sorted({min(counts), max(counts)}),
+        resampled=resampled(results),
+        open_ended=results.open_ended if CLOSED in columns(results) else (),
+        stands_for=[f"{name} ({other})" for name, other in stands_for(results.benchmarks).items()],
+    ).rstrip()
 
 
 def paper_caption(paper: PaperTable) -> str:
     """Marks the published numbers as another scale."""
-    return (
-        f"Published numbers, **another scale** ({paper.scale}): compare the order and the signs "
-        "of differences, not the values."
-    )
+    return render("paper_caption.md.j2", scale=paper.scale).rstrip()
+
+
+def published_rows(paper: PaperTable) -> list[list[str]]:
+    """The paper's table: header and rows."""
+    return [list(paper.header), *map(list, paper.rows)]
 
 
 def markdown_table(rows: list[list[str]]) -> str:
     """A GitHub table; the first column is text, the others align right."""
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in escaped]
-    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
-    return "\n".join(lines) + "\n"
+    sides = ("left", *["right"] * (len(rows[0]) - 1))
+    text = _frame(escaped).to_markdown(index=False, disable_numparse=True, colalign=sides)
+    return re.sub(" {2,}", " ", text) + "\n"  # unpadded: one changed cell is one changed line
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",
-}
+_LATEX = str.maketrans(
+    {
+        **{character: rf"\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "–": "--",
+    }
+)
 
 
 def latex_escape(text: str) -> str:
     """Text that LaTeX prints as it is written."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return text.translate(_LATEX)
 
 
 def latex_table(rows: list[list[str]], title: str, label: str) -> str:
     """A booktabs table (needs \\usepackage{booktabs, graphicx}) scaled to the text's width."""
-    lines = [" & ".join(map(latex_escape, row)) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex_escape(title.replace('**', ''))}}}",
-            rf"\label{{{label}}}",
-            r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-            "",
-        ]
+    frame = _frame([[latex_escape(cell) for cell in row] for row in rows])
+    text = frame.style.hide(axis="index").to_latex(
+        hrules=True,
+        column_format="l" + "r" * (len(rows[0]) - 1),
+        caption=latex_escape(title.replace("**", "")),
+        label=label,
+        position_float="centering",
     )
+    tabular = r"\begin{tabular}", r"\end{tabular}"
+    scaled = "\\resizebox{\\textwidth}{!}{%\n" + tabular[0], tabular[1] + "}"
+    return text.replace(tabular[0], scaled[0]).replace(tabular[1], scaled[1])
+
+
+def _frame(rows: list[list[str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows[1:], columns=rows[0])
 
 
 def write_tables(
@@ -211,13 +201,16 @@ def write_tables(
     atomic_write(out / f"{stem}.csv", wide.to_csv(index=False, lineterminator="\n"))
     tidy = tidy_table(results, cells, paper, provenance)
     atomic_write(out / f"{stem}_tidy.csv", tidy.to_csv(index=False, lineterminator="\n"))
-    ours = text_table(results, cells, paper)
-    published = [list(paper.header), *map(list, paper.rows)]
-    atomic_write(
-        out / f"{stem}.md",
-        f"# {title}\n\n{caption(results)}\n\n{markdown_table(ours)}\n"
-        f"{paper_caption(paper)}\n\n{markdown_table(published)}",
+    ours, published = text_table(results, cells, paper), published_rows(paper)
+    page = render(
+        "table.md.j2",
+        title=title,
+        caption=caption(results),
+        ours=markdown_table(ours),
+        paper_caption=paper_caption(paper),
+        published=markdown_table(published),
     )
+    atomic_write(out / f"{stem}.md", page)
     atomic_write(
         out / f"{stem}.tex",
         latex_table(ours, f"{title}. {caption(results)}", f"tab:{experiment.name}")

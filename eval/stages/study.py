@@ -1,4 +1,4 @@
-"""study: one of the paper's measurements besides its main tables (merit.studies)."""
+"""study: one of the paper's measurements besides its main tables (merit.config_studies)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from eval.report.provenance import git_commit
 from eval.report.tables import latex_table, markdown_table
 from merit.config import load_experiment
-from merit.errors import MeritError
+from merit.config_studies import STUDIES
 from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
     atomic_write,
     file_hash,
+    study_folder,
     value_hash,
     write_json,
 )
-from merit.studies import STUDIES, folder
 
 Row = dict[str, Any]
 
@@ -28,13 +28,10 @@ Row = dict[str, Any]
 def run(name: str, item: str | None = None) -> None:
     """Write reports/studies/<name>/<item>."""
     experiment, paths = load_experiment(name), Artifacts(name)
-    if item not in STUDIES:
-        raise MeritError(f"study: there is no study {item!r}; there are {', '.join(STUDIES)}")
-    settings = getattr(experiment.studies, item)
-    if settings is None:
-        raise MeritError(f"experiments/{name}.yaml: key `studies.{item}` is missing; add it")
-    module = importlib.import_module(f"eval.studies.{item}")
-    result = module.measure(experiment, paths, settings)
+    assert item is not None
+    settings = experiment.studies.named[item]
+    study = importlib.import_module(f"eval.studies.{item}")
+    result = study.measure(experiment, paths, settings)
     result["provenance"] = {
         "base_hash": file_hash(paths.base / "model.safetensors"),
         "commit": git_commit(),
@@ -43,11 +40,12 @@ def run(name: str, item: str | None = None) -> None:
     }
     result = json.loads(json.dumps(result))  # what is drawn is what is stored
     result["title"] = STUDIES[item].title
-    with atomic_folder(folder(name, item)) as out:
+    with atomic_folder(study_folder(name, item)) as out:
         write_json(out / "result.json", result)
         for stem, rows in result["tables"].items():
             write_table(out, stem, rows, STUDIES[item].title, f"tab:{name}-{stem}")
-        module.draw(result, out)
+        if STUDIES[item].timed:  # the others' figures are the report's (draw_studies)
+            importlib.import_module(f"eval.report.drawings.{item}").draw(result, out)
 
 
 def write_table(out: Path, stem: str, rows: Sequence[Row], title: str, label: str) -> None:

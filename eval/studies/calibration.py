@@ -1,4 +1,4 @@
-"""How many examples a task's mean gradient needs (METHOD 6, table 11).
+"""How many examples a task's mean gradient needs (table 11; docs/method.md 12).
 
 The paper compares the gradient of n of a task's examples with that of 1000. Where tasks hold fewer
 (the mini study's hold about 70 each), a family of tasks stands in for a task: its examples are
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from eval.report.paper import load_paper_table
-from eval.report.style import BLUE, GREY, VERMILION, new_figure, save, styled
 from merit.config import Experiment
 from merit.config_studies import Calibration
 from merit.errors import MeritError
-from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json
+from merit.io.artifacts import Artifacts, read_json
 from merit.progress import Progress
 from merit.stages.gradients import AtBase
 
@@ -83,7 +80,7 @@ def _units(base: AtBase, paths: Artifacts, settings: Calibration) -> dict[str, N
     """The examples of every task, or of every family, that has `reference` of them, by name."""
     names = np.array(base.tasks)
     if settings.unit == "family":
-        entries = read_json(paths.data / "tasks.json")
+        entries = read_json(paths.mixture / "tasks.json")
         family = {entry["task"]: entry["family"] for entry in entries}
         names = np.array([family[task] for task in base.tasks])
     owners = names[base.owner]
@@ -164,38 +161,3 @@ def _text(summary: dict[str, Any]) -> str:
         f"{plural} with as many and {summary['num_draws']} draws each; the paper: 0.847 at 200 of "
         f"1000, over tasks.{pooled}"
     )
-
-
-def draw(result: dict[str, Any], folder: Path) -> None:
-    """calibration: the mean with its spread over units, every unit, and the paper's curve."""
-    rows, sizes = result["tables"][TABLE], result["sizes"]
-    mean = np.array([row["mean_cosine"] for row in rows])
-    std = np.array([row["std"] or 0.0 for row in rows])
-    summary = result["summary"]
-    paper = np.array(load_paper_table(TABLE, REPORTS_DIR).rows, dtype=np.float64)
-    plural = "tasks" if summary["unit"] == "task" else "families"
-    with styled():
-        figure = new_figure(5.2, 3.6)
-        axes = figure.subplots()
-        axes.fill_between(
-            sizes, mean - std, np.minimum(mean + std, 1), color=BLUE, alpha=0.18, lw=0
-        )
-        for values in result["units"].values():
-            axes.plot(sizes, values, color=BLUE, lw=0.5, alpha=0.5)
-        axes.plot(
-            sizes, mean, "o-", color=BLUE, ms=4, lw=1.6,
-            label=f"ours: mean of {len(result['units'])} {plural}, each a thin line; band: std",
-        )  # fmt: skip
-        axes.errorbar(
-            paper[:, 0], paper[:, 1], yerr=paper[:, 2],
-            fmt="s--", color=VERMILION, ms=3, lw=0.9, elinewidth=0.6, capsize=2,
-            label="paper, Qwen2.5-VL-3B: mean and std over tasks",
-        )  # fmt: skip
-        axes.axvline(summary["n"], color=GREY, lw=0.8, ls=":")
-        axes.set_xlabel("n, examples in the mean gradient")
-        axes.set_ylabel(f"cosine to the {summary['reference']}-example gradient")
-        axes.set_title(
-            f"Calibration size: {summary['mean_cosine']:.3f} with {summary['n']} examples"
-        )
-        axes.legend(loc="lower right")
-    save(figure, folder / "figures", "calibration")

@@ -1,20 +1,18 @@
 """connectivity: is the loss without a barrier between branches, and to their average? (table 5)
 
-Linear mode connectivity, METHOD.md section 6: the loss on the straight path between all pairs of
+Linear mode connectivity, docs/method.md 12: the loss on the straight path between all pairs of
 branches, and from every branch to the merged model.
 """
 
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from eval.report.style import GREY, group_mark, new_figure, save, styled
-from eval.studies.loss import (
+from eval.measuring.loss import (
     Losses,
     Meter,
     base_vector,
@@ -30,7 +28,6 @@ from merit.io.artifacts import Artifacts
 from merit.progress import Progress
 
 TOLERANCE = 0.01  # a barrier below this share of the path's mean end-point loss counts as zero
-MOST_LABELS = 16  # paths that are named one by one in the figure
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Connectivity) -> dict[str, Any]:
@@ -48,8 +45,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Connectivity) ->
         "model": model.id,
         "num_branches": len(model.branches),
         "num_points": settings.num_points,
-        "num_examples": meter.num_examples,
-        "num_tokens": int(meter.num_tokens.sum()),
+        **meter.sample,
     }
     return {
         "tables": {"table05_linear_mode_connectivity": rows},
@@ -141,30 +137,3 @@ def sentences(summary: dict[str, Any]) -> str:
         f"error; {summary['max_inner_excess_path']}). The base's loss is "
         f"{summary['loss_base']:.3f}, the merged model's {summary['loss_merged']:.3f}."
     )
-
-
-def draw(result: dict[str, Any], folder: Path) -> None:
-    """The loss along every path: between branches, and from a branch to the merged model."""
-    with styled():
-        figure = new_figure(7.2, 3.8)
-        panels = figure.subplots(1, 2, sharey=True)
-        kinds: tuple[list[str], list[str]] = ([], [])
-        for path in result["curves"]:
-            kinds[path.endswith("merged")].append(path)
-        titles = ("Between branches", "From a branch to the merged model")
-        for axes, names, title in zip(panels, kinds, titles, strict=True):
-            for i, path in enumerate(names):
-                curve = result["curves"][path]
-                color, marker = group_mark(i)
-                axes.plot((0, 1), (curve[0], curve[-1]), color=color, lw=0.6, ls=":")
-                label = path.replace("-", " to ") if len(names) <= MOST_LABELS else None
-                axes.plot(
-                    result["alphas"], curve, color=color, marker=marker, ms=2.5, lw=1, label=label
-                )
-            axes.axhline(result["summary"]["loss_base"], color=GREY, lw=0.8, ls="--", label="base")
-            axes.set_title(title)
-            axes.set_xlabel("alpha (0: first model, 1: second model)")
-            axes.set_xlim(-0.02, 1.02)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
-        panels[0].set_ylabel("loss on the mixture (dotted: no barrier)")
-        save(figure, folder / "figures", "connectivity")

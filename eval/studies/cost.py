@@ -1,7 +1,7 @@
-"""Wall-clock time of the method's steps beside joint training's (METHOD 6, table 15).
+"""Wall-clock time of the method's steps beside joint training's (table 15).
 
 The numbers are the seconds that the stages took when they last ran here (artifacts' `timings/`, and
-every branch's `timing.jsonl`): they differ from run to run and from machine to machine. A stage
+every branch in it): they differ from run to run and from machine to machine. A stage
 that DVC restored from its cache took no time here and has no file; its row says so.
 """
 
@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
-from eval.report.claims_evidence import Link
-from eval.report.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save, styled
+from eval.verdict import Link
 from merit.config import Experiment
 from merit.config_studies import Cost
 from merit.errors import MeritError
@@ -102,8 +100,8 @@ def _stage_seconds(paths: Artifacts, name: str) -> float | None:
 
 
 def _loop_seconds(paths: Artifacts, branch: str) -> float | None:
-    """The branch's training loop alone, wherever it ran: its record travels with the branch."""
-    path = paths.branch(branch) / "timing.jsonl"
+    """The branch's training loop alone; None where it did not run here."""
+    path = paths.timing(branch)
     records = read_jsonl(path) if path.is_file() else []
     return float(records[-1]["seconds"]) if records else None
 
@@ -238,43 +236,3 @@ def _text(summary: dict[str, Any], row: Row) -> str:
         f"{with_all}. {_verdict(summary)}. On {row['branches']} machines the branches and the "
         f"merge take {summary['wall_seconds']:.1f} s. {closing}"
     )
-
-
-def draw(result: dict[str, Any], folder: Path) -> None:
-    """cost: compute of every method on top of the gradients and the partition, and wall-clock."""
-    rows, summary = result["tables"][TABLE], result["summary"]
-    methods = [row for row in rows if row["branches"] is not None and row["seconds"] is not None]
-    once = (
-        ("gradients", summary["gradient_seconds"] or 0.0, ORANGE),
-        ("partition", summary["partition_seconds"] or 0.0, GREY),
-    )
-    with styled():
-        figure = new_figure(6.4, 0.9 + 0.62 * max(1, len(methods)))
-        axes = figure.subplots()
-        for i, row in enumerate(methods):
-            start = 0.0
-            is_joint = row["stage"].startswith(f"{summary['joint']}:")
-            for label, seconds, color in () if is_joint else once:
-                axes.barh(i - 0.19, seconds, 0.36, left=start, color=color, label=label)
-                start += seconds
-            axes.barh(
-                i - 0.19, row["seconds"], 0.36, left=start, xerr=row["std"],
-                color=VERMILION if is_joint else BLUE, error_kw={"lw": 0.8, "capsize": 2},
-                label="joint training" if is_joint else "branches + merge, added up",
-            )  # fmt: skip
-            if not is_joint:
-                axes.barh(
-                    i + 0.19, start + row["wall_seconds"], 0.36, color=GREEN,
-                    label="wall-clock on a machine a branch, all steps",
-                )  # fmt: skip
-        names = [row["stage"].partition(":")[0] for row in methods]
-        axes.set_yticks(range(len(methods)), names)
-        axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel("seconds (std over seeds where there are several)")
-        axes.set_title("Compute and wall-clock time")
-        handles, labels = axes.get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        if unique:
-            figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
-    save(figure, folder / "figures", "cost")

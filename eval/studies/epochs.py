@@ -1,7 +1,7 @@
 """epochs: joint and merged over training length (tables 1, 6, 7; claims C8, C9, C10).
 
 Distance from the base, loss on the mixture, held-out score, and the loss under isotropic Gaussian
-weight noise (METHOD.md section 6). The noise N(0, sigma^2) is drawn anew for every draw, but the
+weight noise (docs/method.md 12). The noise N(0, sigma^2) is drawn anew for every draw, but the
 same for all models and, up to its scale, for all sigmas: what differs is the model alone.
 """
 
@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.report.intervals import LEVEL, NUM_RESAMPLES
-from eval.report.results import Results, load_results
-from eval.statistics import paired_bootstrap
-from eval.studies.epochs_figures import draw
-from eval.studies.loss import Meter, base_vector, model_vector, open_meter, planned_model
+from eval.measuring.loss import Meter, base_vector, model_vector, open_meter, planned_model
+from eval.results import Results, load_results
+from eval.statistics import LEVEL, NUM_RESAMPLES, paired_bootstrap
 from merit.config import Experiment
 from merit.config_studies import Epochs
 from merit.core.diagnostics import flatness_auc
@@ -26,8 +24,6 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.methods import Model
 from merit.progress import Progress
-
-__all__ = ["draw", "measure"]
 
 Row = dict[str, Any]
 
@@ -79,8 +75,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
         "weight_rms_base": rms["base"],
         "sigmas": settings.sigmas,
         "num_draws": settings.num_draws,
-        "num_examples": meter.num_examples,
-        "num_tokens": int(meter.num_tokens.sum()),
+        **meter.sample,
         "num_questions": sum(results.num_questions.values()),
     }
     return {

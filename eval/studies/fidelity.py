@@ -1,4 +1,4 @@
-"""Strided against full gradients, and the norms of task gradients (METHOD 6, tables 16 and 19).
+"""Strided against full gradients, and the norms of task gradients (tables 16 and 19).
 
 The full gradients of all tasks, T x P float32, are held in memory: 130 MB for the mini study. At 3B
 parameters (1.7 TB) they would not fit; the inner products behind the cosines add up over blocks of
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from eval.report.style import BLUE, GREY, VERMILION, new_figure, save, styled
-from merit.config import Experiment, MeritMethod
+from merit.config import Experiment
 from merit.config_studies import Fidelity
-from merit.core.diagnostics import matrix_fidelity, norm_concentration, trimmed
+from merit.core.diagnostics import matrix_fidelity, norm_concentration
 from merit.core.partition import merit_groups
 from merit.core.similarity import cosine_matrix, pca
 from merit.errors import MeritError
@@ -109,7 +107,7 @@ def _full_gradients(experiment: Experiment, base: AtBase) -> NDArray[np.float32]
 
 def _num_axes(experiment: Experiment, num_tasks: int) -> int:
     """r of the experiment's finest MERIT partition; 3, as in the paper, where it has none."""
-    axes = [m.axes for m in experiment.methods.values() if isinstance(m, MeritMethod)]
+    axes = [m.axes for m in experiment.methods.values() if m.partition == "merit" and m.axes]
     return min(max(axes, default=3), num_tasks.bit_length() - 1)
 
 
@@ -197,46 +195,3 @@ def _text(summary: dict[str, Any], columns: Sequence[str]) -> str:
         f"of variation {cv}, largest over smallest {ratio} "
         "(paper: 0.39 -> 0.23 -> 0.17 and 7.1 -> 3.1 -> 2.1)."
     )
-
-
-def draw(result: dict[str, Any], folder: Path) -> None:
-    """fidelity: strided against full cosines, and the histogram of norms with the trims' ends."""
-    summary, pairs = result["summary"], result["pairs"]
-    norms = np.array(result["norms"])
-    with styled():
-        figure = new_figure(7.6, 3.5)
-        left, right = figure.subplots(1, 2)
-        ends = (min(pairs["full"] + pairs["strided"]), max(pairs["full"] + pairs["strided"]))
-        left.plot(ends, ends, color=GREY, lw=0.8)
-        left.scatter(
-            pairs["full"], pairs["strided"], s=4, c=BLUE, alpha=0.35, lw=0, rasterized=True
-        )
-        left.set_aspect("equal")
-        left.set_xlabel("cosine, full gradients")
-        left.set_ylabel(f"cosine, one entry in {summary['stride']}")
-        left.set_title(
-            f"Strided gradients: r = {summary['pearson']:.4f}, rho = {summary['spearman']:.4f}"
-        )
-        left.annotate(
-            f"{len(pairs['full'])} pairs of tasks",
-            (0.97, 0.04),
-            xycoords="axes fraction",
-            ha="right",
-            fontsize=7,
-        )
-        bins = np.geomspace(norms.min(), norms.max() * 1.001, 25)
-        right.hist(norms, bins=list(bins), color=BLUE, ec="white", lw=0.4)
-        right.set_xscale("log")
-        for trim, style in zip([t for t in result["trims"] if t > 0], ("--", ":"), strict=False):
-            kept = trimmed(norms, trim)
-            label = f"trimmed {100 * trim:g} % at either end"
-            right.axvline(kept[0], color=VERMILION, ls=style, lw=1, label=label)
-            right.axvline(kept[-1], color=VERMILION, ls=style, lw=1)
-        right.set_xlabel("norm of the full task gradient")
-        right.set_ylabel("tasks")
-        raw = summary["coefficient_of_variation_raw"]
-        right.set_title(f"Norms of {len(norms)} task gradients: CV {raw:.2f}")
-        if right.get_legend_handles_labels()[0]:
-            right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-        right.yaxis.get_major_locator().set_params(integer=True)
-    save(figure, folder / "figures", "fidelity")

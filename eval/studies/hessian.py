@@ -1,4 +1,4 @@
-"""Do directions of gradient conflict lie along the loss's curvature? (METHOD 7, table 21)
+"""Do directions of gradient conflict lie along the loss's curvature? (table 21; docs/method.md 13)
 
 The Hessian is that of the mean of four task losses (each a mean per token, so that a task with long
 answers counts no more than another), at theta0, over the trainable parameters. Lanczos holds
@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.studies.hessian_figures import TIERS, draw
 from merit.config import Experiment
 from merit.config_studies import Hessian
 from merit.core.hessian import (
@@ -36,10 +35,9 @@ from merit.io.artifacts import Artifacts
 from merit.progress import Progress
 from merit.stages.gradients import AtBase
 
-__all__ = ["draw", "measure"]
-
 TOLERANCE = 0.05  # relative difference up to which the paper's central differences stand
 TABLE, STEPS = "table21_hessian_pca_alignment", "hessian_epsilon"
+TIERS = "figure_hessian_three_tier"
 
 
 @dataclass(frozen=True)

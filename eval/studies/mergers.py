@@ -13,15 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.report import style
-from eval.studies.compare import Interval, Scores, average, difference, num_questions, verdict
-from eval.studies.runs import (
-    Candidate,
-    moved,
-    score_models,
-    study_folder,
+from eval.measuring.candidates import Candidate, moved, score_candidates
+from eval.measuring.scores import (
+    DIRECTIONS,
+    Interval,
+    Row,
+    Scores,
+    average,
+    columns,
+    difference,
+    interval,
+    num_questions,
+    points,
+    verdict,
 )
-from merit.config import Experiment, load_params
+from merit.config import Experiment
 from merit.config_studies import Mergers
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
@@ -29,12 +35,9 @@ from merit.io.artifacts import Artifacts, read_json
 if TYPE_CHECKING:
     import torch
 
-Row = dict[str, Any]
-
 MERGERS = ("token-weighted", "uniform", "ties", "star", "tsv", "iso-c", "iso-cts")
 REFERENCE = "token-weighted"
 DEFAULT_SCALE = 1.0
-WORDS = {"negative": "behind", "positive": "ahead", "undecided": "undecided"}  # of the merger
 NOTE = (
     "Defaults: TIES density 0.2 and scale 1 (trimmed over the whole model), STAR eta 0.4, TSV-M "
     "scale 1, Iso-C and Iso-CTS scale 1 (common share 0.8). Every matrix is merged by the rule, "
@@ -81,11 +84,7 @@ def merged_tensors(
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict[str, Any]:
     """Validation scores over the scales; test scores at the default and at the chosen scale."""
-    from merit.models import use_one_thread
-
-    use_one_thread()
     scales = sorted({*settings.scales, DEFAULT_SCALE})
-    folder, workers = study_folder(paths, "mergers"), load_params().workers
 
     def candidate(merger: str, scale: float, seed: int) -> Candidate:
         record = _merge_record(paths, settings.method, seed)
@@ -96,20 +95,17 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict
             # every merger is theta0 + scale * delta, so its other scales lie on the same line
             return moved(paths.base, merged, scale)
 
-        return Candidate(_name(merger, scale, seed), paths.base, tensors)
+        return Candidate(_name(merger, scale, seed), tensors)
 
     def score(split: str, wanted: dict[str, list[float]]) -> dict[str, Scores]:
-        questions = paths.data / "benchmarks" / ("validation" if split == "validation" else "")
         models = [
             candidate(merger, scale, seed)
             for merger, chosen in wanted.items()
             for scale in chosen
             for seed in settings.seeds
         ]
-        models.append(Candidate("base", paths.base))
-        return score_models(
-            experiment, questions, models, folder / split, workers, f"mergers, {split}"
-        )
+        models.append(Candidate("base"))
+        return score_candidates(experiment, paths, split, models, f"mergers, {split}")
 
     validation = score("validation", {merger: scales for merger in MERGERS})
     curves = {
@@ -163,7 +159,6 @@ def table_row(
     ours = [test[_name(merger, chosen[merger], seed)] for seed in seeds]
     theirs = [test[_name(REFERENCE, chosen[REFERENCE], seed)] for seed in seeds]
     mean, low, high = average(ours)
-    gap, gap_low, gap_high = difference(ours, theirs)
     return {
         "merge": merger,
         "tuning": tuning,
@@ -172,9 +167,7 @@ def table_row(
         "mean": mean,
         "low": low,
         "high": high,
-        "difference": gap,
-        "difference_low": gap_low,
-        "difference_high": gap_high,
+        **columns("difference", difference(ours, theirs)),
         "validation": validation,
         "num_questions": num_questions(ours[0]),
     }
@@ -203,7 +196,7 @@ def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str,
         }
     found["at_edge"] = at_edge(rows, settings)
     for tuning in ("default", "best"):
-        for word, name in WORDS.items():
+        for word, name in DIRECTIONS.items():  # of the merger
             found[f"{name}_{tuning}"] = [row["merge"] for row in _others(rows, tuning, word)]
     return found
 
@@ -253,15 +246,12 @@ def _others(rows: Sequence[Row], tuning: str, word: str) -> list[Row]:
         for row in rows
         if row["tuning"] == tuning
         and row["merge"] != REFERENCE
-        and verdict((row["difference"], row["difference_low"], row["difference_high"])) == word
+        and verdict(interval(row, "difference")) == word
     ]
 
 
 def _quoted(row: Row) -> str:
-    return (
-        f"{row['merge']} ({row['difference']:+.1f} [{row['difference_low']:+.1f}, "
-        f"{row['difference_high']:+.1f}])"
-    )
+    return f"{row['merge']} ({points(interval(row, 'difference'))})"
 
 
 def _average(
@@ -282,46 +272,3 @@ def _merge_record(paths: Artifacts, method: str, seed: int) -> dict[str, Any]:
             f"studies.mergers: {method}-s{seed} is not merged from branches; name such a method"
         )
     return record
-
-
-def draw(result: dict[str, Any], folder: Path) -> None:
-    """Validation average over the scale; test average at the default and at the chosen scale."""
-    scales, best = result["scales"], result["best"]
-    rows = result["tables"]["table12_posthoc_merging_7b"]
-    with style.styled():
-        figure = style.new_figure(7.2, 3.0)
-        left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-        for i, (merger, points) in enumerate(result["curves"].items()):
-            color, marker = style.CYCLE[i], style.MARKERS[i]
-            values = [point[0] for point in points]
-            left.plot(scales, values, color=color, marker=marker, ms=3.5, lw=1.1, label=merger)
-            chosen = scales.index(best[merger])
-            left.plot(scales[chosen], values[chosen], "o", ms=9, mfc="none", mec=color, mew=1.0)
-        left.axhline(result["base"]["validation"][0], color=style.GREY, ls="--", lw=1, label="base")
-        left.set_xscale("log", base=2)
-        left.set_xticks(scales, [f"{scale:g}" for scale in scales])
-        left.minorticks_off()
-        left.set_xlabel("scale of the merged displacement (1: default)")
-        left.set_ylabel("average score, validation (%)")
-        left.set_title("Score over scale; circle: chosen")
-        for tuning, shift, fill in (("default", 0.16, "none"), ("best", -0.16, None)):
-            for row in rows:
-                if row["tuning"] != tuning:
-                    continue
-                i = list(result["curves"]).index(row["merge"])
-                right.errorbar(
-                    row["mean"],
-                    len(result["curves"]) - 1 - i + shift,
-                    xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]],
-                    fmt=style.MARKERS[i],
-                    ms=4,
-                    lw=0.9,
-                    color=style.CYCLE[i],
-                    mfc=fill or style.CYCLE[i],
-                )
-        right.axvline(result["base"]["test"][0], color=style.GREY, ls="--", lw=1)
-        right.set_yticks(range(len(best)), list(reversed(result["curves"])))
-        right.set_xlabel("average score, test (%), 95 % interval")
-        right.set_title("Default (open), chosen (filled)")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=8)
-        style.save(figure, folder / "figures", "mergers")

@@ -1,56 +1,24 @@
 """regime: where does conflict-aware splitting help? A map that the paper does not have.
 
 At every learning rate, from a base that has the skills and from one that must learn them: joint
-training, random groups, MERIT, and joint training shrunk to MERIT's distance (METHOD 3b).
+training, random groups, MERIT, and joint training shrunk to MERIT's distance (docs/method.md 9).
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from eval.studies.compare import Scores, average, difference, num_questions, verdict
-from eval.studies.regime_figures import draw_differences, draw_regime
-from eval.studies.runs import (
-    Candidate,
-    Run,
-    Tensors,
-    Trained,
-    average_runs,
-    distance,
-    moved,
-    score_models,
-    study_folder,
-    train_runs,
-)
-from eval.studies.sgd import rate_label
-from merit.config import (
-    Experiment,
-    JointMethod,
-    MeritMethod,
-    MiniWorldData,
-    RandomMethod,
-    TrainedMethod,
-    load_params,
-)
+from eval.answering.answers import stored_questions
+from eval.measuring.scores import Row, average, difference, num_questions, rate_label, verdict
+from merit.config import MAIN, Experiment, Sweep, load_experiment, suffix
 from merit.config_studies import Readiness, Regime, Thresholds
-from merit.data.world.conversations import known_skills
-from merit.data.world.skills import SKILLS
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_array, read_json, value_hash
-from merit.methods import plan
-from merit.stages.other_base import with_other_base
-
-Row = dict[str, Any]
+from merit.io.artifacts import Artifacts, read_json
 
 OWN, OTHER = "has the skills", "must learn them"  # said of the base
-TAGS = {OWN: "own", OTHER: "other"}  # in the names of runs and models
 KINDS = ("joint", "random", "merit")  # what is trained, in this order
 PAIRS = (
     ("merit", "random"),
@@ -62,71 +30,35 @@ PAIRS = (
 VERDICTS = ("positive", "negative", "undecided", "not finite")
 
 
-@dataclass(frozen=True)
-class Point:
-    """One cell of the map and its runs: `parts` method kind -> the runs merged, a list a draw."""
-
-    base: str
-    paths: Artifacts
-    learning_rate: float
-    parts: dict[str, list[list[str]]]
-
-    @property
-    def name(self) -> str:
-        return f"{TAGS[self.base]}-lr{self.learning_rate:g}"
-
-
 def measure(experiment: Experiment, paths: Artifacts, settings: Regime) -> dict[str, Any]:
-    """Train and score every cell; differences with paired intervals."""
-    from merit.models import use_one_thread
-
-    use_one_thread()
-    folder, workers = study_folder(paths, "regime"), load_params().workers
-    epochs = check_methods(experiment, settings)
-    bases, rates = {OWN: paths}, learning_rates(experiment, settings)
-    if settings.other_base is not None:
-        bases[OTHER] = paths.other
-    points, runs = [], []
-    trained: dict[str, Trained] = {}
-    for base, where in bases.items():
-        for rate in rates:
-            point, needed, reused = plan_point(experiment, settings, base, where, rate)
-            points.append(point)
-            runs += needed
-            trained |= reused
-    trained |= train_runs(runs, folder / "runs", workers, "regime")
-    models = [Candidate(f"{TAGS[base]}-base", where.base) for base, where in bases.items()]
-    measured = {}
-    for point in points:
-        found, measured[point.name] = candidates(point, trained, experiment.merge_weights)
-        models += found
-    scores = score_models(
-        experiment, paths.data / "benchmarks", models, folder / "test", workers, "regime"
-    )
-    limits = thresholds(experiment)
-    cells = [cell(point, scores, measured[point.name], limits) for point in points]
-    asked = num_questions(scores[f"{TAGS[OWN]}-base"])
+    """Every cell of the map from the sweep's models; differences with paired intervals."""
+    epochs, sweep = check_methods(experiment, settings), experiment.sweeps[settings.sweep]
+    bases = {OWN: experiment}
+    for name in sweep.bases[1:]:
+        bases[OTHER] = load_experiment(f"{experiment.name}-{name}")
+    own, limits = experiment.training.optimizer.learning_rate, thresholds(experiment)
+    rates = sorted({*sweep.learning_rate, own})
+    cells = [
+        cell(kind, rate, read_models(start, settings, sweep, rate), Artifacts(start.name), limits)
+        for kind, start in bases.items()
+        for rate in rates
+    ]
+    asked = num_questions(stored_questions(paths, "base"))
     return {
         "tables": tables(cells),
-        "summary": summary(cells, settings, asked),
-        "text": text(cells, settings, asked, epochs, limits),
+        "summary": summary(cells, sweep, asked),
+        "text": text(cells, settings, sweep, asked, epochs, limits),
         "cells": cells,
         "learning_rates": rates,
-        "own_learning_rate": experiment.training.optimizer.learning_rate,
-        "bases": [{"base": base, **skills(experiment, settings, base)} for base in bases],
+        "own_learning_rate": own,
+        "bases": [{"base": kind, **skills(start)} for kind, start in bases.items()],
         "methods": {
             "joint": settings.joint, "random": settings.random, "merit": settings.method,
         },
-        "num_random": settings.num_random,
+        "num_random": len(sweep.seeds),
         "num_benchmarks": len(experiment.evaluation.benchmarks),
         "thresholds": limits.model_dump(mode="json"),
     }  # fmt: skip
-
-
-def draw(result: dict[str, Any], folder: Path) -> None:
-    """regime: averages and displacements over the learning rate. regime_differences: a heat map."""
-    draw_regime(result, folder / "figures")
-    draw_differences(result, folder / "figures", PAIRS)
 
 
 # --- what is asked -----------------------------------------------------------------------------
@@ -135,33 +67,46 @@ def draw(result: dict[str, Any], folder: Path) -> None:
 def check_methods(experiment: Experiment, settings: Regime) -> float:
     """The epochs that all three methods are trained for.
 
-    Raises MeritError unless they are a joint, a random and a merit method of equal epochs.
+    Raises MeritError unless they are a joint, a random and a merit method of equal epochs, and with
+    the shrunk one part of a sweep that has every cell of the map.
     """
+    where = f"experiments/{experiment.name}.yaml: key `studies.regime"
+    sweep = experiment.sweeps.get(settings.sweep)
+    if sweep is None:
+        raise MeritError(f"{where}.sweep`: no sweep at this level is called {settings.sweep!r}")
+    cells = f"experiments/{experiment.name}.yaml: key `sweeps.{settings.sweep}"
+    if sweep.bases[0] != MAIN or len(sweep.bases) > 2:
+        raise MeritError(
+            f"{cells}.bases`: found {sweep.bases}; the map has {MAIN!r} first and at most one other"
+        )
+    own = experiment.training.optimizer.learning_rate
+    if len(sweep.bases) > 1 and sweep.learning_rate and own not in sweep.learning_rate:
+        raise MeritError(
+            f"{cells}.learning_rate`: found {sweep.learning_rate}; from another base the "
+            f"experiment's own {own:g}, which is a part of the map, must be listed"
+        )
     epochs: dict[str, float] = {}
-    for key, kind in (("joint", JointMethod), ("random", RandomMethod), ("method", MeritMethod)):
-        name = getattr(settings, key)
+    for key in (*KINDS[:2], "method", "shrunk"):
+        name, kind = getattr(settings, key), "merit" if key == "method" else key
         method = experiment.methods.get(name)
-        if not isinstance(method, kind):
+        if method is None or method.partition != kind:
             raise MeritError(
-                f"studies.regime.{key}: {name!r} is no {kind.__name__.removesuffix('Method')} "
-                f"method of {experiment.name}; name one that is"
+                f"{where}.{key}`: {name!r} is no {kind} method of {experiment.name}; name one that "
+                "is"
             )
-        assert isinstance(method, TrainedMethod)
-        epochs[name] = method.epochs
+        if name not in sweep.methods:
+            raise MeritError(
+                f"{where}.{key}`: {name!r} is not among `sweeps.{settings.sweep}.methods`"
+            )
+        if method.trained:
+            epochs[name] = method.epochs
     if len(set(epochs.values())) > 1:
         found = ", ".join(f"{name} {value:g}" for name, value in epochs.items())
         raise MeritError(
-            f"studies.regime: the methods are trained for different epochs ({found}); name three "
-            "of equal epochs"
+            f"{where}`: the methods are trained for different epochs ({found}); name three of "
+            "equal epochs"
         )
-    if settings.other_base is not None:
-        with_other_base(experiment, settings.other_base)
     return next(iter(epochs.values()))
-
-
-def learning_rates(experiment: Experiment, settings: Regime) -> list[float]:
-    """The rows of the map; the experiment's own rate is always one."""
-    return sorted({*settings.learning_rates, experiment.training.optimizer.learning_rate})
 
 
 def thresholds(experiment: Experiment) -> Thresholds:
@@ -169,168 +114,84 @@ def thresholds(experiment: Experiment) -> Thresholds:
     return (experiment.studies.readiness or Readiness()).thresholds
 
 
-def skills(experiment: Experiment, settings: Regime, base: str) -> dict[str, int | None]:
-    """How many skills this base has seen, and of how many; None where the data has no skills."""
-    if not isinstance(experiment.data, MiniWorldData):
-        return {"known_skills": None, "num_skills": None}
-    num_new = experiment.data.num_new_skills
-    if base == OTHER:
-        assert settings.other_base is not None
-        num_new = settings.other_base.num_new_skills
-    return {"known_skills": len(known_skills(num_new)), "num_skills": len(SKILLS)}
+def skills(experiment: Experiment) -> dict[str, int | None]:
+    """How many skills the base has seen, and of how many; None where the data has no skills."""
+    data = experiment.data
+    total, new = getattr(data, "num_skills", None), getattr(data, "num_new_skills", None)
+    known = None if total is None or new is None else total - new
+    return {"known_skills": known, "num_skills": total}
 
 
-# --- what is trained and scored ----------------------------------------------------------------
+# --- what the pipeline trained and scored ------------------------------------------------------
 
 
-def plan_point(
-    experiment: Experiment, settings: Regime, base: str, paths: Artifacts, rate: float
-) -> tuple[Point, list[Run], dict[str, Trained]]:
-    """The cell, its runs by the pipeline's partition rules and manifests, and those it reuses.
+def read_models(
+    experiment: Experiment, settings: Regime, sweep: Sweep, rate: float
+) -> dict[str, list[str]] | None:
+    """{"joint", "random", "merit", "shrunk": model ids, one a seed} of one cell.
 
-    From the experiment's own base at its own rate, a branch that the pipeline has is not trained
-    again.
+    None where a training did not stay finite: such a cell has no models.
     """
-    from merit.core.similarity import pca
-    from merit.stages.partition import Evidence, assign, build_manifests
-
-    draws = list(range(settings.seed, settings.seed + settings.num_random))
-    seeds = {"joint": [settings.seed], "random": draws, "merit": [settings.seed]}
-    sources = dict(zip(KINDS, (settings.joint, settings.random, settings.method), strict=True))
-    methods = {
-        kind: experiment.methods[name].model_copy(update={"seeds": seeds[kind]})
-        for kind, name in sources.items()
+    own, paths = experiment.training.optimizer.learning_rate, Artifacts(experiment.name)
+    tag = "" if rate == own else suffix({"learning_rate": rate})
+    names = (settings.joint, settings.random, settings.method, settings.shrunk)
+    models = {
+        kind: [f"{name}{tag}-s{seed}" for seed in sweep.seeds]
+        for kind, name in zip((*KINDS, "shrunk"), names, strict=True)
     }
-    planned = plan(experiment.model_copy(update={"methods": methods}))
-    tasks = read_json(paths.encoded / "tasks.json")
-    similarity = np.asarray(read_array(paths.partition / "similarity.npy"))
-    merit = experiment.methods[settings.method]
-    assert isinstance(merit, MeritMethod)
-    embedding = pca(similarity, merit.axes).embedding
-    no_gradients = np.empty((len(tasks), 0), dtype=np.float32)  # these rules need none
-    partitions, _ = assign(planned, Evidence(tasks, no_gradients, similarity, embedding))
-    manifests = build_manifests(experiment, planned, tasks, partitions)
-    own = experiment.training.optimizer
-    trained_already = plan(experiment).branches if base == OWN and rate == own.learning_rate else {}
-    reused = {
-        branch: pipeline_branch(paths, branch) for branch in manifests if branch in trained_already
-    }
-    point = Point(base, paths, rate, {})
-    optimizer = own.model_copy(update={"learning_rate": rate})
-    training = experiment.training.model_copy(update={"optimizer": optimizer})
-    runs = [
-        Run(f"{point.name}-{branch}", paths, manifest, training)
-        for branch, manifest in manifests.items()
-        if branch not in reused
-    ]
-    for kind in KINDS:
-        point.parts[kind] = [
-            [
-                branch if branch in reused else f"{point.name}-{branch}"
-                for branch in planned.models[f"{kind}-s{seed}"].branches
-            ]
-            for seed in seeds[kind]
-        ]
-    return point, runs, reused
+    records = [merge_record(paths, model) for some in models.values() for model in some]
+    return None if any(record["failure"] for record in records) else models
 
 
-def pipeline_branch(paths: Artifacts, branch: str) -> Trained:
-    """A branch of the pipeline as a finished run.
-
-    Raises MeritError where it is missing or was trained for another manifest.
-    """
-    manifest = read_json(paths.manifest(branch))
-    summary = read_json(paths.branch(branch) / "summary.json")
-    if summary["manifest_hash"] != value_hash(manifest):
-        raise MeritError(
-            f"{paths.branch(branch)}: trained for another manifest than "
-            f"{paths.manifest(branch)}; run the train stage again"
-        )
-    return Trained(
-        path=paths.branch(branch) / "model.safetensors",
-        num_tokens=manifest["num_tokens"],
-        num_loss_tokens=manifest["num_loss_tokens"],
-        num_samples=manifest["num_samples"],
-        final_loss=summary["final_loss"],
-        displacement=summary["displacement"],
-        failure=None,
-    )
+def merge_record(paths: Artifacts, model: str) -> dict[str, Any]:
+    return read_json(paths.model(model) / "merge.json")
 
 
-def candidates(
-    point: Point, trained: Mapping[str, Trained], reading: str
-) -> tuple[list[Candidate], Row | None]:
-    """The cell's models, and {"distances", "norm", "alpha"}; `alpha` is the shrunk model's.
-
-    `distances` from the base by kind, `norm` the base's over the trained tensors. None where a run
-    did not stay finite: such a cell has no models. Args: reading: the experiment's `merge_weights`.
-    """
-    from merit.core.merge.average import matching_alpha
-
-    names = itertools.chain.from_iterable(itertools.chain.from_iterable(point.parts.values()))
-    if any(trained[name].failure is not None for name in names):
-        return [], None
-    base = point.paths.base
-
-    def merged(kind: str, draw: int) -> Callable[[], Tensors]:
-        parts = [trained[name] for name in point.parts[kind][draw]]
-        return functools.partial(average_runs, parts, reading)
-
-    models, distances = [], {}
-    for kind, draws in point.parts.items():
-        for draw in range(len(draws)):
-            models.append(Candidate(f"{point.name}-{kind}-{draw}", base, merged(kind, draw)))
-        distances[kind] = float(
-            np.mean([distance(base, merged(kind, draw)()) for draw in range(len(draws))])
-        )
-    alpha, joint = matching_alpha(distances["merit"], distances["joint"]), merged("joint", 0)
-    shrunk = functools.partial(_shrunk, base, joint, alpha)
-    models.append(Candidate(f"{point.name}-shrunk", base, shrunk))
-    norm = base_norm(base, joint())
-    return models, {"distances": distances, "norm": norm, "alpha": alpha}
-
-
-def base_norm(base: Path, names: Iterable[str]) -> float:
-    """||theta0||_2 over the base's tensors of these names."""
+def base_norm(paths: Artifacts, joint: str) -> float:
+    """||theta0||_2 over the base's tensors that the joint model's branch trains."""
     from merit.io.checkpoints import Checkpoint
 
-    start = Checkpoint(base / "model.safetensors")
+    branch = merge_record(paths, joint)["branches"][0]
+    names: Iterable[str] = Checkpoint(paths.branch(branch) / "model.safetensors").names
+    start = Checkpoint(paths.base / "model.safetensors")
     return sum(float(start.read(name).double().square().sum()) for name in names) ** 0.5
-
-
-def _shrunk(base: Path, joint: Callable[[], Tensors], alpha: float) -> Tensors:
-    return moved(base, joint(), alpha)
 
 
 # --- what is reported --------------------------------------------------------------------------
 
 
-def cell(point: Point, scores: Mapping[str, Scores], found: Row | None, limits: Thresholds) -> Row:
+def cell(
+    base: str,
+    rate: float,
+    found: Mapping[str, Sequence[str]] | None,
+    paths: Artifacts,
+    limits: Thresholds,
+) -> Row:
     """One cell: averages, differences with intervals, distances, and whether it is merge-ready.
 
-    `merge_ready` is None where a training did not stay finite.
+    `merge_ready` is None where a training did not stay finite. Args: found: as `read_models` has
+    it; paths: of the cell's base.
     """
-    where: Row = {"base": point.base, "learning_rate": point.learning_rate}
+    where: Row = {"base": base, "learning_rate": rate}
     if found is None:
         nothing = ("averages", "differences", "distances", "relative_displacements", "merge_ready")
         return where | dict.fromkeys(nothing)
-    models = {
-        kind: [scores[f"{point.name}-{kind}-{draw}"] for draw in range(len(draws))]
-        for kind, draws in point.parts.items()
-    }
-    models |= {
-        "shrunk": [scores[f"{point.name}-shrunk"]],
-        "base": [scores[f"{TAGS[point.base]}-base"]],
-    }
+    models = {kind: [stored_questions(paths, m) for m in some] for kind, some in found.items()}
+    models["base"] = [stored_questions(paths, "base")]
     differences = {f"{a}-{b}": difference(models[a], models[b]) for a, b in PAIRS}
-    distances = found["distances"] | {"shrunk": found["distances"]["merit"], "base": 0.0}
-    relative = {kind: value / found["norm"] for kind, value in distances.items()}
+    distances = {
+        kind: float(np.mean([merge_record(paths, model)["displacement"] for model in found[kind]]))
+        for kind in KINDS
+    }
+    distances |= {"shrunk": distances["merit"], "base": 0.0}
+    norm = base_norm(paths, found["joint"][0])
+    relative = {kind: value / norm for kind, value in distances.items()}
     return where | {
         "averages": {kind: average(some) for kind, some in models.items()},
         "differences": differences,
         "distances": distances,
         "relative_displacements": relative,
-        "alpha": found["alpha"],
+        "alpha": merge_record(paths, found["shrunk"][0])["alpha"],
         "merge_ready": merge_ready(relative["joint"], differences["random-joint"][0], limits),
     }
 
@@ -394,14 +255,14 @@ def counts(cells: Sequence[Row]) -> dict[str, dict[str, int]]:
     return table
 
 
-def summary(cells: Sequence[Row], settings: Regime, num_questions: int) -> Row:
+def summary(cells: Sequence[Row], sweep: Sweep, num_questions: int) -> Row:
     """The counts, and every cell as one flat entry of `cells`."""
     found: Row = {
         "num_cells": len(cells),
         "num_merge_ready": sum(entry["merge_ready"] is True for entry in cells),
         "num_questions": num_questions,
-        "num_random": settings.num_random,
-        "seed": settings.seed,
+        "num_random": len(sweep.seeds),
+        "seed": sweep.seeds[0],
         "cells": [],
     }
     for pair, words in counts(cells).items():
@@ -424,11 +285,17 @@ def summary(cells: Sequence[Row], settings: Regime, num_questions: int) -> Row:
 
 
 def text(
-    cells: Sequence[Row], settings: Regime, num_questions: int, epochs: float, limits: Thresholds
+    cells: Sequence[Row],
+    settings: Regime,
+    sweep: Sweep,
+    num_questions: int,
+    epochs: float,
+    limits: Thresholds,
 ) -> str:
     """In which cells each method is ahead, generated."""
     ours, random, joint = settings.method, settings.random, settings.joint
-    draws = "one draw" if settings.num_random == 1 else f"mean of {settings.num_random} draws"
+    num_draws = len(sweep.seeds)
+    draws = "one draw" if num_draws == 1 else f"mean of {num_draws} draws"
     words = [_verdict(entry, "merit", "shrunk") for entry in cells]
     no_worse = words.count("negative") + words.count("undecided")
     length = "one epoch" if epochs == 1 else f"{epochs:g} epochs"
@@ -437,7 +304,7 @@ def text(
     ready = [entry for entry in cells if entry["merge_ready"]]
     return (
         f"{len(cells)} cells, learning rate x kind of base, trained for {length}, seed "
-        f"{settings.seed}. "
+        f"{sweep.seeds[0]}. "
         f"Splitting by conflict ({ours}) against splitting at random ({random}, {draws}): "
         f"{_compared(cells, 'merit', 'random')}. "
         f"Against joint training ({joint}): {_compared(cells, 'merit', 'joint')}. "
@@ -450,7 +317,7 @@ def text(
         f"most {limits.random_behind:g} {points} worse than {joint}, here on the test split). "
         + (f"A training did not stay finite {_where(cells, failed)}. " if failed else "")
         + f"Decided means that the 95 % paired bootstrap interval over {num_questions} questions"
-        f"{f' and the draws of {random}' if settings.num_random > 1 else ''} excludes 0."
+        f"{f' and the draws of {random}' if num_draws > 1 else ''} excludes 0."
     )
 
 

@@ -2,96 +2,76 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from eval.report import style
-from eval.studies.compare import Interval, Scores, average, difference, num_questions, verdict
-from eval.studies.runs import (
-    Candidate,
-    Run,
-    average_runs,
-    distance,
-    score_models,
-    study_folder,
-    train_runs,
+from eval.answering.answers import stored_questions
+from eval.measuring.scores import (
+    Interval,
+    Row,
+    Scores,
+    average,
+    difference,
+    num_questions,
+    rate_label,
+    verdict,
 )
-from merit.config import Experiment, JointMethod, MeritMethod, TrainedMethod, load_params
+from merit.config import Experiment, Sweep, combinations, suffix
 from merit.config_studies import Sgd
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
-from merit.methods import plan
-
-Row = dict[str, Any]
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Sgd) -> dict[str, Any]:
-    """Train every method's branches at every rate, merge, answer the test questions."""
-    from merit.models import use_one_thread
-
-    use_one_thread()
-    methods, reference = _methods(experiment, settings)
-    rates = sorted(set(settings.learning_rates))
-    folder, workers = study_folder(paths, "sgd"), load_params().workers
-    planned = plan(experiment).models
-    branches = {m: planned[f"{m}-s{settings.seed}"].branches for m in methods}
-    manifests = {
-        branch: read_json(paths.manifest(branch))
-        for branch in dict.fromkeys(itertools.chain(*branches.values()))
+    """The sweep's models, as the pipeline trained, merged and scored them."""
+    sweep, reference = check_sweep(experiment, settings)
+    own, seed = experiment.training.optimizer, sweep.seeds[0]
+    # what the sweep's methods are called at each rate: only what differs is a part of the name
+    tags = {
+        point.get("learning_rate", own.learning_rate): suffix(point)
+        for point in combinations(sweep, own)
     }
-    runs = []
-    for rate, (branch, manifest) in itertools.product(rates, manifests.items()):
-        optimizer = experiment.training.optimizer.model_copy(
-            update={"algorithm": "sgd", "learning_rate": rate}
-        )
-        training = experiment.training.model_copy(update={"optimizer": optimizer})
-        runs.append(Run(_name(branch, rate), paths, manifest, training))
-    trained = train_runs(runs, folder / "runs", workers, "sgd")
-    models = [Candidate("base", paths.base)]
+    rates = sorted(tags)
+    scores: dict[str, Scores] = {"base": stored_questions(paths, "base")}
     displacements: dict[str, float] = {}
-    for method, rate in itertools.product(methods, rates):
-        parts = [trained[_name(branch, rate)] for branch in branches[method]]
-        if all(part.failure is None for part in parts):
-            name = _name(method, rate)
-            merged = functools.partial(average_runs, parts, experiment.merge_weights)
-            models.append(Candidate(name, paths.base, merged))
-            displacements[name] = distance(paths.base, merged())
-    scores = score_models(
-        experiment, paths.data / "benchmarks", models, folder / "test", workers, "sgd"
-    )
+    for method, rate in itertools.product(sweep.methods, rates):
+        model = f"{method}{tags[rate]}-s{seed}"
+        record = read_json(paths.model(model) / "merge.json")
+        if record["failure"] is None:
+            scores[_name(method, rate)] = stored_questions(paths, model)
+            displacements[_name(method, rate)] = record["displacement"]
     rows = [
         sweep_row(method, rate, scores, displacements, reference)
-        for method, rate in itertools.product(methods, rates)
+        for method, rate in itertools.product(sweep.methods, rates)
     ]
     base = average([scores["base"]])
     return {
         "tables": {"table18_sgd_lr_sweep": paper_table(rows, base[0], rates), "sgd_sweep": rows},
-        "summary": summary(experiment, rows, scores, settings, reference),
+        "summary": summary(experiment, rows, scores, sweep, reference),
         "text": text(rows, base, reference, num_questions(scores["base"])),
-        "methods": methods,
+        "methods": sweep.methods,
         "learning_rates": rates,
         "base": base,
     }
 
 
-def _methods(experiment: Experiment, settings: Sgd) -> tuple[list[str], str]:
-    """The methods, and the joint one that the others are held against.
+def check_sweep(experiment: Experiment, settings: Sgd) -> tuple[Sweep, str]:
+    """The sweep, and the joint method that the others are held against.
 
-    Raises MeritError where one is not trained, or none is joint training for one epoch count.
+    Raises MeritError where it is no SGD sweep of trained methods with joint training among them.
     """
-    for name in settings.methods:
-        method = experiment.methods.get(name)
-        if not isinstance(method, TrainedMethod) or settings.seed not in method.seeds:
-            raise MeritError(
-                f"studies.sgd: {name!r} with seed {settings.seed} is not among the trained methods"
-            )
-    joint = [m for m in settings.methods if isinstance(experiment.methods[m], JointMethod)]
+    where = f"experiments/{experiment.name}.yaml: key `studies.sgd.sweep`: {settings.sweep!r}"
+    sweep = experiment.sweeps.get(settings.sweep)
+    if sweep is None or sweep.algorithm != "sgd" or not sweep.learning_rate:
+        raise MeritError(f"{where} is no sweep of `algorithm: sgd` over learning rates; name one")
+    for name in sweep.methods:
+        if not experiment.methods[name].trained:
+            raise MeritError(f"{where}: {name!r} trains nothing; leave it out of the sweep")
+    joint = [m for m in sweep.methods if experiment.methods[m].partition == "joint"]
     if not joint:
-        raise MeritError("studies.sgd.methods: name a joint method to compare with")
-    return settings.methods, "joint-1ep" if "joint-1ep" in joint else joint[0]
+        raise MeritError(f"{where} has no joint method to compare with; add one")
+    return sweep, "joint-1ep" if "joint-1ep" in joint else joint[0]
 
 
 def sweep_row(
@@ -132,29 +112,23 @@ def paper_table(rows: Sequence[Row], base: float, rates: Sequence[float]) -> lis
     return list(table.values())
 
 
-def rate_label(rate: float) -> str:
-    """The paper's way of writing rates: 0.00008 is "8e-5"."""
-    mantissa, exponent = f"{rate:e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
 def summary(
     experiment: Experiment,
     rows: Sequence[Row],
     scores: Mapping[str, Scores],
-    settings: Sgd,
+    sweep: Sweep,
     reference: str,
 ) -> Row:
     """C16: does merging help at the largest rate, and does the deepest split fall at the smallest?
 
     "Best" at the largest rate is the best by these very questions, so its interval flatters it.
     """
-    known = {name: experiment.methods[name] for name in settings.methods}
-    merit = {name: found.axes for name, found in known.items() if isinstance(found, MeritMethod)}
+    known = {name: experiment.methods[name] for name in sweep.methods}
+    merit = {n: m.axes for n, m in known.items() if m.partition == "merit" and m.axes}
     rates = sorted({row["learning_rate"] for row in rows})
     found: Row = {
         "reference": reference,
-        "seed": settings.seed,
+        "seed": sweep.seeds[0],
         "smallest_rate": rates[0],
         "largest_rate": rates[-1],
         "num_questions": rows[0]["num_questions"],
@@ -228,40 +202,3 @@ def _verdict(row: Row, prefix: str) -> str:
 
 def _name(run: str, rate: float) -> str:
     return f"{run}-lr{rate:g}"
-
-
-def draw(result: dict[str, Any], folder: Path) -> None:
-    """The average over the learning rate, a line a method, with the base's."""
-    with style.styled():
-        figure = style.new_figure(4.2, 2.9)
-        axes = figure.subplots()
-        for i, method in enumerate(result["methods"]):
-            rows = [
-                row
-                for row in result["tables"]["sgd_sweep"]
-                if row["method"] == method and row["avg"] is not None
-            ]
-            axes.errorbar(
-                # a little apart, so that the bars of two methods stay readable
-                [row["learning_rate"] * 1.04 ** (i - len(result["methods"]) / 2) for row in rows],
-                [row["avg"] for row in rows],
-                yerr=[
-                    [row["avg"] - row["avg_low"] for row in rows],
-                    [row["avg_high"] - row["avg"] for row in rows],
-                ],
-                color=style.CYCLE[i],
-                marker=style.MARKERS[i],
-                ms=3.5,
-                lw=1.1,
-                elinewidth=0.7,
-                label=method,
-            )
-        axes.axhline(result["base"][0], color=style.GREY, ls="--", lw=1, label="base")
-        axes.set_xscale("log")
-        rates = result["learning_rates"]
-        axes.set_xticks(rates, [rate_label(rate) for rate in rates])
-        axes.minorticks_off()
-        axes.set_xlabel("learning rate (SGD)")
-        axes.set_ylabel("average score (%), 95 % interval")
-        figure.legend(loc="outside upper center", ncols=3)
-        style.save(figure, folder / "figures", "sgd")

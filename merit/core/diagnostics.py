@@ -1,4 +1,4 @@
-"""Merge-readiness measures (METHOD 6): pure functions of tensors and numbers."""
+"""Merge-readiness measures (docs/method.md 12): pure functions of tensors and numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def flatness_auc(sigmas: Sequence[float], delta_losses: Sequence[float]) -> floa
     y = np.concatenate([[0.0], np.asarray(delta_losses, dtype=np.float64)])
     if (np.diff(x) <= 0).any():
         raise ValueError("sigmas must be positive and ascending")
-    return float(np.sum((y[1:] + y[:-1]) / 2 * np.diff(x)))
+    return float(np.trapezoid(y, x))
 
 
 def trimmed(values: np.ndarray, share: float) -> np.ndarray:

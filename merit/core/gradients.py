@@ -1,4 +1,4 @@
-"""Mean task gradients at the base (METHOD 2.1, Algorithm 1 step 1)."""
+"""Mean task gradients at the base (docs/method.md 2, Algorithm 1 step 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the directions of gradient conflict lie along the loss's curvature? (METHOD.md section 7)
+"""Do the directions of gradient conflict lie along the loss's curvature? (docs/method.md 13)
 
 Directions and eigenvectors are rows, (num, P) with P the number of trainable parameters; flat
 vectors are (P,). Everything runs on the device and in the dtype (float32 or float64) of its

@@ -1,4 +1,4 @@
-"""How tasks are assigned to groups (METHOD 2.3 and the baselines of section 3).
+"""How tasks are assigned to groups (docs/method.md 5 and 6).
 
 Every function returns int64 groups (T,), 0-based, each group non-empty. Ties and random draws go
 by the tasks' names, so that the order in which tasks are listed changes nothing.
@@ -30,7 +30,7 @@ class Split:
 def merit_groups(
     embedding: np.ndarray, sample_counts: np.ndarray, names: Sequence[str], num_axes: int
 ) -> tuple[np.ndarray, list[Split]]:
-    """2^num_axes groups by recursive 50/50 splits at the sample-weighted median (METHOD 2.3).
+    """2^num_axes groups by recursive 50/50 splits at the sample-weighted median (docs/method.md 5).
 
     Axis j cuts every group of level j in two: tasks are sorted by their score on the axis (ties by
     name) and the cut falls where the lower half's share of the samples is closest to one half; of
@@ -139,7 +139,7 @@ def conflict_groups(
     names: Sequence[str],
     reading: Literal["within", "between"] = "within",
 ) -> np.ndarray:
-    """The two groups of conflict-2, greedily from the most conflicting pair (METHOD 3).
+    """The two groups of conflict-2, greedily from the most conflicting pair (docs/method.md 6).
 
     The pair of lowest cosine founds the two groups, one task each. Then, until none is left, the
     task and group of most extreme mean cosine (over the group's tasks) are joined. The paper words

@@ -1,4 +1,4 @@
-"""Task similarity: the cosine matrix of mean gradients and its PCA (METHOD 2.1 and 2.2)."""
+"""Task similarity: the cosine matrix of mean gradients and its PCA (docs/method.md 3 and 4)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def cosine_matrix(gradients: np.ndarray) -> np.ndarray:
 
 
 def extend_cosine_matrix(similarity: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """The (T+m, T+m) matrix after adding m tasks, from O(T m) new products (METHOD 2.1).
+    """The (T+m, T+m) matrix after adding m tasks, from O(T m) new products (docs/method.md 3).
 
     Args: similarity (T, T) of `old` (T, D); new (m, D), which come last in the result.
     Raises ValueError naming the index of a task whose gradient is zero or not finite.
@@ -80,12 +80,12 @@ def _cosines(products: np.ndarray, norms: np.ndarray) -> np.ndarray:
 
 
 def column_centred(matrix: np.ndarray) -> np.ndarray:
-    """C minus its column means: PCA of the rows as points (METHOD 2.2)."""
+    """C minus its column means: PCA of the rows as points (docs/method.md, eq. (5))."""
     return matrix - matrix.mean(axis=0, keepdims=True)
 
 
 def double_centred(matrix: np.ndarray) -> np.ndarray:
-    """C minus row and column means plus the grand mean (the Hessian study, METHOD 7)."""
+    """C minus row and column means plus the grand mean (the Hessian study, docs/method.md 4)."""
     return (
         matrix
         - matrix.mean(axis=0, keepdims=True)
@@ -97,7 +97,7 @@ def double_centred(matrix: np.ndarray) -> np.ndarray:
 def pca(
     similarity: np.ndarray, num_axes: int, centring: Literal["column", "double"] = "column"
 ) -> Pca:
-    """PCA of a similarity matrix, rows = tasks (METHOD 2.2).
+    """PCA of a similarity matrix, rows = tasks (docs/method.md, eq. (5)).
 
     With X = C centred = U S V^T, the embedding is U_r S_r and the axes are V_r. Sign convention:
     the entry of the embedding's column that is largest in magnitude is positive; among entries

@@ -1,13 +1,21 @@
 """The canonical example: what every source is converted to, and what training reads.
 
 One JSON object a line: `id`, `task`, `messages` (turns of `role` and `content`; `<image>` marks
-where an image stands) and `images` (paths relative to the folder that holds `images/`).
+where an image stands) and `images` (paths relative to the data's folder: files, or members of an
+archive such as `images.zip/x.png`).
 """
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
+import os
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +119,23 @@ def _roles(messages: list[Any]) -> list[Any]:
     return [message.get("role") for message in messages if isinstance(message, dict)]
 
 
+# --- images -------------------------------------------------------------------------------------
+
+# what zipfile raises where an archive or a member is broken
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, OSError, RuntimeError, ValueError),
+)
+
+
 def load_image(path: Path) -> Image.Image:
-    """An RGB image, fully decoded. Raises MeritError where it is missing or truncated."""
+    """An RGB image, fully decoded; `path` is a file or stands in an archive: `images.zip/x.png`.
+
+    Raises MeritError where the image or its archive is missing, truncated or corrupt.
+    """
+    place = _place_in_archive(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path if place is None else io.BytesIO(_read_member(*place))) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise MeritError(f"{path}: image not found; an example refers to it") from None
@@ -122,3 +143,59 @@ def load_image(path: Path) -> Image.Image:
         raise MeritError(
             f"{path}: not a readable image ({error}); fetch or write it anew"
         ) from None
+
+
+def has_image(path: Path) -> bool:
+    """Whether there is an image at `path`, as `load_image` takes it; the image is not opened.
+
+    Raises MeritError where its archive is there and cannot be read.
+    """
+    place = _place_in_archive(path)
+    if place is None:
+        return path.is_file()
+    archive, member = place
+    return archive.is_file() and member in _open_archive(archive, member).NameToInfo
+
+
+def _place_in_archive(path: Path) -> tuple[Path, str] | None:
+    """(archive, member) of a path that leads into a .zip file, else None."""
+    for folder in path.parents:
+        if folder.suffix == ".zip" and not folder.is_dir():
+            return folder, path.relative_to(folder).as_posix()
+    return None
+
+
+def _read_member(archive: Path, member: str) -> bytes:
+    try:
+        return _open_archive(archive, member).read(member)
+    except KeyError:
+        raise MeritError(
+            f"{archive}: image {member!r} not found in it; an example refers to it"
+        ) from None
+    except UNREADABLE as error:
+        raise MeritError(
+            f"{archive}: image {member!r} cannot be read from it ({error}); fetch or write the "
+            "archive anew"
+        ) from None
+
+
+def _open_archive(archive: Path, member: str) -> zipfile.ZipFile:
+    """The archive, for the sake of `member`; opened once a process while it stays the same file."""
+    try:
+        state = archive.stat()
+        # a forked process that shared the handle would share the position in the file, too
+        return _handle(archive, os.getpid(), state.st_ino, state.st_mtime_ns, state.st_size)
+    except FileNotFoundError:
+        raise MeritError(
+            f"{archive}: archive not found; an example refers to {member!r} in it"
+        ) from None
+    except UNREADABLE as error:
+        raise MeritError(
+            f"{archive}: not a readable archive ({error}), and an example refers to {member!r} in "
+            "it; fetch or write it anew"
+        ) from None
+
+
+@lru_cache(maxsize=32)
+def _handle(archive: Path, *state: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)

@@ -1,1 +1,1 @@
-"""Files and trackers: every path, every checkpoint, every write goes through here."""
+"""Files: every path, every checkpoint, every write goes through here."""

@@ -1,16 +1,17 @@
 """Every path of an experiment's artifacts, atomic writes and provenance.
 
-The layout (all under artifacts/<experiment>/, each a DVC output):
+The layout (all under artifacts/<experiment>/, each a DVC output; <experiment>-<base> likewise):
 
-    data/               tasks.json, mixture/<task>.jsonl, conversations.jsonl, images/, benchmarks/
+    settings/           what every stage depends on, a JSON file a stage; a recipe a model
+    data/               pretraining/, mixture/, benchmarks/
     base/               theta0 as a Hugging Face folder, records.jsonl, base.json
-    other_base/         base/, encoded/ and partition/similarity.npy of the regime map's second base
     encoded/            the mixture's token ids and cached vision features, memory-mapped
     gradients/          gradients.npy (num_tasks, kept entries), tasks.json (order, norms)
     partition/          similarity.npy, embedding.npy, tables, manifests/<branch>.json
-    branches/<id>/      model.safetensors (trained tensors only), records.jsonl, summary.json
+    branches/<run>/<branch>/  model.safetensors (trained tensors only), manifest.json,
+                        records.jsonl, summary.json
     models/<id>/        the merged model as a Hugging Face folder, merge.json
-    evaluation/         predictions/<model>.jsonl, scores.json
+    evaluation/         questions/, answers/<model>.json, predictions/<model>.jsonl, scores.json
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,17 +48,20 @@ class Artifacts:
         return self.root / self.experiment
 
     @property
+    def settings(self) -> Path:
+        return self.folder / "settings"
+
+    @property
     def data(self) -> Path:
         return self.folder / "data"
 
     @property
-    def base(self) -> Path:
-        return self.folder / "base"
+    def mixture(self) -> Path:
+        return self.data / "mixture"
 
     @property
-    def other(self) -> Artifacts:
-        """The regime map's second base, laid out like an experiment."""
-        return Artifacts("other_base", self.folder)
+    def base(self) -> Path:
+        return self.folder / "base"
 
     @property
     def encoded(self) -> Path:
@@ -74,7 +79,12 @@ class Artifacts:
         return self.partition / "manifests" / f"{branch}.json"
 
     def branch(self, branch: str) -> Path:
-        return self.folder / "branches" / branch
+        """A model's branches share a folder, so that DVC can make the model depend on it."""
+        run = re.sub(r"-[gs]\d+$", "", branch)
+        return self.folder / "branches" / run / branch
+
+    def recipe(self, model: str) -> Path:
+        return self.settings / "models" / f"{model}.json"
 
     def model(self, model: str) -> Path:
         return self.folder / "models" / model
@@ -84,6 +94,20 @@ class Artifacts:
         return self.folder / "evaluation"
 
     @property
+    def questions(self) -> Path:
+        return self.evaluation / "questions"
+
+    def answers(self, model: str) -> Path:
+        return self.evaluation / "answers" / f"{model}.json"
+
+    def predictions(self, model: str) -> Path:
+        return self.evaluation / "predictions" / f"{model}.jsonl"
+
+    def timing(self, branch: str) -> Path:
+        """Wall-clock records of a branch's steps: no output, they differ from run to run."""
+        return self.folder / "timings" / f"{branch}.jsonl"
+
+    @property
     def report(self) -> Path:
         return REPORTS_DIR / report_name(self.experiment, "default")
 
@@ -91,6 +115,11 @@ class Artifacts:
 def report_name(experiment: str, level: str) -> str:
     """The folder of an experiment's report; a default run leaves that of a full one alone."""
     return experiment if level == "default" else f"{experiment}-{level}"
+
+
+def study_folder(experiment: str, study: str) -> Path:
+    """Where a study's result, tables and figures lie; committed to git."""
+    return REPORTS_DIR / "studies" / experiment / study
 
 
 @contextlib.contextmanager
@@ -184,6 +213,12 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_hash(path: Path) -> str:
+    """SHA-256 over the names and bytes of a folder's files."""
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return value_hash([[str(p.relative_to(path)), file_hash(p)] for p in files])
 
 
 def value_hash(value: Any) -> str:

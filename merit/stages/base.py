@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from merit.config import Architecture, Experiment, Phase, load_experiment
-from merit.data.encode import Encoded, encode_examples, vision_features
+from merit.config import Experiment, Phase, load_experiment
 from merit.data.examples import Example, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, file_hash, write_json
 from merit.progress import Progress
-from merit.training import Record
-
-VOCABULARY = Path(__file__).parents[1] / "data" / "world" / "vocabulary.txt"
-TEXT_VOCABULARY = Path(__file__).parents[1] / "data" / "text" / "vocabulary.txt"
-IMAGE_SIZE = 56
+from merit.training.encoded import Encoded, encode_examples, vision_features
+from merit.training.loop import Record
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -32,7 +27,7 @@ def run(name: str, item: str | None = None) -> None:
                 )
             shutil.copytree(source, folder, dirs_exist_ok=True)
         else:
-            records = build(experiment, paths.data, folder)
+            records = build(experiment, paths.data / "pretraining", folder)
             lines = "".join(json.dumps(record) + "\n" for record in records)
             (folder / "records.jsonl").write_text(lines, encoding="utf-8")
         check_finite(folder / "model.safetensors", f"the base of {name}")
@@ -54,8 +49,8 @@ def check_finite(path: Path, what: str) -> None:
 
 def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     """Train theta0 from scratch; returns the records of all phases."""
-    from merit.base import pretrain_vision, run_phase
-    from merit.models import use_one_thread
+    from merit.base import PRETRAINING, initialise, pretrain, run_phase
+    from merit.training.models import use_one_thread
 
     settings = experiment.base
     assert settings.architecture is not None
@@ -63,7 +58,7 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     examples = {
         phase.data: read_examples(data / f"{phase.data}.jsonl")
         for phase in settings.phases
-        if phase.data != "labels"
+        if phase.data not in PRETRAINING
     }
     use_one_thread()
     model, processor = initialise(settings.architecture, settings.seed)
@@ -78,11 +73,11 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
                 record: Record, timing: Record, phase: Phase = phase, done: int = before
             ) -> None:
                 records.append({"phase": phase.name, **record, "step": done + record["step"]})  # type: ignore[dict-item]
-                progress.advance(int(done + record["step"]) - progress.done)
+                progress.advance(int(done + record["step"]) - progress.n)
 
             seed = settings.seed * 100 + i
-            if phase.data == "labels":
-                pretrain_vision(model, processor, phase, seed, log)
+            if phase.data in PRETRAINING:
+                pretrain(model, processor, phase, seed, log)
                 encoded.clear()  # the encoder has changed
             else:
                 encoded = encoded or _encode(model, processor, data, examples)
@@ -91,18 +86,6 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return records
-
-
-def initialise(architecture: Architecture, seed: int) -> tuple[Any, Any]:
-    """(model, processor) with random weights; a text model's processor is its tokenizer."""
-    from merit.models import build_model, build_processor, build_text_model, build_tokenizer
-
-    if not architecture.has_vision:
-        tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
-        return build_text_model(tokenizer, architecture, seed), tokenizer
-    words = VOCABULARY.read_text(encoding="utf-8").split()
-    processor = build_processor(words, architecture, IMAGE_SIZE)
-    return build_model(processor, architecture, seed), processor
 
 
 def _encode(

@@ -9,31 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
-from merit.config import load_experiment
-from merit.data.encode import encode_examples, vision_features
-from merit.data.examples import Example, read_examples
+from merit.data.examples import Example, has_image, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json
+from merit.training.encoded import encode_examples, vision_features
 
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/encoded."""
-    load_experiment(name)
-    write_encoded(Artifacts(name))
+    paths = Artifacts(name)
+    tasks, examples = read_mixture(paths.mixture)
 
-
-def write_encoded(paths: Artifacts, data: Path | None = None) -> None:
-    """Write `paths.encoded` from `data` (`paths.data`), with the features of `paths.base`."""
-    data = data or paths.data
-    tasks, examples = read_mixture(data)
-
-    from merit.models import load_model, load_processor, project, use_one_thread
+    from merit.training.models import load_model, load_processor, project, use_one_thread
 
     use_one_thread()
     model, processor = load_model(paths.base), load_processor(paths.base)
     images = sorted({image for example in examples for image in example.images})
     features = vision_features(
-        model, processor, [data / image for image in images], lambda h: project(model, h)
+        model, processor, [paths.mixture / image for image in images], lambda h: project(model, h)
     )
     encoded = encode_examples(examples, processor, features, {p: i for i, p in enumerate(images)})
     num_tokens, num_loss_tokens = encoded.num_tokens(), encoded.num_loss_tokens()
@@ -56,25 +49,27 @@ def write_encoded(paths: Artifacts, data: Path | None = None) -> None:
         )
 
 
-def read_mixture(data: Path) -> tuple[list[str], list[Example]]:
+def read_mixture(folder: Path) -> tuple[list[str], list[Example]]:
     """The task names in their order, and all examples, task by task.
 
     Raises MeritError where a task's file is missing, empty or malformed, or holds another task's
     examples, or where an image does not exist.
     """
-    tasks = [entry["task"] for entry in read_json(data / "tasks.json")]
+    tasks = [entry["task"] for entry in read_json(folder / "tasks.json")]
     if len(set(tasks)) != len(tasks):
-        raise MeritError(f"{data}/tasks.json: a task is listed twice")
+        raise MeritError(f"{folder}/tasks.json: a task is listed twice")
     examples: list[Example] = []
     for task in tasks:
-        path = data / "mixture" / f"{task}.jsonl"
+        path = folder / f"{task}.jsonl"
         for number, example in enumerate(read_examples(path), start=1):
             if example.task != task:
                 raise MeritError(
                     f"{path}, line {number}: key `task`: found {example.task!r}, expected {task!r}"
                 )
             for image in example.images:
-                if not (data / image).is_file():
-                    raise MeritError(f"{path}, line {number}: image {data / image} does not exist")
+                if not has_image(folder / image):
+                    raise MeritError(
+                        f"{path}, line {number}: image {folder / image} does not exist"
+                    )
             examples.append(example)
     return tasks, examples

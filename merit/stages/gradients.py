@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merit.config import Experiment, load_experiment
-from merit.data.encode import IGNORED, Encoded
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_array, read_json, write_json
 from merit.progress import Progress
+from merit.training.encoded import IGNORED, Encoded
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class AtBase:
     @classmethod
     def load(cls, experiment: Experiment, paths: Artifacts) -> AtBase:
         """Raises MeritError where a file of the base or of the mixture cannot be read."""
-        from merit.models import load_model, set_trainable, use_one_thread
+        from merit.training.models import load_model, set_trainable, use_one_thread
 
         use_one_thread()
         data = Encoded.load(paths.encoded)
@@ -68,7 +68,7 @@ class AtBase:
         ]
 
     def _batch_loss(self, indices: np.ndarray) -> tuple[torch.Tensor, int]:
-        from merit.training import forward_loss
+        from merit.training.loop import forward_loss
 
         batch = self.data.batch(indices)
         bearing = int((batch["labels"][:, 1:] != IGNORED).sum())

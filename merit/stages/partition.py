@@ -26,12 +26,13 @@ from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
     atomic_write,
+    folder_hash,
     read_array,
     read_json,
     value_hash,
     write_json,
 )
-from merit.methods import Branch, Model, Partition, Plan, plan
+from merit.methods import Branch, Model, Partition, Plan, optimizer_of, plan
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -51,6 +52,10 @@ def run(name: str, item: str | None = None) -> None:
     known = Evidence(tasks, gradients, similarity, components.embedding)
     partitions, splits = assign(planned, known)
     manifests = build_manifests(experiment, planned, tasks, partitions)
+    origin = {
+        "base_hash": read_json(paths.base / "base.json")["base_hash"],
+        "encoded_hash": folder_hash(paths.encoded),
+    }
     check_budgets(planned, manifests, tasks)
     with atomic_folder(paths.partition) as folder:
         np.save(folder / "similarity.npy", similarity)
@@ -67,7 +72,7 @@ def run(name: str, item: str | None = None) -> None:
         write_json(folder / "splits.json", splits)
         write_table(folder / "partitions.csv", tasks, partitions)
         for manifest in manifests.values():
-            write_json(folder / "manifests" / f"{manifest['branch']}.json", manifest)
+            write_json(folder / "manifests" / f"{manifest['branch']}.json", manifest | origin)
 
 
 def check_token_counts(tasks: list[dict[str, Any]], path: Path) -> None:
@@ -184,15 +189,17 @@ def build_manifests(
     tasks: list[dict[str, Any]],
     partitions: dict[str, dict[str, int]],
 ) -> dict[str, dict[str, Any]]:
-    """What each branch trains on: with base and settings, all that decides its result."""
+    """What each branch trains on and how: with base and mixture, all that decides its result."""
     training = experiment.training
     manifests = {}
     for branch in planned.branches.values():
         groups = partitions[branch.partition]
         mine = [entry for entry in tasks if groups[entry["task"]] == branch.group]
-        batch_size = training.optimizer.batch_size
+        optimizer = optimizer_of(experiment, branch).model_dump(mode="json")
         if branch.partition == "joint" and training.joint_batch_size is not None:
-            batch_size = training.joint_batch_size
+            optimizer |= {
+                "batch_size": branch.optimizer.get("batch_size", training.joint_batch_size)
+            }
         manifests[branch.id] = {
             "branch": branch.id,
             "partition": branch.partition,
@@ -206,7 +213,9 @@ def build_manifests(
                 key: round(sum(entry[key] for entry in mine) * branch.epochs)
                 for key in TOKEN_COUNTS
             },
-            "batch_size": batch_size,
+            "trainable": list(training.trainable),
+            "optimizer": optimizer,
+            "may_diverge": branch.may_diverge,
             "partition_hash": value_hash(groups),
         }
     return manifests

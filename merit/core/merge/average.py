@@ -1,4 +1,4 @@
-"""Token-weighted averaging (METHOD 2.5) and interpolation towards the base (METHOD 3b)."""
+"""Token-weighted averaging and interpolation towards the base (docs/method.md 8 and 9)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BUDGETS = {"tokens": "num_tokens", "loss_tokens": "num_loss_tokens", "samples": 
 
 
 def merge_weights(manifests: Sequence[Mapping[str, int]], reading: str) -> list[float]:
-    """w_k = N_k / sum_j N_j (METHOD 1), with N_k what `reading` counts; 1 / K for "uniform".
+    """w_k = N_k / sum_j N_j (docs/method.md 8), N_k what `reading` counts; 1 / K for "uniform".
 
     "tokens" counts every token of a branch's training sequences as the model sees them (image,
     prompt and answer), "loss_tokens" those that bear the loss, "samples" the examples, all times

@@ -19,7 +19,7 @@ from merit.core.merge.deltas import (
 
 
 def iso_c(base: torch.Tensor, branches: Sequence[torch.Tensor], scale: float = 1.0) -> torch.Tensor:
-    """theta0 + scale * mean(s) U V^T, where sum_k delta_k = U diag(s) V^T (METHOD 3).
+    """theta0 + scale * mean(s) U V^T, where sum_k delta_k = U diag(s) V^T (docs/method.md 10).
 
     All singular values become their mean, so the nuclear norm of the sum stays. Note the *sum*:
     at scale 1 the step is about K times an average's, and the official repository sweeps the
@@ -42,7 +42,7 @@ def iso_cts(
     scale: float = 1.0,
     common_fraction: float = 0.8,
 ) -> torch.Tensor:
-    """Iso-C with the least significant directions given to the single branches (METHOD 3).
+    """Iso-C with the least significant directions given to the single branches (docs/method.md 10).
 
     With n = min(rows, columns) and K branches: t = round((n - floor(n common_fraction)) / K)
     directions a branch, c = n - K t common ones. Common: the leading c triplets of sum_k delta_k,

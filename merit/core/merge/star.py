@@ -12,7 +12,7 @@ from merit.core.merge.deltas import apply_delta, branch_deltas, mean_delta
 def star(
     base: torch.Tensor, branches: Sequence[torch.Tensor], eta: float = 0.4, scale: float = 1.0
 ) -> torch.Tensor:
-    """theta0 + scale * mean_k STAR(delta_k) (METHOD 3, table 12).
+    """theta0 + scale * mean_k STAR(delta_k) (docs/method.md, eq. (18)).
 
     Of delta = sum_i s_i u_i v_i^T keep the smallest r with sum_{i<=r} s_i >= eta ||delta||_*, and
     multiply the kept values by ||delta||_* / sum_{i<=r} s_i: the nuclear norm stays.

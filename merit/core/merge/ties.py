@@ -16,7 +16,7 @@ def ties(
     scale: float = 1.0,
     thresholds: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """theta0 + scale * TIES(delta_1..K) (METHOD 3, table 12).
+    """theta0 + scale * TIES(delta_1..K) (docs/method.md, eq. (17)).
 
     1. Trim: keep of each delta the share `density` of largest magnitude (ties at the edge kept).
     2. Elect: per entry gamma = sign(sum_k delta_k), the sign of the larger total mass.

@@ -17,7 +17,7 @@ from merit.core.merge.deltas import (
 
 
 def tsv(base: torch.Tensor, branches: Sequence[torch.Tensor], scale: float = 1.0) -> torch.Tensor:
-    """theta0 + scale * U* S V* (METHOD 3, table 12; scale is the paper's alpha).
+    """theta0 + scale * U* S V* (docs/method.md, eq. (19); scale is the paper's alpha).
 
     The leading floor(min(m, n) / K) singular triplets of every delta_k are put side by side,
     U = [U_1 .. U_K], S = diag(S_1 .. S_K), V likewise, and U and V replaced by their polar factors

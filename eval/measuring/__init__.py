@@ -1,0 +1,1 @@
+"""What the studies share: losses on the mixture, candidates and their scores."""

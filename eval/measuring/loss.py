@@ -1,0 +1,182 @@
+"""The loss of any trained parameters on one fixed sample of the mixture.
+
+A model is a flat float32 vector theta (P,): its trained tensors one behind the other, in the
+order of `Meter.parameters`. The base is loaded once; every other model is only its vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from merit.config import Experiment
+from merit.core.hessian import hvp_exact
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts
+from merit.io.checkpoints import Checkpoint
+from merit.methods import Model, plan
+from merit.training.encoded import IGNORED, Encoded
+from merit.training.loop import forward_loss
+from merit.training.models import load_model, set_trainable, stored_tensors, use_one_thread
+
+SEED = 0  # of the sample: every study looks at the same examples, a smaller one at the first
+BATCH_SIZE = 16
+Losses = NDArray[np.float64]  # (num_batches,)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Measures L(theta) = mean next-token loss per loss-bearing token over the sample.
+
+    `losses` gives every batch's own loss, so that differences between models are paired;
+    `mean` and `standard_error` reduce them (or any linear combination of them).
+    """
+
+    model: Any
+    parameters: dict[str, torch.Tensor]  # what is trained, under the checkpoint's names
+    data: Encoded
+    batches: list[NDArray[np.int64]]  # indices into `data`
+    num_tokens: NDArray[np.int64]  # (num_batches,): loss-bearing tokens
+
+    @property
+    def num_examples(self) -> int:
+        return sum(len(indices) for indices in self.batches)
+
+    @property
+    def sample(self) -> dict[str, int]:
+        """The sample's size, as every result states it."""
+        return {"num_examples": self.num_examples, "num_tokens": int(self.num_tokens.sum())}
+
+    def read(self, path: Path) -> torch.Tensor:
+        """theta of a checkpoint file, which may hold other tensors besides.
+
+        Raises MeritError where a trained tensor is missing or has another shape.
+        """
+        checkpoint = Checkpoint(path)
+        known = set(checkpoint.names)
+        for name, parameter in self.parameters.items():
+            found = checkpoint.shape(name) if name in known else None
+            if found != tuple(parameter.shape):
+                raise MeritError(
+                    f"{path}: tensor {name!r}: found shape {found}, the base has "
+                    f"{tuple(parameter.shape)}; train or merge it again from this base"
+                )
+        return flatten(checkpoint.read(name) for name in self.parameters)
+
+    @torch.no_grad()
+    def place(self, theta: torch.Tensor) -> None:
+        """Make theta the model's current parameters."""
+        sizes = [parameter.numel() for parameter in self.parameters.values()]
+        for parameter, part in zip(self.parameters.values(), theta.split(sizes), strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+    def losses(self, theta: torch.Tensor) -> Losses:
+        """Mean loss of every batch at theta: float64 (num_batches,), measured in float32."""
+        self.place(theta)
+        with torch.inference_mode():
+            return np.array([self._loss(indices).item() for indices in self.batches])
+
+    def mean(self, losses: Losses) -> float:
+        """sum_b m_b L_b / sum_b m_b, with m_b the batch's loss-bearing tokens."""
+        return float(self.num_tokens @ losses / self.num_tokens.sum())
+
+    def standard_error(self, losses: Losses) -> float:
+        """Of `mean`, over batches of the random sample: sqrt(B/(B-1) sum_b p_b^2 (L_b - L)^2).
+
+        p_b = m_b / sum m: the ratio estimator's error. 0 for a single batch.
+        """
+        count = len(losses)
+        if count < 2:
+            return 0.0
+        shares = self.num_tokens / self.num_tokens.sum()
+        deviations = shares * (losses - self.mean(losses))
+        return float(np.sqrt(count / (count - 1) * deviations @ deviations))
+
+    def loss(self, theta: torch.Tensor) -> float:
+        return self.mean(self.losses(theta))
+
+    def hessian_product(self, theta: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """H v (P,) at theta, H the Hessian of L over the whole sample, batch by batch.
+
+        By double backward, so the meter must have been opened with `curvature=True`.
+        """
+        self.place(theta)
+        parameters = list(self.parameters.values())
+        total = torch.zeros_like(v)
+        for indices, count in zip(self.batches, self.num_tokens.tolist(), strict=True):
+            product = hvp_exact(lambda part=indices: self._loss(part), parameters, v)  # type: ignore[misc]
+            total.add_(product, alpha=count)
+        return total / int(self.num_tokens.sum())
+
+    def _loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        return forward_loss(self.model, self.data.batch(indices), None)
+
+
+def open_meter(
+    experiment: Experiment, paths: Artifacts, num_examples: int, curvature: bool = False
+) -> Meter:
+    """A meter over `num_examples` examples of the mixture (all of them where it has fewer).
+
+    `curvature` switches to the attention that can be differentiated twice.
+    """
+    use_one_thread()
+    model = load_model(paths.base)
+    if curvature:
+        model.set_attn_implementation("eager")
+    data = Encoded.load(paths.encoded)
+    return make_meter(model, experiment.training.trainable, data, num_examples)
+
+
+def make_meter(model: Any, trainable: Iterable[str], data: Encoded, num_examples: int) -> Meter:
+    """A meter over a seeded sample of `data`; the model's parameters are changed in place."""
+    parameters = stored_tensors(model, set_trainable(model, trainable))
+    sample = np.random.default_rng(SEED).permutation(len(data))[:num_examples]
+    batches = [sample[i : i + BATCH_SIZE] for i in range(0, len(sample), BATCH_SIZE)]
+    counts = [int((data.batch(b)["labels"][:, 1:] != IGNORED).sum()) for b in batches]
+    return Meter(model, parameters, data, batches, np.array(counts, dtype=np.int64))
+
+
+def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The tensors' entries one behind the other: float32 (P,)."""
+    return torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors])
+
+
+def base_vector(meter: Meter, paths: Artifacts) -> torch.Tensor:
+    return meter.read(paths.base / "model.safetensors")
+
+
+def model_vector(meter: Meter, paths: Artifacts, model: str) -> torch.Tensor:
+    return meter.read(paths.model(model) / "model.safetensors")
+
+
+def branch_vectors(meter: Meter, paths: Artifacts, model: Model) -> list[torch.Tensor]:
+    return [meter.read(paths.branch(name) / "model.safetensors") for name in model.branches]
+
+
+def planned_model(
+    experiment: Experiment, key: str, method: str, seed: int, branches: int = 1
+) -> Model:
+    """The method's model of this seed, of at least `branches` branches.
+
+    `key` names the settings (`studies.<key>`) in the MeritError that is raised where there is none.
+    """
+    models = plan(experiment).models
+    where = f"experiments/{experiment.name}.yaml: key `studies.{key}`"
+    if f"{method}-s{seed}" not in models:
+        raise MeritError(
+            f"{where}: found {method!r} with seed {seed}, which is not run at this level; the "
+            f"models are {', '.join(models)}"
+        )
+    model = models[f"{method}-s{seed}"]
+    if len(model.branches) < branches:
+        raise MeritError(
+            f"{where}: {method!r} has {len(model.branches)} branches, at least {branches} are "
+            "needed; name a method that merges more"
+        )
+    return model

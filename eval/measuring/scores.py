@@ -1,0 +1,79 @@
+"""Scores of several models against each other, in percent: averages and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.statistics import LEVEL, NUM_RESAMPLES, bootstrap_interval, paired_bootstrap
+
+Scores = Mapping[str, Sequence[float]]  # benchmark -> every question's score in 0..1, in file order
+Interval = tuple[float, float, float]  # value, low, high
+Row = dict[str, Any]
+DIRECTIONS = {"positive": "ahead", "negative": "behind", "undecided": "undecided"}  # of a verdict
+
+
+def average(models: Sequence[Scores]) -> Interval:
+    """The average over benchmarks of one method's models (several: seeds), with its interval."""
+    stacked = _stacked(models)
+    low, high = bootstrap_interval(stacked, num_resamples=NUM_RESAMPLES, confidence=LEVEL)
+    value = float(np.mean([array.mean() for array in stacked.values()]))
+    return 100 * value, 100 * low, 100 * high
+
+
+def difference(ours: Sequence[Scores], theirs: Sequence[Scores]) -> Interval:
+    """Average of ours minus theirs, with the paired bootstrap's interval over questions."""
+    _, found = paired_bootstrap(
+        _stacked(ours), _stacked(theirs), num_resamples=NUM_RESAMPLES, confidence=LEVEL
+    )
+    return 100 * found.difference, 100 * found.low, 100 * found.high
+
+
+def verdict(found: Interval) -> str:
+    """ "positive", "negative" or "undecided": where the interval leaves 0."""
+    _, low, high = found
+    if low > 0:
+        return "positive"
+    return "negative" if high < 0 else "undecided"
+
+
+def columns(key: str, found: Interval | None) -> Row:
+    """A value and its interval as columns `key`, `key`_low, `key`_high; of None three Nones."""
+    names = (key, f"{key}_low", f"{key}_high")
+    return dict(zip(names, found or (None, None, None), strict=True))
+
+
+def interval(row: Row, key: str) -> Interval:
+    """The value and its interval that `columns` wrote."""
+    return row[key], row[f"{key}_low"], row[f"{key}_high"]
+
+
+def points(found: Interval) -> str:
+    """A difference in words: "+1.2 [+0.3, +2.1]"."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*found)
+
+
+def mean(models: Sequence[Scores]) -> float:
+    """The average over benchmarks of one method's models, without an interval."""
+    return 100 * float(np.mean([array.mean() for array in _stacked(models).values()]))
+
+
+def only(models: Sequence[Scores], benchmarks: Sequence[str]) -> list[Scores]:
+    """The models' scores on these benchmarks alone."""
+    return [{name: model[name] for name in benchmarks} for model in models]
+
+
+def num_questions(scores: Scores) -> int:
+    return sum(len(values) for values in scores.values())
+
+
+def _stacked(models: Sequence[Scores]) -> dict[str, np.ndarray]:
+    return {name: np.array([model[name] for model in models]) for name in models[0]}
+
+
+def rate_label(rate: float) -> str:
+    """The paper's way of writing rates: 0.00008 is "8e-5"."""
+    mantissa, exponent = f"{rate:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

@@ -1,0 +1,112 @@
+"""The claims as they stand in claims.yaml, and what a claim may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from eval.report.study_sections import StudyResult
+from eval.results import Results
+from eval.statistics import LEVEL
+from eval.verdict import Side
+from merit.config import Experiment
+from merit.errors import MeritError
+from merit.settings import Settings
+
+CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that a claim may look at. `base_hash` is the base of this report's branches."""
+
+    experiment: Experiment
+    results: Results
+    studies: Mapping[str, StudyResult]
+    base_hash: str
+
+
+class Reading(Settings):
+    """Where a study's result has the value of an inequality, its interval and its n."""
+
+    label: str
+    value: str
+    rows: list[dict[str, str]] = Field(default_factory=list)
+    absent: str = ""
+    limits: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    error: str = ""
+    deviation: str = ""
+    n: str = ""
+    factor: float = 1.0
+    side: Side = "above"
+    unit: str = ""
+
+
+class Claim(Settings):
+    """One claim; claims.yaml says what its fields mean."""
+
+    id: str
+    sentence: str
+    statistic: str
+    rule: str
+    bound: float = 0.0
+    margin: float = 0.0
+    role: Literal["claim", "precondition", "outside"] = "claim"
+    study: str = ""
+    table: str = ""
+    source: Literal["table", "summary"] = "table"
+    readings: list[Reading] = Field(default_factory=list)
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _study_has_table(self) -> Claim:
+        if bool(self.study) != bool(self.table) or (self.readings and not self.study):
+            raise ValueError("`study`, `table` and `readings` belong together")
+        return self
+
+
+class ClaimsFile(Settings):
+    paired: str
+    claims: list[Claim]
+
+
+def load_claims(rules: Collection[str], path: Path = CLAIMS_FILE) -> tuple[Claim, ...]:
+    """The claims in order, their statistics with the numbers that decide.
+
+    Raises MeritError that names the file and the key (or the claim) where a value does not fit, a
+    rule is none of `rules`, a statistic names an unknown number or an id stands twice.
+    """
+    try:
+        stated = ClaimsFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise MeritError(f"{path}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        lines = [f"{path}: key `{_key(e['loc'])}`: {e['msg']}" for e in error.errors()]
+        raise MeritError("\n".join(lines)) from None
+    level = f"{100 * LEVEL:g} %"
+    words = {"level": level, "paired": stated.paired.format(level=level)}
+    claims: dict[str, Claim] = {}
+    for claim in stated.claims:
+        if claim.id in claims:
+            raise MeritError(f"{path}: {claim.id} stands there twice; give every claim its own id")
+        if claim.rule not in rules:
+            known = ", ".join(sorted(rules))
+            raise MeritError(f"{path}: {claim.id}: no rule {claim.rule!r}; there are {known}")
+        numbers = {"bound": claim.bound, "margin": claim.margin, **words}
+        try:
+            statistic = claim.statistic.format(**numbers)
+        except KeyError as name:
+            raise MeritError(
+                f"{path}: {claim.id}: `statistic` names {name}; there are {', '.join(numbers)}"
+            ) from None
+        claims[claim.id] = claim.model_copy(update={"statistic": statistic})
+    return tuple(claims.values())
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)) or "(top level)"

@@ -1,0 +1,42 @@
+"""Pages from the Jinja templates beside this module; numbers come in as plain values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def points(value: float, low: float, high: float) -> str:
+    """A difference in points and its interval: "+1.2 [+0.3, +2.0]"."""
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def render(template: str, /, **values: Any) -> str:
+    """The template of this name, filled in.
+
+    HTML is escaped, and comes as `Markup`, so that it may stand in another template. Markdown ends
+    in one newline and has at most one blank line between its blocks, whatever was left out. Raises
+    jinja2.UndefinedError where a template speaks of a value that is not given.
+    """
+    text = _ENVIRONMENT.get_template(template).render(values)
+    if template.endswith(".html.j2"):
+        return Markup(text)
+    return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["fmt"] = format  # {{ share | fmt(".1%") }}
+_ENVIRONMENT.globals["points"] = points
+_ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the given order

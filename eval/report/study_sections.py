@@ -1,0 +1,102 @@
+"""What the studies left in reports/studies/<experiment>/<name>, as the report shows it.
+
+Which ones there are is the experiment's to say: what an earlier run has left is not read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.report.render import render
+from merit.config_studies import STUDIES
+from merit.errors import MeritError
+from merit.io.artifacts import read_json
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """One study that was run: the numbers that decide claims, its sentences, tables, figures.
+
+    `path` is its folder relative to reports/<experiment>/, `drawn` likewise that of its figures;
+    `tables` has the rows by file stem, `figures` are file stems.
+    """
+
+    name: str
+    title: str
+    text: str
+    summary: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    figures: tuple[str, ...]
+    path: str
+    drawn: str
+    base_hash: str
+    commit: str
+
+    def caveat(self, base_hash: str) -> str:
+        """A remark where the study was measured on another base than `base_hash`, else ""."""
+        if self.base_hash == base_hash:
+            return ""
+        return f"measured on an earlier/other base {self.base_hash[:8] or 'unknown'}"
+
+
+def load_studies(
+    experiment: str, reports_dir: Path, names: Iterable[str], report: Path
+) -> dict[str, StudyResult]:
+    """These studies of the experiment, in their order; `report` holds their figures.
+
+    Raises MeritError where a result.json is missing, is not JSON or lacks its tables.
+    """
+    found = {}
+    for name in names:
+        folder = reports_dir / "studies" / experiment / name
+        here = f"../studies/{experiment}" if STUDIES[name].timed else "studies"
+        drawn = f"{here}/{name}/figures"
+        figures = folder / "figures" if STUDIES[name].timed else report / drawn
+        file = folder / "result.json"
+        stored = read_json(file)
+        if not isinstance(stored, dict) or not isinstance(stored.get("tables"), dict):
+            raise MeritError(f"{file}: key `tables` is missing; run the study {name!r} again")
+        provenance = stored.get("provenance", {})
+        found[name] = StudyResult(
+            name=name,
+            title=stored.get("title", STUDIES[name].title),
+            text=stored.get("text", ""),
+            summary=stored.get("summary", {}),
+            tables=stored["tables"],
+            # both stages replace their folders as a whole, so nothing stale can be in them
+            figures=tuple(sorted(path.stem for path in figures.glob("*.png"))),
+            path=f"../studies/{experiment}/{name}",
+            drawn=drawn,
+            base_hash=provenance.get("base_hash", ""),
+            commit=provenance.get("commit", "unknown"),
+        )
+    return found
+
+
+def draw_studies(experiment: str, reports_dir: Path, names: Iterable[str], out: Path) -> None:
+    """`out`/studies/<name>/figures, drawn from what the study stored and nothing else.
+
+    A timed study's figure stays with its numbers: a report is the same from run to run.
+    """
+    for name in names:
+        if not STUDIES[name].timed:
+            stored = read_json(reports_dir / "studies" / experiment / name / "result.json")
+            module = importlib.import_module(f"eval.report.drawings.{name}")
+            module.draw(stored, out / "studies" / name)
+
+
+def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:
+    """Markdown: every study's sentences with links to its figures and tables; "" without any.
+
+    Of a timed study the links alone: its sentences hold seconds, which differ from run to run.
+    """
+    if not studies:
+        return ""
+    shown = [
+        (study, study.caveat(base_hash), STUDIES[study.name].timed) for study in studies.values()
+    ]
+    return render("studies.md.j2", studies=shown)

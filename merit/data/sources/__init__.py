@@ -1,0 +1,26 @@
+"""Where an experiment's data come from: one writer a source, imported only where it is asked for.
+
+A writer takes the experiment's `data` settings and an empty folder, and fills the folder with the
+mixture, the base's data and the benchmarks in the canonical formats (docs/formats.md).
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from merit.errors import MeritError
+
+SOURCES = {  # `data.source` -> module:function
+    "mini_world": "merit.mini.world.write:write_mini_world",
+    "mini_text": "merit.mini.text.write:write_mini_text",
+}
+
+
+def writer(source: str) -> Callable[[Any, Path], None]:
+    """The function that writes a source's data. Raises MeritError for an unknown source."""
+    if source not in SOURCES:
+        raise MeritError(f"key `data.source`: found {source!r}, expected one of {sorted(SOURCES)}")
+    return pkgutil.resolve_name(SOURCES[source])

@@ -1,0 +1,153 @@
+"""The eight held-out benchmarks, as rows of VLMEvalKit's TSV format.
+
+Other images (another seed, other handwriting), other wordings than any training example.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from merit.mini.world.conversations import (
+    NEW_SKILLS,
+    description,
+    draw_questions,
+    explanation,
+    facts,
+    known_skills,
+)
+from merit.mini.world.draw import Pen, draw_scene
+from merit.mini.world.questions import Question
+from merit.mini.world.scene import Scene, sample_scene
+from merit.mini.world.skills import SKILLS, Skill
+from merit.mini.world.tasks import SHORT, lettered
+
+DESCRIBE_WORDING = "please describe this whole image ."
+EXPLAIN_WORDING = "please answer both at length and say why ."
+EXPLAINED = known_skills(len(NEW_SKILLS))  # what every base knows
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a benchmark's questions are drawn: a kind of answer, and the skills it asks for."""
+
+    kind: str  # "choice", "exact", "describe" or "explain"
+    skills: tuple[str, ...] = ()
+
+
+RECIPES: dict[str, Recipe] = {
+    "mini_scene": Recipe(
+        "choice",
+        ("count_shape", "count_colour", "count_all", "colour_of", "shape_of", "place_of",
+         "common_colour", "ground"),
+    ),
+    # four options each, so that a guess is right one time in four
+    "mini_mcq": Recipe(
+        "choice",
+        ("read_word", "read_number", "word_kind", "left_digit", "digit_sum", "larger_digit",
+         "bar_height", "tallest", "shortest", "second", "bar_right_of", "row_mate", "shape_of",
+         "colour_of", "place_of", "ground"),
+    ),
+    "mini_describe": Recipe("describe"),
+    "mini_explain": Recipe("explain"),
+    "mini_signs": Recipe("exact", ("read_word", "read_number", "word_kind", "left_digit")),
+    "mini_charts": Recipe(
+        "exact",
+        ("bar_height", "tallest", "shortest", "bars_above", "bar_right_of", "taller", "second"),
+    ),
+    "mini_digits": Recipe(
+        "exact", ("digit_sum", "digit_difference", "larger_digit", "bar_difference")
+    ),
+    "mini_multihop": Recipe(
+        "exact", ("same_colour", "common_colour", "count_pair", "row_mate", "word_kind", "second")
+    ),
+}  # fmt: skip
+
+
+def benchmark_rows(
+    name: str, num_questions: int, rng: np.random.Generator, pen: Pen
+) -> list[dict[str, str]]:
+    """`num_questions` rows; skills take turns, so that every skill has about equal weight."""
+    recipe = RECIPES[name]
+    by_name = {s.name: s for s in SKILLS}
+    rows: list[dict[str, str]] = []
+    while len(rows) < num_questions:
+        if recipe.kind in ("choice", "exact"):
+            subject = by_name[recipe.skills[len(rows) % len(recipe.skills)]]
+            scene, question = _scene_for(subject, rng)
+            row = _closed_row(recipe.kind, subject, question, rng)
+        else:
+            scene = sample_scene(rng)
+            open_row = _open_row(recipe.kind, scene, rng)
+            if open_row is None:
+                continue
+            row = open_row
+        image = base64.b64encode(png(draw_scene(scene, pen))).decode()
+        rows.append({"index": str(len(rows)), "image": image, **row})
+    return rows
+
+
+def _scene_for(subject: Skill, rng: np.random.Generator) -> tuple[Scene, Question]:
+    while True:
+        scene = sample_scene(rng, subject.kinds[int(rng.integers(len(subject.kinds)))])
+        question = subject.ask(scene, rng)
+        if question is not None:
+            return scene, question
+
+
+def _closed_row(
+    kind: str, subject: Skill, question: Question, rng: np.random.Generator
+) -> dict[str, str]:
+    text = subject.wordings[0].format(**question.slots)
+    row = {"question": text, "category": subject.name}
+    if kind == "exact":
+        return {**row, "question": f"{text} {SHORT[0]}", "answer": question.answer}
+    options, letter = lettered(question, rng)
+    return {**row, **dict(zip("ABCD", options, strict=False)), "answer": letter}
+
+
+def _open_row(kind: str, scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+    named, wrong = facts(scene)
+    if kind == "describe":
+        reference = {"facts": named, "wrong": wrong, "text": description(scene)}
+        return {
+            "question": DESCRIBE_WORDING,
+            "answer": json.dumps(reference),
+            "category": scene.kind,
+        }
+    asked = draw_questions(scene, rng, 2, EXPLAINED)
+    if len(asked) < 2:
+        return None
+    texts = " ".join(s.wordings[0].format(**q.slots) for s, q in asked)
+    questions = [q for _, q in asked]
+    reference = {
+        "facts": [
+            [fact] for q in questions for fact in (q.statement, *_evidence_parts(q.evidence))
+        ],
+        "wrong": [phrase for phrase in wrong if phrase not in texts],
+        "text": explanation(questions),
+    }
+    return {
+        "question": f"{texts} {EXPLAIN_WORDING}",
+        "answer": json.dumps(reference),
+        "category": scene.kind,
+    }
+
+
+def _evidence_parts(evidence: str) -> list[str]:
+    """A list of things is as many facts; any other evidence is one."""
+    if not evidence.startswith("a "):
+        return [evidence]
+    return [part.removeprefix("a ") for part in evidence.split(" and ")]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """PNG bytes; the same pixels are the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,175 @@
+"""The mini world's files, in the canonical formats (docs/formats.md)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from merit.config import MiniWorldData
+from merit.data.examples import Example, make_example
+from merit.errors import MeritError
+from merit.io.artifacts import atomic_write, write_json, write_jsonl
+from merit.mini.world.benchmarks import RECIPES, benchmark_rows, png
+from merit.mini.world.conversations import (
+    DESCRIBE,
+    READ,
+    converse,
+    description,
+    known_skills,
+    reading,
+)
+from merit.mini.world.draw import Pen, draw_scene
+from merit.mini.world.scene import KINDS, Scene, sample_scene
+from merit.mini.world.tasks import Task, all_sources, all_tasks, ask_task, task_sizes
+from merit.progress import Progress
+
+# one independent stream of random numbers for each part, so that resizing one leaves the others
+STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "recaptions": 5}
+
+# an archive for each part, beside the examples that refer to it
+PICTURES = {
+    "mixture": "images.zip/m",
+    "conversations": "conversations.zip/c",
+    "recaptions": "recaptions.zip/r",
+}
+
+
+def write_mini_world(settings: MiniWorldData, folder: Path) -> None:
+    """The mixture, the base's conversations and captions, and the benchmarks' two splits."""
+    pen = Pen("train")
+    tasks = all_sources() if settings.units == "sources" else all_tasks()
+    with Progress("data", len(tasks) + len(RECIPES) * 2 + 1) as progress:
+        rng = _stream(settings, "mixture")
+        pool = _image_pool(settings.num_images, rng)
+        _write_pictures(folder / "mixture", "mixture", pool, pen)
+        sizes = task_sizes(tasks, settings.num_examples, settings.size_spread, rng)
+        for task, size in zip(tasks, sizes, strict=True):
+            examples = mixture_examples(task, size, pool, rng)
+            rows = [example.to_json() for example in examples]
+            write_jsonl(folder / "mixture" / f"{task.name}.jsonl", rows)
+            progress.advance()
+        write_json(
+            folder / "mixture" / "tasks.json",
+            [
+                {"task": t.name, "family": t.family, "style": t.style, "num_examples": size}
+                for t, size in zip(tasks, sizes, strict=True)
+            ],
+        )
+        write_conversations(settings, folder / "pretraining")
+        if settings.num_recaptions:
+            _write_recaptions(settings, folder / "pretraining", pen)
+        progress.advance()
+        for split, size in (
+            ("test", settings.num_questions),
+            ("validation", settings.num_validation_questions),
+        ):
+            target = folder / "benchmarks" / ("" if split == "test" else split)
+            for i, benchmark in enumerate(RECIPES):
+                rng = np.random.default_rng([settings.seed, STREAMS[split], i])
+                write_tsv(
+                    target / f"{benchmark}.tsv", benchmark_rows(benchmark, size, rng, Pen("test"))
+                )
+                progress.advance()
+
+
+def mixture_examples(
+    task: Task, size: int, pool: list[Scene], rng: np.random.Generator
+) -> list[Example]:
+    """`size` examples of one task over images of the pool that allow its question.
+
+    Raises MeritError where the pool seems to hold no such image.
+    """
+    fitting = [i for i, scene in enumerate(pool) if scene.kind in task.kinds]
+    examples: list[Example] = []
+    misses = 0  # in a row
+    while len(examples) < size:
+        if misses > 100 * len(fitting):
+            raise MeritError(
+                f"task {task.name!r}: none of {len(fitting)} images allows its question; raise "
+                "`data.num_images`"
+            )
+        image = fitting[int(rng.integers(len(fitting)))]
+        turn = ask_task(task, pool[image], rng)
+        misses = misses + 1 if turn is None else 0
+        if turn is not None:
+            identifier = f"{task.name}-{len(examples)}"
+            images = (_picture("mixture", image),)
+            examples.append(make_example(identifier, task.name, [turn], images))
+    return examples
+
+
+def write_conversations(settings: MiniWorldData, folder: Path) -> None:
+    """conversations.jsonl and captions.jsonl, with their images in conversations.zip."""
+    rng, pen = _stream(settings, "conversations"), Pen("train")
+    known = known_skills(settings.num_new_skills)
+    conversations, captions, scenes = [], [], []
+    for i in range(settings.num_conversations):
+        turns: list[tuple[str, str]] = []
+        while not turns:
+            scene = sample_scene(rng)
+            turns = converse(scene, rng, known)
+        scenes.append(scene)
+        images = (_picture("conversations", i),)
+        conversations.append(make_example(f"conversation-{i}", "conversation", turns, images))
+        caption = [(READ[int(rng.integers(len(READ)))], reading(scene))]
+        captions.append(make_example(f"caption-{i}", "caption", caption, images))
+    write_jsonl(folder / "conversations.jsonl", [e.to_json() for e in conversations])
+    write_jsonl(folder / "captions.jsonl", [e.to_json() for e in captions])
+    _write_pictures(folder, "conversations", scenes, pen)
+
+
+def _write_recaptions(settings: MiniWorldData, folder: Path, pen: Pen) -> None:
+    """Long captions of further images: what stage 1.5 learns from (the scaled base, table 3)."""
+    rng = _stream(settings, "recaptions")
+    captions, scenes = [], []
+    for i in range(settings.num_recaptions):
+        scene = sample_scene(rng)
+        scenes.append(scene)
+        prompts, text = (DESCRIBE, description(scene)) if i % 2 else (READ, reading(scene))
+        turn = (prompts[int(rng.integers(len(prompts)))], text)
+        images = (_picture("recaptions", i),)
+        captions.append(make_example(f"recaption-{i}", "recaption", [turn], images))
+    write_jsonl(folder / "recaptions.jsonl", [e.to_json() for e in captions])
+    _write_pictures(folder, "recaptions", scenes, pen)
+
+
+def _image_pool(count: int, rng: np.random.Generator) -> list[Scene]:
+    """Scenes of the mixture; the kinds in the proportion of the tasks that ask about them."""
+    shares = {"shapes": 0.5, "sign": 0.16, "chart": 0.2, "sum": 0.14}
+    counts = {kind: max(8, round(count * shares[kind])) for kind in KINDS}
+    return [sample_scene(rng, kind) for kind in KINDS for _ in range(counts[kind])]
+
+
+def write_tsv(path: Path, rows: list[dict[str, str]]) -> None:
+    """Tab-separated values as VLMEvalKit reads them; a column that a row lacks is empty."""
+    columns = [c for c in ("index", "image", "question", *"ABCD", "answer", "category")]
+    used = [column for column in columns if any(column in row for row in rows)]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, used, delimiter="\t", lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, buffer.getvalue())
+
+
+def _stream(settings: MiniWorldData, part: str) -> np.random.Generator:
+    return np.random.default_rng([settings.seed, STREAMS[part]])
+
+
+def _write_pictures(folder: Path, part: str, scenes: Iterable[Scene], pen: Pen) -> None:
+    """A part's pictures in one archive; the same scenes are the same bytes."""
+    path = folder / Path(_picture(part, 0)).parent
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:  # uncompressed: PNG is compressed already
+        for index, scene in enumerate(scenes):
+            member = zipfile.ZipInfo(Path(_picture(part, index)).name)  # dated 1980-01-01
+            archive.writestr(member, png(draw_scene(scene, pen)))
+
+
+def _picture(part: str, index: int) -> str:
+    """What an example calls its image: `images.zip/m00001.png`."""
+    return f"{PICTURES[part]}{index:05d}.png"

@@ -1,0 +1,418 @@
+"""experiments/plan.yaml and the stages' settings: what there is to run, and on what it depends."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from merit import plan as planning
+from merit.config import (
+    Base,
+    Evaluation,
+    Experiment,
+    Gradients,
+    Method,
+    MiniWorldData,
+    Optimizer,
+    Params,
+    Sweep,
+    Training,
+    load_experiment,
+    load_params,
+)
+from merit.config_studies import STUDIES as STUDY_SETTINGS
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json
+from merit.plan import (
+    PLAN_FILE,
+    check_planned,
+    plan_rows,
+    planned_experiments,
+    render,
+    settings_files,
+    write_plan,
+)
+from tests import synthetic
+
+ROOT = Path(__file__).parent.parent
+
+
+def values() -> dict[str, Any]:
+    """Three methods, their control, a sweep on two bases and two studies."""
+    found = synthetic.experiment("tiny").model_dump(mode="json")
+    phase = {"name": "stage 1", "data": "captions", "trainable": ["decoder"], "num_steps": 2}
+    phase["optimizer"] = {"learning_rate": 1e-3, "batch_size": 4}
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    architecture = {size: 8 for size in sizes} | {"num_key_value_heads": 8}
+    found["base"] = {
+        **{"architecture": architecture | {"initializer_range": 0.1}, "phases": [phase]},
+    }
+    found["bases"] = {"weak": {"data": {"seed": 9}}}
+    found["methods"] = {
+        "base": {"partition": "base"},
+        "joint-1ep": {"partition": "joint", "seeds": [1, 2]},
+        "soup-2": {"partition": "soup", "members": 2},
+        "merit-1d": {"partition": "merit", "axes": 1},
+        "joint-shrunk": {"partition": "shrunk", "source": "joint-1ep", "match": "merit-1d"},
+    }
+    found["sweeps"] = {
+        "regime": {"methods": ["joint-1ep"], "learning_rate": [0.5], "bases": ["main", "weak"]}
+    }
+    found["report"] |= {"curves": [], "partition": None}
+    found["studies"] = {"regime": {}, "gain": {}, "weights": {"methods": ["merit-1d"]}}
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with one experiment and its plan."""
+    monkeypatch.chdir(tmp_path)
+    write(values())
+    Path("params.yaml").write_text("experiments: [tiny]\n", encoding="utf-8")
+    write_plan()
+    return tmp_path
+
+
+def write(experiment: dict[str, Any]) -> None:
+    Path("experiments").mkdir(exist_ok=True)
+    Path("experiments/tiny.yaml").write_text(
+        yaml.safe_dump(experiment, sort_keys=False), encoding="utf-8"
+    )
+
+
+def rows() -> dict[str, dict[str, dict[str, str]]]:
+    params = load_params()
+    return plan_rows(params, planned_experiments(params))
+
+
+# --- the names ----------------------------------------------------------------------------------
+
+
+def test_the_rows_of_a_small_experiment_by_hand(folder: Path) -> None:
+    found = rows()
+    setup = {"yaml": "experiments/tiny.yaml", "source": "merit/mini/world"}
+    setup["builder"] = "merit/mini/nets.py"
+    assert found["setups"] == {"tiny": setup, "tiny-weak": setup}
+    assert list(found["branches"].items()) == [
+        (f"{x}-{branch}", {"x": x, "run": run, "id": branch})
+        for x, run, branch in [
+            ("tiny", "joint-1ep", "joint-1ep-s1"),  # the soup's members are these
+            ("tiny", "joint-1ep", "joint-1ep-s2"),
+            ("tiny", "merit-1d-s1", "merit-1d-s1-g0"),
+            ("tiny", "merit-1d-s1", "merit-1d-s1-g1"),
+            ("tiny", "joint-1ep-lr0.5", "joint-1ep-lr0.5-s1"),
+            ("tiny-weak", "joint-1ep-lr0.5", "joint-1ep-lr0.5-s1"),
+        ]
+    ]
+    assert list(found["models"].items()) == [
+        (f"{x}-{model}", {"x": x, "id": model, "from": first, "with": second})
+        for x, model, first, second in [
+            ("tiny", "base", "base", "base/model.safetensors"),
+            ("tiny", "joint-1ep-s1", "branches/joint-1ep", "base"),
+            ("tiny", "joint-1ep-s2", "branches/joint-1ep", "base"),
+            ("tiny", "soup-2-s1", "branches/joint-1ep", "base"),
+            ("tiny", "merit-1d-s1", "branches/merit-1d-s1", "base"),
+            ("tiny", "joint-shrunk-s1", "models/joint-1ep-s1", "models/merit-1d-s1"),
+            ("tiny", "joint-1ep-lr0.5-s1", "branches/joint-1ep-lr0.5", "base"),
+            ("tiny-weak", "base", "base", "base/model.safetensors"),
+            ("tiny-weak", "joint-1ep-lr0.5-s1", "branches/joint-1ep-lr0.5", "base"),
+        ]
+    ]
+    scores = "evaluation/scores.json"
+    assert found["studies"] == {
+        "tiny-weights": {
+            **{"x": "tiny", "id": "weights", "reads": "artifacts/tiny/branches"},
+            **{"also": "artifacts/tiny/data/benchmarks", "code": "eval/studies/weights"},
+        },
+        # of the other base it needs the scores alone
+        "tiny-regime": {
+            **{"x": "tiny", "id": "regime", "reads": f"artifacts/tiny/{scores}"},
+            **{"also": f"artifacts/tiny-weak/{scores}", "code": "eval/studies/regime.py"},
+        },
+        "tiny-gain": {
+            **{"x": "tiny", "id": "gain", "reads": "artifacts/tiny/models"},
+            **{"also": "artifacts/tiny/branches", "code": "eval/studies/gain.py"},
+        },
+    }
+    assert found["reports"] == {
+        "tiny": {"folder": "reports/tiny", "studies": "reports/studies/tiny"}
+    }
+
+
+def test_a_full_report_leaves_the_default_one_alone(folder: Path) -> None:
+    full = Params(experiments=["tiny"], level="full")
+    assert plan_rows(full, planned_experiments(full))["reports"]["tiny"]["folder"] == (
+        "reports/tiny-full"
+    )
+
+
+def test_without_studies_a_report_depends_on_none(folder: Path) -> None:
+    write(values() | {"studies": {}})
+    assert rows()["studies"] == {}
+    assert rows()["reports"]["tiny"]["studies"] == "reports/paper"
+    assert "\nstudies: {}\n" in render(rows())
+
+
+def test_a_base_that_nothing_starts_from_is_not_built(folder: Path) -> None:
+    """A sweep may ask for it, or a method."""
+    changed = values() | {"sweeps": {}, "studies": {}}
+    write(changed)
+    assert list(rows()["setups"]) == ["tiny"]
+    changed["methods"]["joint-weak"] = {"partition": "joint", "base": "weak"}
+    write(changed)
+    assert list(rows()["setups"]) == ["tiny", "tiny-weak"]
+    assert "tiny-weak-joint-1ep-s1" in rows()["branches"]
+    assert "tiny-weak-joint-weak-s1" in rows()["models"]
+    assert "tiny-joint-weak-s1" not in rows()["models"]
+
+
+def test_the_plan_is_a_line_a_name_and_the_same_bytes_every_time(folder: Path) -> None:
+    text = PLAN_FILE.read_text(encoding="utf-8")
+    assert text == render(rows()) == render(copy.deepcopy(rows()))
+    assert yaml.safe_load(text) == rows()
+    assert text.splitlines()[2:5] == [
+        "",
+        "setups:",
+        "  tiny: {yaml: experiments/tiny.yaml, source: merit/mini/world, "
+        "builder: merit/mini/nets.py}",
+    ]
+    found = rows()
+    names = sum(len(entries) for entries in found.values())
+    assert len(text.splitlines()) == 3 + len(found) + names
+    assert not write_plan()  # it changed nothing
+    write(values() | {"sweeps": {}})
+    assert write_plan()
+    assert not write_plan()
+
+
+def test_the_committed_plan_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert PLAN_FILE.read_text(encoding="utf-8") == render(rows())
+
+
+def test_every_placeholder_of_the_pipeline_is_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """dvc.yaml loops over the plan's lists and reads nothing of a row that is not there."""
+    monkeypatch.chdir(ROOT)
+    pipeline = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
+    assert pipeline["vars"] == [str(PLAN_FILE)]
+    lists = {}
+    for name, stage in pipeline["stages"].items():
+        if "foreach" in stage:
+            lists[name] = stage["foreach"].removeprefix("${").removesuffix("}")
+            text = json.dumps(stage["do"])
+            wanted = {part.split("}")[0] for part in text.split("${")[1:]} - {"key"}
+            for row in rows()[lists[name]].values():
+                assert wanted <= {f"item.{key}" for key in row}, name
+    assert {stage: lists[stage] for stage in planning.LOOPED} == planning.LOOPED
+    assert {lists[name] for name in ("settings", "data", "score")} == {"setups"}
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+STALE = (
+    ": params.yaml or an experiment's methods have changed; run `merit plan`, then the same "
+    "command again"
+)
+
+
+def refused(*arguments: Any) -> str:
+    with pytest.raises(MeritError) as caught:
+        check_planned(*arguments)
+    return str(caught.value)
+
+
+def test_a_stale_or_missing_plan_is_refused(folder: Path) -> None:
+    check_planned("data", "tiny", None)
+    write(values() | {"sweeps": {}})
+    assert refused("data", "tiny", None) == f"experiments/plan.yaml is stale{STALE}"
+    write_plan()
+    check_planned("data", "tiny", None)
+    PLAN_FILE.unlink()
+    assert refused("data", "tiny", None) == f"experiments/plan.yaml is missing{STALE}"
+
+
+def test_a_setting_that_changes_no_name_leaves_the_plan_as_it_is(folder: Path) -> None:
+    write(values() | {"merge_weights": "uniform"})
+    check_planned("merge", "tiny", "merit-1d-s1")
+
+
+def test_an_unknown_experiment_or_item_is_refused_with_the_nearest(folder: Path) -> None:
+    assert refused("data", "tinny", None) == (
+        "data: no experiment 'tinny' in experiments/plan.yaml. Did you mean `tiny`?"
+    )
+    assert refused("train", "tiny", "merit-1d-s1-g2") == (
+        "train: tiny has no 'merit-1d-s1-g2' among the branches of experiments/plan.yaml. "
+        "Did you mean `merit-1d-s1-g1`?"
+    )
+    for stage in ("merge", "evaluate"):
+        assert refused(stage, "tiny", "soup-3-s1") == (
+            f"{stage}: tiny has no 'soup-3-s1' among the models of experiments/plan.yaml. "
+            "Did you mean `soup-2-s1`?"
+        )
+    assert refused("study", "tiny", "xyz") == (
+        "study: tiny has no 'xyz' among the studies of experiments/plan.yaml. "
+        "Known here: weights, regime, gain."
+    )
+    # what one base has is no item of another
+    assert "tiny-weak has no 'merit-1d-s1' among" in refused("merge", "tiny-weak", "merit-1d-s1")
+    check_planned("merge", "tiny-weak", "joint-1ep-lr0.5-s1")
+
+
+def test_another_experiments_mistake_stops_no_stage_without_its_message(folder: Path) -> None:
+    Path("params.yaml").write_text("experiments: [tiny, other]\n", encoding="utf-8")
+    message = r"^experiments/other\.yaml: no such experiment\. Known here: tiny\.$"
+    with pytest.raises(MeritError, match=message):
+        check_planned("data", "tiny", None)
+
+
+# --- the settings, stage by stage ---------------------------------------------------------------
+
+MODELS = {
+    "models/base",
+    "models/joint-1ep-s1",
+    "models/joint-1ep-s2",
+    "models/soup-2-s1",
+    "models/merit-1d-s1",
+    "models/joint-shrunk-s1",
+    "models/joint-1ep-lr0.5-s1",
+}
+STUDIES = {"studies/weights", "studies/regime", "studies/gain"}
+STAGES = {"data", "base", "gradients", "partition", "evaluation", "report"}
+
+
+def experiment(change: Callable[[dict[str, Any]], Any] = lambda found: None) -> Experiment:
+    found = values()
+    change(found)
+    return Experiment.model_validate(found)
+
+
+def test_a_file_a_stage_a_model_a_study(folder: Path) -> None:
+    planning.run("tiny")
+    written = Artifacts("tiny").settings
+    stems = {str(path.relative_to(written).with_suffix("")) for path in written.rglob("*.json")}
+    assert stems == STAGES | STUDIES | MODELS
+    expected = settings_files(load_experiment("tiny"))
+    for stem in stems:
+        assert read_json(written / f"{stem}.json") == json.loads(json.dumps(expected[stem])), stem
+    # every default is filled in
+    assert read_json(written / "data.json")["num_new_skills"] == 6
+    assert read_json(written / "gradients.json") == {
+        **{"num_examples": 200, "stride": 5, "batch_size": 16, "seed": 0},
+        "trainable": ["decoder"],
+    }
+    assert read_json(written / "studies/gain.json")["settings"]["shrinkages"] == [
+        *(0.1, 0.25, 0.5, 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "files"),
+    [
+        (lambda v: v["data"].update(num_questions=11), {"data", "report"}),
+        (lambda v: v["base"].update(seed=1), {"base"}),
+        (lambda v: v["base"]["phases"][0].update(num_steps=3), {"base"}),
+        (lambda v: v["gradients"].update(stride=5), set()),  # the default
+        (lambda v: v["gradients"].update(stride=2), {"gradients"} | STUDIES),
+        (
+            lambda v: v["training"]["optimizer"].update(weight_decay=0.1),
+            {"partition"} | STUDIES,
+        ),
+        (
+            lambda v: v["training"].update(trainable=["decoder", "projector"]),
+            {"gradients", "partition"} | STUDIES,
+        ),
+        (lambda v: v.update(merge_weights="uniform"), MODELS | STUDIES),
+        (lambda v: v["evaluation"].update(batch_size=7), {"evaluation", "report"} | STUDIES),
+        (lambda v: v["report"].update(title="Other"), {"report"}),
+        (
+            lambda v: v["methods"]["joint-1ep"].update(may_diverge=True),
+            {"partition", "report"} | STUDIES,
+        ),
+        (lambda v: v["sweeps"]["regime"].update(bases=["main"]), {"partition"} | STUDIES),
+        (lambda v: v["studies"]["gain"].update(num_examples=8), {"studies/gain"}),
+        (lambda v: v["bases"]["weak"]["data"].update(seed=4), set()),
+    ],
+)
+def test_a_setting_changes_the_files_of_its_stages_alone(
+    change: Callable[[dict[str, Any]], Any], files: set[str]
+) -> None:
+    before, after = settings_files(experiment()), settings_files(experiment(change))
+    assert before.keys() == after.keys() == STAGES | STUDIES | MODELS
+    assert {stem for stem in before if before[stem] != after[stem]} == files
+
+
+def test_every_key_is_written_down_also_where_the_yaml_is_silent() -> None:
+    """So a default that changes in the code is a change that DVC sees."""
+
+    def silence(found: dict[str, Any]) -> None:
+        found["data"].pop("size_spread")
+        found["gradients"] = {}
+        found["evaluation"] = {"benchmarks": found["evaluation"]["benchmarks"]}
+        found["training"]["optimizer"] = {"learning_rate": 1e-3, "batch_size": 4}
+
+    files = settings_files(experiment(silence))
+    assert files == settings_files(experiment())
+    assert files["data"].keys() == MiniWorldData.model_fields.keys()
+    assert files["base"].keys() == Base.model_fields.keys()
+    assert files["gradients"].keys() == {*Gradients.model_fields, "trainable"}
+    assert files["partition"]["training"].keys() == Training.model_fields.keys()
+    assert files["partition"]["training"]["optimizer"].keys() == Optimizer.model_fields.keys()
+    assert {frozenset(m) for m in files["partition"]["methods"].values()} == {
+        frozenset(Method.model_fields)
+    }
+    assert files["partition"]["sweeps"]["regime"].keys() == Sweep.model_fields.keys()
+    assert files["evaluation"].keys() == Evaluation.model_fields.keys()
+    for name in ("weights", "regime", "gain"):
+        settings = files[f"studies/{name}"]["settings"]
+        assert settings.keys() == STUDY_SETTINGS[name].model_fields.keys()
+
+
+def test_a_new_method_leaves_the_others_recipes_as_they_are() -> None:
+    """Or else a further method would merge every model again."""
+
+    def add(found: dict[str, Any]) -> None:
+        found["methods"]["random-2"] = {"partition": "random", "groups": 2}
+
+    before, after = settings_files(experiment()), settings_files(experiment(add))
+    assert {stem: after[stem] for stem in MODELS} == {stem: before[stem] for stem in MODELS}
+    assert set(after) - set(before) == {"models/random-2-s1"}
+
+
+def test_the_regime_map_and_the_search_follow_readiness() -> None:
+    def add(found: dict[str, Any]) -> None:
+        found["studies"] |= {"readiness": {}, "tune": {}}
+
+    def add_other(found: dict[str, Any]) -> None:
+        found["studies"] |= {"readiness": {"num_points": 9}, "tune": {}}
+
+    first, second = settings_files(experiment(add)), settings_files(experiment(add_other))
+    assert {stem for stem in first if first[stem] != second[stem]} == {
+        *("studies/readiness", "studies/regime", "studies/tune"),
+    }
+
+
+def test_recipes_by_hand() -> None:
+    files = settings_files(experiment())
+    nothing = {"source": None, "match": None, "merge_weights": "tokens"}
+    assert files["models/base"] == nothing | {
+        **{"model": "base", "method": "base", "seed": None, "rule": "base", "branches": []},
+    }
+    assert files["models/soup-2-s1"] == nothing | {
+        **{"model": "soup-2-s1", "method": "soup-2", "seed": 1, "rule": "merge"},
+        "branches": ["joint-1ep-s1", "joint-1ep-s2"],
+    }
+    assert files["models/merit-1d-s1"] == nothing | {
+        **{"model": "merit-1d-s1", "method": "merit-1d", "seed": 1, "rule": "merge"},
+        "branches": ["merit-1d-s1-g0", "merit-1d-s1-g1"],
+    }
+    assert files["models/joint-shrunk-s1"] == {
+        **{"model": "joint-shrunk-s1", "method": "joint-shrunk", "seed": 1, "rule": "shrunk"},
+        **{"branches": [], "source": "joint-1ep-s1", "match": "merit-1d-s1"},
+        "merge_weights": "tokens",
+    }

@@ -1,0 +1,340 @@
+"""The study `regime`: cells by hand, the map's tables and sentences, and the whole of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from eval.measuring.scores import Interval
+from eval.report.drawings import regime as drawing
+from eval.studies import regime
+from merit.config import Experiment, Sweep, load_experiment
+from merit.config_studies import Readiness, Regime, Thresholds
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, write_json
+from tests import synthetic
+from tests.scored import save_model, write_predictions
+
+SETTINGS = Regime()
+METHODS = ["joint-1ep", "random-8", "merit-3d", "joint-shrunk"]
+SWEEP = Sweep(methods=METHODS, seeds=[1, 2], learning_rate=[5e-4])
+LIMITS = Thresholds()
+
+# --- one cell -----------------------------------------------------------------------------------
+
+MODELS = {"joint": ["j"], "random": ["r", "q"], "merit": ["m"], "shrunk": ["s"]}
+DISPLACEMENTS = {"j": 10.0, "r": 3.0, "q": 5.0, "m": 5.0, "s": 5.0}
+RIGHT = {"j": 1, "r": 2, "q": 4, "m": 10, "s": 10, "base": 5}  # of ten questions
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Artifacts:
+    """A cell's models as the pipeline leaves them, from a base of norm 40."""
+    found = Artifacts("synthetic", tmp_path)
+    start = torch.zeros(3, 3)
+    start[2, 2] = 40.0
+    # `frozen` is trained by nobody, so no part of the norm
+    save_model(found.base, start, frozen=torch.full((5,), 100.0))
+    save_model(found.branch("joint-1ep-s1"), start + 1)
+    for name, displacement in DISPLACEMENTS.items():
+        record = {"branches": ["joint-1ep-s1"], "displacement": displacement, "failure": None}
+        write_json(found.model(name) / "merge.json", record | {"alpha": 0.5})
+    for name, right in RIGHT.items():
+        write_predictions(found, name, {"a": (right, 10)})
+    return found
+
+
+def test_a_cell_says_who_is_ahead(paths: Artifacts) -> None:
+    entry = regime.cell(regime.OWN, 5e-4, MODELS, paths, LIMITS)
+    assert (entry["base"], entry["learning_rate"]) == ("has the skills", 5e-4)
+    averages = {kind: value for kind, (value, _, _) in entry["averages"].items()}
+    assert averages == pytest.approx(
+        {"joint": 10.0, "random": 30.0, "merit": 100.0, "shrunk": 100.0, "base": 50.0}
+    )
+    values = {pair: value for pair, (value, _, _) in entry["differences"].items()}
+    assert values == pytest.approx(
+        {
+            "merit-random": 70.0, "merit-joint": 90.0, "random-joint": 20.0,
+            "merit-shrunk": 0.0, "random-shrunk": -70.0,
+        }
+    )  # fmt: skip
+    _, low, high = entry["differences"]["merit-joint"]
+    assert 0 < low < 90 < high <= 100
+    # random: the mean over its draws
+    assert entry["distances"] == pytest.approx(
+        {"joint": 10.0, "random": 4.0, "merit": 5.0, "shrunk": 5.0, "base": 0.0}
+    )
+    assert entry["relative_displacements"] == pytest.approx(
+        {"joint": 0.25, "random": 0.1, "merit": 0.125, "shrunk": 0.125, "base": 0.0}
+    )
+    assert entry["alpha"] == 0.5
+    assert entry["merge_ready"] is False  # joint training moves by 25 %
+    near = Thresholds(joint_displacement=0.25)
+    assert regime.cell(regime.OWN, 5e-4, MODELS, paths, near)["merge_ready"] is True
+    counted = regime.counts([entry])
+    assert counted["merit-joint"] == {
+        "positive": 1, "negative": 0, "undecided": 0, "not finite": 0,
+    }  # fmt: skip
+    assert counted["merit-shrunk"]["undecided"] == 1
+    assert counted["random-shrunk"]["negative"] == 1
+
+
+def test_a_cell_with_a_failed_run_has_no_models(tmp_path: Path) -> None:
+    entry = regime.cell(regime.OWN, 5e-4, None, Artifacts("synthetic", tmp_path), LIMITS)
+    assert (entry["averages"], entry["differences"], entry["merge_ready"]) == (None, None, None)
+    assert regime.counts([entry])["merit-random"]["not finite"] == 1
+    made = regime.tables([entry])
+    assert list(made) == ["regime_differences", "regime_cells"]
+    assert made["regime_differences"][0]["verdict"] == "not finite"
+    assert made["regime_cells"][0]["merge_ready"] is None
+    found = regime.summary([entry], SWEEP, 10)
+    assert (found["merit_minus_random_not_finite"], found["num_merge_ready"]) == (1, 0)
+    said = regime.text([entry], SETTINGS, SWEEP, 10, 1.0, LIMITS)
+    assert "A training did not stay finite everywhere" in said
+    assert "Against joint training (joint-1ep): no cell stayed finite." in said
+
+
+def test_merge_ready_is_near_the_base_and_random_not_far_behind() -> None:
+    assert regime.merge_ready(0.10, -1.0, LIMITS)
+    assert not regime.merge_ready(0.101, 5.0, LIMITS)
+    assert not regime.merge_ready(0.01, -1.1, LIMITS)
+    settings = synthetic.experiment()
+    assert regime.thresholds(settings) == LIMITS
+    stricter = Readiness(thresholds=Thresholds(joint_displacement=0.05))
+    studies = settings.studies.model_copy(update={"readiness": stricter})
+    asked = regime.thresholds(settings.model_copy(update={"studies": studies}))
+    assert asked.joint_displacement == 0.05
+
+
+# --- what is reported ---------------------------------------------------------------------------
+
+
+def made_up(base: str, rate: float, merit_random: float, merit_shrunk: float) -> dict[str, Any]:
+    """A cell with these two differences (in the other pairs nothing is decided)."""
+
+    def interval(value: float) -> Interval:
+        return value, value - 1, value + 1
+
+    pairs = {f"{a}-{b}": interval(0.0) for a, b in regime.PAIRS}
+    pairs |= {"merit-random": interval(merit_random), "merit-shrunk": interval(merit_shrunk)}
+    kinds = ("base", "joint", "random", "merit", "shrunk")
+    relative = {kind: 0.0 if kind == "base" else 0.05 for kind in kinds}
+    return {
+        "base": base, "learning_rate": rate,
+        "averages": {kind: interval(40.0) for kind in kinds},
+        "differences": pairs,
+        "distances": {kind: 20 * value for kind, value in relative.items()},
+        "relative_displacements": relative, "alpha": 1.0, "merge_ready": base == regime.OWN,
+    }  # fmt: skip
+
+
+MAP = [
+    made_up(regime.OWN, 2.5e-4, 2.0, -3.0),
+    made_up(regime.OWN, 5e-4, 3.0, 0.5),
+    made_up(regime.OTHER, 2.5e-4, 0.0, 2.0),
+    made_up(regime.OTHER, 5e-4, -2.0, -2.0),
+]
+
+
+def test_the_sentences_name_the_cells() -> None:
+    said = regime.text(MAP, SETTINGS, SWEEP, 1200, 1.0, LIMITS)
+    assert (
+        "Splitting by conflict (merit-3d) against splitting at random (random-8, mean of 2 draws): "
+        "ahead where the base has the skills (at every rate); behind where the base must learn "
+        "them (at 5e-4); not decided where the base must learn them (at 2.5e-4)." in said
+    )
+    assert "Against joint training (joint-1ep): not decided everywhere." in said
+    # the control is the other side of merit - shrunk
+    assert (
+        "or better, as far as the questions can tell, in 3 of 4 cells: behind where the base must "
+        "learn them (at 2.5e-4); ahead where the base has the skills (at 2.5e-4) and where the "
+        "base must learn them (at 5e-4); not decided where the base has the skills (at 5e-4)."
+        in said
+    )
+    assert "Merge-ready as far as this study can tell: where the base has the skills (" in said
+    assert "at most 1 point worse than joint-1ep, here on the test split" in said
+    assert said.endswith("interval over 1200 questions and the draws of random-8 excludes 0.")
+    assert regime._listed(["a"]) == "a"
+    assert regime._listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_the_tables_and_the_summary_of_the_map() -> None:
+    made = regime.tables(MAP)
+    assert {stem: len(rows) for stem, rows in made.items()} == {
+        "regime_differences": 20, "regime_models": 20, "regime_cells": 4,
+    }  # fmt: skip
+    assert made["regime_differences"][0] == {
+        "base": "has the skills", "learning_rate": 2.5e-4, "ours": "merit", "theirs": "random",
+        "difference": 2.0, "low": 1.0, "high": 3.0, "verdict": "positive",
+    }  # fmt: skip
+    assert made["regime_models"][1] == {
+        "base": "has the skills", "learning_rate": 2.5e-4, "model": "joint",
+        "avg": 40.0, "low": 39.0, "high": 41.0, "distance": 1.0, "relative_displacement": 0.05,
+    }  # fmt: skip
+    assert made["regime_cells"][2] == {
+        "base": "must learn them", "learning_rate": 2.5e-4, "relative_displacement_joint": 0.05,
+        "relative_displacement_random": 0.05, "relative_displacement_merit": 0.05,
+        "random_minus_joint": 0.0, "merge_ready": False,
+    }  # fmt: skip
+    found = regime.summary(MAP, SWEEP, 1200)
+    words = ("positive", "negative", "undecided", "not_finite")
+    assert [found[f"merit_minus_random_{word}"] for word in words] == [2, 1, 1, 0]
+    assert [found[f"merit_minus_shrunk_{word}"] for word in words] == [1, 2, 1, 0]
+    assert [found[f"random_minus_joint_{word}"] for word in words] == [0, 0, 4, 0]
+    assert (found["num_cells"], found["num_questions"], found["num_merge_ready"]) == (4, 1200, 2)
+    assert (found["num_random"], found["seed"]) == (2, 1)
+    last = found["cells"][-1]
+    assert (last["base"], last["learning_rate"], last["avg_merit"]) == (regime.OTHER, 5e-4, 40.0)
+    assert (last["merit_minus_random"], last["merit_minus_random_high"]) == (-2.0, -1.0)
+    assert (last["merit_minus_random_verdict"], last["merge_ready"]) == ("negative", False)
+
+
+# --- the whole map ------------------------------------------------------------------------------
+
+
+def experiment(**changes: Any) -> Experiment:
+    """Two bases, two rates of which one (1e-3) is the experiment's own, two seeds."""
+    sweep = {"methods": METHODS, "seeds": [1, 2], "learning_rate": [5e-4, 1e-3]}
+    return synthetic.experiment(
+        seeds=(1, 2),
+        methods=["base", *METHODS, "joint-2ep", "merit-1d"],
+        benchmarks=["a"],
+        bases={"weak": {"data": {"num_new_skills": 12}}},
+        sweeps={"regime": sweep | {"bases": ["main", "weak"]} | changes},
+        studies={"regime": {}},
+    )
+
+
+RIGHT_OF = {"joint-1ep": 30, "random-8": 40, "merit-3d": 90, "joint-shrunk": 60, "base": 50}
+
+
+def pipeline(root: Path, diverged: str | None = None) -> Experiment:
+    """Experiments and artifacts of both bases under `root`; of 100 questions RIGHT_OF are right."""
+    folder = root / "experiments"
+    folder.mkdir()
+    text = yaml.safe_dump(experiment().model_dump(mode="json"), sort_keys=False)
+    (folder / "synthetic.yaml").write_text(text, encoding="utf-8")
+    for name, failed in (("synthetic", []), ("synthetic-weak", [diverged] if diverged else [])):
+        settings = load_experiment(name, folder)
+        synthetic.write(root / "artifacts", settings, num_tasks=16, diverged=failed)
+        paths = Artifacts(name, root / "artifacts")
+        for file in list((paths.evaluation / "predictions").iterdir()):
+            (kind,) = [kind for kind in RIGHT_OF if file.stem.startswith(kind)] or ["base"]
+            write_predictions(paths, file.stem, {"a": (RIGHT_OF[kind], 100)})
+    # the other base is twice as long
+    file = Artifacts("synthetic-weak", root / "artifacts").base / "model.safetensors"
+    save_file({"w": 2 * load_file(file)["w"]}, file)
+    return load_experiment("synthetic", folder)
+
+
+def test_the_whole_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings, paths = pipeline(tmp_path), Artifacts("synthetic")
+    result = json.loads(json.dumps(regime.measure(settings, paths, SETTINGS)))
+    assert (result["learning_rates"], result["own_learning_rate"]) == ([5e-4, 1e-3], 1e-3)
+    assert [(c["base"], c["learning_rate"]) for c in result["cells"]] == [
+        (base, rate) for base in ("has the skills", "must learn them") for rate in (5e-4, 1e-3)
+    ]
+    assert result["bases"] == [
+        {"base": "has the skills", "known_skills": 26, "num_skills": 32},
+        {"base": "must learn them", "known_skills": 20, "num_skills": 32},
+    ]
+    for entry in result["cells"]:
+        assert entry["differences"]["merit-random"][0] == pytest.approx(50.0)
+        assert entry["differences"]["merit-shrunk"][0] == pytest.approx(30.0)
+    # each cell has its own models' distances, as shares of its own base's norm
+    cells = {(c["base"], c["learning_rate"]): c for c in result["cells"]}
+    norm = float(load_file(paths.base / "model.safetensors")["w"].double().norm())
+    for (base, rate), (name, tag, length) in {
+        (regime.OWN, 5e-4): ("synthetic", "-lr0.0005", norm),
+        (regime.OWN, 1e-3): ("synthetic", "", norm),
+        (regime.OTHER, 5e-4): ("synthetic-weak", "-lr0.0005", 2 * norm),
+        (regime.OTHER, 1e-3): ("synthetic-weak", "", 2 * norm),
+    }.items():
+        records = [
+            read_json(Artifacts(name).model(f"{model}{tag}-s{seed}") / "merge.json")
+            for model in ("joint-1ep", "random-8", "merit-3d", "joint-shrunk")
+            for seed in (1, 2)
+        ]
+        moved = [record["displacement"] for record in records]
+        means = [(a + b) / 2 for a, b in zip(moved[:6:2], moved[1:6:2], strict=True)]
+        found = cells[base, rate]
+        assert [found["distances"][kind] for kind in regime.KINDS] == pytest.approx(means)
+        assert found["distances"]["shrunk"] == pytest.approx(sum(moved[6:]) / 2)
+        assert found["relative_displacements"]["joint"] == pytest.approx(means[0] / length)
+        assert found["alpha"] == records[6]["alpha"]
+    assert result["summary"]["merit_minus_random_positive"] == 4
+    assert result["summary"]["num_questions"] == 100
+    assert (result["num_random"], result["num_benchmarks"]) == (2, 1)
+    drawing.draw(result, tmp_path / "drawn")
+    assert sorted(path.name for path in (tmp_path / "drawn" / "figures").glob("*.png")) == [
+        "regime.png", "regime_differences.png",
+    ]  # fmt: skip
+
+
+def test_a_cell_in_which_a_training_diverged_is_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = pipeline(tmp_path, diverged="merit-3d-lr0.0005-s2-g5")
+    result = json.loads(json.dumps(regime.measure(settings, Artifacts("synthetic"), SETTINGS)))
+    empty = [(c["base"], c["learning_rate"]) for c in result["cells"] if c["averages"] is None]
+    assert empty == [("must learn them", 5e-4)]
+    assert result["summary"]["merit_minus_random_not_finite"] == 1
+    assert result["summary"]["merit_minus_random_positive"] == 3
+    said = "A training did not stay finite where the base must learn them (at 5e-4). "
+    assert said in result["text"]
+    drawing.draw(result, tmp_path / "drawn")
+    assert (tmp_path / "drawn" / "figures" / "regime_differences.png").is_file()
+
+
+def test_the_experiments_own_rate_is_always_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = experiment(learning_rate=[5e-4], bases=["main"])
+    synthetic.write(tmp_path / "artifacts", settings, num_tasks=16)
+    result = regime.measure(settings, Artifacts("synthetic"), SETTINGS)
+    assert [(c["base"], c["learning_rate"]) for c in result["cells"]] == [
+        (regime.OWN, 5e-4), (regime.OWN, 1e-3),
+    ]  # fmt: skip
+    assert [entry["base"] for entry in result["bases"]] == [regime.OWN]
+
+
+@pytest.mark.parametrize(
+    ("options", "sweep", "message"),
+    [
+        ({"sweep": "map"}, {}, r"studies\.regime\.sweep`: no sweep at this level is called 'map'"),
+        ({"random": "merit-3d"}, {}, r"studies\.regime\.random`: 'merit-3d' is no random method"),
+        ({"method": "none"}, {}, r"studies\.regime\.method`: 'none' is no merit method"),
+        ({"shrunk": "joint-1ep"}, {}, r"studies\.regime\.shrunk`: 'joint-1ep' is no shrunk method"),
+        (
+            {"method": "merit-1d"},
+            {},
+            r"regime\.method`: 'merit-1d' is not among `sweeps\.regime",
+        ),
+        (
+            {"joint": "joint-2ep"},
+            {"methods": ["joint-2ep", *METHODS]},
+            r"different epochs \(joint-2ep 2, random-8 1, merit-3d 1\)",
+        ),
+        ({}, {"bases": ["weak"]}, r"sweeps\.regime\.bases`: found \['weak'\]; the map has 'main'"),
+        ({}, {"learning_rate": [5e-4]}, r"learning_rate`: found \[0\.0005\]; from another base"),
+    ],
+)
+def test_a_map_that_cannot_be_drawn_is_refused(
+    options: dict[str, str], sweep: dict[str, Any], message: str
+) -> None:
+    settings = SETTINGS.model_copy(update=options)
+    with pytest.raises(MeritError, match=message):
+        regime.check_methods(experiment(**sweep), settings)
+
+
+def test_the_three_methods_epochs_are_known() -> None:
+    assert regime.check_methods(experiment(), SETTINGS) == 1.0

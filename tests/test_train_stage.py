@@ -1,0 +1,212 @@
+"""The train stage: a branch from its manifest and the base, or a failure, or a refusal."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from merit.config import Optimizer
+from merit.errors import MeritError
+from merit.io.artifacts import (
+    Artifacts,
+    file_hash,
+    folder_hash,
+    read_json,
+    read_jsonl,
+    value_hash,
+    write_json,
+)
+from merit.io.checkpoints import Checkpoint
+from merit.stages import train as stage
+from merit.training.loop import data_order, train
+from merit.training.models import set_trainable, stored_tensors
+from tests.conftest import Tiny
+
+BRANCH = "merit-1d-s3-g0"
+# the tiny world's 15 examples in their order, by task: 3, 3, 4, 4 and 1
+TASKS = ("count", "mate", "tallest", "talk", "text")
+OWNER = [0] * 3 + [1] * 3 + [2] * 4 + [3] * 4 + [4]
+MINE = [3, 4, 5, 14]  # of the branch's two tasks
+
+
+@pytest.fixture
+def paths(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
+    """What the train stage reads, in the working folder: base, mixture and one manifest."""
+    monkeypatch.chdir(tmp_path)
+    paths = Artifacts("x")
+    tiny.model.save_pretrained(paths.base)
+    write_json(paths.base / "base.json", {"base_hash": file_hash(paths.base / "model.safetensors")})
+    paths.encoded.mkdir(parents=True)
+    tiny.encoded.save(paths.encoded)
+    np.save(paths.encoded / "task_of_example.npy", np.array(OWNER, dtype=np.int32))
+    write_json(paths.encoded / "tasks.json", [{"task": task} for task in TASKS])
+    write_manifest(paths)
+    return paths
+
+
+def write_manifest(paths: Artifacts, **changes: Any) -> dict[str, Any]:
+    manifest: dict[str, Any] = {
+        "branch": BRANCH,
+        "tasks": ["mate", "text"],
+        "epochs": 2.0,
+        "seed": 3,
+        "num_samples": 4,
+        "num_tokens": 222,
+        "num_loss_tokens": 33,
+        "trainable": ["decoder"],
+        "optimizer": {"learning_rate": 3e-3, "batch_size": 3, "warmup_ratio": 0.0},
+        "may_diverge": False,
+        "base_hash": read_json(paths.base / "base.json")["base_hash"],
+        "encoded_hash": folder_hash(paths.encoded),
+    }
+    write_json(paths.manifest(BRANCH), manifest | changes)
+    return manifest | changes
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_branch_is_the_loop_over_its_own_tasks(tiny: Tiny, paths: Artifacts) -> None:
+    stage.run("x", BRANCH)
+    model = copy.deepcopy(tiny.model)
+    parameters = set_trainable(model, ["decoder"])
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    order = np.array(MINE)[data_order(4, 2.0, 3)]
+    optimizer = Optimizer(learning_rate=3e-3, batch_size=3, warmup_ratio=0.0)
+    train(model, parameters, tiny.encoded, order, optimizer, what="again", num_examples=4)
+
+    folder = paths.folder / "branches" / "merit-1d-s3" / BRANCH
+    found = Checkpoint(folder / "model.safetensors")
+    expected = stored_tensors(model, parameters)
+    assert len(expected) == len(parameters)
+    assert set(found.names) == set(expected)
+    for name, tensor in found.items():
+        assert tensor.numpy().tobytes() == expected[name].detach().numpy().tobytes(), name
+    moved = [float((p.detach() - before[n]).double().square().sum()) for n, p in parameters.items()]
+    records = read_jsonl(folder / "records.jsonl")
+    manifest = read_json(paths.manifest(BRANCH))
+    assert read_json(folder / "summary.json") == {
+        "branch": BRANCH,
+        "num_steps": 3,  # 8 examples in batches of 3
+        "num_tokens": 222,
+        "num_loss_tokens": 33,
+        "base_hash": file_hash(paths.base / "model.safetensors"),
+        "manifest_hash": value_hash(manifest),
+        "final_loss": records[-1]["loss"],
+        "displacement": pytest.approx(math.sqrt(sum(moved)), rel=1e-9),
+        "checkpoint_hash": file_hash(folder / "model.safetensors"),
+        "failure": None,
+    }
+    assert read_json(folder / "manifest.json") == manifest
+    assert [(r["step"], r["epoch"]) for r in records] == [(1, 0.75), (2, 1.5), (3, 2.0)]
+    # wall-clock is no part of the branch: a second run gives the same bytes
+    assert [r["step"] for r in read_jsonl(paths.timing(BRANCH))] == [1, 2, 3]
+    first = contents(folder)
+    assert sorted(first) == ["manifest.json", "model.safetensors", "records.jsonl", "summary.json"]
+    stage.run("x", BRANCH)
+    assert contents(folder) == first
+
+
+EXPLODING = {"learning_rate": 1e30, "batch_size": 3, "warmup_ratio": 0.0}
+WHY = r"branch merit-1d-s3-g0: the loss is \S+ at step 2 of 3; lower `learning_rate` \(now 1e\+30\)"
+
+
+def test_a_branch_that_may_diverge_leaves_its_failure_and_no_checkpoint(paths: Artifacts) -> None:
+    manifest = write_manifest(paths, optimizer=EXPLODING, may_diverge=True)
+    stage.run("x", BRANCH)
+    folder = paths.branch(BRANCH)
+    assert sorted(contents(folder)) == ["manifest.json", "records.jsonl", "summary.json"]
+    summary = read_json(folder / "summary.json")
+    assert summary == {
+        "branch": BRANCH,
+        "num_steps": 3,
+        "num_tokens": 222,
+        "num_loss_tokens": 33,
+        "base_hash": manifest["base_hash"],
+        "manifest_hash": value_hash(manifest),
+        "failure": summary["failure"],
+    }
+    with pytest.raises(MeritError, match=f"^{WHY}"):
+        raise MeritError(summary["failure"])
+    assert [record["step"] for record in read_jsonl(folder / "records.jsonl")] == [1]
+
+
+def test_another_branch_that_diverges_is_refused(paths: Artifacts) -> None:
+    """And what stood there before stays."""
+    stage.run("x", BRANCH)
+    before = contents(paths.branch(BRANCH))
+    write_manifest(paths, optimizer=EXPLODING)
+    with pytest.raises(MeritError, match=f"^{WHY}"):
+        stage.run("x", BRANCH)
+    assert contents(paths.branch(BRANCH)) == before
+
+
+def test_a_branch_that_may_diverge_and_does_not_is_as_any_other(paths: Artifacts) -> None:
+    stage.run("x", BRANCH)
+    before = contents(paths.branch(BRANCH))
+    write_manifest(paths, may_diverge=True)
+    stage.run("x", BRANCH)
+    after = contents(paths.branch(BRANCH))
+    assert {name for name in before if before[name] != after[name]} == {
+        *("manifest.json", "summary.json"),
+    }
+
+
+@pytest.mark.parametrize("may_diverge", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"base_hash": "0123456789abcdef"},
+            "key `base_hash`: the branch is planned from base 0123456789ab, artifacts/x/base ",
+        ),
+        (
+            {"encoded_hash": "0123456789abcdef"},
+            "key `encoded_hash`: the branch is planned from encoded 0123456789ab, artifacts/x/enc",
+        ),
+        (
+            {"tasks": ["mate", "poems", "odes"]},
+            "unknown tasks ['odes', 'poems']; run the partition stage again",
+        ),
+        ({"tasks": []}, "its tasks have zero examples; run the partition stage again"),
+    ],
+)
+def test_a_manifest_of_something_else_is_refused(
+    paths: Artifacts, changes: dict[str, Any], message: str, may_diverge: bool
+) -> None:
+    """Whether or not it may diverge: this is no result."""
+    write_manifest(paths, **changes, may_diverge=may_diverge)
+    with pytest.raises(MeritError) as caught:
+        stage.run("x", BRANCH)
+    start = f"{paths.manifest(BRANCH)}: "
+    assert str(caught.value).startswith(start + message)
+    assert not (paths.folder / "branches").exists()
+
+
+def test_the_base_that_a_branch_starts_from_is_the_one_on_disk(paths: Artifacts) -> None:
+    """Rebuilt since the branch was planned, it is refused, with both hashes and what to do."""
+    planned = read_json(paths.base / "base.json")["base_hash"]
+    write_json(paths.base / "base.json", {"base_hash": "f" * 64})
+    with pytest.raises(MeritError) as caught:
+        stage.run("x", BRANCH)
+    assert str(caught.value) == (
+        f"{paths.manifest(BRANCH)}: key `base_hash`: the branch is planned from base "
+        f"{planned[:12]}, {paths.base} holds {'f' * 12}; run `dvc repro` without --single-item, "
+        "or `dvc checkout`"
+    )
+
+
+def test_an_order_holds_every_example_of_the_branchs_tasks(paths: Artifacts) -> None:
+    order = stage.branch_order(paths, write_manifest(paths, epochs=1.0))
+    assert sorted(order.tolist()) == MINE
+    assert torch.equal(torch.from_numpy(order), torch.tensor(MINE)[data_order(4, 1.0, 3)])
+    twice = stage.branch_order(paths, write_manifest(paths, epochs=1.5))
+    assert len(twice) == 6
+    assert twice[:4].tolist() == order.tolist()
