@@ -23,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "smoke_folder" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
+            item.add_marker(pytest.mark.xdist_group("smoke"))  # one process makes the run
         if item.get_closest_marker("gpu"):
             import torch
 
