@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from merit.config_studies import Studies
 from merit.errors import MeritError
@@ -147,8 +147,21 @@ class Optimizer(Settings):
         return values
 
 
-# "vision", "projector", "decoder", or a regular expression that whole parameter names match
-Trainable = Annotated[list[str], Field(min_length=1)]
+COMPONENTS = ("vision", "projector", "decoder")
+
+
+def _component_or_pattern(value: str) -> str:
+    if value.isidentifier() and value not in COMPONENTS:
+        raise ValueError(
+            f"found {value!r}: neither a component nor a pattern.{nearest(value, COMPONENTS)}"
+        )
+    return value
+
+
+# a component, or a regular expression that whole parameter names match
+Trainable = Annotated[
+    list[Annotated[str, AfterValidator(_component_or_pattern)]], Field(min_length=1)
+]
 
 
 class Phase(Settings):

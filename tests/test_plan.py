@@ -14,6 +14,7 @@ import yaml
 from merit import plan as planning
 from merit.config import (
     Base,
+    Encoding,
     Evaluation,
     Experiment,
     Gradients,
@@ -21,6 +22,7 @@ from merit.config import (
     MiniWorldData,
     Optimizer,
     Params,
+    Runtime,
     Sweep,
     Training,
     load_experiment,
@@ -283,7 +285,7 @@ MODELS = {
     "models/joint-1ep-lr0.5-s1",
 }
 STUDIES = {"studies/weights", "studies/regime", "studies/gain"}
-STAGES = {"data", "base", "gradients", "partition", "evaluation", "report"}
+STAGES = {"data", "base", "encode", "gradients", "partition", "evaluation", "report"}
 
 
 def experiment(change: Callable[[dict[str, Any]], Any] = lambda found: None) -> Experiment:
@@ -305,6 +307,7 @@ def test_a_file_a_stage_a_model_a_study(folder: Path) -> None:
     assert read_json(written / "gradients.json") == {
         **{"num_examples": 200, "stride": 5, "batch_size": 16, "seed": 0},
         "trainable": ["decoder"],
+        "model": Runtime().model_dump(),
     }
     assert read_json(written / "studies/gain.json")["settings"]["shrinkages"] == [
         *(0.1, 0.25, 0.5, 1.0),
@@ -330,6 +333,11 @@ def test_a_file_a_stage_a_model_a_study(folder: Path) -> None:
         (lambda v: v.update(merge_weights="uniform"), MODELS | STUDIES),
         (lambda v: v["evaluation"].update(batch_size=7), {"evaluation", "report"} | STUDIES),
         (lambda v: v["report"].update(title="Other"), {"report"}),
+        (lambda v: v.update(encoding={"max_tokens": 9}), {"base", "encode", "partition"}),
+        (
+            lambda v: v.update(model={"dtype": "bfloat16"}),
+            {"base", "encode", "gradients", "partition"},
+        ),
         (
             lambda v: v["methods"]["joint-1ep"].update(may_diverge=True),
             {"partition", "report"} | STUDIES,
@@ -359,8 +367,10 @@ def test_every_key_is_written_down_also_where_the_yaml_is_silent() -> None:
     files = settings_files(experiment(silence))
     assert files == settings_files(experiment())
     assert files["data"].keys() == MiniWorldData.model_fields.keys()
-    assert files["base"].keys() == Base.model_fields.keys()
-    assert files["gradients"].keys() == {*Gradients.model_fields, "trainable"}
+    assert files["base"]["base"].keys() == Base.model_fields.keys()
+    assert files["encode"]["encoding"].keys() == Encoding.model_fields.keys()
+    assert files["encode"]["model"].keys() == Runtime.model_fields.keys()
+    assert files["gradients"].keys() == {*Gradients.model_fields, "trainable", "model"}
     assert files["partition"]["training"].keys() == Training.model_fields.keys()
     assert files["partition"]["training"]["optimizer"].keys() == Optimizer.model_fields.keys()
     assert {frozenset(m) for m in files["partition"]["methods"].values()} == {
