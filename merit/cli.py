@@ -68,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
         if item:
             command.add_argument("item", help=f"the {item}'s name in experiments/plan.yaml")
+        if stage == "gradients":
+            command.add_argument(
+                "--shard",
+                dest="item",
+                metavar="i/n",
+                help="only the i-th of n shares of the tasks, beside other processes; a last call "
+                "without --shard finishes the stage",
+            )
     add("index", "the pages over all experiments, and README's tables")
     add("track", "carry the records into MLflow, as the last stage does").add_argument(
         "action", nargs="?", choices=["sync"], help="sync: fail where MLflow cannot be reached"
@@ -113,7 +121,7 @@ def run_stage(stage: str, experiment: str, item: str | None) -> None:
     began = time.monotonic()
     check_planned(stage, experiment, item)
     importlib.import_module(STAGES[stage][0]).run(experiment, item)
-    write_timing(Artifacts(experiment).folder, stage, item, began)
+    write_timing(Artifacts(experiment).folder, stage, item and item.replace("/", "-of-"), began)
 
 
 def quiet() -> None:

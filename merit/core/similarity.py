@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 _CHUNK = 1 << 16  # entries of each gradient widened to float64 at a time: 71 MB for 136 tasks
+_NORM_CHUNK = 1 << 20  # as many of one gradient
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ def inner_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         b = a if right is left else right[:, start : start + _CHUNK].astype(np.float64)
         total += a @ b.T
     return total
+
+
+def gradient_norm(gradient: np.ndarray) -> float:
+    """|g| of a gradient (D,), accumulated in float64 chunk by chunk."""
+    chunks = (
+        gradient[start : start + _NORM_CHUNK].astype(np.float64)
+        for start in range(0, len(gradient), _NORM_CHUNK)
+    )
+    return math.sqrt(sum(float(chunk @ chunk) for chunk in chunks))
 
 
 def cosine_matrix(gradients: np.ndarray) -> np.ndarray:
