@@ -166,7 +166,7 @@ def mean_gradients(
     for parameter in tensors:
         parameter.grad = None
         hooks.append(
-            parameter.register_post_accumulate_grad_hook(lambda p, start=start: fold(p, start))  # type: ignore[misc]
+            parameter.register_post_accumulate_grad_hook(lambda p, start=start: fold(p, start))
         )
         start += parameter.numel()
     weight = 0

@@ -39,7 +39,7 @@ def write_row(path: Path, index: int, row: np.ndarray) -> None:
         raise ValueError(f"row {index} of shape {row.shape} does not fit into {rows.shape}")
     with path.open("r+b") as file:
         file.seek(rows.offset + index * row.shape[0] * rows.itemsize)
-        file.write(np.ascontiguousarray(row, dtype=rows.dtype))
+        file.write(np.ascontiguousarray(row, dtype=rows.dtype).data)
 
 
 @contextlib.contextmanager
