@@ -49,6 +49,11 @@ def gradient_norm(gradient: np.ndarray) -> float:
     return math.sqrt(sum(float(chunk @ chunk) for chunk in chunks))
 
 
+def sketch_error(cosines: np.ndarray, size: int) -> np.ndarray:
+    """The standard error of sketched cosines, (1 - rho^2) / sqrt(k) (docs/method.md, eq. (52))."""
+    return (1 - np.square(cosines)) / math.sqrt(size)
+
+
 def cosine_matrix(gradients: np.ndarray) -> np.ndarray:
     """C_ij = <g_i, g_j> / (|g_i| |g_j|), float64 (T, T), symmetric with ones on the diagonal.
 
