@@ -114,7 +114,7 @@ def test_a_device_gives_the_same_signs() -> None:
 
 
 def test_sketched_cosines_are_unbiased_with_the_error_of_the_formula() -> None:
-    """Over 400 seeds: mean within four standard errors, spread within 15 % of eq. (51)."""
+    """Over 400 seeds: mean within four standard errors, spread within 15 % of eq. (54)."""
     generator = torch.Generator().manual_seed(0)
     common, a, b = torch.randn(3, 8192, generator=generator)
     x, y = common + a, common + b

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 
 from merit.cli import main
+from merit.core.gradients import Sketch
 from merit.core.partition import merit_groups
 from merit.core.similarity import cosine_matrix, inner_products, pca
 from merit.errors import MeritError
@@ -177,3 +181,24 @@ def test_the_commands(
             main(arguments.split())
         assert exit_.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_page_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parent.parent / "docs" / "own-gradients.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, labels: torch.Tensor) -> Any:
+            return SimpleNamespace(loss=self.weight[labels[0, 1]] ** 2)
+
+    tasks = [[{"labels": torch.tensor([[0, i]])}] * 2 for i in range(2)]
+    exec(code, {"model": Model(), "tasks": tasks})
+    rows = np.load(tmp_path / "mine.npy")
+    signs = Sketch(65_536).signs(0, 3).numpy()
+    assert rows.shape == (2, 65_536)
+    assert rows[:, :3].tolist() == [[2 * signs[0], 0, 0], [0, 2 * signs[1], 0]]

@@ -156,7 +156,7 @@ def _measure(
 
 
 def _predicted_rmse(full: Array, size: int) -> float:
-    """Eq. (52) over the pairs of tasks."""
+    """Eq. (54) over the pairs of tasks."""
     errors = sketch_error(full[np.triu_indices(len(full), k=1)], size)
     return float(np.sqrt(np.square(errors).mean()))
 

@@ -34,7 +34,7 @@ class Representation(Protocol):
 
 @dataclass(frozen=True)
 class Stride:
-    """Every `every`-th entry of the gradient (eq. (2)); 1 keeps all of them."""
+    """Every `every`-th entry of the gradient (docs/method.md, eq. (2)); 1 keeps all of them."""
 
     every: int
 
@@ -49,7 +49,7 @@ class Stride:
 
 @dataclass(frozen=True)
 class Sketch:
-    """`buckets` signed sums of the gradient's entries (eq. (50)).
+    """`buckets` signed sums of the gradient's entries (docs/method.md, eq. (52)).
 
     Entry i has the sign of `signs` and the bucket i mod `buckets`: one pass, no index, the same
     bytes on every run, and the same signs on every device.
@@ -136,7 +136,7 @@ def mean_gradients(
 ) -> list[Tensor]:
     """The gradient of a task's mean loss in every representation, from one pass over its batches.
 
-        g = sum_b m_b grad L_b / sum_b m_b                                                (eq. (1))
+        g = sum_b m_b grad L_b / sum_b m_b
 
     over batches b whose mean loss L_b is over m_b loss-bearing tokens: the gradient of the task's
     mean loss per token, whatever the batch size. Entries lie in the order of `parameters`,

@@ -51,7 +51,7 @@ def gradient_norm(gradient: np.ndarray) -> float:
 
 
 def sketch_error(cosines: np.ndarray, size: int) -> np.ndarray:
-    """The standard error of sketched cosines, (1 - rho^2) / sqrt(k) (docs/method.md, eq. (52))."""
+    """The standard error of sketched cosines, (1 - rho^2) / sqrt(k) (docs/method.md, eq. (54))."""
     return (1 - np.square(cosines)) / math.sqrt(size)
 
 

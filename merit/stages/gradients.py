@@ -75,7 +75,7 @@ class AtBase:
         from merit.core.gradients import calibration_sample
 
         mine = np.flatnonzero(self.owner == task)
-        return mine[calibration_sample(len(mine), limit, seed)]
+        return mine[calibration_sample(len(mine), limit, seed).numpy()]
 
     def losses(self, examples: np.ndarray) -> list[Callable[[], tuple[torch.Tensor, int]]]:
         """One function a batch, giving its mean loss and its number of loss-bearing tokens."""
