@@ -224,10 +224,13 @@ class Encoding(Settings):
 
 
 class Gradients(Settings):
-    """Calibration of the mean task gradients (docs/method.md 2)."""
+    """Calibration of the mean task gradients (docs/method.md 2) and what is kept of them."""
 
     num_examples: PositiveInt = 200  # at most this many examples a task
-    stride: PositiveInt = 5  # keep one gradient entry in `stride`
+    representation: Literal["stride", "sketch"] = "stride"
+    stride: PositiveInt = 5  # keep one gradient entry in `stride`, as the paper does
+    sketch_size: PositiveInt = 65_536  # or as many signed sums, whatever the model's size
+    sketch_seed: Annotated[int, Field(ge=0)] = 0  # of the signs
     batch_size: PositiveInt = 16
     seed: int = 0
 
