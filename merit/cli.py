@@ -9,6 +9,7 @@ import sys
 import time
 
 from merit.errors import MeritError
+from merit.stages import merge_folders
 
 # stage -> (its module, what it does, what it is run for besides an experiment)
 STAGES = {
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add("plan", "write experiments/plan.yaml from params.yaml and the experiments")
     for stage, (_, summary, item) in STAGES.items():
+        if stage == "merge":
+            merge_folders.add_command(commands)
+            continue
         command = add(stage, summary)
         command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
         if item:
@@ -84,6 +88,8 @@ def _dispatch(options: argparse.Namespace) -> None:
         from merit.plan import PLAN_FILE, write_plan
 
         print(f"{PLAN_FILE}: {'written' if write_plan() else 'unchanged'}")
+    elif name == "merge" and options.experiment is None:
+        merge_folders.run(options)
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))
     elif name == "index":
