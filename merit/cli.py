@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from merit.errors import MeritError
+from merit.stages import merge_folders
 
 # stage -> (its module, what it does, what it is run for besides an experiment)
 STAGES = {
@@ -65,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add("plan", "write experiments/plan.yaml from params.yaml and the experiments")
     for stage, (_, summary, item) in STAGES.items():
+        if stage == "merge":
+            merge_folders.add_command(commands)
+            continue
         command = add(stage, summary)
         command.add_argument(
             "experiment",
@@ -128,6 +132,8 @@ def _dispatch(options: argparse.Namespace) -> None:
         from merit.grouping import extend_files
 
         extend_files(options.folder, options.gradients, options.tasks, options.out)
+    elif name == "merge" and options.experiment is None:
+        merge_folders.run(options)
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))
     elif name == "index":

@@ -33,6 +33,8 @@ Rule = Literal["base", "joint", "random", "soup", "merit", "rawpca", "kmeans", "
 Reading = Literal["within", "between"]  # of conflict-2; see merit.core.partition.conflict_groups
 # what a branch's budget counts when branches are averaged; see merit.core.merge.average
 MergeWeights = Literal["tokens", "loss_tokens", "samples", "uniform"]
+# what merged models are written in: every tensor as the base has it, or all in one type
+MergeDtype = Literal["base", "float32", "bfloat16", "float16"]
 Algorithm = Literal["adamw", "sgd", "muon"]
 Axes = Annotated[int, Field(ge=1, le=10)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
@@ -419,6 +421,7 @@ class Experiment(Settings):
     gradients: Gradients
     training: Training
     merge_weights: MergeWeights = "tokens"
+    merge_dtype: MergeDtype = "base"
     methods: Annotated[dict[str, Method], Field(min_length=1)]
     sweeps: dict[str, Sweep] = {}
     evaluation: Evaluation

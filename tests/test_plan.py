@@ -332,6 +332,7 @@ def test_a_file_a_stage_a_model_a_study(folder: Path) -> None:
             {"gradients", "partition"} | STUDIES,
         ),
         (lambda v: v.update(merge_weights="uniform"), MODELS | STUDIES),
+        (lambda v: v.update(merge_dtype="bfloat16"), MODELS),
         (lambda v: v["evaluation"].update(batch_size=7), {"evaluation", "report"} | STUDIES),
         (lambda v: v["report"].update(title="Other"), {"report"}),
         (lambda v: v.update(encoding={"max_tokens": 9}), {"base", "encode", "partition"}),
@@ -410,7 +411,8 @@ def test_the_regime_map_and_the_search_follow_readiness() -> None:
 
 def test_recipes_by_hand() -> None:
     files = settings_files(experiment())
-    nothing = {"source": None, "match": None, "merge_weights": "tokens"}
+    written = {"merge_weights": "tokens", "merge_dtype": "base"}
+    nothing = {"source": None, "match": None} | written
     assert files["models/base"] == nothing | {
         **{"model": "base", "method": "base", "seed": None, "rule": "base", "branches": []},
     }
@@ -422,8 +424,7 @@ def test_recipes_by_hand() -> None:
         **{"model": "merit-1d-s1", "method": "merit-1d", "seed": 1, "rule": "merge"},
         "branches": ["merit-1d-s1-g0", "merit-1d-s1-g1"],
     }
-    assert files["models/joint-shrunk-s1"] == {
+    assert files["models/joint-shrunk-s1"] == written | {
         **{"model": "joint-shrunk-s1", "method": "joint-shrunk", "seed": 1, "rule": "shrunk"},
         **{"branches": [], "source": "joint-1ep-s1", "match": "merit-1d-s1"},
-        "merge_weights": "tokens",
     }
