@@ -385,11 +385,29 @@ def included(level: Level) -> tuple[Level, ...]:
 
 
 class Evaluation(Settings):
-    """Which benchmarks (records in eval.benchmarks), and how answers are generated."""
+    """Which benchmarks (records in eval.benchmarks), and how answers are generated.
+
+    `min_pixels` and `max_pixels` are what images are scaled to lie between; without them the
+    checkpoint's own. `cache_images` encodes the images once for all models (`prompts`): for small
+    experiments whose fine-tuning leaves the vision part as it is.
+    """
 
     benchmarks: Annotated[list[str], Field(min_length=1)]
     batch_size: PositiveInt = 64
     max_new_tokens: PositiveInt = 64
+    generator: Literal["transformers", "vllm"] = "transformers"
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    cache_images: bool = False
+
+    @model_validator(mode="after")
+    def _pixels_are_a_range(self) -> Evaluation:
+        low, high = self.min_pixels, self.max_pixels
+        if (low is None) != (high is None) or (low and high and low > high):
+            raise ValueError(f"`min_pixels` {low} and `max_pixels` {high}: give both, least first")
+        if self.cache_images and self.generator == "vllm":
+            raise ValueError("`cache_images` is for `generator: transformers`")
+        return self
 
 
 class Report(Settings):
