@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
         if item:
             command.add_argument("item", help=f"the {item}'s name in experiments/plan.yaml")
+    command = add(
+        "launch", "train branches on this host's GPUs or through Slurm, as params.yaml says"
+    )
+    command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
+    command.add_argument("branches", nargs="*", help="all that are not finished by default")
     add("index", "the pages over all experiments, and README's tables")
     add("track", "carry the records into MLflow, as the last stage does").add_argument(
         "action", nargs="?", choices=["sync"], help="sync: fail where MLflow cannot be reached"
@@ -86,6 +91,8 @@ def _dispatch(options: argparse.Namespace) -> None:
         print(f"{PLAN_FILE}: {'written' if write_plan() else 'unchanged'}")
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))
+    elif name == "launch":
+        importlib.import_module("merit.launch.run").launch(options.experiment, options.branches)
     elif name == "index":
         importlib.import_module("eval.stages.index").run()
     elif name == "repro":

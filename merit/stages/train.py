@@ -12,6 +12,7 @@ from merit.errors import MeritError
 from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
+    exclusive,
     file_hash,
     folder_hash,
     read_array,
@@ -25,7 +26,7 @@ from merit.training.encoded import Encoded
 
 
 def run(name: str, item: str | None = None) -> None:
-    """Write artifacts/<name>/branches/<run>/<item>.
+    """Write artifacts/<name>/branches/<run>/<item>, unless another process is about to.
 
     A branch that `may_diverge` and does leaves a summary with the `failure`, and no checkpoint.
     """
@@ -33,6 +34,11 @@ def run(name: str, item: str | None = None) -> None:
     paths = Artifacts(name)
     manifest = read_json(paths.manifest(item))
     check_origin(paths, manifest)
+    with exclusive(paths.branch(item), f"{item} is being trained"):
+        train_branch(paths, item, manifest)
+
+
+def train_branch(paths: Artifacts, item: str, manifest: dict[str, Any]) -> None:
     data = Encoded.load(paths.encoded)
     order = branch_order(paths, manifest)
 

@@ -1,0 +1,38 @@
+"""`python -m merit.launch.ranks N train EXPERIMENT BRANCH`: a stage as N ranks of this host.
+
+It is torchrun, but for two things that a training of hours needs. A signal that stops it goes to
+the ranks, which have as long as they need for their checkpoint: torchrun kills them after 30
+seconds. And where they exit with status 75 (stopped, to go on later), so does this, not with 1.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from merit.launch.work import STOPPED
+
+
+def main(num_ranks: str, *stage: str) -> int:
+    """The exit status: 0, 75 where a rank has it, else that of the rank that failed first."""
+    import psutil
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    def pass_on(number: int, _: object) -> None:
+        for child in psutil.Process().children(recursive=True):
+            child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, pass_on)
+    own = "--signals_to_handle=SIGINT,SIGHUP,SIGQUIT"
+    try:
+        run.main(["--standalone", f"--nproc-per-node={num_ranks}", own, "-m", "merit", *stage])
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return STOPPED if STOPPED in codes else max(error.get_first_failure()[1].exitcode, 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
