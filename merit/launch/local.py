@@ -32,7 +32,7 @@ class Local:
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
-        self._children: list[subprocess.Popen[bytes]] = []  # so that none remains a zombie
+        self._children: dict[str, subprocess.Popen[bytes]] = {}  # those that were started here
 
     def submit(self, work: Work) -> str | None:
         """Start it in a free slot; None where there is none at present."""
@@ -59,14 +59,17 @@ class Local:
                 start_new_session=True,  # Ctrl-C ends the launch alone
                 pass_fds=(job.fileno(), slot.fileno()),
             )
-        self._children.append(process)
-        return str(process.pid)
+        job_id = str(process.pid)
+        self._children[job_id] = process
+        return job_id
 
     def states(self, jobs: Mapping[str, Work]) -> dict[str, tuple[str, str]]:
         """Of each job "running" or "ended"."""
-        for child in self._children:
-            child.poll()
-        return {job: ("running" if self.runs(work) else "ended", "") for job, work in jobs.items()}
+        states = {job: "running" if self.runs(work) else "ended" for job, work in jobs.items()}
+        for job, state in states.items():
+            if state == "ended" and job in self._children:
+                self._children.pop(job).wait()
+        return {job: (state, "") for job, state in states.items()}
 
     def runs(self, work: Work) -> bool:
         """Whether its process has not ended; what it may have left running keeps the slot."""

@@ -114,7 +114,7 @@ def commit(trained: Sequence[Work]) -> None:
     """Have DVC record the branches' outputs as `dvc repro` would have. Raises MeritError."""
     if not trained or not Path(".dvc").is_dir():
         return
-    command = ["commit", "--force", "--quiet", *map(stage_name, trained)]
+    command = ["commit", "--force", *map(stage_name, trained)]
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "--wait-for-lock", *command],
         capture_output=True,
