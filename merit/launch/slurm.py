@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def _state(state: str, reason: str) -> tuple[str, str]:
         return "running", ""
     if state in WAITING:
         return "waiting", "" if reason == "None" else reason
-    return "ended", state
+    return "ended", "" if state in ("COMPLETED", "FAILED") else state
 
 
 def batch_options(settings: Launch) -> dict[str, Any]:
@@ -152,6 +153,8 @@ class Job:
             time.sleep(self.patience)
         elif code == STOPPED and int(os.environ.get("SLURM_RESTART_COUNT", "0")) < self.retries:
             os.kill(os.getpid(), signal.SIGUSR2)  # submitit's own way: checkpoint, requeue, exit
+        if code:
+            sys.exit(code)
         return code
 
     def checkpoint(self) -> Any:
