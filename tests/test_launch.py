@@ -19,9 +19,10 @@ from merit.errors import MeritError
 from merit.io.artifacts import exclusive, write_json
 from merit.launch import run as launching
 from merit.launch.local import Local, make_slots, visible_gpus
+from merit.launch.ranks import common_status
 from merit.launch.run import launch
 from merit.launch.table import Row, Table, clock
-from merit.launch.watch import TRAIN_CODE, code_hash
+from merit.launch.watch import TRAIN_CODE
 from merit.launch.work import Work, ending, train_command
 from merit.settings import load_yaml
 from tests.stub_branches import NAME, ROOT, Stubs, until
@@ -369,9 +370,46 @@ def test_dvc_takes_what_was_launched_and_trains_nothing_again(
     dvc("repro", "--quiet")
     assert (stubs.attempts(A), stubs.attempts(B)) == (1, 2)
     assert (stubs.folder / "merged").is_file()
-    assert code_hash() != "of another time"
 
 
 def dvc(*arguments: str) -> None:
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, env=environment)
+
+
+# --- ranks ----------------------------------------------------------------------------------------
+
+RANK = """\
+import os, pathlib, signal, sys, time
+rank = os.environ["RANK"]
+
+def stop(number, _):
+    pathlib.Path("stopped", rank).write_text(" ".join([signal.Signals(number).name, *sys.argv[1:]]))
+    sys.exit(75)
+
+signal.signal(signal.SIGUSR2, stop)
+pathlib.Path("up", rank).touch()
+time.sleep(60)
+"""
+
+
+def test_ranks(tmp_path: Path) -> None:
+    """A signal reaches every rank, and the exit status of the ranks is that of all."""
+    for name in ("merit", "up", "stopped"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "merit" / "__main__.py").write_text(RANK, encoding="utf-8")  # what the ranks run
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from merit.launch.ranks import main; "
+    script += "sys.exit(main('2', 'train', 'x', 'b'))"
+    ranks = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE)
+    until(lambda: len(list((tmp_path / "up").iterdir())) == 2)
+    ranks.send_signal(signal.SIGUSR2)
+    ranks.communicate(timeout=60)
+    assert ranks.returncode == 75
+    notes = [path.read_text(encoding="utf-8") for path in (tmp_path / "stopped").iterdir()]
+    assert notes == ["SIGUSR2 train x b"] * 2
+
+
+def test_the_common_exit_status() -> None:
+    assert common_status([-15, 75]) == 75  # torchrun ends the others
+    assert common_status([4, -15]) == 4
+    assert common_status([-9]) == 1

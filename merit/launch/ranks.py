@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 
 from merit.launch.work import STOPPED
 
 
 def main(num_ranks: str, *stage: str) -> int:
-    """The exit status: 0, 75 where a rank has it, else that of the rank that failed first."""
+    """The exit status of all ranks."""
     import psutil
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -29,9 +30,13 @@ def main(num_ranks: str, *stage: str) -> int:
     try:
         run.main(["--standalone", f"--nproc-per-node={num_ranks}", own, "-m", "merit", *stage])
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return STOPPED if STOPPED in codes else max(error.get_first_failure()[1].exitcode, 1)
+        return common_status([failure.exitcode for failure in error.failures.values()])
     return 0
+
+
+def common_status(codes: Sequence[int]) -> int:
+    """75 where a rank has it, since the others are then ended; else the highest, at least 1."""
+    return STOPPED if STOPPED in codes else max(1, *codes)
 
 
 if __name__ == "__main__":
