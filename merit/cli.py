@@ -94,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     extend = add("extend", "add tasks to a folder of `merit partition --gradients`")
     extend.add_argument("folder", type=Path, help="what is extended; it stays as it is")
     _add_rows(extend, required=True)
+    command = add(
+        "launch", "train branches on this host's GPUs or through Slurm, as params.yaml says"
+    )
+    command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
+    command.add_argument("branches", nargs="*", help="all that are not finished by default")
     add("index", "the pages over all experiments, and README's tables")
     add("track", "carry the records into MLflow, as the last stage does").add_argument(
         "action", nargs="?", choices=["sync"], help="sync: fail where MLflow cannot be reached"
@@ -136,6 +141,8 @@ def _dispatch(options: argparse.Namespace) -> None:
         merge_folders.run(options)
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))
+    elif name == "launch":
+        importlib.import_module("merit.launch.run").launch(options.experiment, options.branches)
     elif name == "index":
         importlib.import_module("eval.stages.index").run()
     elif name == "repro":

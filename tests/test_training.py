@@ -18,7 +18,6 @@ from torch.testing import assert_close
 from merit.config import Optimizer
 from merit.core.gradients import calibration_sample
 from merit.errors import MeritError
-from merit.training.encoded import IGNORED
 from merit.training.loop import Record, train
 from merit.training.loss import forward_loss
 from merit.training.models import component_of, set_trainable
