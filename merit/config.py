@@ -177,17 +177,31 @@ class Phase(Settings):
 
 
 class Base(Settings):
-    """theta0: built from scratch by phases, or loaded from a checkpoint folder."""
+    """theta0: built from scratch by phases, or taken from a folder or the hub, and then by phases.
+
+    A model of the hub is named with its `revision`, a commit, so that it is the same one tomorrow.
+    """
 
     seed: int = 0
     architecture: Architecture | None = None
     checkpoint: str | None = None
+    hub: str | None = None
+    revision: str | None = None
     phases: list[Phase] = []
 
     @model_validator(mode="after")
     def _one_origin(self) -> Base:
-        if (self.architecture is None) == (self.checkpoint is None):
-            raise ValueError("give exactly one of `architecture` (build) and `checkpoint` (load)")
+        if sum(origin is not None for origin in (self.architecture, self.checkpoint, self.hub)) > 1:
+            raise ValueError(
+                "give one of `architecture` (build), `checkpoint` (a folder) and `hub` (a name)"
+            )
+        if self.architecture is None and self.checkpoint is None and self.hub is None:
+            raise ValueError(
+                "give exactly one of `architecture` (build), `checkpoint` (a folder) and `hub` "
+                "(a name)"
+            )
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("`hub` and `revision` go together: a name and the commit of it")
         return self
 
 
