@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from merit.data.examples import Example, has_image, read_examples
+from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json
 from merit.training.encoded import encode_examples, vision_features
@@ -60,7 +61,7 @@ def read_mixture(folder: Path) -> tuple[list[str], list[Example]]:
         raise MeritError(f"{folder}/tasks.json: a task is listed twice")
     examples: list[Example] = []
     for task in tasks:
-        path = folder / f"{task}.jsonl"
+        path = task_file(folder, task)
         for number, example in enumerate(read_examples(path), start=1):
             if example.task != task:
                 raise MeritError(
