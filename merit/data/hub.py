@@ -109,7 +109,6 @@ def noted_revision(folder: Path, path: Path) -> str | None:
 def _fetch(
     folder: Path, patterns: Sequence[str], repository: str, revision: str | None, missing: str
 ) -> None:
-    import httpx
     from huggingface_hub import errors, snapshot_download
     from huggingface_hub.constants import is_offline_mode
 
@@ -134,9 +133,7 @@ def _fetch(
         raise MeritError(f"{place}: has no revision {revision}; check `revision`") from None
     except errors.RepositoryNotFoundError:
         raise MeritError(f"{place}: no such repository, or a private one; check HF_TOKEN") from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError) as error:
-        raise MeritError(f"{place}: not reachable ({_first_line(error)}); {missing}") from None
-    except (ConnectionError, TimeoutError) as error:
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:
         raise MeritError(f"{place}: not reachable ({_first_line(error)}); {missing}") from None
 
 
