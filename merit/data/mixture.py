@@ -21,7 +21,7 @@ from merit.data.conversations import ESCAPED, BadRecord, split_turns
 from merit.data.examples import Example, has_image, load_image
 from merit.data.pictures import Pictures
 from merit.data.source import Source
-from merit.data.tasks import choose, task_file
+from merit.data.tasks import check_known, choose, task_file
 from merit.errors import MeritError
 from merit.progress import Progress
 
@@ -36,6 +36,7 @@ class Spool:
     file: BinaryIO
     places: dict[str, array[int]] = field(default_factory=dict)  # task -> where its lines begin
     bad: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)  # tasks that were seen and are not wanted
 
     def add(self, example: Example, where: str) -> None:
         self.places.setdefault(example.task, array("q")).append(self.file.tell())
@@ -97,6 +98,7 @@ def convert_all(part: Part, spool: Spool, wanted: Collection[str] | None) -> Non
     """Every record of the wanted tasks into the spool, or among its bad records."""
     for record in part.source.records(part.folder, wanted):
         if record.task and wanted is not None and record.task not in wanted:
+            spool.left_out.add(record.task)
             continue
         try:
             if not record.task:
@@ -119,9 +121,11 @@ def write_part(
     one good example, or a choice that cannot be met.
     """
     _stop_for_bad(part, rules, {"": spool.bad.get("", [])})
+    candidates = dict.fromkeys(spool.left_out | (spool.bad.keys() - {""}), 0) | spool.counts
+    if not isinstance(part.tasks, TaskRule):
+        check_known(part.tasks, sorted(candidates), part.key)
     if not spool.places:
         raise MeritError(_without_example(part, spool))
-    candidates = spool.counts | {task: 0 for task in spool.bad if task and task not in spool.places}
     chosen = choose(candidates, part.tasks, rules.seed, part.key)
     tasks, bad = [], {"": spool.bad.get("", [])}
     with Progress(part.name, len(chosen)) as progress:
@@ -147,6 +151,7 @@ def _write_task(
     write: Callable[[str, str, dict[str, Any]], None],
 ) -> dict[str, Any]:
     available = spool.counts.get(task, 0)
+    num_records = available + len(bad)
     # a stream of its own for each task, so that one more task leaves the others as they are
     rng = np.random.default_rng([rules.seed, *task.encode()])
     order = rng.permutation(available)
@@ -162,7 +167,7 @@ def _write_task(
         good += [index for index in window if broken[index] is None]
     if not good:
         raise MeritError(
-            f"{part.folder}: task {task!r}: no example is left of {available + len(bad)} records"
+            f"{part.folder}: task {task!r}: no example is left of {num_records} records"
         )
     num_held = min(len(good) - 1, round(rules.held_out * len(good)))
     if rules.held_out and num_held == 0 and len(good) > 1:

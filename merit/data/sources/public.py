@@ -146,16 +146,17 @@ def _finish(
 
     Raises MeritError where two tasks have one name, or one on file systems that ignore case.
     """
-    sources: dict[str, str] = {}  # task's name, case ignored -> its source
+    taken: dict[str, str] = {}  # a task's name, case ignored -> which task that is
     for entry in entries:
         for task in entry["tasks"]:
-            name, source = task["task"], entry["source"]
-            if name.casefold() in sources:
+            name, key = task["task"], task["task"].casefold()
+            this = f"{name!r} of {entry['source']}"
+            if key in taken:
                 raise MeritError(
-                    f"task {name!r} of {source} has the name of a task of "
-                    f"{sources[name.casefold()]}; give one of them a `prefix`"
+                    f"tasks {taken[key]} and {this}: their files would be one where case is "
+                    "ignored; give a source a `prefix`, or leave one of them out"
                 )
-            sources[name.casefold()] = source
+            taken[key] = this
             for split, key in (("mixture", "num_examples"), ("held_out", "num_held_out")):
                 if task[key]:
                     task[f"{split}_sha256"] = file_hash(task_file(folder / split, name))
