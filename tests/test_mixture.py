@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from public_fixtures import flan_record, pack, picture, said, save
 
 from merit.config_data import JsonlData, PublicData, TaskRule
-from merit.data.examples import load_image, read_examples
+from merit.data.examples import Example, load_image, read_examples
 from merit.data.sources import writer
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
-from merit.stages.encode import read_mixture
+from merit.stages.encode import task_examples, task_names
 
 TARGET = Path("artifacts/x/data")
 
@@ -43,6 +43,13 @@ def write(settings: PublicData | JsonlData) -> dict[str, Any]:
         writer(settings.source)(settings, folder)
     manifest: dict[str, Any] = read_json(TARGET / "manifest.json")
     return manifest
+
+
+def read_mixture() -> tuple[list[str], list[Example]]:
+    """As the encode stage reads it."""
+    folder = Artifacts("x").mixture
+    tasks = task_names(folder)
+    return tasks, [example for task in tasks for example in task_examples(folder, task)]
 
 
 def ids(task: str, split: str = "mixture") -> list[str]:
@@ -75,7 +82,7 @@ def test_a_mixture_is_what_the_next_stage_reads() -> None:
     public_fixtures.lay(Path("sources"), "the_cauldron")
     cauldron = {"name": "the_cauldron", "tasks": ["nlvr2", "ai2d"], "prefix": "cauldron/"}
     manifest = write(public(VISION, cauldron))
-    tasks, examples = read_mixture(Artifacts("x").mixture)
+    tasks, examples = read_mixture()
     assert tasks == ["CLEVR_CoGenT+QA", "cauldron/ai2d", "cauldron/nlvr2", "ok_vqa"]
     assert [example.task for example in examples] == [tasks[i] for i in (0, 1, 1, 2, 3, 3)]
     assert read_json(TARGET / "mixture/tasks.json")[1] == {
@@ -462,7 +469,7 @@ def test_a_folder_of_ones_own_is_a_mixture() -> None:
     lines("my pictures", chat("<image>\nWhat?", "a dot", images=["img/x.png"]))
     save(Path("mine/img/x.png"), picture(3))
     manifest = write(own(held_out=0.0))
-    tasks, examples = read_mixture(Artifacts("x").mixture)
+    tasks, examples = read_mixture()
     assert tasks == ["my pictures", "sums"]
     assert [example.id for example in examples] == ["my pictures-1", "sums-1", "seven"]
     assert examples[2].messages[1]["content"] == "say < image>"

@@ -85,22 +85,25 @@ EXPECTED: dict[str, list[tuple[str, Turns, tuple[str, ...]]]] = {
         (
             "ai2d",
             [("<image>\nQ1?", "Answer: B"), ("Q2?", "C")],
-            (f"{UP}/the_cauldron/ai2d/train-00000-of-00002-aa.parquet/0/0",),
+            (f"{UP}/the_cauldron/ai2d/train-00000-of-00002-aa.parquet/0000000/0",),
         ),
         (
             "ai2d",
             [("<image>\n< image>?", "D")],
-            (f"{UP}/the_cauldron/ai2d/train-00001-of-00002-bb.parquet/0/0",),
+            (f"{UP}/the_cauldron/ai2d/train-00001-of-00002-bb.parquet/0000000/0",),
         ),
         (
             "clevr_math",
             [("<image>\n1?", "1")],
-            (f"{UP}/the_cauldron/clevr_math/train-00000-of-00001-dd.parquet/0/0",),
+            (f"{UP}/the_cauldron/clevr_math/train-00000-of-00001-dd.parquet/0000000/0",),
         ),
         (
             "nlvr2",
             [("<image>\n<image>\nBoth?", "No")],
-            tuple(f"{UP}/the_cauldron/nlvr2/train-00000-of-00001-cc.parquet/0/{i}" for i in (0, 1)),
+            tuple(
+                f"{UP}/the_cauldron/nlvr2/train-00000-of-00001-cc.parquet/0000000/{i}"
+                for i in (0, 1)
+            ),
         ),
     ],
     "lvis_instruct4v": [
@@ -163,20 +166,20 @@ EXPECTED: dict[str, list[tuple[str, Turns, tuple[str, ...]]]] = {
         (
             "chartqa",
             [("<image>\nA?", "a")],
-            (f"{UP}/llava_next/data/train-00000-of-00001.parquet/0",),
+            (f"{UP}/llava_next/data/train-00000-of-00001.parquet/0000000",),
         ),
         ("sharegpt", [("Text?", "only"), ("< image>?", "a tag")], ()),
         (
             "chartqa",
             [("<image>\nC?", "c")],
-            (f"{UP}/llava_next/data/train-00000-of-00001.parquet/2",),
+            (f"{UP}/llava_next/data/train-00000-of-00001.parquet/0000002",),
         ),
     ],
     "llava_recap_cc3m": [
         (
             "llava_recap_cc3m",
             [("<image>\nDescribe it.", "A long one.")],
-            (f"{UP}/llava_recap_cc3m/data/train-00000-of-00001.parquet/0",),
+            (f"{UP}/llava_recap_cc3m/data/train-00000-of-00001.parquet/0000000",),
         )
     ],
     "flan": [

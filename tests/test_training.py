@@ -19,18 +19,11 @@ from merit.config import Optimizer
 from merit.core.gradients import calibration_sample, kept_entries, mean_gradient, strided
 from merit.errors import MeritError
 from merit.training.encoded import IGNORED
-from merit.training.loop import (
-    Record,
-    batches,
-    build_optimizers,
-    data_order,
-    forward_loss,
-    grouped_by_length,
-    learning_rate_at,
-    step_all,
-    train,
-)
+from merit.training.loop import Record, train
+from merit.training.loss import forward_loss
 from merit.training.models import component_of, set_trainable
+from merit.training.optimizers import build_optimizers, learning_rate_at, step_all
+from merit.training.order import batches, data_order, grouped_by_length
 from tests.conftest import Tiny
 
 OPTIMIZER = Optimizer(learning_rate=3e-3, batch_size=4, warmup_ratio=0.0)

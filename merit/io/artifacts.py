@@ -17,6 +17,7 @@ The layout (all under artifacts/<experiment>/, each a DVC output; <experiment>-<
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -138,6 +139,57 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_partial(path: Path, key: str) -> Path:
+    """The hidden folder in which the work on `path` with this key goes on, made where it lacks.
+
+    `key` is a hash of all that decides the result; folders of other keys, left by killed writers,
+    are removed. Several processes may fill one folder, each its own files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{key[:16]}"
+    stale = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}")
+    for other in path.parent.iterdir():
+        if other != partial and stale.fullmatch(other.name):
+            shutil.rmtree(other, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    return partial
+
+
+@contextlib.contextmanager
+def partial_folder(path: Path, key: str) -> Iterator[Path]:
+    """As `atomic_folder`, for long work: what a killed or failed block has left is there again.
+
+    The block finds in the folder whatever an earlier one with the same `key` wrote, and skips it;
+    it must write every file whole (`atomic_write`) or know how far it came. The folder takes
+    `path`'s place when the block ends without an error.
+    Raises MeritError where another process is at the same work.
+    """
+    partial = open_partial(path, key)
+    with _sole_owner(partial):
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _sole_owner(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MeritError(
+                f"{folder}: another process is writing it; wait for it or stop it"
+            ) from None
+        except OSError:  # a file system that cannot lock folders: then nothing watches
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -68,7 +68,7 @@ class AtBase:
         ]
 
     def _batch_loss(self, indices: np.ndarray) -> tuple[torch.Tensor, int]:
-        from merit.training.loop import forward_loss
+        from merit.training.loss import forward_loss
 
         batch = self.data.batch(indices)
         bearing = int((batch["labels"][:, 1:] != IGNORED).sum())

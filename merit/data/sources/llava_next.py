@@ -36,7 +36,7 @@ def convert(record: Record, pictures: Pictures) -> Example:
     turns = record.value["conversations"]
     if record.value["image"] is None:
         return from_llava(record.id, record.task, turns, (), marked=False)
-    return from_llava(record.id, record.task, turns, (f"{pictures.reference(file)}/{row}",))
+    return from_llava(record.id, record.task, turns, (f"{pictures.reference(file)}/{row:07d}",))
 
 
 SOURCE = Source(

@@ -32,7 +32,7 @@ def convert(record: Record, pictures: Pictures) -> Example:
     """The image and its caption. Raises BadRecord."""
     if record.value["image"] is None:
         raise BadRecord("no image in the row")
-    reference = f"{pictures.reference(record.value['file'])}/{record.value['row']}"
+    reference = f"{pictures.reference(record.value['file'])}/{record.value['row']:07d}"
     return from_llava(record.id, record.task, record.value["conversations"], (reference,))
 
 

@@ -54,7 +54,7 @@ def convert(record: Record, pictures: Pictures) -> Example:
     file, row, images = (record.value[key] for key in ("file", "row", "images"))
     if not images:
         raise BadRecord("no image in the row")
-    references = tuple(f"{pictures.reference(file)}/{row}/{i}" for i in range(len(images)))
+    references = tuple(f"{pictures.reference(file)}/{row:07d}/{i}" for i in range(len(images)))
     turns = [(text["user"], text["assistant"]) for text in record.value["texts"] or []]
     return from_turns(record.id, record.task, turns, references)
 
