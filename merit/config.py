@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from merit.config_data import JsonlData, PublicData
 from merit.config_studies import Studies
 from merit.errors import MeritError
 from merit.settings import (
@@ -80,7 +81,9 @@ class MiniTextData(Settings):
     num_validation_questions: PositiveInt
 
 
-DataSettings = Annotated[MiniWorldData | MiniTextData, Field(discriminator="source")]
+DataSettings = Annotated[
+    MiniWorldData | MiniTextData | PublicData | JsonlData, Field(discriminator="source")
+]
 
 
 # --- base -----------------------------------------------------------------------------------
