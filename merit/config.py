@@ -194,15 +194,9 @@ class Base(Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Base:
-        if sum(origin is not None for origin in (self.architecture, self.checkpoint, self.hub)) > 1:
-            raise ValueError(
-                "give one of `architecture` (build), `checkpoint` (a folder) and `hub` (a name)"
-            )
-        if self.architecture is None and self.checkpoint is None and self.hub is None:
-            raise ValueError(
-                "give exactly one of `architecture` (build), `checkpoint` (a folder) and `hub` "
-                "(a name)"
-            )
+        origins = (self.architecture, self.checkpoint, self.hub)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give exactly one of `architecture`, `checkpoint` and `hub`")
         if (self.hub is None) != (self.revision is None):
             raise ValueError("`hub` and `revision` go together: a name and the commit of it")
         return self
