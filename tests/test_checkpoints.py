@@ -142,7 +142,7 @@ def test_a_base_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> Non
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert message.startswith(
-        "the base of tiny: tensor 'b' of model.safetensors is not finite; build or fetch it anew"
+        "the base of tiny: tensor 'b' is not finite; build or fetch it anew"
     )
 
 

@@ -17,7 +17,7 @@ from merit.core import gradients
 from merit.core.gradients import Representation, Sketch, Stride, mean_gradient, mean_gradients
 from merit.errors import MeritError
 from merit.training.encoded import IGNORED
-from merit.training.loop import forward_loss
+from merit.training.loss import forward_loss
 from merit.training.models import set_trainable
 from tests.conftest import Tiny
 

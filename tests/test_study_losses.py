@@ -26,7 +26,7 @@ from merit.core.hessian import hvp_central_difference
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.progress import Progress
-from merit.training.loop import forward_loss
+from merit.training.loss import forward_loss
 from tests import synthetic
 from tests.conftest import Tiny
 from tests.meters import analytic

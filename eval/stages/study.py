@@ -16,6 +16,7 @@ from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
     atomic_write,
+    read_json,
     study_folder,
     value_hash,
     write_json,
