@@ -22,6 +22,7 @@ from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
 from merit.methods import Model, plan
 from merit.training.encoded import IGNORED, Encoded
+from merit.training.images import open_mixture
 from merit.training.loss import forward_loss
 from merit.training.models import load_model, set_trainable, stored_tensors, use_one_thread
 
@@ -126,10 +127,10 @@ def open_meter(
     `curvature` switches to the attention that can be differentiated twice.
     """
     use_one_thread()
-    model = load_model(paths.base)
+    model = load_model(paths.base, experiment.model)
     if curvature:
         model.set_attn_implementation("eager")
-    data = Encoded.load(paths.encoded)
+    data = open_mixture(paths, experiment.encoding)
     return make_meter(model, experiment.training.trainable, data, num_examples)
 
 

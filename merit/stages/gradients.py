@@ -56,13 +56,14 @@ class AtBase:
     @classmethod
     def load(cls, experiment: Experiment, paths: Artifacts) -> AtBase:
         """Raises MeritError where a file of the base or of the mixture cannot be read."""
+        from merit.training.images import open_mixture
         from merit.training.models import load_model, set_trainable, use_one_thread
 
         use_one_thread()
-        data = Encoded.load(paths.encoded)
+        data = open_mixture(paths, experiment.encoding)
         owner = read_array(paths.encoded / "task_of_example.npy")
         tasks = [entry["task"] for entry in read_json(paths.encoded / "tasks.json")]
-        model = load_model(paths.base)
+        model = load_model(paths.base, experiment.model)
         parameters = set_trainable(model, experiment.training.trainable)
         return cls(model, parameters, data, owner, tasks, experiment.gradients.batch_size)
 
