@@ -15,12 +15,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from merit.config import Architecture, Phase
 from merit.training.encoded import Encoded
-from merit.training.loop import Record, data_order, grouped_by_length, train
+from merit.training.loop import Record, train
 from merit.training.models import project, set_trainable
+from merit.training.order import data_order, grouped_by_length
 
 Log = Callable[[Record, Record], None]
 
@@ -50,7 +49,7 @@ def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> N
     parameters = set_trainable(model, phase.trainable)
     needed = phase.num_steps * phase.optimizer.batch_size
     order = data_order(len(data), needed / len(data), seed)
-    order = grouped_by_length(order, np.diff(data.offsets), phase.optimizer.batch_size, seed)
+    order = grouped_by_length(order, data.num_tokens(), phase.optimizer.batch_size, seed)
     train(
         model,
         parameters,
@@ -58,7 +57,7 @@ def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> N
         order,
         phase.optimizer,
         what=f"base phase {phase.name!r}",
-        project=partial(project, model),
+        project=partial(project, model) if len(data.features) else None,
         log=log,
         num_records=50,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from merit.config_studies import Studies
 from merit.errors import MeritError
@@ -29,11 +29,12 @@ PARAMS_FILE = Path("params.yaml")
 EXPERIMENTS_DIR = Path("experiments")
 MAIN = "main"  # what `base` calls the experiment's own base
 
-Component = Literal["vision", "projector", "decoder"]
 Rule = Literal["base", "joint", "random", "soup", "merit", "rawpca", "kmeans", "conflict", "shrunk"]
 Reading = Literal["within", "between"]  # of conflict-2; see merit.core.partition.conflict_groups
 # what a branch's budget counts when branches are averaged; see merit.core.merge.average
 MergeWeights = Literal["tokens", "loss_tokens", "samples", "uniform"]
+# what merged models are written in: every tensor as the base has it, or all in one type
+MergeDtype = Literal["base", "float32", "bfloat16", "float16"]
 Algorithm = Literal["adamw", "sgd", "muon"]
 Axes = Annotated[int, Field(ge=1, le=10)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
@@ -148,12 +149,29 @@ class Optimizer(Settings):
         return values
 
 
+COMPONENTS = ("vision", "projector", "decoder")
+
+
+def _component_or_pattern(value: str) -> str:
+    if value.isidentifier() and value not in COMPONENTS:
+        raise ValueError(
+            f"found {value!r}: neither a component nor a pattern.{nearest(value, COMPONENTS)}"
+        )
+    return value
+
+
+# a component, or a regular expression that whole parameter names match
+Trainable = Annotated[
+    list[Annotated[str, AfterValidator(_component_or_pattern)]], Field(min_length=1)
+]
+
+
 class Phase(Settings):
     """One phase of building the base: which data, which components learn, for how long."""
 
     name: str
     data: str  # what the data stage wrote: "labels", "captions", "corpus", "conversations", ...
-    trainable: list[Component]
+    trainable: Trainable
     num_steps: PositiveInt
     optimizer: Optimizer
 
@@ -173,24 +191,79 @@ class Base(Settings):
         return self
 
 
-# --- gradients and training -------------------------------------------------------------------
+class Runtime(Settings):
+    """How theta0, and every model that comes from it, is held in memory and run.
+
+    `stored` keeps the checkpoint's own type; trained parameters are float32 all the same. `auto`
+    takes a GPU where there is one; `spread` cuts a model that only reads over all GPUs of the host.
+    `varlen` is torch's variable-length flash attention, for packed rows on a GPU.
+    """
+
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    spread: bool = False
+    attention: Literal["sdpa", "eager", "varlen", "flash_attention_2"] = "sdpa"
+
+
+# --- encoding, gradients and training ---------------------------------------------------------
+
+
+class Encoding(Settings):
+    """How examples become token ids.
+
+    `chat` writes the turns as the model's own chat template does, `plain` as prompt, line break,
+    answer and end mark (a pretrained text model). `cache_images` keeps the frozen vision part's
+    embeddings on disk: for miniatures, since a picture of 784 tokens takes 3 MB.
+    """
+
+    template: Literal["chat", "plain"] = "chat"
+    cache_images: bool = False
+    min_pixels: PositiveInt | None = None  # of an image as the model sees it; None: the processor's
+    max_pixels: PositiveInt | None = None
+    max_tokens: PositiveInt | None = None  # of an example, image tokens included
+    on_long_example: Literal["error", "cut"] = "error"  # cut: answers from the end, never an image
+    workers: PositiveInt = 1  # processes, each with a task of its own
 
 
 class Gradients(Settings):
-    """Calibration of the mean task gradients (docs/method.md 2)."""
+    """Calibration of the mean task gradients (docs/method.md 2) and what is kept of them."""
 
     num_examples: PositiveInt = 200  # at most this many examples a task
-    stride: PositiveInt = 5  # keep one gradient entry in `stride`
+    representation: Literal["stride", "sketch"] = "stride"
+    stride: PositiveInt = 5  # keep one gradient entry in `stride`, as the paper does
+    sketch_size: PositiveInt = 65_536  # or as many signed sums, whatever the model's size
+    sketch_seed: Annotated[int, Field(ge=0)] = 0  # of the signs
     batch_size: PositiveInt = 16
     seed: int = 0
 
 
-class Training(Settings):
-    """Fine-tuning of one branch; the same for every branch, but for joint training's batch size."""
+class Lora(Settings):
+    """Low-rank adapters in place of full fine-tuning; branches merge as weight deltas B A."""
 
-    trainable: list[Component]
+    rank: PositiveInt = 64
+    alpha: PositiveFloat = 128.0
+    # whole module names: every linear map of the decoder, and none of the vision encoder
+    targets: str = r"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+
+
+class Training(Settings):
+    """Fine-tuning of one branch; the same for every branch, but for joint training's batch size.
+
+    A step is `optimizer.batch_size` examples however it is computed: as one padded batch, or packed
+    into rows of at most `pack_tokens` tokens, each a forward and backward pass of its own; its
+    loss is the mean over its loss-bearing tokens. `bfloat16` computes in it and keeps trained
+    parameters, gradients' sums and the optimiser's state in float32.
+    """
+
+    trainable: Trainable
     optimizer: Optimizer
     joint_batch_size: PositiveInt | None = None  # the paper searches it for joint training only
+    precision: Literal["float32", "bfloat16"] = "float32"
+    pack_tokens: PositiveInt | None = None
+    gradient_checkpointing: bool = False  # of the decoder's layers
+    lora: Lora | None = None
+    checkpoint_minutes: PositiveFloat | None = None  # between two of a branch's checkpoints
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that read and resize images ahead
 
 
 # --- methods ----------------------------------------------------------------------------------
@@ -312,11 +385,29 @@ def included(level: Level) -> tuple[Level, ...]:
 
 
 class Evaluation(Settings):
-    """Which benchmarks (records in eval.benchmarks), and how answers are generated."""
+    """Which benchmarks (records in eval.benchmarks), and how answers are generated.
+
+    `min_pixels` and `max_pixels` are what images are scaled to lie between; without them the
+    checkpoint's own. `cache_images` encodes the images once for all models (`prompts`): for small
+    experiments whose fine-tuning leaves the vision part as it is.
+    """
 
     benchmarks: Annotated[list[str], Field(min_length=1)]
     batch_size: PositiveInt = 64
     max_new_tokens: PositiveInt = 64
+    generator: Literal["transformers", "vllm"] = "transformers"
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    cache_images: bool = False
+
+    @model_validator(mode="after")
+    def _pixels_are_a_range(self) -> Evaluation:
+        low, high = self.min_pixels, self.max_pixels
+        if (low is None) != (high is None) or (low and high and low > high):
+            raise ValueError(f"`min_pixels` {low} and `max_pixels` {high}: give both, least first")
+        if self.cache_images and self.generator == "vllm":
+            raise ValueError("`cache_images` is for `generator: transformers`")
+        return self
 
 
 class Report(Settings):
@@ -343,9 +434,12 @@ class Experiment(Settings):
     data: DataSettings
     base: Base
     bases: dict[str, OtherBase] = {}
+    model: Runtime = Runtime()
+    encoding: Encoding = Encoding()
     gradients: Gradients
     training: Training
     merge_weights: MergeWeights = "tokens"
+    merge_dtype: MergeDtype = "base"
     methods: Annotated[dict[str, Method], Field(min_length=1)]
     sweeps: dict[str, Sweep] = {}
     evaluation: Evaluation

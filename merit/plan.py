@@ -174,9 +174,12 @@ def settings_files(experiment: Experiment) -> dict[str, Any]:
     trainable = experiment.training.trainable
     files: dict[str, Any] = {
         "data": dump["data"],
-        "base": dump["base"],
-        "gradients": dump["gradients"] | {"trainable": trainable},
-        "partition": {key: dump[key] for key in ("methods", "sweeps", "training")},
+        "base": {key: dump[key] for key in ("base", "model", "encoding")},
+        "encode": {key: dump[key] for key in ("model", "encoding")},
+        "gradients": dump["gradients"] | {"trainable": trainable, "model": dump["model"]},
+        "partition": {
+            key: dump[key] for key in ("methods", "sweeps", "training", "model", "encoding")
+        },
         "evaluation": dump["evaluation"],
         "report": {key: dump[key] for key in ("data", "methods", "evaluation", "report")},
     }
@@ -205,6 +208,7 @@ def recipe(experiment: Experiment, model: Model) -> dict[str, Any]:
         "source": model.source,
         "match": model.match,
         "merge_weights": experiment.merge_weights,
+        "merge_dtype": experiment.merge_dtype,
     }
 
 

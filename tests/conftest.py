@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from merit.config import Architecture, MiniWorldData
@@ -112,8 +114,9 @@ def tiny(world: Path, processor: Any) -> Tiny:
     """Ten single-turn examples, four conversations and one question without an image."""
     from merit.data.examples import make_example
     from merit.mini.nets import build_model
-    from merit.training.encoded import encode_examples, vision_features
-    from merit.training.models import project
+    from merit.training.encoding import encode_examples
+    from merit.training.images import ImageReader, vision_features
+    from merit.training.models import image_embeddings
 
     model = build_model(processor, ARCHITECTURE, seed=1)
     examples = read_examples(world / "mixture" / "count_shape-option.jsonl")[:3]
@@ -122,11 +125,20 @@ def tiny(world: Path, processor: Any) -> Tiny:
     examples += read_examples(world / "pretraining" / "conversations.jsonl")[:4]
     examples += [make_example("no-image", "text", [("say yes .", "yes .")], ())]
     images = sorted({image for example in examples for image in example.images})
-    features = vision_features(
-        model, processor, [picture(world, image) for image in images], lambda h: project(model, h)
+    places = {str(picture(world, image).relative_to(world)): image for image in images}
+    read = ImageReader(world, processor.image_processor)
+    grids = np.array([read.grid(place) for place in places], dtype=np.int32)
+    see = partial(image_embeddings, model)
+    features = np.concatenate(list(vision_features(read, list(places), see)))
+    rows = {image: i for i, image in enumerate(places.values())}
+    counts = np.cumsum([0, *(grids.prod(axis=1) // 4)])
+    encoded = replace(
+        encode_examples(examples, processor, rows, grids),
+        features=features,
+        feature_offsets=counts,
+        paths=np.array([place.encode() for place in places]),
+        read_images=read,
     )
-    rows = {image: i for i, image in enumerate(images)}
-    encoded = encode_examples(examples, processor, features, rows)
     return Tiny(model, processor, world, examples, encoded)
 
 

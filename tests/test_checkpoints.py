@@ -231,6 +231,7 @@ def test_the_base_as_a_model_is_the_base(experiment: Artifacts) -> None:
 SHRUNK = {
     **{"model": "shrunk-s1", "method": "shrunk", "seed": 1, "rule": "shrunk", "branches": []},
     **{"source": "joint-1ep-s1", "match": MODEL, "merge_weights": "tokens"},
+    "merge_dtype": "base",
 }
 
 

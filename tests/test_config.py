@@ -189,7 +189,7 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ("methods.joint-1ep.seeds", 1, "key `methods.joint-1ep.seeds`: found 1: "),
         ("methods.joint-1ep.seeds", [], "key `methods.joint-1ep.seeds`: found []: "),
         ("methods.merit-1d.axes", 11, "key `methods.merit-1d.axes`: found 11: "),
-        ("training.trainable", ["decodr"], "key `training.trainable.0`: found 'decodr': "),
+        ("training.trainable", ["decodr"], "key `training.trainable.0`: found 'decodr': neither"),
         ("training.optimizer.betas", [0.9], "key `training.optimizer.betas.1` is missing"),
         (
             "merge_weights",

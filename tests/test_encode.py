@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,15 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from torch.testing import assert_close
 
+from merit.config import Encoding, Runtime
 from merit.data.examples import IMAGE_TOKEN, Example, load_image, make_example
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from merit.stages import encode
-from merit.training.encoded import IGNORED, Encoded, encode_examples, mrope_positions
-from merit.training.loop import forward_loss
+from merit.training.encoded import ARRAYS, IGNORED, Encoded, mrope_positions
+from merit.training.encoding import encode_examples
+from merit.training.images import image_reader
+from merit.training.loss import forward_loss
 from merit.training.models import SPECIAL_TOKENS
 from tests.conftest import Tiny, picture
 
@@ -61,14 +66,14 @@ def test_positions_are_those_of_get_rope_index(tiny: Tiny) -> None:
             image_grid_thw=inputs.get("image_grid_thw"),
             attention_mask=inputs["attention_mask"],
         )
-        assert_array_equal(piece(tiny.encoded.positions, tiny, i), expected[:, 0].numpy())
+        assert_array_equal(tiny.encoded.example(i)[2], expected[:, 0].numpy())
 
 
 def test_positions_by_hand() -> None:
     """Two words, an image of 2 x 2 tokens (9 = image), two words."""
     tokens = np.array([5, 6, 9, 9, 9, 9, 7, 8])
     assert_array_equal(
-        mrope_positions(tokens, image_id=9, side=2),
+        mrope_positions(tokens, 9, np.array([[1, 4, 4]])),
         [[0, 1, 2, 2, 2, 2, 4, 5], [0, 1, 2, 2, 3, 3, 4, 5], [0, 1, 2, 3, 2, 3, 4, 5]],
     )
 
@@ -76,8 +81,7 @@ def test_positions_by_hand() -> None:
 def test_loss_lies_on_the_answers_and_their_end_marks_alone(tiny: Tiny) -> None:
     tokenizer = tiny.processor.tokenizer
     for i, example in enumerate(tiny.examples):
-        labels = piece(tiny.encoded.labels, tiny, i)
-        tokens = piece(tiny.encoded.tokens, tiny, i)
+        tokens, labels, _ = tiny.encoded.example(i)
         bearing = labels != IGNORED
         assert_array_equal(labels[bearing], tokens[bearing])
         answers = [m["content"] for m in example.messages if m["role"] == "assistant"]
@@ -92,7 +96,7 @@ def test_loss_lies_on_the_answers_and_their_end_marks_alone(tiny: Tiny) -> None:
         assert set(tokens[starts - 1]) == {assistant}
     assert_array_equal(
         tiny.encoded.num_loss_tokens(),
-        [int((piece(tiny.encoded.labels, tiny, i) != IGNORED).sum()) for i in range(15)],
+        [int((tiny.encoded.example(i)[1] != IGNORED).sum()) for i in range(15)],
     )
 
 
@@ -102,8 +106,8 @@ def test_every_token_of_a_sequence_counts(tiny: Tiny) -> None:
         make_example("text", "t", [("say yes .", "yes .")], ()),
         make_example("image", "t", [("what color ?", "red"), ("say yes .", "yes .")], ("x.png",)),
     ]
-    features = np.zeros((1, 16, 32), dtype=np.float32)  # 56 pixels, patches of 7, merged 2 x 2
-    found = encode_examples(examples, tiny.processor, features, {"x.png": 0})
+    grids = np.array([[1, 8, 8]])  # 56 pixels, patches of 7, merged 2 x 2
+    found = encode_examples(examples, tiny.processor, {"x.png": 0}, grids)
     # user turn: start, "user", 3 words, end; assistant's: start, "assistant", answer, end
     text = (1 + 1 + 3 + 1) + (1 + 1 + 2 + 1)
     # the image stands between two marks of its own, in the first prompt
@@ -120,8 +124,9 @@ def test_all_tokens_are_those_of_the_processor(tiny: Tiny) -> None:
     assert (tiny.encoded.num_tokens() > tiny.encoded.num_loss_tokens()).all()
 
 
+@pytest.mark.parametrize("cache_images", [True, False])
 def test_the_encode_stage_writes_both_counts_of_every_task(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_images: bool
 ) -> None:
     """tasks.json: sums over the task's examples, in the order of the mixture's own tasks.json."""
     monkeypatch.chdir(tmp_path)
@@ -136,11 +141,23 @@ def test_the_encode_stage_writes_both_counts_of_every_task(
     Image.new("RGB", (56, 56)).save(paths.mixture / "x.png")
     tiny.model.save_pretrained(paths.base)
     tiny.processor.save_pretrained(paths.base)
+    write_json(paths.base / "base.json", {"base_hash": "of the base"})
+    own = SimpleNamespace(encoding=Encoding(cache_images=cache_images), model=Runtime())
+    monkeypatch.setattr(encode, "load_experiment", lambda name: own)
     encode.run("x")
     assert read_json(paths.encoded / "tasks.json") == [
         {"task": "b", "num_samples": 2, "num_tokens": 2 * (10 + 18), "num_loss_tokens": 2 * 2},
         {"task": "a", "num_samples": 1, "num_tokens": 11 + 18, "num_loss_tokens": 3},
     ]
+    data = Encoded.load(paths.encoded, image_reader(paths.mixture, paths.base, own.encoding))
+    assert len(data) == 3
+    assert data.features.shape == ((16, 32) if cache_images else (0, 0))
+    with torch.no_grad():
+        found = forward_loss(tiny.model, data.batch([0, 2]), None)
+        direct = forward_loss(
+            tiny.model, replace(data, features=np.zeros((0, 0))).pack([0, 2]), None
+        )
+    assert_close(found, direct)
 
 
 def test_a_padded_batch_has_the_token_mean_of_its_examples_losses(tiny: Tiny) -> None:
@@ -164,7 +181,7 @@ def test_cached_features_give_the_logits_of_the_pixels(tiny: Tiny) -> None:
         batch = tiny.encoded.batch([i])
         with torch.no_grad():
             expected = tiny.model(**inputs, use_cache=False).logits
-            embeddings: Any = tuple(batch["images"])
+            embeddings: Any = (batch["features"],)
             found = tiny.model(
                 input_ids=batch["input_ids"],
                 position_ids=batch["position_ids"],
@@ -173,7 +190,7 @@ def test_cached_features_give_the_logits_of_the_pixels(tiny: Tiny) -> None:
             ).logits
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
         # and the image matters: another one gives other logits
-        swapped = {**batch, "images": batch["images"].flip(1)}
+        swapped = {**batch, "features": batch["features"].flip(0)}
         assert forward_loss(tiny.model, swapped, None) != forward_loss(tiny.model, batch, None)
 
 
@@ -187,16 +204,21 @@ def test_a_batch_is_the_examples_in_the_order_asked_for(tiny: Tiny) -> None:
     for row, i in enumerate((12, 2)):
         tokens = piece(tiny.encoded.tokens, tiny, i)
         assert batch["input_ids"][row, : len(tokens)].tolist() == tokens.tolist()
-        image = tiny.encoded.features[tiny.encoded.image_ids[tiny.encoded.image_offsets[i]]]
-        assert_array_equal(batch["images"][row].numpy(), image)
+        (image,) = tiny.encoded.images_of(i)
+        start, end = tiny.encoded.feature_offsets[image : image + 2]
+        assert end - start == 16
+        found = batch["features"][16 * row : 16 * (row + 1)]
+        assert_array_equal(found.numpy(), tiny.encoded.features[start:end])
 
 
 def test_arrays_come_back_from_disk(tiny: Tiny, tmp_path: Path) -> None:
     tiny.encoded.save(tmp_path)
     loaded = Encoded.load(tmp_path)
-    for name, array in vars(tiny.encoded).items():
+    for name in ARRAYS:
+        array = getattr(tiny.encoded, name)
         assert_array_equal(getattr(loaded, name), array)
         assert getattr(loaded, name).dtype == array.dtype
+    assert (loaded.image_token, loaded.merge_size) == (tiny.encoded.image_token, 2)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 0.5, None])

@@ -21,7 +21,8 @@ from merit.mini.text.lexicon import ANIMALS, OTHER, PROPERTY, THINGS, fact, valu
 from merit.mini.text.sentences import Sight, say, say_other
 from merit.mini.text.tasks import MIN_EXAMPLES, TASKS, ask, task_sizes
 from merit.mini.text.write import write_mini_text
-from merit.training.encoded import IGNORED, encode_examples
+from merit.training.encoded import IGNORED
+from merit.training.encoding import encode_examples
 
 WORLD = MiniTextData(
     source="mini_text",
@@ -242,15 +243,19 @@ def test_a_document_bears_the_loss_throughout(text_world: Path) -> None:
     tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
     documents = read_examples(text_world / "pretraining" / "corpus.jsonl")[:2]
     turns = read_examples(text_world / "mixture" / "cb.jsonl")[:1]
-    encoded = encode_examples([*documents, *turns], tokenizer, np.zeros((0, 0, 0)), {})
+    encoded = encode_examples([*documents, *turns], tokenizer, {}, np.zeros((0, 3)))
     first = encoded.tokens[: encoded.offsets[1]]
     assert tokenizer.decode(first[:-1]) == documents[0].messages[0]["content"]
     assert first[-1] == tokenizer.pad_token_id
-    assert (encoded.labels[: encoded.offsets[1]] == first).all()
-    answer = encoded.labels[encoded.offsets[2] :]
+    tokens, labels, positions = encoded.example(0)
+    assert (labels == first).all()
+    assert (tokens == first).all()
+    assert positions.tolist() == [list(range(len(first)))] * 3
+    # the first token of a document is predicted by nothing
+    assert encoded.num_targets(np.array([0])) == encoded.num_loss_tokens()[0] - 1 == len(first) - 1
+    answer = encoded.example(2)[1]
     bearing = answer[answer != IGNORED]
     assert tokenizer.decode(bearing[:-1]) == turns[0].messages[1]["content"]
-    assert encoded.positions[:, : encoded.offsets[1]].tolist() == [list(range(len(first)))] * 3
 
 
 def test_the_same_seed_is_the_same_bytes(text_world: Path, tmp_path: Path) -> None:

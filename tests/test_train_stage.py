@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from merit.config import Optimizer
+from merit.config import Optimizer, Training
 from merit.errors import MeritError
 from merit.io.artifacts import (
     Artifacts,
@@ -24,8 +25,9 @@ from merit.io.artifacts import (
 )
 from merit.io.checkpoints import Checkpoint
 from merit.stages import train as stage
-from merit.training.loop import data_order, train
+from merit.training.loop import train
 from merit.training.models import set_trainable, stored_tensors
+from merit.training.order import data_order
 from tests.conftest import Tiny
 
 BRANCH = "merit-1d-s3-g0"
@@ -33,6 +35,7 @@ BRANCH = "merit-1d-s3-g0"
 TASKS = ("count", "mate", "tallest", "talk", "text")
 OWNER = [0] * 3 + [1] * 3 + [2] * 4 + [3] * 4 + [4]
 MINE = [3, 4, 5, 14]  # of the branch's two tasks
+OPTIMIZER = {"learning_rate": 3e-3, "batch_size": 3, "warmup_ratio": 0.0}
 
 
 @pytest.fixture
@@ -47,6 +50,8 @@ def paths(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifa
     np.save(paths.encoded / "task_of_example.npy", np.array(OWNER, dtype=np.int32))
     write_json(paths.encoded / "tasks.json", [{"task": task} for task in TASKS])
     write_manifest(paths)
+    own = Training(trainable=["decoder"], optimizer=Optimizer.model_validate(OPTIMIZER))
+    monkeypatch.setattr(stage, "load_experiment", lambda name: SimpleNamespace(training=own))
     return paths
 
 
@@ -59,8 +64,9 @@ def write_manifest(paths: Artifacts, **changes: Any) -> dict[str, Any]:
         "num_samples": 4,
         "num_tokens": 222,
         "num_loss_tokens": 33,
-        "trainable": ["decoder"],
-        "optimizer": {"learning_rate": 3e-3, "batch_size": 3, "warmup_ratio": 0.0},
+        "training": {"trainable": ["decoder"], "optimizer": OPTIMIZER},
+        "model": {},
+        "encoding": {},
         "may_diverge": False,
         "base_hash": read_json(paths.base / "base.json")["base_hash"],
         "encoded_hash": folder_hash(paths.encoded),
@@ -97,6 +103,8 @@ def test_a_branch_is_the_loop_over_its_own_tasks(tiny: Tiny, paths: Artifacts) -
         "num_steps": 3,  # 8 examples in batches of 3
         "num_tokens": 222,
         "num_loss_tokens": 33,
+        "num_trained_tensors": len(parameters),
+        "num_trained_parameters": sum(p.numel() for p in parameters.values()),
         "base_hash": file_hash(paths.base / "model.safetensors"),
         "manifest_hash": value_hash(manifest),
         "final_loss": records[-1]["loss"],
@@ -119,7 +127,9 @@ WHY = r"branch merit-1d-s3-g0: the loss is \S+ at step 2 of 3; lower `learning_r
 
 
 def test_a_branch_that_may_diverge_leaves_its_failure_and_no_checkpoint(paths: Artifacts) -> None:
-    manifest = write_manifest(paths, optimizer=EXPLODING, may_diverge=True)
+    manifest = write_manifest(
+        paths, training={"trainable": ["decoder"], "optimizer": EXPLODING}, may_diverge=True
+    )
     stage.run("x", BRANCH)
     folder = paths.branch(BRANCH)
     assert sorted(contents(folder)) == ["manifest.json", "records.jsonl", "summary.json"]
@@ -129,6 +139,8 @@ def test_a_branch_that_may_diverge_leaves_its_failure_and_no_checkpoint(paths: A
         "num_steps": 3,
         "num_tokens": 222,
         "num_loss_tokens": 33,
+        "num_trained_tensors": summary["num_trained_tensors"],
+        "num_trained_parameters": summary["num_trained_parameters"],
         "base_hash": manifest["base_hash"],
         "manifest_hash": value_hash(manifest),
         "failure": summary["failure"],
@@ -136,13 +148,17 @@ def test_a_branch_that_may_diverge_leaves_its_failure_and_no_checkpoint(paths: A
     with pytest.raises(MeritError, match=f"^{WHY}"):
         raise MeritError(summary["failure"])
     assert [record["step"] for record in read_jsonl(folder / "records.jsonl")] == [1]
+    # the step's examples, by task and line: two of "mate", then the one of "text"
+    named = summary["failure"].partition("look at the data: ")[2].split(", line ")
+    assert len(named) == 4
+    assert set("".join(named[:-1])) <= set("mate text, 123")
 
 
 def test_another_branch_that_diverges_is_refused(paths: Artifacts) -> None:
     """And what stood there before stays."""
     stage.run("x", BRANCH)
     before = contents(paths.branch(BRANCH))
-    write_manifest(paths, optimizer=EXPLODING)
+    write_manifest(paths, training={"trainable": ["decoder"], "optimizer": EXPLODING})
     with pytest.raises(MeritError, match=f"^{WHY}"):
         stage.run("x", BRANCH)
     assert contents(paths.branch(BRANCH)) == before

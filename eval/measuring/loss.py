@@ -22,7 +22,7 @@ from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
 from merit.methods import Model, plan
 from merit.training.encoded import IGNORED, Encoded
-from merit.training.loop import forward_loss
+from merit.training.loss import forward_loss
 from merit.training.models import load_model, set_trainable, stored_tensors, use_one_thread
 
 SEED = 0  # of the sample: every study looks at the same examples, a smaller one at the first

@@ -14,10 +14,11 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -26,6 +27,7 @@ from merit.errors import MeritError
 IMAGE_TOKEN = "<image>"
 TEXT_ROLE = "text"  # the one message of a plain document, which a base is pre-trained on
 KEYS = {"id", "task", "messages", "images"}
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,29 @@ def make_document(identifier: str, text: str) -> Example:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Every example of a JSONL file.
+    """Every example of a JSONL file; for what it raises see `iter_examples`."""
+    return list(iter_examples(path))
+
+
+def iter_examples(path: Path) -> Iterator[Example]:
+    """The examples of a JSONL file, one line in memory at a time.
 
     Raises MeritError that names file and line: not JSON, keys missing or unknown, roles that do
     not alternate, image marks that do not match the images, an empty file.
     """
+    number = 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                yield _parse(line, f"{path}, line {number}")
     except FileNotFoundError:
         raise MeritError(f"{path}: file not found; the data stage writes it") from None
     except UnicodeDecodeError as error:
-        raise MeritError(f"{path}: not UTF-8 text (byte {error.start}); write it anew") from None
-    if not lines:
+        raise MeritError(
+            f"{path}: not UTF-8 text (after line {number}: byte {error.start}); write it anew"
+        ) from None
+    if not number:
         raise MeritError(f"{path}: zero examples; remove the task or give it at least one example")
-    return [_parse(line, f"{path}, line {i}") for i, line in enumerate(lines, start=1)]
 
 
 def _parse(line: str, where: str) -> Example:
@@ -133,10 +144,19 @@ def load_image(path: Path) -> Image.Image:
 
     Raises MeritError where the image or its archive is missing, truncated or corrupt.
     """
+    return _opened(path, lambda image: image.convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels, from the image's header; `path` and errors as `load_image`."""
+    return _opened(path, lambda image: image.size)
+
+
+def _opened(path: Path, use: Callable[[Image.Image], Result]) -> Result:
     place = _place_in_archive(path)
     try:
         with Image.open(path if place is None else io.BytesIO(_read_member(*place))) as image:
-            return image.convert("RGB")
+            return use(image)
     except FileNotFoundError:
         raise MeritError(f"{path}: image not found; an example refers to it") from None
     except (OSError, SyntaxError, ValueError) as error:

@@ -148,6 +148,39 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def open_partial(path: Path, key: str) -> Path:
+    """The hidden folder in which the work on `path` with this key goes on, made where it lacks.
+
+    `key` is a hash of all that decides the result; folders of other keys, left by killed writers,
+    are removed. Several processes may fill one folder, each its own files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{key[:16]}"
+    stale = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}")
+    for other in path.parent.iterdir():
+        if other != partial and stale.fullmatch(other.name):
+            shutil.rmtree(other, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    return partial
+
+
+@contextlib.contextmanager
+def partial_folder(path: Path, key: str, what: str = "is being written") -> Iterator[Path]:
+    """As `atomic_folder`, for long work: what a killed or failed block has left is there again.
+
+    The block finds in the folder whatever an earlier one with the same `key` wrote, and skips it;
+    it must write every file whole (`atomic_write`) or know how far it came. The folder takes
+    `path`'s place when the block ends without an error.
+    Raises MeritError, saying `what` is done, where another process is at the same work.
+    """
+    with exclusive(path, what):
+        partial = open_partial(path, key)
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """This process alone writes `path` while the block runs; the lock is the hidden .<name>.lock.

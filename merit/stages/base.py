@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from merit.config import Experiment, Phase, load_experiment
+import numpy as np
+
+from merit.config import Encoding, Experiment, Phase, load_experiment
 from merit.data.examples import Example, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, file_hash, write_json
 from merit.progress import Progress
-from merit.training.encoded import Encoded, encode_examples, vision_features
+from merit.training.encoded import Encoded
+from merit.training.encoding import encode_examples
 from merit.training.loop import Record
+from merit.training.models import vision_hidden_states
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -80,7 +87,7 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
                 pretrain(model, processor, phase, seed, log)
                 encoded.clear()  # the encoder has changed
             else:
-                encoded = encoded or _encode(model, processor, data, examples)
+                encoded = encoded or _encode(model, processor, data, examples, experiment.encoding)
                 run_phase(model, encoded[phase.data], phase, seed, log)
             before += phase.num_steps
     model.save_pretrained(folder)
@@ -89,12 +96,29 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
 
 
 def _encode(
-    model: object, processor: object, data: Path, examples: dict[str, list[Example]]
+    model: Any, processor: Any, data: Path, examples: dict[str, list[Example]], settings: Encoding
 ) -> dict[str, Encoded]:
-    """The base's data with the vision encoder's hidden states as features, every image once."""
+    """The base's data. Where images are cached: the vision encoder's hidden states, every image
+    once; the projector still learns.
+    """
+    from merit.training.images import ImageReader, vision_features
+
     images = sorted({image for some in examples.values() for e in some for image in e.images})
-    features = vision_features(model, processor, [data / image for image in images], lambda h: h)
-    rows = {path: i for i, path in enumerate(images)}
+    ids = {path: i for i, path in enumerate(images)}
+    if not images:
+        none = np.zeros((0, 3), dtype=np.int32)
+        return {k: encode_examples(e, processor, ids, none, settings) for k, e in examples.items()}
+    limits = settings.min_pixels, settings.max_pixels
+    read = ImageReader(data, processor.image_processor, *limits)
+    grids = np.array([read.grid(path) for path in images], dtype=np.int32)
+    cached: dict[str, Any] = {"read_images": read}
+    if settings.cache_images:
+        parts = vision_features(read, images, partial(vision_hidden_states, model))
+        cached |= {
+            "features": np.concatenate(list(parts)),
+            "feature_offsets": np.concatenate([[0], np.cumsum(grids.prod(axis=1))]),
+        }
     return {
-        name: encode_examples(some, processor, features, rows) for name, some in examples.items()
+        name: replace(encode_examples(some, processor, ids, grids, settings), **cached)
+        for name, some in examples.items()
     }

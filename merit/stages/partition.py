@@ -116,6 +116,8 @@ def _num_axes(partition: Partition) -> int:
 
 
 TOKEN_COUNTS = ("num_tokens", "num_loss_tokens")  # of encoded/tasks.json
+# of the training's settings: another optimiser's, or how fast it goes
+NOT_A_BRANCHS = {"optimizer", "joint_batch_size", "checkpoint_minutes", "workers"}
 
 # The groups (T,), and the cuts where they lie on the axes of embedding.npy.
 Assignment = tuple[np.ndarray, list[Split]]
@@ -213,8 +215,10 @@ def build_manifests(
                 key: round(sum(entry[key] for entry in mine) * branch.epochs)
                 for key in TOKEN_COUNTS
             },
-            "trainable": list(training.trainable),
-            "optimizer": optimizer,
+            "training": training.model_dump(mode="json", exclude=NOT_A_BRANCHS)
+            | {"optimizer": optimizer},
+            "model": experiment.model.model_dump(mode="json"),
+            "encoding": experiment.encoding.model_dump(mode="json", exclude={"workers"}),
             "may_diverge": branch.may_diverge,
             "partition_hash": value_hash(groups),
         }

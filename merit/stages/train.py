@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merit.config import Optimizer
+from merit.config import Encoding, Runtime, Training, load_experiment
 from merit.errors import MeritError
 from merit.io.artifacts import (
     Artifacts,
-    atomic_folder,
-    exclusive,
     file_hash,
     folder_hash,
+    open_partial,
+    partial_folder,
     read_array,
     read_json,
     value_hash,
@@ -24,41 +30,84 @@ from merit.io.artifacts import (
 from merit.progress import Progress
 from merit.training.encoded import Encoded
 
+if TYPE_CHECKING:
+    import torch
+
+    from merit.training.resume import Checkpoints
+    from merit.training.sharding import Crew
+
+
+GO_ON = 75  # exit status of a training that was asked to stop and can go on (EX_TEMPFAIL)
+
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/branches/<run>/<item>, unless another process is about to.
 
     A branch that `may_diverge` and does leaves a summary with the `failure`, and no checkpoint.
+    Exits with status 75 where a signal asked it to stop: the same command goes on from there.
     """
     assert item is not None
     paths = Artifacts(name)
     manifest = read_json(paths.manifest(item))
     check_origin(paths, manifest)
-    with exclusive(paths.branch(item), f"{item} is being trained"):
-        train_branch(paths, item, manifest)
 
-
-def train_branch(paths: Artifacts, item: str, manifest: dict[str, Any]) -> None:
-    data = Encoded.load(paths.encoded)
-    order = branch_order(paths, manifest)
-
-    import torch
-
-    from merit.core.diagnostics import displacement
-    from merit.io.checkpoints import Checkpoint, save_tensors
-    from merit.training.loop import Record, train
-    from merit.training.models import load_model, set_trainable, stored_tensors, use_one_thread
+    from merit.training.models import use_one_thread
+    from merit.training.sharding import crew
 
     use_one_thread()
-    model = load_model(paths.base)
-    parameters = set_trainable(model, manifest["trainable"])
-    optimizer = Optimizer.model_validate(manifest["optimizer"])
+    pace = load_experiment(name).training.model_dump(include={"checkpoint_minutes", "workers"})
+    settings = Training.model_validate(manifest["training"] | pace)
+    began = time.monotonic()
+    partial = settings.lora is not None or "decoder" not in settings.trainable
+    with crew(settings.precision, partial) as members:
+        summary = train_branch(paths, manifest, settings, members)
+    if members.rank == 0:
+        steps = f"{summary['num_steps']} steps in {time.monotonic() - began:.1f} s"
+        print(f"{item}: {summary['failure'] or steps}")
+
+
+def train_branch(
+    paths: Artifacts, manifest: dict[str, Any], settings: Training, members: Crew
+) -> dict[str, Any]:
+    """Train as the manifest says, write the branch's folder, and return its summary."""
+    import torch
+
+    from merit.training.images import image_reader
+    from merit.training.loop import Record, Stopped, train
+    from merit.training.lora import add_adapters
+    from merit.training.models import decoder, load_model, set_trainable
+    from merit.training.resume import Checkpoints
+
+    item, optimizer = manifest["branch"], settings.optimizer
+    data = Encoded.load(paths.encoded)
+    if not len(data.features):
+        read = image_reader(
+            paths.mixture, paths.base, Encoding.model_validate(manifest["encoding"])
+        )
+        data = data.reading(read) if read else data
+    order = branch_order(paths, manifest)
+    num_steps = -(-len(order) // optimizer.batch_size)
+    model = load_model(paths.base, Runtime.model_validate(manifest["model"]))
+    if settings.lora is not None:
+        parameters = add_adapters(model, settings.lora, manifest["seed"])
+    else:
+        parameters = set_trainable(model, settings.trainable)
+    if settings.gradient_checkpointing:
+        decoder(model).gradient_checkpointing_enable({"use_reentrant": False})
+    counts = {
+        "num_trained_tensors": len(parameters),
+        "num_trained_parameters": sum(p.numel() for p in parameters.values()),
+    }
     records: list[Record] = []
     timings: list[Record] = []
-    began = time.monotonic()
-    num_steps = -(-len(order) // optimizer.batch_size)
     failure = None
-    with Progress(item, num_steps) as progress:
+    with (
+        branch_folder(paths.branch(item), manifest, members.rank) as folder,
+        Progress(item, num_steps) as progress,
+    ):
+        minutes = settings.checkpoint_minutes
+        checkpoints = Checkpoints(folder, minutes, records, timings, members.rank)
+        stopping(checkpoints)
 
         def log(record: Record, timing: Record) -> None:
             records.append(record)
@@ -73,36 +122,106 @@ def train_branch(paths: Artifacts, item: str, manifest: dict[str, Any]) -> None:
                 order,
                 optimizer,
                 what=f"branch {item}",
+                settings=settings,
                 num_examples=manifest["num_samples"],
                 log=log,
+                name_of=example_names(paths),
+                checkpoints=checkpoints,
+                crew=members,
             )
+        except Stopped as stopped:
+            print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+            sys.exit(GO_ON)
         except MeritError as error:  # the loop's own: its loss or its parameters are not finite
             if not manifest["may_diverge"]:
                 raise
             failure = str(error)
-    summary: dict[str, Any] = {
-        "branch": item,
-        "num_steps": num_steps,
-        "num_tokens": manifest["num_tokens"],
-        "num_loss_tokens": manifest["num_loss_tokens"],
-        "base_hash": manifest["base_hash"],
-        "manifest_hash": value_hash(manifest),
-    }
+        summary: dict[str, Any] = {
+            "branch": item,
+            "num_steps": num_steps,
+            "num_tokens": manifest["num_tokens"],
+            "num_loss_tokens": manifest["num_loss_tokens"],
+            **counts,
+            "base_hash": manifest["base_hash"],
+            "manifest_hash": value_hash(manifest),
+            "failure": failure,
+        }
+        with torch.no_grad():
+            whole = members.gathered(parameters) if failure is None else {}
+            if members.rank == 0:
+                for checkpoint in folder.glob("checkpoint-*"):
+                    checkpoint.unlink()
+                write_json(folder / "manifest.json", manifest)
+                write_jsonl(folder / "records.jsonl", [dict(record) for record in records])
+                write_jsonl(paths.timing(item), [dict(timing) for timing in timings])
+                if failure is None:
+                    summary["final_loss"] = records[-1]["loss"]
+                    summary |= write_tensors(paths, settings, model, whole, folder)
+                write_json(folder / "summary.json", summary)
+    return summary
+
+
+def write_tensors(
+    paths: Artifacts,
+    settings: Training,
+    model: Any,
+    parameters: dict[str, torch.nn.Parameter],
+    folder: Path,
+) -> dict[str, Any]:
+    """The branch's checkpoint: the trained tensors, or its adapters; what the summary gains."""
+    from merit.core.diagnostics import displacement
+    from merit.io.checkpoints import Checkpoint, save_tensors
+    from merit.training.lora import save_adapters
+    from merit.training.models import stored_tensors
+
+    if settings.lora is not None:
+        path = save_adapters(model, parameters, settings.lora, folder)
+        return {"checkpoint_hash": file_hash(path)}
     base = Checkpoint(paths.base / "model.safetensors")
-    with torch.no_grad(), atomic_folder(paths.branch(item)) as folder:
-        write_json(folder / "manifest.json", manifest)
-        write_jsonl(folder / "records.jsonl", [dict(record) for record in records])
-        write_jsonl(paths.timing(item), [dict(timing) for timing in timings])
-        if failure is None:
-            tensors = stored_tensors(model, parameters)
-            save_tensors(tensors, folder / "model.safetensors")
-            summary |= {
-                "final_loss": records[-1]["loss"],
-                "displacement": displacement((t, base.read(n)) for n, t in tensors.items()),
-                "checkpoint_hash": file_hash(folder / "model.safetensors"),
-            }
-        write_json(folder / "summary.json", summary | {"failure": failure})
-    print(f"{item}: {failure or f'{num_steps} steps in {time.monotonic() - began:.1f} s'}")
+    tensors = stored_tensors(model, parameters)
+    save_tensors(tensors, folder / "model.safetensors")
+    return {
+        "displacement": displacement((t, base.read(n)) for n, t in tensors.items()),
+        "checkpoint_hash": file_hash(folder / "model.safetensors"),
+    }
+
+
+@contextlib.contextmanager
+def branch_folder(path: Path, manifest: dict[str, Any], rank: int) -> Iterator[Path]:
+    """The branch's partial folder. The first process owns it; the others write checkpoints there.
+
+    What decides the result decides the folder: a changed manifest starts anew. A branch that takes
+    seconds and is killed leaves an empty folder, which the next one takes.
+    """
+    key = value_hash(manifest)
+    if rank:
+        yield open_partial(path, key)
+        return
+    with partial_folder(path, key, f"{manifest['branch']} is being trained") as folder:
+        yield folder
+
+
+def stopping(checkpoints: Checkpoints) -> None:
+    """Let SIGTERM and SIGUSR2 (Slurm, before the time is up) end the training after its step."""
+
+    def stop(number: int, frame: Any) -> None:
+        checkpoints.stop = True
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, stop)
+
+
+def example_names(paths: Artifacts) -> Callable[[int], str]:
+    """What an example is called in messages: its task and its line in the task's file."""
+
+    def name(index: int) -> str:
+        owner = read_array(paths.encoded / "task_of_example.npy")
+        tasks = read_json(paths.encoded / "tasks.json")
+        first = int(np.searchsorted(owner, owner[index]))
+        return f"{tasks[owner[index]]['task']}, line {index - first + 1}"
+
+    return name
 
 
 def check_origin(paths: Artifacts, manifest: dict[str, Any]) -> None:
@@ -123,7 +242,7 @@ def check_origin(paths: Artifacts, manifest: dict[str, Any]) -> None:
 
 def branch_order(paths: Artifacts, manifest: dict[str, Any]) -> np.ndarray:
     """The branch's examples (indices into the encoded mixture) in training order."""
-    from merit.training.loop import data_order
+    from merit.training.order import data_order
 
     owner = read_array(paths.encoded / "task_of_example.npy")
     tasks = [entry["task"] for entry in read_json(paths.encoded / "tasks.json")]

@@ -4,134 +4,84 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from merit.config import Optimizer
+from merit.config import Optimizer, Training
 from merit.errors import MeritError
-from merit.training.encoded import IGNORED, Encoded
-from merit.training.models import has_vision
+from merit.training.encoded import Batch, Encoded, packed_rows
+from merit.training.loss import LanguageLoss, Project
+from merit.training.optimizers import build_optimizers, learning_rate_at, step_all
+from merit.training.order import batches
+from merit.training.resume import Checkpoints, Progressed
+from merit.training.sharding import Crew
 
 Record = dict[str, float]
-Project = Callable[[torch.Tensor], torch.Tensor]
 
 
-def forward_loss(
-    model: Any, batch: dict[str, torch.Tensor], project: Project | None
-) -> torch.Tensor:
-    """Mean next-token loss over the batch's loss-bearing tokens (scalar).
-
-    `project` turns cached vision hidden states into image embeddings, where the projector learns;
-    without it the batch's images are image embeddings already. A text model takes neither images
-    nor positions.
-    """
-    if not has_vision(model):
-        return model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
-
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    encoder = None
-    if len(batch["images"]):
-        embeddings = batch["images"] if project is None else project(batch["images"])
-        # a sequence of one tensor a picture, as the vision encoder itself returns it
-        encoder = {"image": BaseModelOutputWithPooling(pooler_output=tuple(embeddings))}  # type: ignore[arg-type]
-    output = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        labels=batch["labels"],
-        mm_encoder_outputs=encoder,
-        use_cache=False,
-    )
-    return output.loss
+class Stopped(Exception):
+    """Training was asked to stop; its checkpoint is written, and it goes on from there."""
 
 
-def data_order(num_examples: int, epochs: float, seed: int) -> np.ndarray:
-    """int64 indices: a fresh permutation an epoch, the last one cut short; from the seed alone."""
-    rng = np.random.default_rng(seed)
-    total = round(num_examples * epochs)
-    passes = [rng.permutation(num_examples) for _ in range(math.ceil(epochs))]
-    return np.concatenate(passes)[:total]
+@dataclass(frozen=True)
+class Steps:
+    """Which examples each forward pass of each step sees: `rows[step]`, indices into the data."""
+
+    rows: list[list[np.ndarray]]
+    packed: bool
+
+    @classmethod
+    def of(cls, order: np.ndarray, data: Encoded, size: int, pack_tokens: int | None) -> Steps:
+        """Steps of `size` examples, as one batch each or packed into rows of `pack_tokens`."""
+        chosen = list(batches(order, size))
+        if pack_tokens is None:
+            return cls([[indices] for indices in chosen], False)
+        lengths = data.num_tokens()
+        rows = [
+            [indices[row] for row in packed_rows(lengths[indices], pack_tokens)]
+            for indices in chosen
+        ]
+        return cls(rows, True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def examples(self, step: int) -> np.ndarray:
+        return np.concatenate(self.rows[step])
 
 
-def grouped_by_length(
-    order: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, window: int = 16
-) -> np.ndarray:
-    """`order` with examples of like length in one batch, as LLaVA trains its base: less padding.
+class RowReader(torch.utils.data.Dataset):
+    """The rows that one process computes, one behind the other; read in workers where asked for."""
 
-    Within every `window` batches of the order, examples are sorted by `lengths` (one for each
-    example of the data) and the batches are then shuffled; a last, smaller batch stays last.
-    """
-    rng = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, len(order), window * batch_size):
-        part = order[start : start + window * batch_size]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        full = len(part) // batch_size * batch_size
-        rows = part[:full].reshape(-1, batch_size)
-        parts += [rows[rng.permutation(len(rows))].ravel(), part[full:]]
-    return np.concatenate(parts)
+    def __init__(self, data: Encoded, rows: Sequence[np.ndarray], packed: bool) -> None:
+        self.data, self.rows, self.packed = data, rows, packed
 
+    def __len__(self) -> int:
+        return len(self.rows)
 
-def batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Slices of the data order; the last one may be smaller, so that every example is seen."""
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    def __getitem__(self, index: int) -> Batch | MeritError:
+        try:
+            return (self.data.pack if self.packed else self.data.batch)(self.rows[index])
+        except MeritError as error:  # raised in a worker it would come with a traceback
+            return error
 
-
-def learning_rate_at(step: int, num_steps: int, optimizer: Optimizer) -> float:
-    """Linear warm-up over warmup_ratio of the steps, then the schedule's decay to zero."""
-    warmup = int(optimizer.warmup_ratio * num_steps)
-    if step < warmup:
-        return optimizer.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    factor = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[optimizer.schedule]
-    return optimizer.learning_rate * factor
-
-
-def build_optimizers(
-    parameters: Mapping[str, torch.nn.Parameter], optimizer: Optimizer
-) -> list[torch.optim.Optimizer]:
-    """AdamW, SGD without momentum, or Muon with AdamW, at the peak learning rate.
-
-    Muon (Jordan et al., 2024) is for the matrices inside the model: embeddings, norms, biases and
-    convolutions take AdamW, whose step length its own is scaled to.
-    """
-    rate, decay = optimizer.learning_rate, optimizer.weight_decay
-    if optimizer.algorithm == "sgd":
-        return [torch.optim.SGD(parameters.values(), lr=rate, weight_decay=decay)]
-    matrices = [
-        parameter
-        for name, parameter in parameters.items()
-        if optimizer.algorithm == "muon" and parameter.ndim == 2 and "embed" not in name
-    ]
-    chosen = {id(matrix) for matrix in matrices}
-    rest = [parameter for parameter in parameters.values() if id(parameter) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
-        scaled = "match_rms_adamw"
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn=scaled)
-        optimizers.append(muon)
-    if rest:
-        betas = optimizer.betas
-        adamw = torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True)
-        optimizers.append(adamw)
-    return optimizers
-
-
-def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float) -> None:
-    """One step of every optimiser at this learning rate; the gradients are gone afterwards."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def read(self, workers: int) -> Iterator[Batch]:
+        """Batches in order. Raises MeritError where an image cannot be read."""
+        loader = torch.utils.data.DataLoader(
+            self,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=bool(workers) and torch.cuda.is_available(),
+        )
+        for batch in loader:
+            if isinstance(batch, MeritError):
+                raise batch
+            yield batch
 
 
 def train(
@@ -142,71 +92,106 @@ def train(
     optimizer: Optimizer,
     *,
     what: str,
-    batch_size: int | None = None,
+    settings: Training | None = None,
     num_examples: int | None = None,
     project: Project | None = None,
     log: Callable[[Record, Record], None] = lambda record, timing: None,
     num_records: int = 200,
+    name_of: Callable[[int], str] = "example {}".format,
+    checkpoints: Checkpoints | None = None,
+    crew: Crew | None = None,
 ) -> None:
     """The optimiser's steps over `order`, in place.
+
+    A step's gradient is that of the mean loss over all its loss-bearing tokens,
+
+        grad L = sum_r m_r grad L_r / sum_r m_r
+
+    over rows r (of all processes) whose mean loss L_r is over m_r tokens.
 
     `log` gets (record, timing) about `num_records` times: the record (step, epoch, mean loss since
     the last one, learning_rate, gradient_norm, num_tokens and num_loss_tokens so far) is a function
     of inputs and seed alone; the timing (step, seconds, tokens_per_second: all tokens) is
     wall-clock.
 
-    Args: num_examples: examples in one epoch, where `order` draws on a part of `data` (a branch's
-    group).
+    Args: settings: how a step is computed (default: one padded batch, float32); num_examples:
+    examples in one epoch, where `order` draws on a part of `data` (a branch's group); name_of: what
+    an example is called in messages; checkpoints: where the training goes on after it was stopped;
+    crew: the processes that share the branch.
 
-    Raises MeritError, naming `what` and the step, where the loss, or at the end a parameter, is not
-    finite.
+    Raises MeritError, naming `what`, the step and its examples, where the loss, or at the end a
+    parameter, is not finite; Stopped where `checkpoints` was told to stop.
     """
-    size = batch_size or optimizer.batch_size
-    num_steps = math.ceil(len(order) / size)
+    settings = settings or Training(trainable=["decoder"], optimizer=optimizer)
+    crew = crew or Crew.alone(settings.precision)
+    steps = Steps.of(order, data, optimizer.batch_size, settings.pack_tokens)
+    num_steps = len(steps)
     per_epoch = num_examples or len(data)
     every = max(1, num_steps // num_records)
+    lengths = data.num_tokens()
+    module = crew.prepare(LanguageLoss(model, project), parameters)
     tensors = list(parameters.values())
     optimizers = build_optimizers(parameters, optimizer)
+    now = Progressed()
+    if checkpoints is not None:
+        now = checkpoints.restore(parameters, optimizers)
     model.train()
-    lengths = data.num_tokens()
-    num_tokens, num_loss_tokens, tokens_since, loss_since, count_since = 0, 0, 0, 0.0, 0
+    mine = [crew.share(steps.rows[step]) for step in range(now.step, num_steps)]
+    reader = RowReader(data, [row for rows in mine for row in rows], steps.packed)
+    read = reader.read(settings.workers)
     started = last = time.monotonic()
-    for step, indices in enumerate(batches(order, size)):
+    tokens_since = 0
+    for step, rows in enumerate(mine, start=now.step):
         rate = learning_rate_at(step, num_steps, optimizer)
-        batch = data.batch(indices)
-        loss = forward_loss(model, batch, project)
-        value = loss.item()
+        indices = steps.examples(step)
+        own = crew.own(steps.rows[step])
+        total = int(data.num_targets(indices).sum())
+        losses = []
+        for i, row in enumerate(rows):
+            # a row beyond this process's own only keeps it in step with the others
+            share = float(data.num_targets(row).sum()) / total if i < own else 0.0
+            with crew.precision():
+                loss = module(next(read))
+            (loss * (share * crew.averaged_over)).backward()
+            losses.append((loss.detach(), share))
+        value = crew.total(sum(loss.item() * share for loss, share in losses))
         if not math.isfinite(value):
             raise MeritError(
                 f"{what}: the loss is {value} at step {step + 1} of {num_steps}; lower "
-                f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
+                f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data: "
+                f"{_names(indices, name_of)}"
             )
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(tensors, optimizer.max_grad_norm)
+        crew.sum_gradients(tensors)
+        norm = crew.clip(tensors, optimizer.max_grad_norm)
         step_all(optimizers, rate)
-        num_loss_tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
+        now.num_loss_tokens += total
         seen = int(lengths[indices].sum())
-        num_tokens, tokens_since = num_tokens + seen, tokens_since + seen
-        loss_since, count_since = loss_since + value, count_since + 1
-        if (step + 1) % every == 0 or step + 1 == num_steps:
-            now = time.monotonic()
+        now.num_tokens, tokens_since = now.num_tokens + seen, tokens_since + seen
+        now.loss_since, now.count_since = now.loss_since + value, now.count_since + 1
+        now.step = step + 1
+        if now.step % every == 0 or now.step == num_steps:
+            clock = time.monotonic()
             log(
                 {
-                    "step": step + 1,
-                    "epoch": round(min((step + 1) * size, len(order)) / per_epoch, 6),
-                    "loss": loss_since / count_since,
+                    "step": now.step,
+                    "epoch": round(min(now.step * optimizer.batch_size, len(order)) / per_epoch, 6),
+                    "loss": now.loss_since / now.count_since,
                     "learning_rate": rate,
-                    "gradient_norm": float(norm),
-                    "num_tokens": num_tokens,
-                    "num_loss_tokens": num_loss_tokens,
+                    "gradient_norm": norm,
+                    "num_tokens": now.num_tokens,
+                    "num_loss_tokens": now.num_loss_tokens,
                 },
                 {
-                    "step": step + 1,
-                    "seconds": now - started,
-                    "tokens_per_second": tokens_since / max(now - last, 1e-9),
+                    "step": now.step,
+                    "seconds": clock - started,
+                    "tokens_per_second": tokens_since / max(clock - last, 1e-9),
                 },
             )
-            last, tokens_since, loss_since, count_since = now, 0, 0.0, 0
+            last, tokens_since, now.loss_since, now.count_since = clock, 0, 0.0, 0
+        if checkpoints is not None and now.step < num_steps and checkpoints.due():
+            checkpoints.save(now, parameters, optimizers)
+            if checkpoints.stop:
+                raise Stopped(f"{what}: stopped after step {now.step} of {num_steps}")
     # the last step has no loss after it that would show what it did
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise MeritError(
@@ -214,3 +199,10 @@ def train(
             f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
         )
     model.eval()
+
+
+def _names(indices: np.ndarray, name_of: Callable[[int], str], shown: int = 8) -> str:
+    """The first examples of a step, for a message."""
+    names = [name_of(int(i)) for i in indices[:shown]]
+    more = f" and {len(indices) - shown} more" if len(indices) > shown else ""
+    return ", ".join(names) + more

@@ -13,8 +13,8 @@ from merit.config import Phase
 from merit.errors import MeritError
 from merit.mini.world.draw import Pen
 from merit.mini.world.labels import HEADS, labelled_batch
-from merit.training.loop import build_optimizers, learning_rate_at, step_all
-from merit.training.models import image_grid, set_trainable
+from merit.training.models import set_trainable
+from merit.training.optimizers import build_optimizers, learning_rate_at, step_all
 
 
 def pretrain_vision(model: Any, processor: Any, phase: Phase, seed: int, log: Log) -> None:
@@ -36,7 +36,8 @@ def pretrain_vision(model: Any, processor: Any, phase: Phase, seed: int, log: Lo
         rate = learning_rate_at(step, phase.num_steps, settings)
         images, labels = labelled_batch(settings.batch_size, rng, pen)
         pixels = pixels_of(images, processor)
-        grid = image_grid(model, pixels.shape[1]).expand(len(images), 3)
+        side = int(pixels.shape[1] ** 0.5)
+        grid = torch.tensor([[1, side, side]]).expand(len(images), 3)
         hidden = model.model.visual(pixels.flatten(0, 1), grid_thw=grid).last_hidden_state
         logits = head(hidden.view(len(images), -1, 4 * size))
         losses = [

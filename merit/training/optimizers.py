@@ -1,0 +1,63 @@
+"""AdamW, SGD, Muon and the learning rate's schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from merit.config import Optimizer
+
+
+def learning_rate_at(step: int, num_steps: int, optimizer: Optimizer) -> float:
+    """Linear warm-up over warmup_ratio of the steps, then the schedule's decay to zero."""
+    warmup = int(optimizer.warmup_ratio * num_steps)
+    if step < warmup:
+        return optimizer.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[optimizer.schedule]
+    return optimizer.learning_rate * factor
+
+
+def build_optimizers(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: Optimizer
+) -> list[torch.optim.Optimizer]:
+    """AdamW, SGD without momentum, or Muon with AdamW, at the peak learning rate.
+
+    Muon (Jordan et al., 2024) is for the matrices inside the model: embeddings, norms, biases and
+    convolutions take AdamW, whose step length its own is scaled to.
+    """
+    rate, decay = optimizer.learning_rate, optimizer.weight_decay
+    if optimizer.algorithm == "sgd":
+        return [torch.optim.SGD(parameters.values(), lr=rate, weight_decay=decay)]
+    matrices = [
+        parameter
+        for name, parameter in parameters.items()
+        if optimizer.algorithm == "muon" and parameter.ndim == 2 and "embed" not in name
+    ]
+    chosen = {id(matrix) for matrix in matrices}
+    rest = [parameter for parameter in parameters.values() if id(parameter) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        scaled = "match_rms_adamw"
+        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn=scaled)
+        optimizers.append(muon)
+    if rest:
+        betas = optimizer.betas
+        adamw = torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True)
+        optimizers.append(adamw)
+    return optimizers
+
+
+def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float) -> None:
+    """One step of every optimiser at this learning rate; the gradients are gone afterwards."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,134 @@
+"""A branch's checkpoints: what a training that was stopped goes on from, to the bit.
+
+safetensors files in the branch's partial folder: parameters, optimiser states and where the loop
+was. The order of the data follows from the seed, so it need not be stored. Every process of a
+branch writes what it holds itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from merit.errors import MeritError
+
+
+@dataclass
+class Progressed:
+    """How far a training has come, and its sums since the last record."""
+
+    step: int = 0
+    num_tokens: int = 0
+    num_loss_tokens: int = 0
+    loss_since: float = 0.0
+    count_since: int = 0
+
+
+class Checkpoints:
+    """Checkpoints of one process of a branch, in `folder`; one every `minutes` (None: on a stop).
+
+    `records` and `timings` are the lists that the loop's log fills; they are stored, too. `stop` is
+    set from outside (a signal): the loop saves after the step that it is at, and ends.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float | None,
+        records: list[dict[str, float]],
+        timings: list[dict[str, float]],
+        rank: int = 0,
+    ) -> None:
+        self.path = folder / f"checkpoint-{rank}.safetensors"
+        self.seconds = None if minutes is None else 60 * minutes
+        self.logs = {"records": records, "timings": timings}
+        self.stop = False
+        self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether to save now: the time has come, or the training is to stop."""
+        waited = time.monotonic() - self.saved
+        return self.stop or (self.seconds is not None and waited >= self.seconds)
+
+    def save(
+        self,
+        progressed: Progressed,
+        parameters: Mapping[str, torch.nn.Parameter],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        """Write the whole state, or leave the last one. Raises OSError where the disk is full."""
+        state = {"progressed": asdict(progressed), **self.logs}
+        temporary = self.path.with_suffix(".new")
+        tensors = {k: t.contiguous() for k, t in _tensors(parameters, optimizers).items()}
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        os.replace(temporary, self.path)
+        self.saved = time.monotonic()
+
+    def restore(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> Progressed:
+        """Put back the last state that was saved, if there is one; how far it had come.
+
+        Raises MeritError where the file cannot be read or is of another model or number of
+        processes.
+        """
+        if not self.path.is_file():
+            return Progressed()
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                _fill_states(optimizers)
+                targets = _tensors(parameters, optimizers)
+                if set(targets) != set(file.keys()):
+                    raise ValueError("it holds other tensors")
+                for name, target in targets.items():
+                    target.copy_(file.get_tensor(name))
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            raise MeritError(
+                f"{self.path}: no checkpoint to go on from ({error}); delete it to start anew"
+            ) from None
+        for name, rows in self.logs.items():
+            rows[:] = state[name]
+        return Progressed(**state["progressed"])
+
+
+@torch.no_grad()
+def _tensors(
+    parameters: Mapping[str, torch.nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, torch.Tensor]:
+    """Every tensor of the state by name: <parameter> and <parameter>/<optimiser's own name>."""
+    found = {name: _local(parameter) for name, parameter in parameters.items()}
+    for optimizer in optimizers:
+        for name, parameter in parameters.items():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    found[f"{name}/{key}"] = _local(value)
+    return found
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that may be sharded."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _fill_states(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Let the optimisers make their states, as the first step does; nothing moves."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)

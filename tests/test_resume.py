@@ -1,0 +1,284 @@
+"""Long training: checkpoints, several processes, LoRA. What was stopped goes on to the bit."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from merit.config import Lora, Optimizer, Training
+from merit.errors import MeritError
+from merit.training.loop import Record, Stopped, train
+from merit.training.lora import add_adapters
+from merit.training.models import set_trainable
+from merit.training.order import data_order
+from merit.training.resume import Checkpoints, Progressed
+from merit.training.sharding import Crew
+from tests.conftest import Tiny
+
+PACKED: dict[str, Any] = {"trainable": ["decoder"], "pack_tokens": 120}
+
+
+def optimizer(algorithm: str) -> Optimizer:
+    return Optimizer(algorithm=algorithm, learning_rate=3e-3, batch_size=4)  # type: ignore[arg-type]
+
+
+def run(
+    tiny: Tiny,
+    settings: Training,
+    checkpoints: Callable[[list[Record], list[Record]], Checkpoints] | None = None,
+    data: Any = None,
+) -> tuple[dict[str, torch.Tensor], list[Record]]:
+    model = copy.deepcopy(tiny.model)
+    parameters = set_trainable(model, settings.trainable)
+    records: list[Record] = []
+    timings: list[Record] = []
+
+    def log(record: Record, timing: Record) -> None:
+        records.append(record)
+        timings.append(timing)
+
+    train(
+        model,
+        parameters,
+        data or tiny.encoded,
+        data_order(len(tiny.encoded), 2.0, 1),
+        settings.optimizer,
+        what="branch x",
+        settings=settings,
+        log=log,
+        num_records=3,
+        checkpoints=checkpoints(records, timings) if checkpoints else None,
+    )
+    return {name: p.detach() for name, p in parameters.items()}, records
+
+
+class StopAfter(Checkpoints):
+    """Told to stop once the loop has asked `times` times whether to save."""
+
+    times = 3
+
+    def due(self) -> bool:
+        self.times -= 1
+        self.stop = self.times == 0
+        return super().due()
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon", "sgd"])
+def test_a_stopped_training_goes_on_to_the_bit(tiny: Tiny, tmp_path: Path, algorithm: str) -> None:
+    """8 steps, logged every second one, stopped after the third: between two records."""
+    settings = Training(**PACKED, optimizer=optimizer(algorithm))
+    whole, records = run(tiny, settings)
+    with pytest.raises(Stopped, match=r"^branch x: stopped after step 3 of 8$"):
+        run(tiny, settings, lambda *logs: StopAfter(tmp_path, None, *logs))
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0.safetensors"]
+    again, resumed = run(tiny, settings, lambda *logs: Checkpoints(tmp_path, None, *logs))
+    assert resumed == records
+    for name, tensor in whole.items():
+        assert tensor.numpy().tobytes() == again[name].numpy().tobytes(), name
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    settings = Training(**PACKED, optimizer=optimizer("adamw"))
+    with pytest.raises(Stopped):
+        run(tiny, settings, lambda *logs: StopAfter(tmp_path, None, *logs))
+    other = settings.model_copy(update={"trainable": [r".*mlp.*"]})
+    with pytest.raises(MeritError, match=r"checkpoint-0.*other tensors.*delete it"):
+        run(tiny, other, lambda *logs: Checkpoints(tmp_path, None, *logs))
+    path = tmp_path / "checkpoint-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(MeritError, match=r"checkpoint-0.*no checkpoint to go on from"):
+        run(tiny, settings, lambda *logs: Checkpoints(tmp_path, None, *logs))
+
+
+def test_a_checkpoint_is_due_when_its_time_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("merit.training.resume.time.monotonic", lambda: clock.now)
+    every, never = (Checkpoints(tmp_path, minutes, [], []) for minutes in (0.5, None))
+    clock.now += 29
+    assert not every.due()
+    clock.now += 1
+    assert every.due()
+    assert not never.due()
+    every.save(Progressed(), {}, [])
+    assert not every.due()
+    never.stop = True
+    assert never.due()
+
+
+def test_packed_training_is_padded_training(tiny: Tiny) -> None:
+    """The same steps, computed in several rows each: equal but for rounding."""
+    plain = Training(trainable=["decoder"], optimizer=optimizer("sgd"))
+    padded, records = run(tiny, plain)
+    packed, again = run(tiny, Training(**PACKED, optimizer=optimizer("sgd")))
+    for one, other in zip(records, again, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    for name, tensor in padded.items():
+        assert_close(tensor, packed[name], rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_keeps_its_sums_in_float32(tiny: Tiny) -> None:
+    settings = Training(**PACKED, optimizer=optimizer("sgd"), precision="bfloat16")
+    found, records = run(tiny, settings)
+    exact, expected = run(tiny, settings.model_copy(update={"precision": "float32"}))
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert records[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=0.02)
+    assert records[-1]["loss"] != expected[-1]["loss"]
+    assert any(not torch.equal(found[name], exact[name]) for name in found)
+
+
+def test_workers_that_read_ahead_change_nothing(tiny: Tiny) -> None:
+    """From pixels, in two processes; and a missing image is one message, without a traceback."""
+    from dataclasses import replace
+
+    nothing = np.zeros((0, 0), dtype=np.float32)
+    pixels = replace(tiny.encoded, features=nothing)
+    settings = Training(**PACKED, optimizer=optimizer("sgd"))
+    alone, _ = run(tiny, settings, data=pixels)
+    ahead = settings.model_copy(update={"workers": 2})
+    together, _ = run(tiny, ahead, data=pixels)
+    for name, tensor in alone.items():
+        assert torch.equal(tensor, together[name])
+    gone = replace(pixels, paths=np.array([b"gone.png"] * len(pixels.paths)))
+    with pytest.raises(MeritError, match=r"gone.png: image not found; an example refers to it$"):
+        run(tiny, ahead, data=gone)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_rows_are_dealt_out_evenly() -> None:
+    rows = [np.array([i]) for i in range(5)]
+    crews = [Crew(rank, 2) for rank in range(2)]
+    assert [[int(r[0]) for r in crew.share(rows)] for crew in crews] == [[0, 2, 4], [1, 3, 0]]
+    assert [crew.own(rows) for crew in crews] == [3, 2]
+
+
+SCRIPT = """
+import json, os, sys
+import numpy as np, torch
+from merit.config import Optimizer, Training
+from merit.mini.nets import text_model
+from merit.config import Architecture
+from merit.data.examples import make_example
+from merit.training.encoding import encode_examples
+from merit.training.loop import train
+from merit.training.models import set_trainable
+from merit.training.sharding import crew
+torch.set_num_threads(1)
+architecture = Architecture(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, initializer_range=0.3)
+model, tokenizer = text_model(architecture, 0)
+words = sorted(w for w in tokenizer.get_vocab() if w.isalpha())[:40]
+turns = [(" ".join(words[i:i + 9]), " ".join(words[i + 3:i + 5 + i % 3])) for i in range(20)]
+rows = [make_example(str(i), "t", [turn], ()) for i, turn in enumerate(turns)]
+data = encode_examples(rows, tokenizer, {}, np.zeros((0, 3)))
+settings = Training(trainable=["decoder"], pack_tokens=50,
+    optimizer=Optimizer(learning_rate=1e-2, batch_size=7, algorithm="adamw"))
+parameters = set_trainable(model, ["decoder"])
+losses = []
+log = lambda record, timing: losses.append([record["loss"], record["gradient_norm"]])
+with crew("float32", False) as members:
+    train(model, parameters, data, np.arange(20).repeat(2), settings.optimizer, what="x",
+          settings=settings, log=log, crew=members)
+    whole = members.gathered(parameters)
+    if members.rank == 0:
+        norm = sum(float(p.double().square().sum()) for p in whole.values())
+        print(json.dumps({"losses": losses, "norm": norm, "sharded": members.sharded}))
+"""
+
+
+def processes(number: int, tmp_path: Path) -> dict[str, Any]:
+    import json
+
+    port = str(29500 + os.getpid() % 2000)
+    running = []
+    for rank in range(number):
+        env = {
+            **os.environ,
+            **{"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        }
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", SCRIPT],
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=120) for process in running]
+    assert all(process.returncode == 0 for process in running), outputs
+    return dict(json.loads(outputs[0][0].splitlines()[-1]))
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """FSDP2 over gloo: the same losses, norms and parameters but for rounding."""
+    one, two = processes(1, tmp_path), processes(2, tmp_path)
+    assert (one["sharded"], two["sharded"]) == (False, True)
+    assert len(one["losses"]) == 6
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-4)
+    assert two["norm"] == pytest.approx(one["norm"], rel=1e-6)
+
+
+# --- LoRA -----------------------------------------------------------------------------------------
+
+
+def test_adapters_lie_on_the_decoders_linear_maps_alone(tiny: Tiny) -> None:
+    model = copy.deepcopy(tiny.model)
+    adapters = add_adapters(model, Lora(rank=2), seed=3)
+    # 7 maps a layer, A and B each
+    assert len(adapters) == 2 * 7 * model.config.text_config.num_hidden_layers
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(adapters)
+    assert not any("visual" in name for name in adapters)
+    again = add_adapters(copy.deepcopy(tiny.model), Lora(rank=2), seed=3)
+    other = add_adapters(copy.deepcopy(tiny.model), Lora(rank=2), seed=4)
+    for name, tensor in adapters.items():
+        assert torch.equal(tensor, again[name])
+        assert bool((tensor == 0).all()) == ("lora_B" in name)
+    assert any(not torch.equal(adapters[name], other[name]) for name in adapters)
+
+
+@pytest.mark.parametrize(
+    ("targets", "why"), [("no_such", "matches no linear map"), (r".*", "visual")]
+)
+def test_targets_outside_of_the_decoder_are_refused(tiny: Tiny, targets: str, why: str) -> None:
+    with pytest.raises(MeritError, match=rf"training.lora.targets.*{why}"):
+        add_adapters(copy.deepcopy(tiny.model), Lora(targets=targets), seed=0)
+
+
+def test_a_pattern_that_matches_nothing_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(MeritError, match=r"'decodr' matches no parameter; it is one of vision"):
+        set_trainable(copy.deepcopy(tiny.model), ["decodr"])
+    found = set_trainable(copy.deepcopy(tiny.model), [r".*layers\.0\.mlp.*", "projector"])
+    assert all("layers.0.mlp" in name or "merger" in name for name in found)
+    assert len(found) == 3 + 5
+
+
+def test_signals_end_a_training_after_its_step(tmp_path: Path) -> None:
+    from merit.stages.train import stopping
+
+    checkpoints = Checkpoints(tmp_path, None, [], [])
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        stopping(checkpoints)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert checkpoints.stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
