@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from merit.config_data import JsonlData, PublicData
 from merit.config_studies import Studies
 from merit.errors import MeritError
 from merit.settings import (
@@ -80,7 +81,9 @@ class MiniTextData(Settings):
     num_validation_questions: PositiveInt
 
 
-DataSettings = Annotated[MiniWorldData | MiniTextData, Field(discriminator="source")]
+DataSettings = Annotated[
+    MiniWorldData | MiniTextData | PublicData | JsonlData, Field(discriminator="source")
+]
 
 
 # --- base -----------------------------------------------------------------------------------
@@ -177,17 +180,25 @@ class Phase(Settings):
 
 
 class Base(Settings):
-    """theta0: built from scratch by phases, or loaded from a checkpoint folder."""
+    """theta0: built from scratch by phases, or taken from a folder or the hub, and then by phases.
+
+    A model of the hub is named with its `revision`, a commit, so that it is the same one tomorrow.
+    """
 
     seed: int = 0
     architecture: Architecture | None = None
     checkpoint: str | None = None
+    hub: str | None = None
+    revision: str | None = None
     phases: list[Phase] = []
 
     @model_validator(mode="after")
     def _one_origin(self) -> Base:
-        if (self.architecture is None) == (self.checkpoint is None):
-            raise ValueError("give exactly one of `architecture` (build) and `checkpoint` (load)")
+        origins = (self.architecture, self.checkpoint, self.hub)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give exactly one of `architecture`, `checkpoint` and `hub`")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("`hub` and `revision` go together: a name and the commit of it")
         return self
 
 

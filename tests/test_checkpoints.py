@@ -135,10 +135,10 @@ def test_a_model_whose_file_is_cut_or_lacks_a_tensor_is_refused(tiny: Tiny, tmp_
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_base_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
     saved(tmp_path / "model.safetensors", BASE)
-    check_finite(tmp_path / "model.safetensors", "the base of tiny")
+    check_finite(tmp_path, "the base of tiny")
     saved(tmp_path / "model.safetensors", {**BASE, "b": torch.tensor([1.0, bad, 1.0, 1.0])})
     with pytest.raises(MeritError) as caught:
-        check_finite(tmp_path / "model.safetensors", "the base of tiny")
+        check_finite(tmp_path, "the base of tiny")
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert message.startswith(

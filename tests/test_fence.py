@@ -64,6 +64,6 @@ def test_what_a_registry_names_is_there(location: str) -> None:
 
 
 def test_an_unknown_source_is_refused_with_those_that_there_are() -> None:
-    message = r"`data\.source`: found 'vision_flan', expected one of \['mini_text', 'mini_world'\]"
+    message = r"`data\.source`: found 'vision_flan', expected one of \['jsonl', 'mini_text', "
     with pytest.raises(MeritError, match=message):
         writer("vision_flan")

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from merit.data import parquet
 from merit.errors import MeritError
 
 IMAGE_TOKEN = "<image>"
@@ -98,6 +99,11 @@ def _parse(line: str, where: str) -> Example:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise MeritError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
+    return example_from(value, where)
+
+
+def example_from(value: Any, where: str) -> Example:
+    """The example of one JSON value. Raises MeritError that begins with `where`."""
     if not isinstance(value, dict) or set(value) != KEYS:
         found = sorted(value) if isinstance(value, dict) else type(value).__name__
         raise MeritError(f"{where}: expected the keys {sorted(KEYS)}, found {found}")
@@ -140,9 +146,10 @@ UNREADABLE = (
 
 
 def load_image(path: Path) -> Image.Image:
-    """An RGB image, fully decoded; `path` is a file or stands in an archive: `images.zip/x.png`.
+    """An RGB image, fully decoded; `path` is a file or leads into an archive or a parquet file.
 
-    Raises MeritError where the image or its archive is missing, truncated or corrupt.
+    `images.zip/x.png` is a member, `x.parquet/12/0` an image of a row (merit.data.parquet). Raises
+    MeritError where the image or its archive is missing, truncated or corrupt.
     """
     return _opened(path, lambda image: image.convert("RGB"))
 
@@ -153,6 +160,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _opened(path: Path, use: Callable[[Image.Image], Result]) -> Result:
+    path = _without_dots(path)
     place = _place_in_archive(path)
     try:
         with Image.open(path if place is None else io.BytesIO(_read_member(*place))) as image:
@@ -170,22 +178,38 @@ def has_image(path: Path) -> bool:
 
     Raises MeritError where its archive is there and cannot be read.
     """
+    path = _without_dots(path)
     place = _place_in_archive(path)
     if place is None:
         return path.is_file()
     archive, member = place
+    if archive.suffix == ".parquet":
+        return archive.is_file() and parquet.has_image(archive, member)
     return archive.is_file() and member in _open_archive(archive, member).NameToInfo
 
 
 def _place_in_archive(path: Path) -> tuple[Path, str] | None:
-    """(archive, member) of a path that leads into a .zip file, else None."""
+    """(archive, member) of a path that leads into a .zip or .parquet file, else None."""
     for folder in path.parents:
-        if folder.suffix == ".zip" and not folder.is_dir():
+        if folder.suffix in (".zip", ".parquet") and not folder.is_dir():
             return folder, path.relative_to(folder).as_posix()
     return None
 
 
+def archive_table(archive: Path) -> list[tuple[str, int, int]]:
+    """(name, size, CRC-32) of every member. Raises MeritError where the archive cannot be read."""
+    members = _open_archive(archive, "images").infolist()
+    return [(member.filename, member.file_size, member.CRC) for member in members]
+
+
+def _without_dots(path: Path) -> Path:
+    """`a/b/../c` as `a/c`, by name alone: `artifacts` may be a link to another disk."""
+    return Path(os.path.normpath(path))
+
+
 def _read_member(archive: Path, member: str) -> bytes:
+    if archive.suffix == ".parquet":
+        return parquet.read_image(archive, member)
     try:
         return _open_archive(archive, member).read(member)
     except KeyError:

@@ -18,6 +18,7 @@ import numpy as np
 
 from merit.config import Encoding, Experiment, load_experiment
 from merit.data.examples import Example, has_image, iter_examples
+from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.io.artifacts import (
     Artifacts,
@@ -40,7 +41,7 @@ def run(name: str, item: str | None = None) -> None:
     experiment, paths = load_experiment(name), Artifacts(name)
     tasks = task_names(paths.mixture)
     settings = experiment.encoding
-    hashes = {task: file_hash(task_file(paths.mixture, task)) for task in tasks}
+    hashes = {task: file_hash(existing_file(paths.mixture, task)) for task in tasks}
     base = read_json(paths.base / "base.json")["base_hash"]
     key = value_hash([hashes, base, settings.model_dump(mode="json", exclude={"workers"})])
     with partial_folder(paths.encoded, key) as folder:
@@ -60,9 +61,9 @@ def task_names(mixture: Path) -> list[str]:
     return tasks
 
 
-def task_file(mixture: Path, task: str) -> Path:
+def existing_file(mixture: Path, task: str) -> Path:
     """Raises MeritError where the task has no file."""
-    path = mixture / f"{task}.jsonl"
+    path = task_file(mixture, task)
     if not path.is_file():
         raise MeritError(f"{path}: file not found; the data stage writes it")
     return path
@@ -74,7 +75,7 @@ def task_examples(mixture: Path, task: str) -> Iterator[Example]:
     Raises MeritError where the file is empty or malformed, or holds another task's examples, or
     where an image does not exist.
     """
-    path = mixture / f"{task}.jsonl"
+    path = task_file(mixture, task)
     for number, example in enumerate(iter_examples(path), start=1):
         if example.task != task:
             raise MeritError(

@@ -72,11 +72,13 @@ def _average(recipe: dict[str, Any], paths: Artifacts, base: Checkpoint) -> Foun
     from merit.core.merge.average import merge_weights
     from merit.io.checkpoints import Checkpoint, check_same_tensors
     from merit.merging.rules import average
+    from merit.stages.merge_folders import opened
 
     manifests = [read_json(paths.branch(b) / "manifest.json") for b in recipe["branches"]]
-    branches = [Checkpoint(paths.branch(b)) for b in recipe["branches"]]
+    branches = [opened(paths.branch(b), base, paths.base) for b in recipe["branches"]]
     for branch in branches:
-        check_same_tensors(branch, base, set(branches[0].names))
+        if isinstance(branch, Checkpoint):  # an adapter is checked when it is opened
+            check_same_tensors(branch, base, set(branches[0].names))
     try:
         weights = merge_weights(manifests, recipe["merge_weights"])
         counts = {key: sum(manifest[key] for manifest in manifests) for key in TOKEN_COUNTS}

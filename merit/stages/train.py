@@ -177,7 +177,7 @@ def write_tensors(
     if settings.lora is not None:
         path = save_adapters(model, parameters, settings.lora, folder)
         return {"checkpoint_hash": file_hash(path)}
-    base = Checkpoint(paths.base / "model.safetensors")
+    base = Checkpoint(paths.base)
     tensors = stored_tensors(model, parameters)
     save_tensors(tensors, folder / "model.safetensors")
     return {

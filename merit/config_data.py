@@ -1,0 +1,132 @@
+"""The `data` blocks of mixtures that are read: public sources, and one's own files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from merit.settings import Fraction, PositiveInt, Seed, Settings
+
+SourceName = Literal[
+    "vision_flan_1k",
+    "vision_flan",
+    "the_cauldron",
+    "lvis_instruct4v",
+    "llava_preference",
+    "lrv_instruction",
+    "laion_gpt4v",
+    "vlguard",
+    "llava_pretrain",
+    "llava_mix665k",
+    "llava_next",
+    "llava_recap_cc3m",
+    "flan",
+]
+OnBadRecord = Literal["error", "skip"]
+
+
+class TaskRule(Settings):
+    """Tasks by rule: of those with at least `minimum` examples all, or `draw` of them by the seed.
+
+    `note` goes into the manifest: what stands behind the numbers.
+    """
+
+    minimum: PositiveInt = 1
+    draw: PositiveInt | None = None
+    note: str = ""
+
+
+TaskChoice = Annotated[
+    Annotated[Annotated[list[str], Field(min_length=1)], Tag("(list)")]
+    | Annotated[TaskRule, Tag("(rule)")],
+    Discriminator(lambda value: "(list)" if isinstance(value, list) else "(rule)"),
+]
+
+
+class PublicSource(Settings):
+    """One public source of a mixture (merit.data.sources.<name>).
+
+    Its files lie in `folder` as in its hub repository (default: `<data.folder>/<name>`); `images`
+    is what the image names of a source without images are relative to (default:
+    `<data.folder>/images`). `revision` replaces the pinned one. `prefix` goes before the tasks'
+    names; `max_examples` a task are drawn; an example of more than `max_turns` turns is split.
+    """
+
+    name: SourceName
+    folder: str | None = None
+    images: str | None = None
+    revision: str | None = None
+    tasks: TaskChoice = TaskRule()
+    prefix: str = ""
+    max_examples: PositiveInt | None = None
+    max_turns: PositiveInt | None = None
+
+
+class _Read(Settings):
+    """What all data that are read share.
+
+    A record that is no example, or whose image is broken, is an error or, with `on_bad_record:
+    skip`, left out and listed in the manifest. `check_images: exists` opens no image: a broken one
+    is found in training. `held_out` is the share of each task kept from training.
+    """
+
+    seed: Seed = 42
+    held_out: Annotated[Fraction, Field(lt=1)] = 0.0
+    on_bad_record: OnBadRecord = "error"
+    check_images: Literal["decode", "exists"] = "decode"
+
+
+class PublicData(_Read):
+    """A mixture of public sources; in `pretraining`, by name, what the base's phases read."""
+
+    source: Literal["public"]
+    folder: str = "sources"
+    download: bool = True  # fetch what is missing from the hub, at the pinned revisions
+    sources: Annotated[list[PublicSource], Field(min_length=1)]
+    pretraining: dict[str, Annotated[list[PublicSource], Field(min_length=1)]] = {}
+
+    @model_validator(mode="after")
+    def _names_are_files(self) -> PublicData:
+        for name in self.pretraining:
+            if not name.isidentifier():
+                raise ValueError(f"pretraining.{name}: letters, digits and _ only")
+        return self
+
+    def cut_down(self, num_tasks: int, num_examples: int) -> PublicData:
+        """The same sources with few tasks of few examples: a rehearsal.
+
+        `num_tasks` are spread over the sources, one of each at least; base phases keep
+        `num_examples` a task of all tasks.
+        """
+        share = max(1, num_tasks // len(self.sources))
+
+        def smaller(entry: PublicSource, tasks: int | None) -> PublicSource:
+            update: dict[str, object] = {
+                "max_examples": min(num_examples, entry.max_examples or num_examples)
+            }
+            if tasks and isinstance(entry.tasks, list):
+                update["tasks"] = entry.tasks[:tasks]
+            elif tasks and isinstance(entry.tasks, TaskRule):
+                drawn = min(tasks, entry.tasks.draw or tasks)
+                update["tasks"] = entry.tasks.model_copy(update={"draw": drawn})
+            return entry.model_copy(update=update)
+
+        return self.model_copy(
+            update={
+                "sources": [smaller(entry, share) for entry in self.sources],
+                "pretraining": {
+                    name: [smaller(entry, None) for entry in entries]
+                    for name, entries in self.pretraining.items()
+                },
+            }
+        )
+
+
+class JsonlData(_Read):
+    """One's own mixture: a folder of JSONL files, one a task, in chat form (docs/mixture.md)."""
+
+    source: Literal["jsonl"]
+    folder: str
+    tasks: TaskChoice = TaskRule()
+    max_examples: PositiveInt | None = None

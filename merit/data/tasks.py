@@ -1,0 +1,59 @@
+"""Tasks of a mixture: their files, and which of them are taken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from merit.config_data import TaskRule
+from merit.errors import MeritError
+from merit.settings import nearest
+
+
+def task_file(folder: Path, task: str) -> Path:
+    """The file of a task's examples. Letters, digits and `_.-~+` stand for themselves, every other
+    byte of the UTF-8 name is `%` and two hexadecimal digits: `a/b c` is `a%2Fb%20c.jsonl`.
+
+    Raises MeritError for a name that no file can have.
+    """
+    name = quote(task, safe="+")
+    name = f"%2E{name[1:]}" if name.startswith(".") else name  # a hidden file is overlooked
+    if not task or len(name) > 240:
+        raise MeritError(f"task {task!r}: a task's name has 1 to 240 bytes, as a file's")
+    return folder / f"{name}.jsonl"
+
+
+def task_of_file(path: Path) -> str:
+    """The task whose file this is; the inverse of `task_file`."""
+    return unquote(path.name.removesuffix(".jsonl"))
+
+
+def choose(
+    counts: Mapping[str, int], wanted: Sequence[str] | TaskRule, seed: int, key: str
+) -> list[str]:
+    """The tasks that are taken, sorted: those listed, or by rule from `counts` of examples.
+
+    `draw` tasks are `random.Random(seed).sample` of the sorted names. Raises MeritError that names
+    `key` where a listed task does not exist or too few are left to draw from.
+    """
+    if not isinstance(wanted, TaskRule):
+        check_known(wanted, sorted(counts), key)
+        return sorted(set(wanted))
+    names = sorted(task for task, count in counts.items() if count >= wanted.minimum)
+    if wanted.draw is not None and wanted.draw > len(names):
+        raise MeritError(
+            f"key `{key}`: `draw`: found {wanted.draw}, but {len(names)} of {len(counts)} "
+            f"tasks have {wanted.minimum} examples or more"
+        )
+    if not names:
+        raise MeritError(f"key `{key}`: no task has {wanted.minimum} examples or more")
+    return names if wanted.draw is None else sorted(random.Random(seed).sample(names, wanted.draw))
+
+
+def check_known(wanted: Sequence[str], known: Sequence[str], key: str) -> None:
+    """Raises MeritError where a wanted task is not among the known ones, with the nearest name."""
+    for task in wanted:
+        if task not in known:
+            raise MeritError(f"key `{key}`: no task is called {task!r}.{nearest(task, known)}")

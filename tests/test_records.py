@@ -1,0 +1,155 @@
+"""Streaming readers: long JSON lists in small chunks, lines, and the rows of parquet files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from public_fixtures import IMAGE, picture
+
+from merit.data import parquet, records
+from merit.data.examples import has_image, load_image
+from merit.errors import MeritError
+
+VALUES = st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.lists(st.text())))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(VALUES), st.integers(1, 40), st.sampled_from([None, 1]))
+def test_a_list_is_read_whatever_the_chunks(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], chunk: int, indent: int | None
+) -> None:
+    path = tmp_path_factory.mktemp("records") / "x.json"
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=indent), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "CHUNK", chunk)
+        assert list(records.json_records(path)) == values
+
+
+def test_a_long_list_is_never_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"n": n} for n in range(5000)]))
+    monkeypatch.setattr(records, "CHUNK", 64)
+    stream = records.json_records(path)
+    assert next(stream) == {"n": 0}
+    path.write_text("")  # what lies beyond the file object's own buffer is not read yet
+    seen: list[Any] = []
+    with pytest.raises(MeritError, match=r"x\.json, record \d+: truncated"):
+        seen.extend(stream)
+    assert len(seen) < 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"a": 1}, {"b": 2', r"x\.json, record 2: truncated or not valid JSON"),
+        ('[{"a": 1}, {b: 2}]', r"x\.json, record 2: truncated or not valid JSON"),
+        ('[{"a": 1}, 7]', r"x\.json, record 2: expected an object, found 7"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", r"x\.json: a Git LFS pointer"),
+    ],
+)
+def test_a_broken_list_is_refused_with_its_record(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(MeritError, match=message):
+        list(records.json_records(tmp_path / "x.json"))
+
+
+def test_malformed_is_told_from_unfinished_without_reading_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CHUNK", 10)
+    monkeypatch.setattr(records, "LONGEST", 30)
+    (tmp_path / "x.json").write_text('[{"a": ?' + " " * 200 + "]")
+    with pytest.raises(MeritError, match="record 1: truncated or not valid JSON"):
+        list(records.json_records(tmp_path / "x.json"))
+
+
+def test_lines_name_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": "é"}\n{"a": 2}\n', encoding="utf-8")
+    assert list(records.jsonl_records(path)) == [{"a": "é"}, {"a": 2}]
+    path.write_text('{"a": 1}\n{"a"\n')
+    with pytest.raises(MeritError, match=r"x\.jsonl, line 2: not valid JSON"):
+        list(records.jsonl_records(path))
+    path.write_text("[1]\n")
+    with pytest.raises(MeritError, match=r"x\.jsonl, line 1: expected an object"):
+        list(records.jsonl_records(path))
+    path.write_bytes(b'{"a": "\xff"}\n')
+    with pytest.raises(MeritError, match=r"x\.jsonl: not UTF-8 text"):
+        list(records.jsonl_records(path))
+    with pytest.raises(MeritError, match=r"y\.jsonl: file not found"):
+        list(records.jsonl_records(tmp_path / "y.jsonl"))
+
+
+# --- parquet ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Five rows in row groups of two; row i has i images, the j-th of shade 10 i + j."""
+    rows = [[{"bytes": picture(10 * i + j), "path": None} for j in range(i)] for i in range(5)]
+    path = tmp_path / "x.parquet"
+    columns = {"images": pa.array(rows, pa.list_(IMAGE)), "name": list("abcde")}
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_an_image_of_a_row_is_found_in_any_row_group(table: Path) -> None:
+    for i in range(5):
+        for j in range(i):
+            assert load_image(table / f"{i}/{j}").getpixel((0, 0)) == (10 * i + j,) * 3
+    assert has_image(table / "4/3")
+    assert not has_image(table / "5/0")
+    assert not has_image(table / "x")
+
+
+@pytest.mark.parametrize("member", ["5/0", "1/1", "0/0", "a/b", "1/0/0"])
+def test_an_image_that_no_row_has_is_refused(table: Path, member: str) -> None:
+    with pytest.raises(MeritError, match=rf"x\.parquet: image '{member}' not found in it"):
+        load_image(table / member)
+
+
+def test_rows_are_read_without_their_images(table: Path) -> None:
+    found = list(parquet.rows(table, ["images.path", "name"]))
+    assert found[0] == {"images": [], "name": "a"}
+    assert found[2] == {"images": [{"path": None}] * 2, "name": "c"}
+    with pytest.raises(MeritError, match=r"column 'texts' is missing; the file has \['images', 'n"):
+        list(parquet.rows(table, ["texts"]))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_truncated_parquet_file_is_refused(table: Path, kept: float) -> None:
+    content = table.read_bytes()
+    table.write_bytes(content[: int(kept * len(content))])
+    message = r"x\.parquet: not a readable parquet file .*; fetch or write it anew"
+    with pytest.raises(MeritError, match=message):
+        list(parquet.rows(table, ["name"]))
+    for read in (load_image, has_image):
+        with pytest.raises(MeritError, match=message):
+            read(table / "1/0")
+
+
+def test_a_damaged_page_is_refused(table: Path) -> None:
+    content = bytearray(table.read_bytes())
+    content[4:200] = bytes(196)
+    table.write_bytes(content)
+    with pytest.raises(MeritError, match=r"x\.parquet"):
+        load_image(table / "1/0")
+
+
+def test_a_missing_file_and_a_file_without_images_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MeritError, match=r"y\.parquet: file not found"):
+        load_image(tmp_path / "y.parquet" / "0")
+    pq.write_table(pa.table({"name": ["a"]}), tmp_path / "z.parquet")
+    with pytest.raises(MeritError, match=r"z\.parquet: no column of images"):
+        load_image(tmp_path / "z.parquet" / "0")
