@@ -189,20 +189,29 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     """
     file = try_lock(lock_file(path))
     if file is None:
-        owner = lock_file(path).read_text(encoding="utf-8").strip() or "another process"
         raise MeritError(
-            f"{path}: {what} by {owner} already; wait for it or end it, then run the same "
-            "command again"
+            f"{path}: {what} by {lock_owner(path)} already; wait for it or end it, then run the "
+            "same command again"
         )
     with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            lock_file(path).unlink(missing_ok=True)
 
 
 def lock_file(path: Path) -> Path:
     return path.parent / f".{path.name}.lock"
+
+
+def lock_owner(path: Path) -> str:
+    """Which process has, or had last, `path` to itself."""
+    with contextlib.suppress(FileNotFoundError):
+        return lock_file(path).read_text(encoding="utf-8").strip() or "another process"
+    return "another process"  # and it has just ended
 
 
 def try_lock(path: Path) -> IO[str] | None:
@@ -212,19 +221,23 @@ def try_lock(path: Path) -> IO[str] | None:
     Raises MeritError where the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError as error:
-        file.close()
-        raise MeritError(
-            f"{path}: the file system refuses to lock it ({error.strerror}); mount it with "
-            "locks (Lustre: `flock`), or keep artifacts/ elsewhere"
-        ) from None
-    return file
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError as error:
+            file.close()
+            raise MeritError(
+                f"{path}: the file system refuses to lock it ({error.strerror}); mount it with "
+                "locks (Lustre: `flock`), or keep artifacts/ elsewhere"
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # who had it has just removed it: what is locked is no longer at `path`
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
