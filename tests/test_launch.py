@@ -16,7 +16,8 @@ import yaml
 
 from merit.config import Launch, Params
 from merit.errors import MeritError
-from merit.io.artifacts import exclusive, write_json
+from merit.io.artifacts import write_json
+from merit.io.locks import exclusive
 from merit.launch import run as launching
 from merit.launch.local import Local, make_slots, visible_gpus
 from merit.launch.ranks import common_status

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from merit.config import Params, load_experiment, load_params
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, exclusive, lock_file, lock_owner, read_json, try_lock
+from merit.io.artifacts import Artifacts, read_json
+from merit.io.locks import exclusive, lock_file, lock_owner, try_lock
 from merit.launch.local import Local, make_slots, visible_gpus
 from merit.launch.slurm import Slurm
 from merit.launch.watch import TRAIN_CODE, Backend, Submitted, Watch, code_hash, read_jobs
