@@ -200,6 +200,8 @@ def stopping(checkpoints: Checkpoints) -> None:
 
     def stop(number: int, frame: Any) -> None:
         checkpoints.stop = True
+        for again in (signal.SIGTERM, signal.SIGUSR2):  # Slurm and the job may say it twice, and
+            signal.signal(again, signal.SIG_IGN)  # the second would end a process that is leaving
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR2):
