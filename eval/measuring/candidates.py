@@ -58,7 +58,7 @@ def score_candidates(
     scored: dict[str, Scored] = {}
     with ExitStack() as stack:
         # it imports for ten seconds while the first answers are generated
-        engine = stack.enter_context(ScoringEngine()) if by_vlmeval else None
+        engine = stack.enter_context(ScoringEngine.of(settings, paths)) if by_vlmeval else None
         model, processor = load_model(paths.base), load_processor(paths.base)
         base = paths.base / "model.safetensors"
         respondent = Respondent(settings, files, prompts_of(engine, files))

@@ -102,6 +102,11 @@ class Artifacts:
     def answers(self, model: str) -> Path:
         return self.evaluation / "answers" / f"{model}.json"
 
+    @property
+    def judgements(self) -> Path:
+        """What a judge was asked and answered: no output, but replayed where it is."""
+        return self.folder / "judgements.jsonl"
+
     def predictions(self, model: str) -> Path:
         return self.evaluation / "predictions" / f"{model}.jsonl"
 
