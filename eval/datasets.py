@@ -12,7 +12,7 @@ the scoring process (eval.engine) imports it. VLMEvalKit finds the files under `
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,12 +26,13 @@ from vlmeval.dataset.image_mcq import CustomMCQDataset
 from vlmeval.dataset.utils import multiple_choice
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
+from eval.answering.images import MAX_REFERENCE
 from eval.benchmarks import BENCHMARKS, Kind, benchmark
 from eval.rubric import exact_score, parse_reference, rubric_score
 from merit.errors import MeritError
 
 LETTERS = ("A", "B", "C", "D")
-_MAX_REFERENCE = 64  # VLMEvalKit takes a shorter `image` for the index of the row that holds it
+IN_CELL = "cell:"  # an image where its question stands: index and position in the column `image`
 
 
 def _names(kind: Kind) -> dict[str, str]:
@@ -45,8 +46,8 @@ class _Local(ImageBaseDataset):
         return read_tsv(Path(LMUDataRoot()) / f"{dataset}.tsv", benchmark(dataset).kind)
 
     def dump_image(self, line: Any) -> list[str]:
-        # the caller has the images already; VLMEvalKit would decode and write every one of them
-        return [os.path.join(self.img_root, f"{line['index']}.png")]
+        # who asks opens them when it needs them; VLMEvalKit would decode and write every one
+        return [IN_CELL + json.dumps([str(line["index"]), 0])]
 
 
 class ChoiceDataset(_Local, CustomMCQDataset):
@@ -156,7 +157,7 @@ def _problem(row: dict[Any, str], kind: Kind, known: set[str]) -> str | None:
         if not row[column].strip():
             return f"`{column}` is empty"
     image = row["image"]
-    if len(image) <= _MAX_REFERENCE and image not in known:
+    if len(image) <= MAX_REFERENCE and image not in known:
         return f"`image` is neither base64 nor another question's index: {image!r}"
     if kind == "choice" and (row["answer"] not in LETTERS or not row.get(row["answer"])):
         return f"`answer` is {row['answer']!r}, which is not the letter of an option"
@@ -178,15 +179,19 @@ def build(name: str, file: Path) -> ImageBaseDataset:
     return registry.build_dataset(name)
 
 
-def prompts(dataset: ImageBaseDataset) -> dict[str, str]:
-    """{index: text of VLMEvalKit's prompt}; text segments joined by line ends, images left out."""
-    texts = {}
-    for i in range(len(dataset)):
-        segments = dataset.build_prompt(i)
-        texts[str(dataset.data.iloc[i]["index"])] = "\n".join(
-            segment["value"] for segment in segments if segment["type"] == "text"
-        )
-    return texts
+def prompts(dataset: ImageBaseDataset) -> dict[str, list[dict[str, Any]]]:
+    """{index: VLMEvalKit's prompt}: text and images in turn (eval.answering.answers.Parts)."""
+    return {
+        str(dataset.data.iloc[i]["index"]): [_part(part) for part in dataset.build_prompt(i)]
+        for i in range(len(dataset))
+    }
+
+
+def _part(part: Mapping[str, str]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"text": part["value"]}
+    place = part["value"]
+    return {"image": json.loads(place[len(IN_CELL) :]) if place.startswith(IN_CELL) else place}
 
 
 def score(

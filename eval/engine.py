@@ -83,8 +83,11 @@ class ScoringEngine:
         self._stderr.close()
         self._temporary.cleanup()
 
-    def prompts(self, files: Files) -> dict[str, dict[str, str]]:
-        """{benchmark: {index: text prompt}}, indices as text, in file order.
+    def prompts(self, files: Files) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """{benchmark: {index: text and images in turn}}, indices as text, in file order.
+
+        A part is {"text": ...}, or {"image": ...}: [index, position] of an image in the TSV's
+        column `image`, or the path of a file.
 
         Raises MeritError for an unknown benchmark, a malformed TSV, or where the process died.
         """

@@ -7,8 +7,10 @@ import importlib
 import os
 import sys
 import time
+from pathlib import Path
 
 from merit.errors import MeritError
+from merit.stages import merge_folders
 
 # stage -> (its module, what it does, what it is run for besides an experiment)
 STAGES = {
@@ -64,10 +66,39 @@ def _parser() -> argparse.ArgumentParser:
 
     add("plan", "write experiments/plan.yaml from params.yaml and the experiments")
     for stage, (_, summary, item) in STAGES.items():
+        if stage == "merge":
+            merge_folders.add_command(commands)
+            continue
         command = add(stage, summary)
-        command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
+        command.add_argument(
+            "experiment",
+            nargs="?" if stage == "partition" else None,
+            help="as in experiments/<name>.yaml, or <name>-<base>",
+        )
         if item:
             command.add_argument("item", help=f"the {item}'s name in experiments/plan.yaml")
+        if stage == "gradients":
+            command.add_argument(
+                "--shard",
+                dest="item",
+                metavar="i/n",
+                help="only the i-th of n shares of the tasks, beside other processes; a last call "
+                "without --shard finishes the stage",
+            )
+        if stage == "partition":
+            group = command.add_argument_group(
+                "without an experiment", "2^axes groups of any tasks, from gradients of your own"
+            )
+            _add_rows(group)
+            group.add_argument("--axes", type=int, default=2, metavar="r", help="default: 2")
+    extend = add("extend", "add tasks to a folder of `merit partition --gradients`")
+    extend.add_argument("folder", type=Path, help="what is extended; it stays as it is")
+    _add_rows(extend, required=True)
+    command = add(
+        "launch", "train branches on this host's GPUs or through Slurm, as params.yaml says"
+    )
+    command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
+    command.add_argument("branches", nargs="*", help="all that are not finished by default")
     add("index", "the pages over all experiments, and README's tables")
     add("track", "carry the records into MLflow, as the last stage does").add_argument(
         "action", nargs="?", choices=["sync"], help="sync: fail where MLflow cannot be reached"
@@ -78,14 +109,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_rows(parser: argparse._ActionsContainer, required: bool = False) -> None:
+    for name, summary in {
+        "gradients": "a .npy file, a task's mean gradient a row",
+        "tasks": "a JSON list of the rows' tasks: names, or objects with `task` and `num_samples`",
+        "out": "the folder to write",
+    }.items():
+        parser.add_argument(f"--{name}", type=Path, required=required, help=summary)
+
+
 def _dispatch(options: argparse.Namespace) -> None:
     name = options.command
     if name == "plan":
         from merit.plan import PLAN_FILE, write_plan
 
         print(f"{PLAN_FILE}: {'written' if write_plan() else 'unchanged'}")
+    elif name == "partition" and options.experiment is None:
+        from merit.grouping import partition_files
+
+        files = options.gradients, options.tasks
+        if None in (*files, options.out):
+            raise MeritError(
+                "partition: name an experiment, or give --gradients, --tasks and --out"
+            )
+        partition_files(*files, options.axes, options.out)
+    elif name == "extend":
+        from merit.grouping import extend_files
+
+        extend_files(options.folder, options.gradients, options.tasks, options.out)
+    elif name == "merge" and options.experiment is None:
+        merge_folders.run(options)
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))
+    elif name == "launch":
+        importlib.import_module("merit.launch.run").launch(options.experiment, options.branches)
     elif name == "index":
         importlib.import_module("eval.stages.index").run()
     elif name == "repro":
@@ -113,7 +170,7 @@ def run_stage(stage: str, experiment: str, item: str | None) -> None:
     began = time.monotonic()
     check_planned(stage, experiment, item)
     importlib.import_module(STAGES[stage][0]).run(experiment, item)
-    write_timing(Artifacts(experiment).folder, stage, item, began)
+    write_timing(Artifacts(experiment).folder, stage, item and item.replace("/", "-of-"), began)
 
 
 def quiet() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from merit.config_data import JsonlData, PublicData
 from merit.config_studies import Studies
@@ -34,6 +34,8 @@ Rule = Literal["base", "joint", "random", "soup", "merit", "rawpca", "kmeans", "
 Reading = Literal["within", "between"]  # of conflict-2; see merit.core.partition.conflict_groups
 # what a branch's budget counts when branches are averaged; see merit.core.merge.average
 MergeWeights = Literal["tokens", "loss_tokens", "samples", "uniform"]
+# what merged models are written in: every tensor as the base has it, or all in one type
+MergeDtype = Literal["base", "float32", "bfloat16", "float16"]
 Algorithm = Literal["adamw", "sgd", "muon"]
 Axes = Annotated[int, Field(ge=1, le=10)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
@@ -150,8 +152,21 @@ class Optimizer(Settings):
         return values
 
 
-# "vision", "projector", "decoder", or a regular expression that whole parameter names match
-Trainable = Annotated[list[str], Field(min_length=1)]
+COMPONENTS = ("vision", "projector", "decoder")
+
+
+def _component_or_pattern(value: str) -> str:
+    if value.isidentifier() and value not in COMPONENTS:
+        raise ValueError(
+            f"found {value!r}: neither a component nor a pattern.{nearest(value, COMPONENTS)}"
+        )
+    return value
+
+
+# a component, or a regular expression that whole parameter names match
+Trainable = Annotated[
+    list[Annotated[str, AfterValidator(_component_or_pattern)]], Field(min_length=1)
+]
 
 
 class Phase(Settings):
@@ -165,17 +180,25 @@ class Phase(Settings):
 
 
 class Base(Settings):
-    """theta0: built from scratch by phases, or loaded from a checkpoint folder."""
+    """theta0: built from scratch by phases, or taken from a folder or the hub, and then by phases.
+
+    A model of the hub is named with its `revision`, a commit, so that it is the same one tomorrow.
+    """
 
     seed: int = 0
     architecture: Architecture | None = None
     checkpoint: str | None = None
+    hub: str | None = None
+    revision: str | None = None
     phases: list[Phase] = []
 
     @model_validator(mode="after")
     def _one_origin(self) -> Base:
-        if (self.architecture is None) == (self.checkpoint is None):
-            raise ValueError("give exactly one of `architecture` (build) and `checkpoint` (load)")
+        origins = (self.architecture, self.checkpoint, self.hub)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give exactly one of `architecture`, `checkpoint` and `hub`")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("`hub` and `revision` go together: a name and the commit of it")
         return self
 
 
@@ -214,10 +237,13 @@ class Encoding(Settings):
 
 
 class Gradients(Settings):
-    """Calibration of the mean task gradients (docs/method.md 2)."""
+    """Calibration of the mean task gradients (docs/method.md 2) and what is kept of them."""
 
     num_examples: PositiveInt = 200  # at most this many examples a task
-    stride: PositiveInt = 5  # keep one gradient entry in `stride`
+    representation: Literal["stride", "sketch"] = "stride"
+    stride: PositiveInt = 5  # keep one gradient entry in `stride`, as the paper does
+    sketch_size: PositiveInt = 65_536  # or as many signed sums, whatever the model's size
+    sketch_seed: Annotated[int, Field(ge=0)] = 0  # of the signs
     batch_size: PositiveInt = 16
     seed: int = 0
 
@@ -370,11 +396,29 @@ def included(level: Level) -> tuple[Level, ...]:
 
 
 class Evaluation(Settings):
-    """Which benchmarks (records in eval.benchmarks), and how answers are generated."""
+    """Which benchmarks (records in eval.benchmarks), and how answers are generated.
+
+    `min_pixels` and `max_pixels` are what images are scaled to lie between; without them the
+    checkpoint's own. `cache_images` encodes the images once for all models (`prompts`): for small
+    experiments whose fine-tuning leaves the vision part as it is.
+    """
 
     benchmarks: Annotated[list[str], Field(min_length=1)]
     batch_size: PositiveInt = 64
     max_new_tokens: PositiveInt = 64
+    generator: Literal["transformers", "vllm"] = "transformers"
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    cache_images: bool = False
+
+    @model_validator(mode="after")
+    def _pixels_are_a_range(self) -> Evaluation:
+        low, high = self.min_pixels, self.max_pixels
+        if (low is None) != (high is None) or (low and high and low > high):
+            raise ValueError(f"`min_pixels` {low} and `max_pixels` {high}: give both, least first")
+        if self.cache_images and self.generator == "vllm":
+            raise ValueError("`cache_images` is for `generator: transformers`")
+        return self
 
 
 class Report(Settings):
@@ -406,6 +450,7 @@ class Experiment(Settings):
     gradients: Gradients
     training: Training
     merge_weights: MergeWeights = "tokens"
+    merge_dtype: MergeDtype = "base"
     methods: Annotated[dict[str, Method], Field(min_length=1)]
     sweeps: dict[str, Sweep] = {}
     evaluation: Evaluation
@@ -531,12 +576,48 @@ class Tracking(Settings):
     uri: str = "sqlite:///mlflow.db"
 
 
+# what `merit launch` says to sbatch itself, besides the keys of the block
+OWN_SBATCH = ("array", "error", "job-name", "open-mode", "output", "partition", "signal", "time")
+
+
+class Launch(Settings):
+    """How `merit launch` trains branches (docs/machines.md); no result depends on it.
+
+    `local` is processes on this host: a slot a branch, with GPUs of its own. `slurm` is a job a
+    branch; what concerns Slurm alone stands below it.
+    """
+
+    backend: Literal["local", "slurm"] = "local"
+    gpus_per_branch: Annotated[int, Field(ge=0)] = 1  # on a host without any, the CPU trains
+    # branches side by side on this host; by default what its GPUs allow, without any `workers`
+    slots: PositiveInt | None = None
+    retries: Annotated[int, Field(ge=0)] = 20  # how often a branch that was stopped goes on
+    minutes: PositiveInt = 24 * 60  # a Slurm job's time limit; then the branch goes on in another
+    seconds_to_stop: PositiveInt = 300  # before the limit: what writing a checkpoint may take
+    partition: str | None = None  # Slurm's, which has nothing to do with the partition of tasks
+    sbatch: dict[str, str | int | bool] = {}  # further options: {account: x, cpus-per-task: 16}
+    setup: list[str] = []  # shell lines before the command: `module load cuda`
+
+    @model_validator(mode="after")
+    def _own_options(self) -> Launch:
+        for key in self.sbatch:
+            if key.replace("_", "-").lstrip("-") in OWN_SBATCH:
+                raise ValueError(f"`sbatch`: `{key}` is set by `merit launch`; take it out")
+        if self.seconds_to_stop >= 60 * self.minutes:
+            raise ValueError(
+                f"`seconds_to_stop`: {self.seconds_to_stop} s before the end of {self.minutes} "
+                "minutes is before the beginning; lower it or raise `minutes`"
+            )
+        return self
+
+
 class Params(Settings):
     """params.yaml: what the pipeline as a whole runs."""
 
     experiments: Annotated[list[str], Field(min_length=1)]
     level: Level = "default"  # "full": every method, seed and study; "tune": the search of settings
     workers: PositiveInt = 2  # stages side by side in `make repro`
+    launch: Launch = Launch()
     tracking: Tracking = Tracking()
 
 

@@ -31,7 +31,7 @@ class Study(Settings):
 
 
 class Fidelity(Study):
-    """Strided against full gradients, and the norms of task gradients (tables 16 and 19)."""
+    """Strided and sketched against full gradients, and their norms (tables 16 and 19)."""
 
     title = "Strided gradients and their norms"
     reads = ("gradients", "encoded")
@@ -39,6 +39,11 @@ class Fidelity(Study):
 
     strides: Annotated[list[PositiveInt], Field(min_length=1)] = [2, 5, 10]
     trims: list[Annotated[float, Field(ge=0, lt=0.5)]] = [0.0, 0.05, 0.1]
+    sketch_sizes: list[PositiveInt] = [1024, 4096, 16_384, 65_536]
+    num_sketches: PositiveInt = 5  # of every size, each of a seed of its own
+    # of the calibration examples, with replacement: how stable the partition is in any case; every
+    # one takes as long as the gradients stage
+    num_resamples: Annotated[int, Field(ge=0)] = 5
 
 
 class Calibration(Study):

@@ -17,7 +17,10 @@ import sys
 PRELOADED = (
     *("torch", "transformers", "numpy", "scipy.stats", "sklearn.cluster", "pandas"),
     *("merit.training.models", "merit.training.loop", "merit.stages.train", "merit.stages.merge"),
-    *("eval.stages.evaluate", "lm_eval.models.huggingface"),
+    *("eval.stages.evaluate", "eval.answering.generate", "lm_eval.models.huggingface"),
+    # transformers loads these only when asked for them: two seconds of every stage with a model
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.qwen2.modeling_qwen2",
 )
 
 

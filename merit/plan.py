@@ -208,6 +208,7 @@ def recipe(experiment: Experiment, model: Model) -> dict[str, Any]:
         "source": model.source,
         "match": model.match,
         "merge_weights": experiment.merge_weights,
+        "merge_dtype": experiment.merge_dtype,
     }
 
 

@@ -21,8 +21,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the smoke run are slow; those of a GPU are skipped, with the reason, without one."""
+    """Tests of the smoke run or of a real Slurm are slow, and each kind shares one process; those
+    of a GPU are skipped, with the reason, without one.
+    """
     for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+            item.add_marker(pytest.mark.xdist_group("slurm"))
         if "smoke_folder" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
             item.add_marker(pytest.mark.xdist_group("smoke"))  # one process makes the run

@@ -296,7 +296,7 @@ def _write_branch(
         "num_tokens": round(3 * samples * branch.epochs),
         "num_loss_tokens": round(loss_tokens * branch.epochs),
         "trainable": ["decoder"],
-        "optimizer": optimizer_of(settings, branch).model_dump(mode="json"),
+        "training": {"optimizer": optimizer_of(settings, branch).model_dump(mode="json")},
         "may_diverge": branch.may_diverge,
         "base_hash": file_hash(artifacts.base / "model.safetensors"),
         "partition_hash": value_hash(groups),

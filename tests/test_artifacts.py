@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_folder, open_partial, partial_folder, value_hash
+from merit.io.rows import create_rows, scratch_rows, write_row
 
 KEY, OTHER = value_hash("settings"), value_hash("other settings")
 WRITER = """
@@ -37,7 +39,7 @@ def test_what_a_killed_writer_left_is_there_again_and_takes_the_place_at_the_end
         assert (folder / "first").read_text() == "1"  # and no lock of the dead writer's
         (folder / "second").write_text("2")
     assert sorted(p.name for p in target.iterdir()) == ["first", "second"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"]
 
 
 def test_an_error_keeps_the_parts_and_leaves_the_target_alone(tmp_path: Path) -> None:
@@ -70,8 +72,34 @@ def test_two_writers_of_one_folder_are_refused_and_the_first_goes_on(tmp_path: P
     with partial_folder(target, KEY) as folder:
         (folder / "mine").write_text("1")
         with (
-            pytest.raises(MeritError, match="another process is writing it"),
+            pytest.raises(MeritError, match="out: is being written by process"),
             partial_folder(target, KEY),
         ):
             pass
     assert os.listdir(target) == ["mine"]
+
+
+# --- rows on disk -------------------------------------------------------------------------------
+
+
+def test_rows_have_the_bytes_of_numpy_whoever_writes_them_in_whatever_order(
+    tmp_path: Path,
+) -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.save(tmp_path / "whole.npy", rows)
+    path = tmp_path / "rows.npy"
+    for index in (2, 0, 1):
+        create_rows(path, 3, 4)  # a second process' call: takes nothing away
+        write_row(path, index, rows[index])
+    assert path.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    for index, row in ((3, rows[0]), (-1, rows[0]), (0, rows[0, :3])):
+        with pytest.raises(ValueError, match=r"does not fit into \(3, 4\)"):
+            write_row(path, index, row)
+
+
+def test_scratch_rows_have_no_name_and_are_gone_with_the_block(tmp_path: Path) -> None:
+    with scratch_rows(tmp_path / "new", 3, 4) as rows:
+        rows[1] = 2.0
+        assert rows.sum() == 8.0
+        assert isinstance(rows, np.memmap)
+        assert list((tmp_path / "new").iterdir()) == []

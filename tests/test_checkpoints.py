@@ -135,15 +135,13 @@ def test_a_model_whose_file_is_cut_or_lacks_a_tensor_is_refused(tiny: Tiny, tmp_
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_base_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
     saved(tmp_path / "model.safetensors", BASE)
-    check_finite(tmp_path / "model.safetensors", "the base of tiny")
+    check_finite(tmp_path, "the base of tiny")
     saved(tmp_path / "model.safetensors", {**BASE, "b": torch.tensor([1.0, bad, 1.0, 1.0])})
     with pytest.raises(MeritError) as caught:
-        check_finite(tmp_path / "model.safetensors", "the base of tiny")
+        check_finite(tmp_path, "the base of tiny")
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    assert message.startswith(
-        "the base of tiny: tensor 'b' of model.safetensors is not finite; build or fetch it anew"
-    )
+    assert message.startswith("the base of tiny: tensor 'b' is not finite; build or fetch it anew")
 
 
 # --- the merge stage ----------------------------------------------------------------------------
@@ -231,6 +229,7 @@ def test_the_base_as_a_model_is_the_base(experiment: Artifacts) -> None:
 SHRUNK = {
     **{"model": "shrunk-s1", "method": "shrunk", "seed": 1, "rule": "shrunk", "branches": []},
     **{"source": "joint-1ep-s1", "match": MODEL, "merge_weights": "tokens"},
+    "merge_dtype": "base",
 }
 
 

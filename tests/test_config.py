@@ -189,7 +189,7 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ("methods.joint-1ep.seeds", 1, "key `methods.joint-1ep.seeds`: found 1: "),
         ("methods.joint-1ep.seeds", [], "key `methods.joint-1ep.seeds`: found []: "),
         ("methods.merit-1d.axes", 11, "key `methods.merit-1d.axes`: found 11: "),
-        ("training.trainable", ["decodr"], "key `training.trainable.0`: found 'decodr': "),
+        ("training.trainable", ["decodr"], "key `training.trainable.0`: found 'decodr': neither"),
         ("training.optimizer.betas", [0.9], "key `training.optimizer.betas.1` is missing"),
         (
             "merge_weights",
@@ -237,7 +237,7 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         (
             "base",
             {},
-            "key `base`: give exactly one of `architecture` (build) and `checkpoint` (load)",
+            "key `base`: give exactly one of `architecture`, `checkpoint` and `hub`",
         ),
         (
             "methods.joint-shrunk.match",
@@ -656,7 +656,7 @@ def test_a_base_is_built_or_loaded_not_both(tmp_path: Path) -> None:
     committed = yaml.safe_load((ROOT / "experiments" / "mini_vision.yaml").read_text("utf-8"))
     values["base"]["architecture"] = committed["base"]["architecture"]
     assert refusal(tmp_path, values) == (
-        "key `base`: give exactly one of `architecture` (build) and `checkpoint` (load)"
+        "key `base`: give exactly one of `architecture`, `checkpoint` and `hub`"
     )
 
 

@@ -69,13 +69,17 @@ def test_prompts_are_vlmevalkits(engine: ScoringEngine, files: dict[str, Path]) 
     prompts = engine.prompts(files)
     head = "Question: what colour ?\nOptions:\nA. red\nB. blue\nC. 3\n"
     tail = "Please select the correct answer from the options above. \n"
+
+    def shown(index: str, text: str) -> list[dict[str, object]]:
+        return [{"image": [index, 0]}, {"text": text}]
+
     assert prompts["mini_mcq"] == {
-        "0": f"{head}D. None\n{tail}",
-        "1": f"{head}D. None\n{tail}",
-        "2": f"{head}{tail}",
+        "0": shown("0", f"{head}D. None\n{tail}"),
+        "1": shown("1", f"{head}D. None\n{tail}"),
+        "2": shown("2", f"{head}{tail}"),
     }
-    assert prompts["mini_signs"] == dict.fromkeys("0123", "read it .")
-    assert prompts["mini_describe"] == dict.fromkeys("01", "describe it .")
+    assert prompts["mini_signs"] == {i: shown(i, "read it .") for i in "0123"}
+    assert prompts["mini_describe"] == {i: shown(i, "describe it .") for i in "01"}
 
 
 def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:

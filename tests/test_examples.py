@@ -15,7 +15,7 @@ from PIL import Image
 from merit.data.examples import Example, has_image, load_image, make_example, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
-from merit.stages.encode import read_mixture
+from merit.stages.encode import task_examples, task_names
 
 GOOD: dict[str, Any] = {
     "id": "a-0",
@@ -219,6 +219,11 @@ def paths(tmp_path: Path) -> Artifacts:
     (paths.mixture / "images").mkdir()
     (paths.mixture / "images" / "x.png").write_bytes(png())
     return paths
+
+
+def read_mixture(mixture: Path) -> tuple[list[str], list[Example]]:
+    tasks = task_names(mixture)
+    return tasks, [example for task in tasks for example in task_examples(mixture, task)]
 
 
 def test_the_mixture_is_read_task_by_task(paths: Artifacts) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merit.config import Experiment, Method, Optimizer
+from merit.config import Encoding, Experiment, Method, Optimizer, Runtime
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from merit.methods import Branch, Model, Partition, Plan, optimizer_of, partition_of, plan
@@ -356,17 +356,24 @@ def test_manifests_by_hand() -> None:
         "num_samples": 60,
         "num_tokens": 120,
         "num_loss_tokens": 18,
-        "trainable": ["decoder"],
-        "optimizer": {
-            "algorithm": "adamw",
-            "learning_rate": 1e-3,
-            "batch_size": synthetic.BATCH_SIZE,
-            "schedule": "cosine",
-            "warmup_ratio": 0.03,
-            "weight_decay": 0.0,
-            "max_grad_norm": 1.0,
-            "betas": [0.9, 0.999],
+        "training": {
+            "trainable": ["decoder"],
+            "optimizer": {
+                "algorithm": "adamw",
+                "learning_rate": 1e-3,
+                "batch_size": synthetic.BATCH_SIZE,
+                "schedule": "cosine",
+                "warmup_ratio": 0.03,
+                "weight_decay": 0.0,
+                "max_grad_norm": 1.0,
+                "betas": [0.9, 0.999],
+            },
+            # how fast a branch goes (workers, checkpoints) is none of its settings
+            **{"precision": "float32", "pack_tokens": None, "gradient_checkpointing": False},
+            "lora": None,
         },
+        "model": Runtime().model_dump(),
+        "encoding": Encoding().model_dump(exclude={"workers"}),
         "may_diverge": False,
         "partition_hash": manifests["merit-1d-s1-g1"]["partition_hash"],
     }
@@ -376,9 +383,14 @@ def test_manifests_by_hand() -> None:
     assert twice["num_samples"] == 40  # samples do not count epochs
     joint = manifests["joint-1ep-s1"]
     assert (joint["tasks"], joint["num_tokens"]) == (["a", "b", "c", "d"], ONE_EPOCH)
-    assert joint["optimizer"]["batch_size"] == 16  # joint training alone has one of its own
+    assert (
+        joint["training"]["optimizer"]["batch_size"] == 16
+    )  # joint training alone has one of its own
     half = manifests["joint-0.5ep-s1"]
     assert (half["num_tokens"], half["num_loss_tokens"]) == (ONE_EPOCH / 2, ONE_EPOCH_LOSS / 2)
+
+
+KEYS = ("algorithm", "batch_size")
 
 
 def test_a_sweeps_manifests_hold_its_settings() -> None:
@@ -394,7 +406,7 @@ def test_a_sweeps_manifests_hold_its_settings() -> None:
     partitions, _ = assign(planned, evidence())
     manifests = build_manifests(experiment, planned, TASKS, partitions)
     found = {
-        name: (m["optimizer"]["algorithm"], m["optimizer"]["batch_size"], m["may_diverge"])
+        name: (*(m["training"]["optimizer"][k] for k in KEYS), m["may_diverge"])
         for name, m in manifests.items()
         if not name.endswith("-g1")
     }

@@ -14,6 +14,7 @@ import yaml
 from merit import plan as planning
 from merit.config import (
     Base,
+    Encoding,
     Evaluation,
     Experiment,
     Gradients,
@@ -21,6 +22,7 @@ from merit.config import (
     MiniWorldData,
     Optimizer,
     Params,
+    Runtime,
     Sweep,
     Training,
     load_experiment,
@@ -283,7 +285,7 @@ MODELS = {
     "models/joint-1ep-lr0.5-s1",
 }
 STUDIES = {"studies/weights", "studies/regime", "studies/gain"}
-STAGES = {"data", "base", "gradients", "partition", "evaluation", "report"}
+STAGES = {"data", "base", "encode", "gradients", "partition", "evaluation", "report"}
 
 
 def experiment(change: Callable[[dict[str, Any]], Any] = lambda found: None) -> Experiment:
@@ -304,7 +306,9 @@ def test_a_file_a_stage_a_model_a_study(folder: Path) -> None:
     assert read_json(written / "data.json")["num_new_skills"] == 6
     assert read_json(written / "gradients.json") == {
         **{"num_examples": 200, "stride": 5, "batch_size": 16, "seed": 0},
+        **{"representation": "stride", "sketch_size": 65_536, "sketch_seed": 0},
         "trainable": ["decoder"],
+        "model": Runtime().model_dump(),
     }
     assert read_json(written / "studies/gain.json")["settings"]["shrinkages"] == [
         *(0.1, 0.25, 0.5, 1.0),
@@ -328,8 +332,14 @@ def test_a_file_a_stage_a_model_a_study(folder: Path) -> None:
             {"gradients", "partition"} | STUDIES,
         ),
         (lambda v: v.update(merge_weights="uniform"), MODELS | STUDIES),
+        (lambda v: v.update(merge_dtype="bfloat16"), MODELS),
         (lambda v: v["evaluation"].update(batch_size=7), {"evaluation", "report"} | STUDIES),
         (lambda v: v["report"].update(title="Other"), {"report"}),
+        (lambda v: v.update(encoding={"max_tokens": 9}), {"base", "encode", "partition"}),
+        (
+            lambda v: v.update(model={"dtype": "bfloat16"}),
+            {"base", "encode", "gradients", "partition"},
+        ),
         (
             lambda v: v["methods"]["joint-1ep"].update(may_diverge=True),
             {"partition", "report"} | STUDIES,
@@ -359,8 +369,10 @@ def test_every_key_is_written_down_also_where_the_yaml_is_silent() -> None:
     files = settings_files(experiment(silence))
     assert files == settings_files(experiment())
     assert files["data"].keys() == MiniWorldData.model_fields.keys()
-    assert files["base"].keys() == Base.model_fields.keys()
-    assert files["gradients"].keys() == {*Gradients.model_fields, "trainable"}
+    assert files["base"]["base"].keys() == Base.model_fields.keys()
+    assert files["encode"]["encoding"].keys() == Encoding.model_fields.keys()
+    assert files["encode"]["model"].keys() == Runtime.model_fields.keys()
+    assert files["gradients"].keys() == {*Gradients.model_fields, "trainable", "model"}
     assert files["partition"]["training"].keys() == Training.model_fields.keys()
     assert files["partition"]["training"]["optimizer"].keys() == Optimizer.model_fields.keys()
     assert {frozenset(m) for m in files["partition"]["methods"].values()} == {
@@ -399,7 +411,8 @@ def test_the_regime_map_and_the_search_follow_readiness() -> None:
 
 def test_recipes_by_hand() -> None:
     files = settings_files(experiment())
-    nothing = {"source": None, "match": None, "merge_weights": "tokens"}
+    written = {"merge_weights": "tokens", "merge_dtype": "base"}
+    nothing = {"source": None, "match": None} | written
     assert files["models/base"] == nothing | {
         **{"model": "base", "method": "base", "seed": None, "rule": "base", "branches": []},
     }
@@ -411,8 +424,7 @@ def test_recipes_by_hand() -> None:
         **{"model": "merit-1d-s1", "method": "merit-1d", "seed": 1, "rule": "merge"},
         "branches": ["merit-1d-s1-g0", "merit-1d-s1-g1"],
     }
-    assert files["models/joint-shrunk-s1"] == {
+    assert files["models/joint-shrunk-s1"] == written | {
         **{"model": "joint-shrunk-s1", "method": "joint-shrunk", "seed": 1, "rule": "shrunk"},
         **{"branches": [], "source": "joint-1ep-s1", "match": "merit-1d-s1"},
-        "merge_weights": "tokens",
     }

@@ -14,6 +14,7 @@ from merit.core import similarity as module
 from merit.core.similarity import (
     column_centred,
     cosine_matrix,
+    cosines_and_norms,
     double_centred,
     extend_cosine_matrix,
     gradient_coordinates,
@@ -58,7 +59,7 @@ def test_a_gradient_without_direction_is_named(bad: float) -> None:
     with pytest.raises(ValueError, match="gradient of task 2 is zero or not finite"):
         cosine_matrix(gradients)
     with pytest.raises(ValueError, match="task 4"):
-        extend_cosine_matrix(np.ones((2, 2)), np.ones((2, 2)), gradients)
+        extend_cosine_matrix(np.ones((2, 2)), np.ones(2), [np.ones((2, 2))], gradients)
 
 
 @settings(max_examples=25, deadline=None)
@@ -79,8 +80,10 @@ def test_cosines_ignore_scale_and_follow_order(seed: int) -> None:
 def test_extending_equals_starting_again(seed: int, num_old: int) -> None:
     gradients = random_gradients(seed)
     old, new = gradients[:num_old], gradients[num_old:]
-    extended = extend_cosine_matrix(cosine_matrix(old), old, new)
+    half = len(old) // 2
+    extended, norms = extend_cosine_matrix(*cosines_and_norms(old), [old[:half], old[half:]], new)
     assert_allclose(extended, cosine_matrix(gradients), atol=1e-14)
+    assert_allclose(norms, np.linalg.norm(gradients, axis=1))
 
 
 def test_centring_by_hand() -> None:

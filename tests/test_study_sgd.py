@@ -18,7 +18,7 @@ from merit.config_studies import Sgd
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.methods import plan
-from merit.training.loop import build_optimizers, step_all
+from merit.training.optimizers import build_optimizers, step_all
 from tests import synthetic
 from tests.scored import answers, write_predictions
 

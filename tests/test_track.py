@@ -148,7 +148,7 @@ def test_a_branch_carries_its_records(template: World) -> None:
     assert child.data.params["method.axes"] == "1"
     assert child.data.params["seed"] == "1"
     assert child.data.params["manifest.num_tokens"] == str(manifest["num_tokens"])
-    assert child.data.params["manifest.optimizer.batch_size"] == "4"
+    assert child.data.params["manifest.training.optimizer.batch_size"] == "4"
     assert child.data.tags["merit.tasks"] == ", ".join(manifest["tasks"])
     for key in ("base_hash", "checkpoint_hash", "manifest_hash"):
         assert child.data.tags[f"merit.{key}"] == summary[key]
@@ -358,7 +358,7 @@ def retrain(world: World) -> list[dict[str, Any]]:
     write_jsonl(folder / "records.jsonl", rows)
     write_json(folder / "summary.json", read_json(folder / "summary.json") | {"num_steps": 2})
     manifest = read_json(folder / "manifest.json")
-    manifest["optimizer"]["batch_size"] = 2
+    manifest["training"]["optimizer"]["batch_size"] = 2
     write_json(folder / "manifest.json", manifest)
     return rows
 
@@ -374,7 +374,7 @@ def test_a_changed_record_updates_its_own_run_in_place(world: World) -> None:
     after = world.runs()[G1]
     assert world.history(G1, "loss") == [(row["step"], row["loss"]) for row in rows]
     assert after.data.metrics["loss"] == rows[-1]["loss"]
-    assert after.data.params["manifest.optimizer.batch_size"] == "2"
+    assert after.data.params["manifest.training.optimizer.batch_size"] == "2"
     assert after.data.tags[NOTE] == "look at step 2"
     assert after.data.tags["mine"] == "1"
     assert after.info.end_time - after.info.start_time == 500  # two steps of 0.5 s
@@ -399,9 +399,9 @@ def test_a_server_keeps_old_points_and_says_which_parameters_changed(
     assert world.ids() == before
     after = world.runs()[G1]
     assert world.history(G1, "loss") == sorted(old + [(r["step"], r["loss"]) for r in rows])
-    assert after.data.params["manifest.optimizer.batch_size"] == "4"
+    assert after.data.params["manifest.training.optimizer.batch_size"] == "4"
     assert json.loads(after.data.tags["merit.changed_params"]) == {
-        "manifest.optimizer.batch_size": "2"
+        "manifest.training.optimizer.batch_size": "2"
     }
     assert world.sync() == {"unchanged": NUM_RUNS}
 

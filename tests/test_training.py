@@ -16,9 +16,8 @@ from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
 from merit.config import Optimizer
-from merit.core.gradients import calibration_sample, kept_entries, mean_gradient, strided
+from merit.core.gradients import calibration_sample
 from merit.errors import MeritError
-from merit.training.encoded import IGNORED
 from merit.training.loop import Record, train
 from merit.training.loss import forward_loss
 from merit.training.models import component_of, set_trainable
@@ -285,44 +284,7 @@ def test_two_seeds_are_two_orders() -> None:
     assert two[:20].tolist() != two[20:].tolist()
 
 
-# --- mean gradients -----------------------------------------------------------------------------
-
-
-@given(
-    shapes=st.lists(st.lists(st.integers(1, 5), max_size=3), min_size=1, max_size=6),
-    stride=st.integers(1, 9),
-)
-@settings(max_examples=100, deadline=None)
-def test_strided_is_concatenate_then_slice(shapes: list[list[int]], stride: int) -> None:
-    count, tensors = 0, []
-    for shape in shapes:
-        size = math.prod(shape)
-        tensors.append(torch.arange(count, count + size).reshape(shape))
-        count += size
-    found = strided(tensors, stride)
-    assert found.tolist() == list(range(count))[::stride]
-    assert len(found) == kept_entries({str(i): t for i, t in enumerate(tensors)}, stride)
-
-
-@pytest.mark.parametrize("size", [1, 4, 15])
-@pytest.mark.parametrize("stride", [1, 5])
-def test_mean_gradient_is_that_of_the_token_mean(tiny: Tiny, size: int, stride: int) -> None:
-    """However the task is cut into batches, and however unlike their numbers of tokens are."""
-    model = copy.deepcopy(tiny.model)
-    parameters = set_trainable(model, ["decoder"])
-
-    def batch_loss(indices: np.ndarray) -> tuple[torch.Tensor, int]:
-        batch = tiny.encoded.batch(indices)
-        return forward_loss(model, batch, None), int((batch["labels"][:, 1:] != IGNORED).sum())
-
-    losses = [(lambda part=part: batch_loss(part)) for part in batches(np.arange(15), size)]
-    found = mean_gradient(losses, parameters, stride)
-    whole = forward_loss(model, tiny.encoded.batch(np.arange(15)), None)
-    gradients = torch.autograd.grad(whole, list(parameters.values()))
-    expected = torch.cat([g.flatten() for g in gradients])[::stride]
-    assert found.dtype == torch.float32
-    assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    assert float(expected.norm()) > 0.1
+# --- calibration samples ------------------------------------------------------------------------
 
 
 def test_calibration_takes_at_most_its_limit() -> None:
@@ -332,8 +294,6 @@ def test_calibration_takes_at_most_its_limit() -> None:
     assert sample.tolist() == sorted(sample.tolist())
     assert sample.tolist() == calibration_sample(500, 200, seed=0).tolist()
     assert sample.tolist() != calibration_sample(500, 200, seed=1).tolist()
-    with pytest.raises(ValueError, match="loss-bearing"):
-        mean_gradient([], {"a": torch.nn.Parameter(torch.zeros(2))}, 1)
 
 
 def test_an_epoch_is_a_pass_over_the_examples_trained_on(tiny: Tiny) -> None:

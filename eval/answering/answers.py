@@ -6,25 +6,25 @@ batches; of text benchmarks lm-eval does all of it in one go.
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import benchmark, engine_of
 from eval.engine import BenchmarkScore, ScoringEngine
 from merit.config import Evaluation
-from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_jsonl
+from merit.progress import Progress
 
-csv.field_size_limit(1 << 30)  # a cell holds an image
-Prompts = Mapping[str, Mapping[str, str]]  # benchmark -> index -> text
+if TYPE_CHECKING:
+    from eval.answering.batches import Batch, Prompt
+    from eval.answering.generate import Partial
+
+Parts = list[dict[str, Any]]  # {"text": ...} and {"image": [index, position] or a path}, in turn
+Prompts = Mapping[str, Mapping[str, Parts]]  # benchmark -> index -> what is shown
 Answers = dict[str, dict[str, str]]  # benchmark -> index -> text
 Scores = dict[str, BenchmarkScore]  # benchmark -> its score and those of its questions
+CACHE = "batches.safetensors"  # beside questions.json, where `cache_images` is set
 
 
 def question_files(paths: Artifacts, settings: Evaluation, split: str = "test") -> dict[str, Path]:
@@ -34,32 +34,118 @@ def question_files(paths: Artifacts, settings: Evaluation, split: str = "test") 
 
 
 class Respondent:
-    """Puts one split's questions to models that share a vision part, which sees the images once.
+    """Puts one split's questions to models.
 
     Args: prompts: VLMEvalKit's, by benchmark and index; of text benchmarks none.
+    With `settings.cache_images` the images are encoded once for all models, which must share their
+    vision part; otherwise while answering, so that no more than a few batches are in memory.
     """
 
     def __init__(self, settings: Evaluation, files: Mapping[str, Path], prompts: Prompts) -> None:
         self.settings, self.files, self.prompts = settings, files, prompts
         self.by_lm_eval = engine_of(settings.benchmarks) == "lm_eval"
-        self._batches: list[Any] | None = None
+        self._kept: list[Batch] | None = None
 
-    def answer(self, model: Any, processor: Any) -> tuple[Answers, Scores | None]:
-        """The model's answers; with their scores where the engine does not part the two."""
+    def answer(
+        self,
+        model: Any,
+        processor: Any,
+        label: str = "answers",
+        cache: Path | None = None,
+        partial: Partial | None = None,
+    ) -> tuple[Answers, Scores | None]:
+        """The model's answers; with their scores where the engine does not part the two.
+
+        Args: cache: where `encode` has stored the questions. partial: keeps finished batches, so
+        that a killed run goes on from there.
+        """
         if self.by_lm_eval:
             return self._by_lm_eval(model, processor)
-        from eval.answering.generate import Prompt, generate, prepare
-
-        where = [(name, i) for name in self.settings.benchmarks for i in self.prompts[name]]
-        if self._batches is None:
-            images = {name: images_of(path) for name, path in self.files.items()}
-            asked = [Prompt(self.prompts[name][i], images[name][i]) for name, i in where]
-            self._batches = prepare(model, processor, asked, self.settings.batch_size)
-        texts = generate(model, processor, self._batches, self.settings.max_new_tokens)
+        texts = dict(partial.done) if partial else {}
+        with Progress(label, len(self._where)) as progress:
+            progress.advance(len(texts))
+            for found in self._texts(model, processor, cache, set(texts)):
+                if partial:
+                    partial.add(found)
+                texts |= found
+                progress.advance(len(found))
         answers: Answers = {name: {} for name in self.settings.benchmarks}
-        for (name, index), text in zip(where, texts, strict=True):
-            answers[name][index] = text
+        for position, (name, index) in enumerate(self._where):
+            answers[name][index] = texts[position]
         return answers, None
+
+    def encode(self, model: Any, processor: Any, cache: Path) -> None:
+        """Store the questions as batches with their images encoded, for `answer`."""
+        from eval.answering.batches import save_batches, vision_hash
+
+        batches = list(self._batches(model, processor, None, set()))
+        save_batches(cache, batches, vision_hash(model))
+
+    def load(self, folder: Path) -> Any:
+        """The model of a folder as `answer` takes it: with `generator: vllm`, loaded by vLLM."""
+        if self.settings.generator == "vllm" and not self.by_lm_eval:
+            from eval.answering.vllm_engine import VllmModel
+
+            prompts = self._prompts()
+            return VllmModel(folder, max(len(p.images) for p in prompts), prompts[0].pixels)
+        from merit.training.models import load_model
+
+        return load_model(folder)
+
+    @property
+    def _where(self) -> list[tuple[str, str]]:
+        return [(name, i) for name in self.settings.benchmarks for i in self.prompts[name]]
+
+    def _texts(
+        self, model: Any, processor: Any, cache: Path | None, done: set[int]
+    ) -> Iterator[dict[int, str]]:
+        """{position of a question: answer}, batch by batch, of those that are not `done`."""
+        if self.settings.generator == "vllm":
+            prompts, size = self._prompts(), self.settings.batch_size
+            left = [i for i in range(len(prompts)) if i not in done]
+            for chunk in (left[i : i + size] for i in range(0, len(left), size)):
+                found = model.generate(processor, [prompts[i] for i in chunk])
+                yield dict(zip(chunk, found, strict=True))
+            return
+        from eval.answering.generate import generate
+
+        for batch in self._batches(model, processor, cache, done):
+            yield dict(zip(batch.questions, generate(model, processor, batch), strict=True))
+
+    def _batches(
+        self, model: Any, processor: Any, cache: Path | None, done: set[int]
+    ) -> Iterable[Batch]:
+        """The batches that are not yet answered, with their images encoded where they are kept."""
+        from eval.answering.batches import encode, load_batches, prepared, split
+
+        if self._kept is None and cache is not None:
+            self._kept = load_batches(cache, model)
+        if self._kept is None:
+            prompts = self._prompts()
+            planned = split(processor, prompts, self.settings.batch_size)
+            if not self.settings.cache_images:
+                return prepared(processor, prompts, [b for b in planned if not done & set(b)])
+            self._kept = [encode(model, b) for b in prepared(processor, prompts, planned)]
+        return [batch for batch in self._kept if not done & set(batch.questions)]
+
+    def _prompts(self) -> list[Prompt]:
+        from eval.answering.batches import Prompt
+        from eval.answering.images import Picture
+
+        s = self.settings
+        pixels = (s.min_pixels, s.max_pixels) if s.min_pixels and s.max_pixels else None
+
+        def part(name: str, value: Mapping[str, Any]) -> str | Picture:
+            if "text" in value:
+                return str(value["text"])
+            if isinstance(value["image"], str):
+                return Picture(Path(value["image"]))
+            return Picture(self.files[name], *value["image"])
+
+        return [
+            Prompt(tuple(part(n, v) for v in self.prompts[n][i]), s.max_new_tokens, pixels)
+            for n, i in self._where
+        ]
 
     def _by_lm_eval(self, model: Any, tokenizer: Any) -> tuple[Answers, Scores]:
         from eval.answering.lm_engine import answer_all
@@ -73,21 +159,6 @@ class Respondent:
 def prompts_of(engine: ScoringEngine | None, files: Mapping[str, Path]) -> Prompts:
     """VLMEvalKit's prompts; of text benchmarks (no engine) none."""
     return {} if engine is None else engine.prompts(files)
-
-
-def images_of(path: Path) -> dict[str, Image.Image]:
-    """The image of every index of a TSV. Raises MeritError where one cannot be read."""
-    images = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            try:
-                data = base64.b64decode(row["image"], validate=True)
-                images[row["index"]] = Image.open(io.BytesIO(data)).convert("RGB")
-            except (KeyError, ValueError, OSError) as error:
-                raise MeritError(
-                    f"{path}: index {row.get('index')}: no readable image ({error})"
-                ) from None
-    return images
 
 
 def stored_questions(paths: Artifacts, model: str) -> dict[str, list[float]]:

@@ -1,80 +1,81 @@
-"""Greedy answers of one model to many questions, in batches of like length."""
+"""Greedy answers of one model to many questions, batch by batch; finished batches are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
+
+from eval.answering.batches import EMBEDDINGS, Batch, encode
+from merit.io.artifacts import atomic_write
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One question: the text as the engine builds it, and its image."""
+def generate(model: Any, processor: Any, batch: Batch) -> list[str]:
+    """The model's greedy answers to the batch's questions, on the model's device and in its dtype.
 
-    text: str
-    image: Image.Image
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Questions of like length, ready for the decoder: the vision part has run."""
-
-    questions: list[int]  # positions in the prompts
-    inputs: dict[str, Any]
-
-
-def prepare(model: Any, processor: Any, prompts: Sequence[Prompt], batch_size: int) -> list[Batch]:
-    """The prompts as batches. They depend on prompts and vision part alone, so models that share a
-    vision part can share them.
-
-    Prompts of like length share a batch, so little is spent on padding; which ones share a batch
-    depends on the prompts alone, so the answers do too.
+    Greedy and without penalties, whatever the checkpoint's generation_config.json says: Qwen's asks
+    for sampling and a repetition penalty of 1.05. Ends at the checkpoint's end tokens.
     """
-    import torch
+    tokenizer = getattr(processor, "tokenizer", processor)
+    inputs = {name: t.to(model.device) for name, t in encode(model, batch).inputs.items()}
+    end = model.generation_config.eos_token_id
+    with torch.inference_mode():
+        output = model.generate(
+            **_with_embeddings(model, inputs),
+            max_new_tokens=batch.max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            num_beams=1,
+            repetition_penalty=1.0,
+            use_cache=True,
+            eos_token_id=tokenizer.eos_token_id if end is None else end,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    new = output[:, inputs["input_ids"].shape[1] :]
+    decoded = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [answer.strip() for answer in decoded]
+
+
+def _with_embeddings(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with the embeddings image by image, as transformers takes them."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": p.text}]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for p in prompts
-    ]
-    order = sorted(range(len(prompts)), key=lambda i: (len(texts[i].split()), i))
-    batches = []
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        inputs = processor(
-            text=[texts[i] for i in chosen],
-            images=[prompts[i].image for i in chosen],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        grid = inputs["image_grid_thw"]
-        with torch.inference_mode():
-            seen = model.model.visual(inputs.pop("pixel_values"), grid_thw=grid).pooler_output
-        counts = (grid.prod(dim=1) // model.config.vision_config.spatial_merge_size**2).tolist()
-        encoded = {"image": BaseModelOutputWithPooling(pooler_output=seen.split(counts))}
-        batches.append(Batch(chosen, {**inputs, "mm_encoder_outputs": encoded}))
-    return batches
+    if EMBEDDINGS not in inputs:
+        return inputs
+    seen = inputs.pop(EMBEDDINGS)
+    merged = model.config.vision_config.spatial_merge_size**2
+    counts = (inputs["image_grid_thw"].prod(dim=1) // merged).tolist()
+    encoded = BaseModelOutputWithPooling(pooler_output=seen.split(counts))
+    return {**inputs, "mm_encoder_outputs": {"image": encoded}}
 
 
-def generate(
-    model: Any, processor: Any, batches: Sequence[Batch], max_new_tokens: int
-) -> list[str]:
-    """The model's greedy answers, in the prompts' order."""
-    import torch
+class Partial:
+    """The answers to finished batches, a JSON line each, so that a killed run goes on from there.
 
-    answers = [""] * sum(len(batch.questions) for batch in batches)
-    for batch in batches:
-        with torch.inference_mode():
-            output = model.generate(**batch.inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        new = output[:, batch.inputs["input_ids"].shape[1] :]
-        decoded = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        for i, answer in zip(batch.questions, decoded, strict=True):
-            answers[i] = answer.strip()
-    return answers
+    The first line says what they are answers to; where that is something else now, they are
+    dropped. A line that was cut short is dropped too.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.done: dict[int, str] = {}
+        lines = path.read_text(encoding="utf-8").splitlines(True) if path.is_file() else []
+        whole = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not whole or whole[0] != {"identity": identity}:
+            whole = [{"identity": identity}]
+        for entry in whole[1:]:
+            self.done |= {int(question): text for question, text in entry.items()}
+        atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in whole))
+
+    def drop(self) -> None:
+        """All is answered, and stored elsewhere."""
+        self.path.unlink()
+
+    def add(self, answers: dict[int, str]) -> None:
+        """Keep one batch's answers, by the questions' positions."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(answers) + "\n")

@@ -110,5 +110,5 @@ def moved(base: Path, tensors: Tensors, alpha: float) -> dict[str, torch.Tensor]
     from merit.core.merge.average import interpolate
     from merit.io.checkpoints import Checkpoint
 
-    start = Checkpoint(base / "model.safetensors")
+    start = Checkpoint(base)
     return {name: interpolate(start.read(name), t, alpha) for name, t in tensors.items()}

@@ -148,15 +148,15 @@ def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def base_vector(meter: Meter, paths: Artifacts) -> torch.Tensor:
-    return meter.read(paths.base / "model.safetensors")
+    return meter.read(paths.base)
 
 
 def model_vector(meter: Meter, paths: Artifacts, model: str) -> torch.Tensor:
-    return meter.read(paths.model(model) / "model.safetensors")
+    return meter.read(paths.model(model))
 
 
 def branch_vectors(meter: Meter, paths: Artifacts, model: Model) -> list[torch.Tensor]:
-    return [meter.read(paths.branch(name) / "model.safetensors") for name in model.branches]
+    return [meter.read(paths.branch(name)) for name in model.branches]
 
 
 def planned_model(

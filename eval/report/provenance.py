@@ -12,7 +12,7 @@ from eval.results import Results
 from eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.config import Experiment
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash
+from merit.io.artifacts import Artifacts, read_json, value_hash
 from merit.methods import plan
 
 SOURCES = ("merit", "eval", "experiments", "params.yaml")  # what the numbers depend on
@@ -70,7 +70,7 @@ def _base_hash(experiment: Experiment, artifacts: Artifacts) -> str:
             f"{artifacts.branch(second) / 'summary.json'}: key `base_hash`: another base than "
             f"{first!r} was trained from; `dvc repro` trains the outdated branch again"
         )
-    return next(iter(hashes), None) or file_hash(artifacts.base / "model.safetensors")
+    return next(iter(hashes), None) or read_json(artifacts.base / "base.json")["base_hash"]
 
 
 def git_commit(folder: Path = Path()) -> str:

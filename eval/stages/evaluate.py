@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.answering.answers import Respondent, question_files
+from eval.answering.answers import CACHE, Respondent, question_files
 from merit.config import Evaluation
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, file_hash, read_json, write_json
+from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash, write_json
 
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/evaluation/answers/<item>.json; with the scores of text benchmarks."""
-    from merit.training.models import load_model, load_processor, use_one_thread
+    from eval.answering.generate import Partial
+    from merit.training.models import load_processor, use_one_thread
 
     assert item is not None
     paths = Artifacts(name)
@@ -28,9 +29,16 @@ def run(name: str, item: str | None = None) -> None:
     found["failure"] = read_json(paths.model(item) / "merge.json")["failure"]
     if found["failure"] is None:
         use_one_thread()
-        model, processor = load_model(paths.model(item)), load_processor(paths.model(item))
-        answers, scores = Respondent(settings, files, asked["prompts"]).answer(model, processor)
+        respondent = Respondent(settings, files, asked["prompts"])
+        processor = load_processor(paths.model(item))
+        model = respondent.load(paths.model(item))
+        identity = value_hash([asked, read_json(paths.model(item) / "merge.json")])
+        partial = Partial(paths.evaluation / "partial" / f"{item}.jsonl", identity)
+        cache = paths.questions / CACHE if settings.cache_images else None
+        answers, scores = respondent.answer(model, processor, f"{name}, {item}", cache, partial)
         found["answers"] = answers
         if scores is not None:
             found["scores"] = {b: vars(result) for b, result in scores.items()}
     write_json(paths.answers(item), found)
+    if found["failure"] is None:
+        partial.drop()

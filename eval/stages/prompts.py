@@ -1,23 +1,30 @@
 """prompts: the questions as every model is asked them, built once by VLMEvalKit.
 
+With `evaluation.cache_images` the base's vision part, which fine-tuning leaves as it is, encodes
+their images here, once for all models; otherwise every model does while it answers.
+
 lm-eval builds its own while it asks, from task files: of these the stage keeps what decides them.
 """
 
 from __future__ import annotations
 
-from eval.answering.answers import question_files
+from typing import Any
+
+from eval.answering.answers import CACHE, Respondent, question_files
 from eval.answering.lm_engine import task_file
 from eval.benchmarks import engine_of
 from eval.engine import ScoringEngine
 from merit.config import load_experiment
-from merit.io.artifacts import Artifacts, atomic_folder, file_hash, write_json
+from merit.io.artifacts import Artifacts, atomic_folder, file_hash, read_json, write_json
 
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/evaluation/questions: what `evaluate` depends on."""
+    from merit.training.models import load_model, load_processor, use_one_thread
+
     settings, paths = load_experiment(name).evaluation, Artifacts(name)
     files = question_files(paths, settings)
-    asked: dict[str, object] = {"files": {b: file_hash(path) for b, path in files.items()}}
+    asked: dict[str, Any] = {"files": {b: file_hash(path) for b, path in files.items()}}
     if engine_of(settings.benchmarks) == "vlmeval":
         with ScoringEngine() as engine:
             asked["prompts"] = engine.prompts(files)
@@ -25,6 +32,10 @@ def run(name: str, item: str | None = None) -> None:
         asked["prompts"] = {}
         asked["tasks"] = {b: task_file(b).read_text(encoding="utf-8") for b in files}
     with atomic_folder(paths.questions) as folder:
-        write_json(
-            folder / "questions.json", asked | {"settings": settings.model_dump(mode="json")}
-        )
+        stored = folder / "questions.json"
+        write_json(stored, asked | {"settings": settings.model_dump(mode="json")})
+        if asked["prompts"] and settings.cache_images:
+            use_one_thread()
+            model, processor = load_model(paths.base), load_processor(paths.base)
+            prompts = read_json(stored)["prompts"]  # in the order in which `evaluate` finds them
+            Respondent(settings, files, prompts).encode(model, processor, folder / CACHE)

@@ -16,7 +16,7 @@ from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
     atomic_write,
-    file_hash,
+    read_json,
     study_folder,
     value_hash,
     write_json,
@@ -33,7 +33,7 @@ def run(name: str, item: str | None = None) -> None:
     study = importlib.import_module(f"eval.studies.{item}")
     result = study.measure(experiment, paths, settings)
     result["provenance"] = {
-        "base_hash": file_hash(paths.base / "model.safetensors"),
+        "base_hash": read_json(paths.base / "base.json")["base_hash"],
         "commit": git_commit(),
         "settings": settings.model_dump(mode="json"),
         "settings_hash": value_hash(settings.model_dump(mode="json")),

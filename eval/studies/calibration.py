@@ -21,28 +21,34 @@ from merit.config import Experiment
 from merit.config_studies import Calibration
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
+from merit.io.rows import scratch_rows
 from merit.progress import Progress
-from merit.stages.gradients import AtBase
+from merit.stages.gradients import AtBase, representation_of
 
 TABLE = "table11_calibration"
 CLAIMED = 200  # examples; the paper's claim (C11) is about these
+BLOCK = 1 << 20  # entries of a gradient that are widened to float64 at a time
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> dict[str, Any]:
     """Table 11 from one pass over `reference` examples for every unit and draw.
 
-    Gradients keep one entry in `gradients.stride`, as the method's own do. The n examples are part
-    of the reference's, as in the paper, whose cosine at n = 1000 is 1.
+    Gradients are represented as the method's own are. The n examples are part of the reference's,
+    as in the paper, whose cosine at n = 1000 is 1.
     Raises MeritError where no unit holds `reference` examples.
     """
     base = AtBase.load(experiment, paths)
     units = _units(base, paths, settings)
     sizes = [*sorted(set(settings.sizes)), settings.reference]
     num_tokens = base.data.num_loss_tokens()
-    stride = experiment.gradients.stride
+    representation = representation_of(experiment.gradients)
     cosines = np.empty((len(units), settings.num_draws, len(sizes)))
     label = f"calibration over {len(units)} units"
-    with Progress(label, cosines.size) as progress:
+    num_entries = representation.size(base.num_parameters)
+    with (
+        scratch_rows(paths.folder, len(sizes), num_entries) as rows,
+        Progress(label, cosines.size) as progress,
+    ):
         for unit, pool in enumerate(units.values()):
             for draw_ in range(settings.num_draws):
                 chosen = np.random.default_rng([draw_, unit]).permutation(pool)
@@ -50,10 +56,10 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> 
 
                 def sums(order: NDArray[np.int64] = chosen) -> Iterable[Tensor]:
                     for part in np.split(order, sizes[:-1]):
-                        yield base.gradient(part, stride) * int(num_tokens[part].sum())
+                        yield base.gradient(part, representation) * int(num_tokens[part].sum())
                         progress.advance()
 
-                cosines[unit, draw_] = cosines_to_last(sums())
+                cosines[unit, draw_] = cosines_to_last(sums(), rows)
     table = calibration_table(cosines, sizes)
     at = {row["n"]: row for row in table}
     nearest = min(sizes[:-1], key=lambda n: abs(n - CLAIMED))
@@ -64,7 +70,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> 
         "unit": settings.unit,
         "num_units": len(units),
         "num_draws": settings.num_draws,
-        "stride": stride,
+        "stride": experiment.gradients.stride,
         **{key: row[key] for key in ("mean_cosine", "std", "low", "high", "std_draws")},
     }
     return {
@@ -95,18 +101,31 @@ def _units(base: AtBase, paths: Artifacts, settings: Calibration) -> dict[str, N
     return {str(name): np.flatnonzero(owners == name) for name in kept}
 
 
-def cosines_to_last(parts: Iterable[Tensor]) -> list[float]:
+def cosines_to_last(parts: Iterable[Tensor], rows: NDArray[np.float32]) -> list[float]:
     """cos(S_j, S_J) of the running sums S_j = p_1 + ... + p_j, j = 1..J, of vectors (P,).
 
     With p_j = (summed token gradients of the j-th share of the examples), S_j points as the mean
-    gradient of all examples up to there. Sums in float32, products in float64.
+    gradient of all examples up to there. Sums in float32, kept in `rows` (J, P), which may be
+    memory-mapped; products in float64, block by block.
     """
-    running: list[Tensor] = []
-    for part in parts:
-        running.append(running[-1] + part if running else part)
-    last = running[-1].double()
-    cosines = [float(torch.cosine_similarity(r.double(), last, dim=0, eps=0.0)) for r in running]
-    return [*cosines[:-1], 1.0]  # without the rounding
+    running = torch.from_numpy(rows)
+    for j, part in enumerate(parts):
+        running[j] = running[j - 1] + part if j else part
+    last = running[-1]
+    return [*(cosine(row, last) for row in running[:-1]), 1.0]  # without the rounding
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """cos(a, b) of vectors (P,): the sum of (a / |a|) (b / |b|) in float64, block by block."""
+
+    def norm(x: Tensor) -> Tensor:
+        return torch.stack([block.double().norm() for block in x.split(BLOCK)]).norm()
+
+    norm_a, norm_b = norm(a), norm(b)
+    return sum(
+        float(((x.double() / norm_a) * (y.double() / norm_b)).sum())
+        for x, y in zip(a.split(BLOCK), b.split(BLOCK), strict=True)
+    )
 
 
 def calibration_table(cosines: NDArray[np.float64], sizes: Sequence[int]) -> list[dict[str, Any]]:

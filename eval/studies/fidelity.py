@@ -1,45 +1,75 @@
-"""Strided against full gradients, and the norms of task gradients (tables 16 and 19).
+"""Strided and sketched against full gradients, and the norms of task gradients (tables 16 and 19).
 
-The full gradients of all tasks, T x P float32, are held in memory: 130 MB for the mini study. At 3B
-parameters (1.7 TB) they would not fit; the inner products behind the cosines add up over blocks of
-parameters, so one pass over the tasks for every block that does fit gives the same numbers.
+The full gradients of all tasks, T x P float32, lie memory-mapped on disk and are read in blocks:
+at 3B parameters and 136 tasks that is 1.7 TB of scratch space.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
 
+from eval.measuring.gradients import (
+    fill_gradients,
+    row_norm,
+    sketched_cosines,
+    stored_difference,
+)
 from merit.config import Experiment
 from merit.config_studies import Fidelity
 from merit.core.diagnostics import matrix_fidelity, norm_concentration
+from merit.core.gradients import Sketch
 from merit.core.partition import merit_groups
-from merit.core.similarity import cosine_matrix, pca
+from merit.core.similarity import cosine_matrix, pca, sketch_error
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_array, read_json
-from merit.progress import Progress
-from merit.stages.gradients import AtBase
+from merit.io.rows import scratch_rows
+from merit.stages.gradients import AtBase, representation_of
 
 Array = NDArray[np.float64]
+Groups = NDArray[np.int64]
+Row = dict[str, Any]
+TABLE = "gradient_representations"
 DRAWN_PAIRS = 2000  # of the pairs of tasks in the scatter plot: what result.json holds stays small
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dict[str, Any]:
-    """Tables 16 and 19 from the full gradients of all tasks at the base."""
+    """Tables 16 and 19 from the full gradients of all tasks at the base; strides and sketches."""
     stored = read_json(paths.gradients / "tasks.json")
     base = AtBase.load(experiment, paths)
     if base.tasks != stored["tasks"]:
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
-    gradients = _full_gradients(experiment, base)
+    if max(settings.strides) == experiment.gradients.stride == 1:
+        raise MeritError("studies.fidelity.strides: give a stride above 1")
+    with ExitStack() as scratch:
+        shape = len(base.tasks), base.num_parameters
+        gradients = scratch.enter_context(scratch_rows(paths.folder, *shape))
+        fill_gradients(gradients, base, experiment.gradients)
+        return _measure(experiment, paths, settings, base, gradients)
+
+
+def _measure(
+    experiment: Experiment,
+    paths: Artifacts,
+    settings: Fidelity,
+    base: AtBase,
+    gradients: NDArray[np.float32],
+) -> dict[str, Any]:
+    """From the full gradients (T, P)."""
     counts = np.array([e["num_samples"] for e in read_json(paths.encoded / "tasks.json")])
-    kept = read_array(paths.gradients / "gradients.npy")
-    stride = int(stored["stride"])
-    difference = np.linalg.norm(gradients[:, ::stride] - kept) / np.linalg.norm(kept)
+    stride = experiment.gradients.stride
+    difference = stored_difference(
+        gradients,
+        read_array(paths.gradients / "gradients.npy"),
+        representation_of(experiment.gradients),
+    )
 
     num_axes = _num_axes(experiment, len(base.tasks))
     matrices = {
@@ -47,15 +77,42 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
         for every in sorted({1, stride, *settings.strides})
     }
     full = matrices.pop(1)
-    if not matrices:
-        raise MeritError("studies.fidelity.strides: give a stride above 1")
+
+    def groups_of(matrix: Array, axes: int) -> Groups:
+        return merit_groups(pca(matrix, axes).embedding, counts, base.tasks, axes)[0]
+
     groups = {
-        every: merit_groups(pca(matrix, num_axes).embedding, counts, base.tasks, num_axes)[0]
-        for every, matrix in [(1, full), *matrices.items()]
+        every: groups_of(matrix, num_axes) for every, matrix in [(1, full), *matrices.items()]
     }
     table16 = fidelity_table(full, matrices, groups, stride)
-    norms = np.linalg.norm(gradients.astype(np.float64), axis=1)
+    norms = np.array([row_norm(row) for row in gradients])
     table19 = norm_table(norms, settings.trims)
+
+    finest = range(min(2, num_axes), num_axes + 1)  # merit-2d and finer
+    exact = {axes: groups_of(full, axes) for axes in finest}
+
+    def row(name: str, num_entries: int, found: Sequence[Array], error: float | None) -> Row:
+        grouped = [{axes: groups_of(matrix, axes) for axes in finest} for matrix in found]
+        return {
+            "gradients": name,
+            "num_entries": num_entries,
+            **spread(full, found, exact, grouped),
+            "predicted_rmse": error,
+        }
+
+    whole = base.num_parameters
+    table = [
+        row(f"stride {every}", -(-whole // every), [matrix], None)
+        for every, matrix in matrices.items()
+    ]
+    for size in settings.sketch_sizes:
+        seeds = range(settings.num_sketches)
+        sketched = [sketched_cosines(gradients, Sketch(size, seed)) for seed in seeds]
+        table.append(row(f"sketch {size}", size, sketched, _predicted_rmse(full, size)))
+    if settings.num_resamples:
+        resampled = list(_resampled_cosines(experiment, paths, base, settings.num_resamples))
+        table.append(row("resampled examples", whole, resampled, None))
+
     values = {row["metric"]: row["value"] for row in table16}
     errors = {row["metric"]: row["std_error"] for row in table16}
     by_norm = {row["metric"]: row for row in table19}
@@ -70,7 +127,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
         "rmse": values["rmse"],
         "num_axes": num_axes,
         "tasks_in_another_group": values["tasks_in_another_group"],
-        "stored_relative_difference": float(difference),
+        "stored_relative_difference": difference,
         **{
             f"{metric}_{column}": by_norm[metric][column]
             for metric in ("coefficient_of_variation", "max_over_min")
@@ -82,9 +139,13 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
     order = np.random.default_rng(0).permutation(len(rows))[:DRAWN_PAIRS]
     pairs = (rows[order], columns[order])
     return {
-        "tables": {"table16_stride5_fidelity": table16, "table19_gradient_norms": table19},
+        "tables": {
+            "table16_stride5_fidelity": table16,
+            "table19_gradient_norms": table19,
+            TABLE: table,
+        },
         "summary": summary,
-        "text": _text(summary, list(table19[0])[1:]),
+        "text": f"{_text(summary, list(table19[0])[1:])} {_sketch_text(table)}",
         "pairs": {
             "full": np.round(full[pairs], 5).tolist(),
             "strided": np.round(matrices[stride][pairs], 5).tolist(),
@@ -94,15 +155,46 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
     }
 
 
-def _full_gradients(experiment: Experiment, base: AtBase) -> NDArray[np.float32]:
-    """float32 (T, P), from the examples that the gradients stage takes."""
-    chosen = experiment.gradients
-    rows = np.empty((len(base.tasks), base.num_parameters), dtype=np.float32)
-    with Progress("full gradients", len(rows)) as progress:
-        for i in range(len(rows)):
-            rows[i] = base.task_gradient(i, chosen.num_examples, chosen.seed)
-            progress.advance()
-    return rows
+def _predicted_rmse(full: Array, size: int) -> float:
+    """Eq. (54) over the pairs of tasks."""
+    errors = sketch_error(full[np.triu_indices(len(full), k=1)], size)
+    return float(np.sqrt(np.square(errors).mean()))
+
+
+def _resampled_cosines(
+    experiment: Experiment, paths: Artifacts, base: AtBase, num_resamples: int
+) -> Iterator[Array]:
+    """Cosines of full gradients from other draws of the calibration examples."""
+    with scratch_rows(paths.folder, len(base.tasks), base.num_parameters) as rows:
+        for resample in range(num_resamples):
+            fill_gradients(rows, base, experiment.gradients, resample)
+            yield cosine_matrix(rows)
+
+
+def spread(
+    full: Array,
+    found: Sequence[Array],
+    exact: dict[int, Groups],
+    grouped: Sequence[dict[int, Groups]],
+) -> dict[str, Any]:
+    """Means over draws of table 16's measures, and the adjusted Rand index of the partitions.
+
+    `exact` and every one of `grouped` are the groups of r axes, by r. Spreads are the standard
+    deviation over draws, None for one draw.
+    """
+
+    def over_draws(name: str, values: list[float]) -> dict[str, float | None]:
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return {name: float(np.mean(values)), f"{name}_std": std}
+
+    measures = [matrix_fidelity(full, matrix) for matrix in found]
+    cells: dict[str, Any] = {"draws": len(found)}
+    for metric in measures[0]:
+        cells |= over_draws(metric, [m[metric] for m in measures])
+    for axes, groups in exact.items():
+        scores = [float(adjusted_rand_score(groups, draw[axes])) for draw in grouped]
+        cells |= over_draws(f"rand_index_{axes}d", scores)
+    return cells
 
 
 def _num_axes(experiment: Experiment, num_tasks: int) -> int:
@@ -195,3 +287,34 @@ def _text(summary: dict[str, Any], columns: Sequence[str]) -> str:
         f"of variation {cv}, largest over smallest {ratio} "
         "(paper: 0.39 -> 0.23 -> 0.17 and 7.1 -> 3.1 -> 2.1)."
     )
+
+
+def _sketch_text(table: Sequence[Row]) -> str:
+    """The largest sketch beside the strides, and how stable the partition is in any case."""
+    sketches = [row for row in table if row["gradients"].startswith("sketch")]
+    others = [row for row in table if row["gradients"] == "resampled examples"]
+    index = [
+        column for column in table[0] if column.startswith("rand_index") and "std" not in column
+    ]
+    parts = []
+    if sketches:
+        largest = sketches[-1]
+        parts.append(
+            f"A sketch of {largest['num_entries']} signed sums has RMSE {largest['rmse']:.4f} "
+            f"(predicted {largest['predicted_rmse']:.4f}) over {largest['draws']} seeds, and"
+        )
+        parts.append(_indices("its partitions have an adjusted Rand index of", largest, index))
+    if others:
+        parts.append(
+            _indices(
+                "Other draws of the calibration examples, full gradients, give", others[0], index
+            )
+        )
+    return " ".join(parts)
+
+
+def _indices(words: str, row: Row, columns: Sequence[str]) -> str:
+    values = ", ".join(
+        f"{row[column]:.2f} ({column.removeprefix('rand_index_')})" for column in columns
+    )
+    return f"{words} {values} beside those of the full gradients."

@@ -4,7 +4,8 @@
 
 L is the loss on a sample of the whole mixture. Branches are also shrunk towards the base,
 theta0 + t (theta_k - theta0), to show at which distance the quadratic model stops holding: the
-prediction is exact as t goes to 0, where both sides fall as t^2.
+prediction is exact as t goes to 0, where both sides fall as t^2. Branches are memory-mapped: a few
+vectors of P entries are in memory at a time, however many branches there are.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.measuring.loss import Meter, base_vector, branch_vectors, open_meter, planned_model
+from eval.measuring.loss import Meter, base_vector, open_meter, planned_model
 from merit.config import Experiment
 from merit.config_studies import Gain
 from merit.core.merge.average import weighted_average
 from merit.core.merging_gain import measured_gain, merging_gain_from_products
 from merit.io.artifacts import Artifacts, read_json
+from merit.io.rows import scratch_rows
 from merit.progress import Progress
 
+BLOCK = 1 << 20  # entries of every branch that are averaged at a time
 CLOSE = 0.1  # the quadratic model "holds" where the prediction is off by at most this share
 
 
@@ -39,12 +42,25 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[st
     num_products = sum(len(model.branches) for model in models) * (1 + len(settings.shrinkages))
     with Progress("gain", num_products) as progress:
         for model in models:
-            branches = branch_vectors(meter, paths, model)
             weights = read_json(paths.model(model.id) / "merge.json")["merge_weights"]
-            rows += [
-                {"method": model.method, "num_branches": len(branches)} | row
-                for row in gains(meter, base, branches, weights, settings.shrinkages, progress)
-            ]
+            shape = len(model.branches), len(base)
+            with (
+                scratch_rows(paths.folder, *shape) as stored,
+                scratch_rows(paths.folder, *shape) as room,
+            ):
+                branches = torch.from_numpy(stored)
+                for row, name in zip(branches, model.branches, strict=True):
+                    row.copy_(meter.read(paths.branch(name) / "model.safetensors"))
+                found = gains(
+                    meter,
+                    base,
+                    branches,
+                    weights,
+                    settings.shrinkages,
+                    progress,
+                    torch.from_numpy(room),
+                )
+            rows += [{"method": model.method, "num_branches": len(branches)} | row for row in found]
     summary = summarise(rows) | {
         "seed": settings.seed,
         **meter.sample,
@@ -55,28 +71,34 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[st
 def gains(
     meter: Meter,
     base: torch.Tensor,
-    branches: list[torch.Tensor],
+    branches: torch.Tensor,
     merge_weights: list[float],
     shrinkages: list[float],
     progress: Progress,
+    room: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a shrinkage t.
+    """One row a shrinkage t, of branches (K, P), which may be memory-mapped, as may `room` (K, P).
 
     `predicted` takes H at the merged model: there the first-order terms cancel exactly, and the
     error is of third order in the d_k. `predicted_at_base` takes H at the base and grows as t^2.
     """
-    deltas = [branch - base for branch in branches]
-    at_base = predicted_gain(meter, base, deltas, merge_weights, progress)
+    moved = torch.empty_like(branches) if room is None else room
+    for row, branch in zip(moved, branches, strict=True):
+        torch.sub(branch, base, out=row)
+    at_base = predicted_gain(meter, base, moved, merge_weights, progress)
     rows = []
     for t in shrinkages:
-        shrunk = [torch.lerp(base, branch, t) for branch in branches]
-        merged = weighted_average(shrunk, merge_weights)
-        losses = [meter.losses(theta) for theta in [*shrunk, merged]]
+        for row, branch in zip(moved, branches, strict=True):
+            row.copy_(torch.lerp(base, branch, t))
+        merged = torch.cat(
+            [weighted_average(list(block), merge_weights) for block in moved.split(BLOCK, dim=1)]
+        )
+        losses = [meter.losses(theta) for theta in [*moved, merged]]
         # batch by batch, so that the error is that of the difference
         difference = np.tensordot(merge_weights, losses[:-1], axes=1) - losses[-1]
         means = [meter.mean(values) for values in losses]
         measured = measured_gain(means[:-1], means[-1], merge_weights)
-        predicted = predicted_gain(meter, merged, shrunk, merge_weights, progress)
+        predicted = predicted_gain(meter, merged, moved, merge_weights, progress)
         rows.append(
             {
                 "t": t,
@@ -95,7 +117,7 @@ def gains(
 def predicted_gain(
     meter: Meter,
     at: torch.Tensor,
-    displacements: list[torch.Tensor],
+    displacements: torch.Tensor,
     merge_weights: list[float],
     progress: Progress,
 ) -> float:
@@ -105,8 +127,7 @@ def predicted_gain(
         progress.advance()
         return meter.hessian_product(at, torch.from_numpy(v).to(at)).double().numpy()
 
-    rows = torch.stack(displacements).double().numpy()
-    return merging_gain_from_products(rows, product, merge_weights)
+    return merging_gain_from_products(displacements.numpy(), product, merge_weights)
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:

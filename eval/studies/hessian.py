@@ -1,15 +1,18 @@
 """Do directions of gradient conflict lie along the loss's curvature? (table 21; docs/method.md 13)
 
 The Hessian is that of the mean of four task losses (each a mean per token, so that a task with long
-answers counts no more than another), at theta0, over the trainable parameters. Lanczos holds
-num_steps x P float32 numbers, and exact products need attention that can be differentiated twice,
-so the model runs in the "eager" implementation throughout.
+answers counts no more than another), at theta0, over the trainable parameters. Sets of long rows
+(Lanczos' basis, gradients, eigenvectors) are memory-mapped scratch space: in memory are a few flat
+vectors at a time. Exact products need attention that can be differentiated twice, so the model runs
+in the "eager" implementation throughout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from merit.config import Experiment
 from merit.config_studies import Hessian
+from merit.core.gradients import Representation
 from merit.core.hessian import (
     abs_cosines,
     alignment_z_score,
@@ -32,12 +36,16 @@ from merit.core.hessian import (
 )
 from merit.core.similarity import cosine_matrix, pca
 from merit.io.artifacts import Artifacts
+from merit.io.rows import scratch_rows
 from merit.progress import Progress
-from merit.stages.gradients import AtBase
+from merit.stages.gradients import AtBase, representation_of
 
 TOLERANCE = 0.05  # relative difference up to which the paper's central differences stand
 TABLE, STEPS = "table21_hessian_pca_alignment", "hessian_epsilon"
 TIERS = "figure_hessian_three_tier"
+
+
+BLOCK = 2**20  # entries of a flat vector that are moved at a time
 
 
 @dataclass(frozen=True)
@@ -47,15 +55,27 @@ class Curvature:
     base: AtBase
     examples: Sequence[NDArray[np.int64]]  # of each task
 
-    def gradient(self, theta: Tensor) -> Tensor:
-        """The gradient at `theta`; the model's own parameters are as before afterwards."""
+    @cached_property
+    def placed(self) -> tuple[Tensor, Tensor]:
+        """(theta, theta0): the parameters, from now on parts of one flat tensor, and a copy."""
         tensors = list(self.base.parameters.values())
-        before = torch.nn.utils.parameters_to_vector(tensors).detach().clone()
+        theta = torch.nn.utils.parameters_to_vector(tensors).detach()
         torch.nn.utils.vector_to_parameters(theta, tensors)
+        return theta, theta.clone()
+
+    def gradient_along(self, v: Tensor, t: Tensor) -> Tensor:
+        """The gradient at theta0 + t v; the model's parameters are theta0 again afterwards."""
+        theta, theta0 = self.placed
+        parts = zip(theta.split(BLOCK), theta0.split(BLOCK), v.split(BLOCK), strict=True)
+        for part, origin, direction in parts:
+            torch.add(origin, direction.to(origin) * t.to(origin), out=part)
         try:
-            return torch.stack([self.base.gradient(mine) for mine in self.examples]).mean(dim=0)
+            total = self.base.gradient(self.examples[0])
+            for mine in self.examples[1:]:
+                total += self.base.gradient(mine)
+            return total.div_(len(self.examples))
         finally:
-            torch.nn.utils.vector_to_parameters(before, tensors)
+            theta.copy_(theta0)
 
     def product(self, v: Tensor) -> Tensor:
         """H v by double backward, batch by batch."""
@@ -81,31 +101,49 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict
     """Table 21, the three tiers, and how far the paper's central differences can be trusted."""
     base = AtBase.load(experiment, paths)
     base.model.set_attn_implementation("eager")
-    seed, num_tasks = experiment.gradients.seed, len(base.tasks)
+    with ExitStack() as scratch:
 
-    def task_gradient(task: int, stride: int = 1) -> Tensor:
-        return base.task_gradient(task, settings.num_examples, seed, stride)
+        def empty(num_rows: int, num_entries: int) -> Tensor:
+            rows = scratch_rows(paths.folder, num_rows, num_entries)
+            return torch.from_numpy(scratch.enter_context(rows))
 
-    rows = []
+        return _measure(base, experiment, settings, empty)
+
+
+def _measure(
+    base: AtBase,
+    experiment: Experiment,
+    settings: Hessian,
+    empty: Callable[[int, int], Tensor],
+) -> dict[str, Any]:
+    """`empty` gives room for rows that are too long for memory."""
+    seed, num_tasks, dim = experiment.gradients.seed, len(base.tasks), base.num_parameters
+    kept = representation_of(experiment.gradients)
+
+    def task_gradient(task: int, representation: Representation | None = None) -> Tensor:
+        return base.task_gradient(task, settings.num_examples, seed, representation)
+
+    rows = empty(num_tasks, kept.size(dim))
     with Progress("gradients for the cosine matrix", num_tasks) as progress:
         for task in range(num_tasks):
-            rows.append(task_gradient(task, experiment.gradients.stride).numpy())
+            rows[task] = task_gradient(task, kept)
             progress.advance()
-    embedding = pca(cosine_matrix(np.stack(rows)), 2, "double").embedding
+    embedding = pca(cosine_matrix(rows.numpy()), 2, "double").embedding
     chosen = quadrant_tasks(torch.from_numpy(embedding))
-    gradients = torch.stack([task_gradient(task) for task in chosen])
+    gradients = empty(len(chosen), dim)
+    for row, task in zip(gradients, chosen, strict=True):
+        row.copy_(task_gradient(task))
     directions = {
-        "raw": conflict_directions(gradients, centred=False),
-        "centered": conflict_directions(gradients, centred=True),
+        name: conflict_directions(gradients, centred, out=empty(3, dim))
+        for name, centred in (("raw", False), ("centered", True))
     }
 
     curvature = Curvature(
         base, [base.examples_of(task, settings.num_examples, seed) for task in chosen]
     )
-    theta0 = torch.nn.utils.parameters_to_vector(list(base.parameters.values())).detach().clone()
 
     def difference(v: Tensor, epsilon: float = settings.epsilon) -> Tensor:
-        return hvp_central_difference(curvature.gradient, theta0, v, epsilon)
+        return hvp_central_difference(lambda t: curvature.gradient_along(v, t), v, epsilon)
 
     spectra: dict[str, tuple[Tensor, Tensor]] = {}
     with Progress("Lanczos", 2 * settings.num_steps) as progress:
@@ -117,13 +155,21 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict
 
             spectra[name] = lanczos(
                 counted,
-                len(theta0),
+                dim,
                 settings.num_steps,
                 num_vectors=settings.num_eigenvectors,
+                empty=empty,
             )
     eigenvalues, eigenvectors = spectra["exact"]
-    products = torch.stack([curvature.product(v) for v in eigenvectors])
-    residuals = (products - eigenvalues[:, None].float() * eigenvectors).norm(dim=1)
+    products = empty(len(eigenvectors), dim)
+    for row, v in zip(products, eigenvectors, strict=True):
+        row.copy_(curvature.product(v))
+    residuals = torch.stack(
+        [
+            (hv - value.float() * v).norm()
+            for hv, value, v in zip(products, eigenvalues, eigenvectors, strict=True)
+        ]
+    )
     residuals = residuals / eigenvalues.abs().float()
     errors = [
         relative_difference(difference(v), hv) for v, hv in zip(eigenvectors, products, strict=True)
@@ -156,7 +202,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict
         "hvp_relative_difference_mean": float(np.mean(errors)),
         "hvp_relative_difference_max": float(np.max(errors)),
         "residual_max": float(residuals.max()),
-        "num_parameters": len(theta0),
+        "num_parameters": dim,
         "num_tasks": num_tasks,
         "tasks": [base.tasks[task] for task in chosen],
         "random_vector": mean_of["random unit vector"],
@@ -167,7 +213,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict
             np.mean(np.array(by_task) >= mean_of["pca conflict direction"])
         ),
     }
-    random = torch.randn(len(theta0), generator=torch.Generator().manual_seed(1))
+    random = torch.randn(dim, generator=torch.Generator().manual_seed(1))
     probes = {
         "first_eigenvector": (eigenvectors[0], products[0]),
         "last_eigenvector": (eigenvectors[-1], products[-1]),

@@ -9,7 +9,7 @@ scale chosen on the validation questions and judged on the test questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,34 +52,21 @@ def merged_tensors(
 
     TIES trims over the whole model, as its official code does: one threshold a branch.
     """
-    from merit.core.merge.average import weighted_average
-    from merit.core.merge.iso import iso_c, iso_cts
-    from merit.core.merge.star import star
-    from merit.core.merge.ties import ties, trim_threshold
-    from merit.core.merge.tsv import tsv
     from merit.io.checkpoints import Checkpoint, check_same_tensors
+    from merit.merging import rules
 
-    start = Checkpoint(base / "model.safetensors")
+    start = Checkpoint(base)
     parts = [Checkpoint(path) for path in branches]
     names = parts[0].names
     for part in parts:
         check_same_tensors(part, start, set(names))
-    rules: dict[str, Callable[..., torch.Tensor]] = {
-        "token-weighted": lambda _, tensors: weighted_average(tensors, merge_weights),
-        "uniform": lambda _, tensors: weighted_average(tensors, [1 / len(tensors)] * len(tensors)),
-        "star": star,
-        "tsv": tsv,
-        "iso-c": iso_c,
-        "iso-cts": iso_cts,
-    }
-    if merger == "ties":
-        thresholds = [
-            trim_threshold((part.read(name) - start.read(name) for name in names), density=0.2)
-            for part in parts
-        ]
-        rules["ties"] = lambda theta, tensors: ties(theta, tensors, thresholds=thresholds)
-    rule = rules[merger]
-    return {name: rule(start.read(name), [part.read(name) for part in parts]) for name in names}
+    if merger == "token-weighted":
+        rule = rules.average(names, parts, merge_weights)
+    elif merger == "uniform":
+        rule = rules.average(names, parts, [1 / len(parts)] * len(parts))
+    else:
+        rule = rules.post_hoc(merger, start, names, parts)
+    return {name: rules.merged_tensor(start, rule, name) for name in names}
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def base_norm(paths: Artifacts, joint: str) -> float:
 
     branch = merge_record(paths, joint)["branches"][0]
     names: Iterable[str] = Checkpoint(paths.branch(branch) / "model.safetensors").names
-    start = Checkpoint(paths.base / "model.safetensors")
+    start = Checkpoint(paths.base)
     return sum(float(start.read(name).double().square().sum()) for name in names) ** 0.5
 
 

@@ -8,6 +8,7 @@ are decomposed in float64 on the CPU.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -32,14 +33,16 @@ def lanczos(
     v0: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     num_vectors: int | None = None,
+    empty: Callable[[int, int], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ritz pairs of a symmetric operator by Lanczos with full reorthogonalisation.
 
     `matvec` maps (dim,) to (dim,). The start is `v0` (whose dtype and device are then used) or a
     Gaussian vector drawn from `seed` on the CPU, the same on every machine. Returns eigenvalues
     (m,) float64 in descending order and orthonormal eigenvectors (m, dim), largest entry
-    positive; m = min(num_iterations, dim), or the `num_vectors` leading ones of them. The basis
-    takes num_iterations * dim numbers of memory.
+    positive; m = min(num_iterations, dim), or the `num_vectors` leading ones of them.
+    `empty(n, dim)` gives room for n long rows, of v0's dtype and device: for the basis of
+    num_iterations and for the eigenvectors. Without it they take memory; memory-mapped rows do not.
 
     Where the Krylov space is exhausted (a degenerate spectrum, a start inside an invariant
     subspace) it goes on from a random vector orthogonal to the basis, which is how further copies
@@ -54,7 +57,8 @@ def lanczos(
     if v0.shape != (dim,) or not v0.norm() > 0:
         raise ValueError(f"the start must be a non-zero vector of {dim} entries")
     size = min(num_iterations, dim)
-    basis = torch.empty(size, dim, dtype=v0.dtype, device=v0.device)
+    make = empty or functools.partial(torch.empty, dtype=v0.dtype, device=v0.device)
+    basis = make(size, dim)
     tridiagonal = torch.zeros(size, size, dtype=torch.float64)
     # below this share of the operator's scale a residual is rounding noise, not a direction
     tolerance = 100 * torch.finfo(v0.dtype).eps
@@ -84,7 +88,9 @@ def lanczos(
     eigenvalues, coefficients = torch.linalg.eigh(tridiagonal)
     kept = slice(None) if num_vectors is None else slice(num_vectors)
     eigenvalues, coefficients = eigenvalues.flip(0)[kept], coefficients.flip(1)[:, kept]
-    return eigenvalues, _fix_signs(coefficients.T.to(basis) @ basis)
+    vectors = make(len(eigenvalues), dim)
+    torch.matmul(coefficients.T.to(basis), basis, out=vectors)
+    return eigenvalues, _fix_signs(vectors)
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
@@ -95,31 +101,32 @@ def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
 
 
 def _fix_signs(rows: Tensor) -> Tensor:
-    """Every row's entry of largest magnitude made positive."""
-    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
-    return rows * torch.where(largest < 0, -1.0, 1.0).to(rows)
+    """Every row's entry of largest magnitude made positive, in place."""
+    for row in rows:
+        if row[row.abs().argmax()] < 0:
+            row.neg_()
+    return rows
 
 
 def hvp_central_difference(
-    gradient_fn: Callable[[Tensor], Tensor], theta: Tensor, v: Tensor, epsilon: float = 0.1
+    gradient_along: Callable[[Tensor], Tensor], v: Tensor, epsilon: float = 0.1
 ) -> Tensor:
     """H v as ||v|| (g(theta + epsilon u) - g(theta - epsilon u)) / (2 epsilon), u = v / ||v||.
 
-    `gradient_fn` maps flat parameters (P,) to the flat gradient (P,). epsilon is the length of
-    the step in parameter space whatever v's norm is; for Lanczos' unit vectors this is the
-    paper's (g(theta + epsilon v) - g(theta - epsilon v)) / (2 epsilon) with epsilon = 0.1. Runs in
-    float32 at least: half-precision parameters are widened. Error O(epsilon^2 ||v||), none for a
-    quadratic loss. v = 0 gives 0.
+    `gradient_along` maps a scalar t to a new flat tensor, the gradient (P,) at theta + t v: the
+    caller moves the parameters tensor by tensor, so that beside theta and v no more than two flat
+    vectors are alive. epsilon is the length of the step in parameter space whatever v's norm is;
+    for Lanczos' unit vectors this is the paper's (g(theta + epsilon v) - g(theta - epsilon v)) /
+    (2 epsilon) with epsilon = 0.1. Error O(epsilon^2 ||v||), none for a quadratic loss. v = 0
+    gives 0.
     """
-    if theta.dtype not in (torch.float32, torch.float64):
-        theta = theta.float()
-    norm = v.to(theta).norm()
+    norm = v.norm()
     if norm == 0:
-        return torch.zeros_like(theta)
-    step = v.to(theta) * (epsilon / norm)
-    difference = gradient_fn(theta + step) - gradient_fn(theta - step)
+        return torch.zeros_like(v)
     # detached: the product is a number; no graph may pile up over Lanczos' iterations
-    return (difference * (norm / (2 * epsilon))).detach()
+    difference = gradient_along(epsilon / norm).detach()
+    difference -= gradient_along(-epsilon / norm).detach()
+    return difference.mul_(norm / (2 * epsilon))
 
 
 def hvp_exact(loss_fn: Callable[[], Tensor], params: Sequence[Tensor], v: Tensor) -> Tensor:
@@ -171,13 +178,15 @@ def quadrant_tasks(embedding: Tensor) -> list[int]:
     return chosen
 
 
-def conflict_directions(gradients: Tensor, centred: bool, num_directions: int = 3) -> Tensor:
+def conflict_directions(
+    gradients: Tensor, centred: bool, num_directions: int = 3, out: Tensor | None = None
+) -> Tensor:
     """Top eigenvectors of the tasks' Gram matrix, lifted to parameter space: (num_directions, P).
 
     `gradients` (n, P), n = 4 in the paper; K = G G^T, or J K J with J = I - 11^T/n where `centred`.
     An eigenvector c with eigenvalue mu becomes the unit vector G^T c / sqrt(mu) (with JG for G
     where centred, which is the same as c then sums to zero): the directions are orthonormal. c's
-    largest entry is positive.
+    largest entry is positive. `out` (num_directions, P) takes the directions where it is given.
     Raises MeritError where fewer directions exist (linearly dependent gradients).
     """
     num_tasks = len(gradients)
@@ -196,7 +205,7 @@ def conflict_directions(gradients: Tensor, centred: bool, num_directions: int = 
         )
     coefficients = _fix_signs(eigenvectors.flip(1).T[:num_directions])
     scaled = coefficients / eigenvalues[:num_directions, None].sqrt()
-    return scaled.to(gradients) @ gradients
+    return torch.matmul(scaled.to(gradients), gradients, out=out)
 
 
 # --- alignment -------------------------------------------------------------------------------
@@ -213,10 +222,14 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
 
 def abs_cosines(a: Tensor, b: Tensor) -> Tensor:
     """|cos| between the rows of a (n, P) and of b (m, P): (n, m) float64."""
-    norms_a, norms_b = (
-        torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).cpu() for x in (a, b)
-    )
-    return (inner_products(a, b) / torch.outer(norms_a, norms_b)).abs().clamp(max=1)
+    return (inner_products(a, b) / torch.outer(_norms(a), _norms(b))).abs().clamp(max=1)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """(n,) float64 on the CPU; widened block by block."""
+    blocks = rows.split(COLUMN_BLOCK, dim=1)
+    parts = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks]
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0).cpu()
 
 
 def max_abs_cos(a: Tensor, b: Tensor) -> Tensor:

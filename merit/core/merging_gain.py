@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+_BLOCK = 1 << 20  # entries of every displacement that are widened to float64 at a time
+
 
 def merging_gain_from_products(
     displacements: ArrayLike,
@@ -22,15 +24,22 @@ def merging_gain_from_products(
 ) -> float:
     """Theorem F.1 without H: 1/2 sum_k w_k (delta_k - mean)^T H (delta_k - mean).
 
-    Args: displacements (K, d) from any common origin; merge_weights (K,); `hessian_product` maps
-    v (d,) to H v (d,), one call a branch.
+    Args: displacements (K, d) of any float type, memory-mapped or not, from any common origin;
+    merge_weights (K,); `hessian_product` maps v (d,) to H v (d,), one call a branch. In memory are
+    a few vectors (d,) at a time.
     Raises ValueError for displacements of another shape or weights that are no distribution.
     """
-    delta = np.asarray(displacements, dtype=np.float64)
+    delta = np.asarray(displacements)
     if delta.ndim != 2:
         raise ValueError(f"expected one row a branch, found shape {delta.shape}")
     weights = _distribution(merge_weights, len(delta))
-    centred = delta - weights @ delta
+    mean = np.concatenate(
+        [
+            weights @ delta[:, start : start + _BLOCK].astype(np.float64)
+            for start in range(0, delta.shape[1], _BLOCK)
+        ]
+    )
+    centred = (row.astype(np.float64) - mean for row in delta)
     curvatures = np.array([v @ np.asarray(hessian_product(v)) for v in centred])
     return float(0.5 * weights @ curvatures)
 

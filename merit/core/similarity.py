@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 _CHUNK = 1 << 16  # entries of each gradient widened to float64 at a time: 71 MB for 136 tasks
+_NORM_CHUNK = 1 << 20  # as many of one gradient
 
 
 @dataclass(frozen=True)
@@ -38,28 +41,51 @@ def inner_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return total
 
 
+def gradient_norm(gradient: np.ndarray) -> float:
+    """|g| of a gradient (D,), accumulated in float64 chunk by chunk."""
+    chunks = (
+        gradient[start : start + _NORM_CHUNK].astype(np.float64)
+        for start in range(0, len(gradient), _NORM_CHUNK)
+    )
+    return math.sqrt(sum(float(chunk @ chunk) for chunk in chunks))
+
+
+def sketch_error(cosines: np.ndarray, size: int) -> np.ndarray:
+    """The standard error of sketched cosines, (1 - rho^2) / sqrt(k) (docs/method.md, eq. (54))."""
+    return (1 - np.square(cosines)) / math.sqrt(size)
+
+
 def cosine_matrix(gradients: np.ndarray) -> np.ndarray:
     """C_ij = <g_i, g_j> / (|g_i| |g_j|), float64 (T, T), symmetric with ones on the diagonal.
 
     Args: gradients (T, D), any float type, memory-mapped or not.
     Raises ValueError naming the index of a task whose gradient is zero or not finite.
     """
+    return cosines_and_norms(gradients)[0]
+
+
+def cosines_and_norms(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`cosine_matrix` and the norms (T,) that it divides by: what `extend_cosine_matrix` needs."""
     products = inner_products(gradients, gradients)
     norms = _norms(np.diag(products), offset=0)
-    return _cosines(products, norms)
+    return _cosines(products, norms), norms
 
 
-def extend_cosine_matrix(similarity: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """The (T+m, T+m) matrix after adding m tasks, from O(T m) new products (docs/method.md 3).
+def extend_cosine_matrix(
+    similarity: np.ndarray, norms: np.ndarray, old: Sequence[np.ndarray], new: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix and norms after adding m tasks, from O(T m) new products (docs/method.md 3).
 
-    Args: similarity (T, T) of `old` (T, D); new (m, D), which come last in the result.
+    Args: similarity (T, T) and norms (T,) of the old gradients, which are the rows of the arrays
+    `old`, T in all; new (m, D), which come last in the result, (T+m, T+m) and (T+m,).
     Raises ValueError naming the index of a task whose gradient is zero or not finite.
     """
-    cross, own = inner_products(new, old), inner_products(new, new)
-    old_norms = _norms(np.array([inner_products(r[None], r[None])[0, 0] for r in old]), offset=0)
-    new_norms = _norms(np.diag(own), offset=len(old))
-    between = np.clip(cross / new_norms[:, None] / old_norms[None, :], -1.0, 1.0)
-    return np.block([[similarity, between.T], [between, _cosines(own, new_norms)]])
+    cross = np.concatenate([inner_products(new, rows) for rows in old], axis=1)
+    own = inner_products(new, new)
+    new_norms = _norms(np.diag(own), offset=len(similarity))
+    between = np.clip(cross / new_norms[:, None] / norms[None, :], -1.0, 1.0)
+    extended = np.block([[similarity, between.T], [between, _cosines(own, new_norms)]])
+    return extended, np.concatenate([norms, new_norms])
 
 
 def _norms(squares: np.ndarray, offset: int) -> np.ndarray:

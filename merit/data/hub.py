@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from merit.data.examples import archive_table
 from merit.errors import MeritError
@@ -80,7 +81,7 @@ def provide(
                 f"{missing}; lay the files there as at {place}, or set `data.download: true`"
             )
         by_hand = f"{missing}; lay the files there as at {place}"
-        _fetch(folder, patterns, repository, revision, by_hand)
+        fetch(folder, patterns, repository, revision, by_hand)
         found = files(folder, patterns)
         if not found:
             raise MeritError(f"{missing}; {place} does not have them either")
@@ -106,9 +107,19 @@ def noted_revision(folder: Path, path: Path) -> str | None:
     return lines[0] if lines else None
 
 
-def _fetch(
-    folder: Path, patterns: Sequence[str], repository: str, revision: str | None, missing: str
+def fetch(
+    folder: Path,
+    patterns: Sequence[str],
+    repository: str,
+    revision: str | None,
+    missing: str,
+    kind: Literal["dataset", "model"] = "dataset",
 ) -> None:
+    """Bring the files of a repository that match into `folder`.
+
+    Raises MeritError where the hub is switched off (the message begins with `missing`), cannot be
+    reached, asks for consent, or has no such repository or revision.
+    """
     from huggingface_hub import errors, snapshot_download
     from huggingface_hub.constants import is_offline_mode
 
@@ -116,11 +127,11 @@ def _fetch(
         raise MeritError(
             f"{missing}, or allow the hub for this run: HF_HUB_OFFLINE=0 (access is off by default)"
         )
-    place = f"https://huggingface.co/datasets/{repository}"
+    place = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
     try:
         snapshot_download(
             repository,
-            repo_type="dataset",
+            repo_type=kind,
             revision=revision,
             allow_patterns=[pattern.split("|")[0] for pattern in patterns],
             local_dir=folder,

@@ -1,10 +1,10 @@
 """Rows of parquet files, and the images in them, as `datasets` writes them to the hub.
 
 A reference to an image is the file's path, the row's number and, where a row holds a list of
-images, the image's: `ai2d/train-00000-of-00001.parquet/0000012/0`. Rows have seven digits as
-written here, so that sorted references are in the file's order. Parquet is read by row groups (100
-rows where there are images, as `datasets` writes it): images in order cost one reading of the file,
-in random order a row group each.
+images, the image's: `ai2d/train-00000-of-00001.parquet/0000012/0`. Readers give rows 7 digits, so
+that sorted references are in the file's order. Parquet is read by row groups (100 rows of a data
+set with images, as `datasets` writes it): images in order cost one reading of the file, in random
+order a row group each.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ The layout (all under artifacts/<experiment>/, each a DVC output; <experiment>-<
     branches/<run>/<branch>/  model.safetensors (trained tensors only), manifest.json,
                         records.jsonl, summary.json
     models/<id>/        the merged model as a Hugging Face folder, merge.json
+    launch/             what `merit launch` keeps of running branches; no output
     evaluation/         questions/, answers/<model>.json, predictions/<model>.jsonl, scores.json
 """
 
@@ -23,11 +24,12 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -109,6 +111,11 @@ class Artifacts:
         return self.folder / "timings" / f"{branch}.jsonl"
 
     @property
+    def launch(self) -> Path:
+        """What `merit launch` keeps: job ids, logs, exit statuses; no output of a stage."""
+        return self.folder / "launch"
+
+    @property
     def report(self) -> Path:
         return REPORTS_DIR / report_name(self.experiment, "default")
 
@@ -158,16 +165,16 @@ def open_partial(path: Path, key: str) -> Path:
 
 
 @contextlib.contextmanager
-def partial_folder(path: Path, key: str) -> Iterator[Path]:
+def partial_folder(path: Path, key: str, what: str = "is being written") -> Iterator[Path]:
     """As `atomic_folder`, for long work: what a killed or failed block has left is there again.
 
     The block finds in the folder whatever an earlier one with the same `key` wrote, and skips it;
     it must write every file whole (`atomic_write`) or know how far it came. The folder takes
     `path`'s place when the block ends without an error.
-    Raises MeritError where another process is at the same work.
+    Raises MeritError, saying `what` is done, where another process is at the same work.
     """
-    partial = open_partial(path, key)
-    with _sole_owner(partial):
+    with exclusive(path, what):
+        partial = open_partial(path, key)
         yield partial
         if path.exists():
             shutil.rmtree(path)
@@ -175,21 +182,49 @@ def partial_folder(path: Path, key: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _sole_owner(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MeritError(
-                f"{folder}: another process is writing it; wait for it or stop it"
-            ) from None
-        except OSError:  # a file system that cannot lock folders: then nothing watches
-            pass
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """This process alone writes `path` while the block runs; the lock is the hidden .<name>.lock.
+
+    Raises MeritError that names `what` is being done (`branch x is being trained`) and by whom.
+    """
+    file = try_lock(lock_file(path))
+    if file is None:
+        owner = lock_file(path).read_text(encoding="utf-8").strip() or "another process"
+        raise MeritError(
+            f"{path}: {what} by {owner} already; wait for it or end it, then run the same "
+            "command again"
+        )
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
-    finally:
-        os.close(descriptor)
+
+
+def lock_file(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """The file, locked until it and every copy that a child inherited are closed; None where
+    another process has it. However a process ends, its lock ends with it.
+
+    Raises MeritError where the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        file.close()
+        raise MeritError(
+            f"{path}: the file system refuses to lock it ({error.strerror}); mount it with "
+            "locks (Lustre: `flock`), or keep artifacts/ elsewhere"
+        ) from None
+    return file
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -1,51 +1,238 @@
-"""Checkpoints: safetensors only, read tensor by tensor, checked against the base."""
+"""Checkpoints: safetensors only, one file or shards with an index, read tensor by tensor.
+
+A checkpoint is a folder with `model.safetensors`, a folder with `model.safetensors.index.json` and
+the shards that it names, or a safetensors file. Bytes are read when asked for, into memory of
+their own: a memory map would count every page that was ever touched.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import weakref
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from merit.errors import MeritError
+from merit.io.artifacts import file_hash, read_json, value_hash
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# safetensors' names of the types, in the order in which its writer lays tensors down: by width
+DTYPES = {
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F32": torch.float32,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+# what can be averaged, and for each type those that hold it exactly; float8 needs its scales
+WIDER = {
+    torch.bfloat16: (torch.bfloat16, torch.float32, torch.float64),
+    torch.float16: (torch.float16, torch.float32, torch.float64),
+    torch.float32: (torch.float32, torch.float64),
+    torch.float64: (torch.float64,),
+}
 
 
-class Checkpoint:
-    """An open safetensors file; tensors are read when asked for, none is kept.
+class TensorInfo(NamedTuple):
+    """A stored tensor: its type, its shape, and the bytes that it takes."""
 
-    Raises MeritError, naming the file, where it is missing, truncated or not safetensors.
-    """
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it holds numbers that can be averaged as they are."""
+        return self.dtype in WIDER
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row, an index of the first dimension; a number without dimensions is one row."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def num_rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+
+class _File:
+    """One safetensors file: what it holds and where. The library checks the header."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.tensors: dict[str, TensorInfo] = {}
+        self._starts: dict[str, int] = {}
         try:
-            self._file = safe_open(path, framework="pt")
-            self.names: list[str] = sorted(self._file.keys())
+            with safe_open(path, framework="pt"):
+                pass  # magic, size of the header, its offsets against the file's size
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            self._descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
-            raise MeritError(f"{path}: checkpoint not found; `dvc repro` writes it") from None
-        except (SafetensorError, OSError) as error:
+            raise MeritError(
+                f"{path}: checkpoint not found; `dvc repro` writes those of an experiment"
+            ) from None
+        except (SafetensorError, OSError, ValueError) as error:
             raise MeritError(
                 f"{path}: truncated or not a safetensors file ({error}); train or fetch it anew"
             ) from None
+        weakref.finalize(self, os.close, self._descriptor)
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] not in DTYPES:
+                raise MeritError(
+                    f"{path}: tensor {name!r} is of type {entry['dtype']}, which cannot be read; "
+                    f"known are {', '.join(DTYPES)}"
+                )
+            self.tensors[name] = TensorInfo(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            self._starts[name] = 8 + size + entry["data_offsets"][0]
 
-    def read(self, name: str) -> torch.Tensor:
-        return self._file.get_tensor(name)
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        info = self.tensors[name]
+        buffer = torch.empty((stop - start) * info.row_bytes, dtype=torch.uint8)
+        rest, offset = buffer.numpy().data, self._starts[name] + start * info.row_bytes
+        while rest:  # the system reads at most 2 GB at a time
+            count = os.preadv(self._descriptor, [rest], offset)
+            if count == 0:
+                raise MeritError(f"{self.path}: the file became shorter while it was read")
+            rest, offset = rest[count:], offset + count
+        shape = (stop - start, *info.shape[1:]) if info.shape else ()
+        return buffer.view(info.dtype).reshape(shape)
+
+
+class Checkpoint:
+    """An open checkpoint; tensors are read when asked for, none is kept.
+
+    `path` is a folder or a file; what is kept of it is the file, or the folder of shards. Raises
+    MeritError, naming the file, where one is missing, truncated, not safetensors, or at odds with
+    the index.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, files = _files_of(path)
+        self._file_of = {name: file for file in files for name in file.tensors}
+        self.names: list[str] = sorted(self._file_of)
+
+    def has(self, name: str) -> bool:
+        return name in self._file_of
+
+    def info(self, name: str) -> TensorInfo:
+        return self._file_of[name].tensors[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
+        return self.info(name).shape
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """A whole tensor, or its rows (indices of the first dimension) start to stop."""
+        return self._file_of[name].read(
+            name, start, self.info(name).num_rows if stop is None else stop
+        )
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name in self.names:
             yield name, self.read(name)
 
 
+def checkpoint_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint (a folder or a file), in order, as its index says.
+
+    Raises MeritError where the index is unreadable, names a file that is missing or lies
+    elsewhere, or leaves out a shard that is there.
+    """
+    if not path.is_dir():
+        return [path]
+    if not (path / INDEX).exists():
+        return [path / SINGLE]
+    if (path / SINGLE).exists():
+        raise MeritError(f"{path}: holds both {SINGLE} and {INDEX}; remove the one that is old")
+    listed = {str(file) for file in _weight_map(path).values()}
+    for name in sorted(listed):
+        if Path(name).name != name:
+            raise MeritError(f"{path / INDEX}: shard {name!r} does not lie in the folder itself")
+        if not (path / name).is_file():
+            raise MeritError(f"{path / name}: shard not found, {INDEX} names it; fetch it anew")
+    surplus = sorted(p.name for p in path.iterdir() if SHARD.fullmatch(p.name))
+    surplus = [name for name in surplus if name not in listed]
+    if surplus:
+        raise MeritError(
+            f"{path / INDEX}: shard {surplus[0]} is there, but the index does not name it; fetch "
+            "the checkpoint anew, or remove what is of another one"
+        )
+    return [path / name for name in sorted(listed)]
+
+
+def checkpoint_hash(path: Path) -> str:
+    """SHA-256 of a checkpoint: of the bytes of its file; of shards, of their names and hashes."""
+    files = checkpoint_files(path)
+    if len(files) == 1:
+        return file_hash(files[0])
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(file_hash, files))
+    return value_hash([[file.name, found] for file, found in zip(files, hashes, strict=True)])
+
+
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    index = read_json(folder / INDEX)
+    found = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise MeritError(f"{folder / INDEX}: key `weight_map` (tensor name to file) is missing")
+    return found
+
+
+def _files_of(path: Path) -> tuple[Path, list[_File]]:
+    """What a message calls the checkpoint, and its open files; index and files agree."""
+    files = [_File(file) for file in checkpoint_files(path)]
+    if not path.is_dir() or not (path / INDEX).exists():
+        return files[0].path, files
+    listed = _weight_map(path)
+    for file in files:
+        promised = {name for name, found in listed.items() if found == file.path.name}
+        if missing := sorted(promised - set(file.tensors)):
+            raise MeritError(
+                f"{file.path}: tensor {missing[0]!r} is missing, {INDEX} says it lies there; "
+                "fetch the checkpoint anew"
+            )
+        if surplus := sorted(set(file.tensors) - promised):
+            raise MeritError(
+                f"{file.path}: tensor {surplus[0]!r} is not one that {INDEX} says lies there; "
+                "fetch the checkpoint anew"
+            )
+    return path, files
+
+
 def check_same_tensors(
     checkpoint: Checkpoint, base: Checkpoint, names: set[str] | None = None
 ) -> None:
-    """Raise MeritError unless the checkpoint's tensors are the base's by name and shape.
+    """Raise MeritError unless the checkpoint's tensors are the base's by name, shape and type.
 
+    A wider type passes: branches keep the float32 weights that they trained of a bfloat16 base.
     With `names`, the checkpoint must also hold exactly these tensors.
     """
     known = set(base.names)
@@ -55,10 +242,17 @@ def check_same_tensors(
                 f"{checkpoint.path}: tensor {name!r} does not exist in the base {base.path}; "
                 "it was trained from another base: train it again"
             )
-        if checkpoint.shape(name) != base.shape(name):
+        found, wanted = checkpoint.info(name), base.info(name)
+        if found.shape != wanted.shape:
             raise MeritError(
-                f"{checkpoint.path}: tensor {name!r} has shape {checkpoint.shape(name)}, the base "
-                f"{base.path} has {base.shape(name)}; it comes from another base: train it again"
+                f"{checkpoint.path}: tensor {name!r} has shape {found.shape}, the base "
+                f"{base.path} has {wanted.shape}; it comes from another base: train it again"
+            )
+        if found.dtype not in WIDER.get(wanted.dtype, (wanted.dtype,)):
+            raise MeritError(
+                f"{checkpoint.path}: tensor {name!r} is {found.dtype}, the base {base.path} has "
+                f"{wanted.dtype}: only a wider type holds what was learnt; write it "
+                "as it was trained"
             )
     if names is not None and set(checkpoint.names) != names:
         missing = sorted(names - set(checkpoint.names))

@@ -13,54 +13,66 @@ import numpy as np
 
 from merit.config import Encoding, Experiment, Phase, load_experiment
 from merit.data.examples import Example, read_examples
+from merit.data.hub import fetch
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, file_hash, write_json
+from merit.io.artifacts import Artifacts, atomic_folder, write_json
 from merit.progress import Progress
 from merit.training.encoded import Encoded
 from merit.training.encoding import encode_examples
 from merit.training.loop import Record
 from merit.training.models import vision_hidden_states
 
+FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # of a model's folder
+
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/base."""
+    from merit.io.checkpoints import checkpoint_hash
+
     experiment, paths = load_experiment(name), Artifacts(name)
+    settings = experiment.base
     with atomic_folder(paths.base) as folder:
-        if experiment.base.checkpoint is not None:
-            source = Path(experiment.base.checkpoint)
-            if not (source / "config.json").is_file():
-                raise MeritError(
-                    f"experiments/{name}.yaml: key `base.checkpoint`: no model in {source}"
-                )
-            shutil.copytree(source, folder, dirs_exist_ok=True)
-        else:
+        if settings.checkpoint is not None:
+            take_checkpoint(Path(settings.checkpoint), folder, name)
+        elif settings.hub is not None:
+            missing = f"the base {settings.hub} is not here: set `base.checkpoint` to its folder"
+            fetch(folder, FILES, settings.hub, settings.revision, missing, kind="model")
+        if settings.phases:
             records = build(experiment, paths.data / "pretraining", folder)
             lines = "".join(json.dumps(record) + "\n" for record in records)
             (folder / "records.jsonl").write_text(lines, encoding="utf-8")
-        check_finite(folder / "model.safetensors", f"the base of {name}")
-        base_hash = file_hash(folder / "model.safetensors")
-        write_json(folder / "base.json", {"base_hash": base_hash, "seed": experiment.base.seed})
+        check_finite(folder, f"the base of {name}")
+        found = {"base_hash": checkpoint_hash(folder), "seed": settings.seed}
+        write_json(folder / "base.json", found)
 
 
-def check_finite(path: Path, what: str) -> None:
+def take_checkpoint(source: Path, folder: Path, name: str) -> None:
+    """Copy a Hugging Face folder's files; weights that are not safetensors stay behind."""
+    if not (source / "config.json").is_file():
+        raise MeritError(f"experiments/{name}.yaml: key `base.checkpoint`: no model in {source}")
+    for path in sorted(source.iterdir()):
+        if path.is_file() and any(path.match(pattern) for pattern in FILES):
+            shutil.copyfile(path, folder / path.name)
+
+
+def check_finite(folder: Path, what: str) -> None:
     """Raises MeritError, naming the tensor, where the checkpoint holds a NaN or an infinity."""
     from merit.io.checkpoints import Checkpoint
 
-    for name, tensor in Checkpoint(path).items():
+    for name, tensor in Checkpoint(folder).items():
         if not bool(tensor.isfinite().all()):
             raise MeritError(
-                f"{what}: tensor {name!r} of {path.name} is not finite; build or fetch it anew "
+                f"{what}: tensor {name!r} is not finite; build or fetch it anew "
                 "(a smaller `learning_rate` in `base.phases`, if it was trained here)"
             )
 
 
 def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
-    """Train theta0 from scratch; returns the records of all phases."""
+    """Train theta0 by its phases, from scratch or from what lies in `folder`; all their records."""
     from merit.base import PRETRAINING, initialise, pretrain, run_phase
-    from merit.training.models import use_one_thread
+    from merit.training.models import load_model, load_processor, use_one_thread
 
     settings = experiment.base
-    assert settings.architecture is not None
     # all data before the first step: a missing file should not cost the phases before it
     examples = {
         phase.data: read_examples(data / f"{phase.data}.jsonl")
@@ -68,7 +80,10 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
         if phase.data not in PRETRAINING
     }
     use_one_thread()
-    model, processor = initialise(settings.architecture, settings.seed)
+    if settings.architecture is not None:
+        model, processor = initialise(settings.architecture, settings.seed)
+    else:
+        model, processor = load_model(folder, experiment.model), load_processor(folder)
     records: list[Record] = []
     encoded: dict[str, Encoded] = {}
     total = sum(phase.num_steps for phase in settings.phases)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, file_hash, read_json, write_json
+from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json
 
 if TYPE_CHECKING:
-    import torch
+    from merit.io.checkpoints import Checkpoint
+    from merit.merging.rules import Rule
 
 TOKEN_COUNTS = ("num_tokens", "num_loss_tokens")
-NOT_COPIED = ("model.safetensors", "records.jsonl", "base.json")  # of the base's folder
-Merged = tuple[dict[str, "torch.Tensor"], dict[str, Any]]  # tensors, what the record gains
+Found = tuple["Rule", dict[str, Any]]  # the rule, and what the record gains besides
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -31,11 +30,12 @@ def run(name: str, item: str | None = None) -> None:
         record = {key: recipe[key] for key in ("model", "method", "seed", "rule", "branches")}
         record |= {"failure": failure}
         if failure is None:
-            record |= write_merged(recipe, paths, folder)
-            for source in sorted(paths.base.iterdir()):
-                if source.name not in NOT_COPIED:
-                    shutil.copyfile(source, folder / source.name)
-            record["checkpoint_hash"] = file_hash(folder / "model.safetensors")
+            from merit.io.checkpoints import checkpoint_hash
+            from merit.merging.write import copy_model_files
+
+            record |= write_model(recipe, paths, folder)
+            copy_model_files(paths.base, folder, recipe["merge_dtype"])
+            record["checkpoint_hash"] = checkpoint_hash(folder)
         write_json(folder / "merge.json", record)
 
 
@@ -47,38 +47,38 @@ def failed(recipe: dict[str, Any], paths: Artifacts) -> str | None:
     return next((why for part in parts if (why := read_json(part)["failure"])), None)
 
 
-def write_merged(recipe: dict[str, Any], paths: Artifacts, folder: Path) -> dict[str, Any]:
-    """Write the model's tensors, one at a time in memory beyond the result; returns its record."""
-    from merit.core.diagnostics import displacement
-    from merit.io.checkpoints import Checkpoint, save_tensors
+def write_model(recipe: dict[str, Any], paths: Artifacts, folder: Path) -> dict[str, Any]:
+    """Write the model's checkpoint, a few rows at a time; returns what its record gains."""
+    from merit.io.checkpoints import Checkpoint
+    from merit.merging.write import OUTPUT_DTYPES, write_merged
 
-    base = Checkpoint(paths.base / "model.safetensors")
+    base = Checkpoint(paths.base)
     rules = {"base": _base, "merge": _average, "shrunk": _shrunk}
-    merged, found = rules[recipe["rule"]](recipe, paths, base)
-    tensors = {name: merged.get(name, tensor) for name, tensor in base.items()}
-    save_tensors(tensors, folder / "model.safetensors")
+    rule, found = rules[recipe["rule"]](recipe, paths, base)
+    dtype = OUTPUT_DTYPES[recipe["merge_dtype"]]
+    measured = write_merged(folder, base, rule, dtype=dtype, label=recipe["model"])
     nothing: dict[str, Any] = {"merge_weights": [], **dict.fromkeys(TOKEN_COUNTS, 0)}
-    return (
-        nothing
-        | {"weighted_by": recipe["merge_weights"]}
-        | found
-        | {"displacement": displacement((t, base.read(n)) for n, t in merged.items())}
-    )
+    return nothing | {"weighted_by": recipe["merge_weights"]} | found | measured
 
 
-def _base(recipe: dict[str, Any], paths: Artifacts, base: Any) -> Merged:
-    return {}, {}
+def _base(recipe: dict[str, Any], paths: Artifacts, base: Checkpoint) -> Found:
+    from merit.merging.rules import unchanged
+
+    return unchanged(), {}
 
 
-def _average(recipe: dict[str, Any], paths: Artifacts, base: Any) -> Merged:
+def _average(recipe: dict[str, Any], paths: Artifacts, base: Checkpoint) -> Found:
     """sum_k w_k theta_k, with w_k what the recipe's `merge_weights` counts."""
-    from merit.core.merge.average import merge_weights, weighted_average
+    from merit.core.merge.average import merge_weights
     from merit.io.checkpoints import Checkpoint, check_same_tensors
+    from merit.merging.rules import average
+    from merit.stages.merge_folders import opened
 
     manifests = [read_json(paths.branch(b) / "manifest.json") for b in recipe["branches"]]
-    branches = [Checkpoint(paths.branch(b) / "model.safetensors") for b in recipe["branches"]]
+    branches = [opened(paths.branch(b), base, paths.base) for b in recipe["branches"]]
     for branch in branches:
-        check_same_tensors(branch, base, set(branches[0].names))
+        if isinstance(branch, Checkpoint):  # an adapter is checked when it is opened
+            check_same_tensors(branch, base, set(branches[0].names))
     try:
         weights = merge_weights(manifests, recipe["merge_weights"])
         counts = {key: sum(manifest[key] for manifest in manifests) for key in TOKEN_COUNTS}
@@ -89,11 +89,7 @@ def _average(recipe: dict[str, Any], paths: Artifacts, base: Any) -> Merged:
             f"{paths.branch(recipe['branches'][0]).parent}: {recipe['model']}: {cause}; run the "
             "partition stage again"
         ) from None
-    merged = {
-        name: weighted_average([branch.read(name) for branch in branches], weights)
-        for name in branches[0].names
-    }
-    return merged, {"merge_weights": weights, **counts}
+    return average(branches[0].names, branches, weights), {"merge_weights": weights, **counts}
 
 
 def check_branches(recipe: dict[str, Any], paths: Artifacts) -> None:
@@ -137,16 +133,16 @@ def check_branches(recipe: dict[str, Any], paths: Artifacts) -> None:
             )
 
 
-def _shrunk(recipe: dict[str, Any], paths: Artifacts, base: Any) -> Merged:
+def _shrunk(recipe: dict[str, Any], paths: Artifacts, base: Checkpoint) -> Found:
     """theta0 + alpha (source - theta0), as far from theta0 as `match`."""
-    from merit.core.merge.average import interpolate, matching_alpha
+    from merit.core.merge.average import matching_alpha
     from merit.io.checkpoints import Checkpoint, check_same_tensors
+    from merit.merging.rules import shrunk
 
     keys = ("source", "match")
     source, match = (read_json(paths.model(recipe[key]) / "merge.json") for key in keys)
     alpha = matching_alpha(match["displacement"], source["displacement"])
-    joint = Checkpoint(paths.model(recipe["source"]) / "model.safetensors")
+    joint = Checkpoint(paths.model(recipe["source"]))
     check_same_tensors(joint, base)
-    merged = {name: interpolate(base.read(name), t, alpha) for name, t in joint.items()}
     found = {"alpha": alpha, **{key: recipe[key] for key in keys}}
-    return merged, found | {key: source[key] for key in TOKEN_COUNTS}
+    return shrunk(joint, alpha), found | {key: source[key] for key in TOKEN_COUNTS}

@@ -218,7 +218,7 @@ def build_manifests(
             "training": training.model_dump(mode="json", exclude=NOT_A_BRANCHS)
             | {"optimizer": optimizer},
             "model": experiment.model.model_dump(mode="json"),
-            "encoding": experiment.encoding.model_dump(mode="json"),
+            "encoding": experiment.encoding.model_dump(mode="json", exclude={"workers"}),
             "may_diverge": branch.may_diverge,
             "partition_hash": value_hash(groups),
         }

@@ -41,7 +41,7 @@ GO_ON = 75  # exit status of a training that was asked to stop and can go on (EX
 
 
 def run(name: str, item: str | None = None) -> None:
-    """Write artifacts/<name>/branches/<run>/<item>.
+    """Write artifacts/<name>/branches/<run>/<item>, unless another process is about to.
 
     A branch that `may_diverge` and does leaves a summary with the `failure`, and no checkpoint.
     Exits with status 75 where a signal asked it to stop: the same command goes on from there.
@@ -177,7 +177,7 @@ def write_tensors(
     if settings.lora is not None:
         path = save_adapters(model, parameters, settings.lora, folder)
         return {"checkpoint_hash": file_hash(path)}
-    base = Checkpoint(paths.base / "model.safetensors")
+    base = Checkpoint(paths.base)
     tensors = stored_tensors(model, parameters)
     save_tensors(tensors, folder / "model.safetensors")
     return {
@@ -197,7 +197,7 @@ def branch_folder(path: Path, manifest: dict[str, Any], rank: int) -> Iterator[P
     if rank:
         yield open_partial(path, key)
         return
-    with partial_folder(path, key) as folder:
+    with partial_folder(path, key, f"{manifest['branch']} is being trained") as folder:
         yield folder
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from merit.config import Runtime
+from merit.config import COMPONENTS, Runtime
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
 
@@ -30,7 +30,6 @@ SPECIAL_TOKENS = {
     "unknown": "<|unk|>",
 }
 ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", "LlamaForCausalLM")
-COMPONENTS = ("vision", "projector", "decoder")
 
 
 def has_vision(model: Any) -> bool:

@@ -34,29 +34,38 @@ def merge_weights(manifests: Sequence[Mapping[str, int]], reading: str) -> list[
 
 
 def weighted_average(
-    tensors: Sequence[torch.Tensor], merge_weights: Sequence[float]
+    tensors: Sequence[torch.Tensor],
+    merge_weights: Sequence[float],
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """sum_k w_k theta_k, accumulated in float64 and cast once to the tensors' type.
+    """sum_k w_k theta_k, accumulated in float64 and cast once to `dtype`, or the tensors' type.
 
     Accumulating in float64 makes identical branches average to themselves to the last bit of
-    float32. Raises ValueError where shapes differ or the merge weights do not add up to one.
+    float32. Every tensor is asked for once. Raises ValueError where shapes differ or the merge
+    weights do not add up to one.
     """
     if len(tensors) != len(merge_weights):
         raise ValueError(f"{len(tensors)} tensors but {len(merge_weights)} merge weights")
     if abs(sum(merge_weights) - 1.0) > 1e-9:
         raise ValueError(f"merge weights add up to {sum(merge_weights)}, not to 1")
-    total = torch.zeros(tensors[0].shape, dtype=torch.float64, device=tensors[0].device)
+    total: torch.Tensor | None = None
     for tensor, weight in zip(tensors, merge_weights, strict=True):
+        if total is None:
+            total = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
         if tensor.shape != total.shape:
             raise ValueError(f"shapes differ: {tuple(tensor.shape)} and {tuple(total.shape)}")
         total.add_(tensor.double(), alpha=weight)
-    return total.to(tensors[0].dtype)
+        dtype = dtype or tensor.dtype
+    assert total is not None
+    return total.to(dtype)
 
 
-def interpolate(base: torch.Tensor, other: torch.Tensor, alpha: float) -> torch.Tensor:
+def interpolate(
+    base: torch.Tensor, other: torch.Tensor, alpha: float, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """theta0 + alpha (theta - theta0), computed in float64 and cast once (WiSE-FT)."""
     start = base.double()
-    return start.add(other.double() - start, alpha=alpha).to(other.dtype)
+    return start.add(other.double() - start, alpha=alpha).to(dtype or other.dtype)
 
 
 def matching_alpha(target_distance: float, distance: float) -> float:

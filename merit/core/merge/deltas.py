@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+
+
+class Lazy(Sequence[torch.Tensor]):
+    """Tensors that are made when asked for, each time anew, so that one at a time is in memory."""
+
+    def __init__(self, make: Callable[[int], torch.Tensor], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._make(index)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return map(self._make, range(self._count))
 
 
 class Triplets(NamedTuple):
@@ -16,26 +34,38 @@ class Triplets(NamedTuple):
     right: torch.Tensor
 
 
-def branch_deltas(base: torch.Tensor, branches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """delta_k = theta_k - theta0 in float32, or in float64 where the checkpoint is float64.
+def working_dtype(base: torch.Tensor) -> torch.dtype:
+    """What deltas are computed in: float32, or float64 where the checkpoint is float64."""
+    return torch.promote_types(base.dtype, torch.float32)
 
-    Raises ValueError for no branch or for a branch of another shape than the base.
+
+def branch_deltas(base: torch.Tensor, branches: Sequence[torch.Tensor]) -> Lazy:
+    """delta_k = theta_k - theta0 in the `working_dtype`.
+
+    Each is made when asked for: a merger that goes through them holds one at a time. Raises
+    ValueError for no branch or, on the way, for a branch of another shape than the base.
     """
-    if not branches:
+    if len(branches) == 0:
         raise ValueError("no branch to merge")
-    for k, branch in enumerate(branches):
+    working = working_dtype(base)
+    start = base.to(working)
+
+    def delta(k: int) -> torch.Tensor:
+        branch = branches[k]
         if branch.shape != base.shape:
             raise ValueError(
                 f"branch {k} has shape {tuple(branch.shape)}, base {tuple(base.shape)}"
             )
-    working = torch.promote_types(base.dtype, torch.float32)
-    start = base.to(working)
-    return [branch.to(working) - start for branch in branches]
+        return branch.to(working) - start
+
+    return Lazy(delta, len(branches))
 
 
-def apply_delta(base: torch.Tensor, delta: torch.Tensor, scale: float) -> torch.Tensor:
-    """theta0 + scale delta, computed in float64 and cast once to the base's type."""
-    return base.double().add(delta.double(), alpha=scale).to(base.dtype)
+def apply_delta(
+    base: torch.Tensor, delta: torch.Tensor, scale: float, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """theta0 + scale delta, computed in float64 and cast once to `dtype`, or the base's type."""
+    return base.double().add(delta.double(), alpha=scale).to(dtype or base.dtype)
 
 
 def mean_delta(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -45,9 +75,11 @@ def mean_delta(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def sum_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Sum in float64: the order of the branches then disappears in the final cast."""
-    total = torch.zeros_like(tensors[0], dtype=torch.float64)
+    total: torch.Tensor | None = None
     for tensor in tensors:
+        total = torch.zeros_like(tensor, dtype=torch.float64) if total is None else total
         total += tensor
+    assert total is not None
     return total
 
 
@@ -61,7 +93,9 @@ def leading_triplets(matrix: torch.Tensor, count: int | None = None) -> Triplets
     epsilon = torch.finfo(matrix.dtype).eps * max(matrix.shape)
     rank = int((values > epsilon * values[:1]).sum())
     kept = rank if count is None else min(count, rank)
-    return Triplets(left[:, :kept], values[:kept], right[:kept])
+    parts = (left[:, :kept], values[:kept], right[:kept])
+    # a view would keep all of them in memory, for every branch
+    return Triplets(*(part.clone() for part in parts) if kept < len(values) else parts)
 
 
 def concatenate(parts: Sequence[Triplets]) -> Triplets:

@@ -15,10 +15,16 @@ from merit.core.merge.deltas import (
     mean_delta,
     polar_factor,
     sum_of,
+    working_dtype,
 )
 
 
-def iso_c(base: torch.Tensor, branches: Sequence[torch.Tensor], scale: float = 1.0) -> torch.Tensor:
+def iso_c(
+    base: torch.Tensor,
+    branches: Sequence[torch.Tensor],
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """theta0 + scale * mean(s) U V^T, where sum_k delta_k = U diag(s) V^T (docs/method.md 10).
 
     All singular values become their mean, so the nuclear norm of the sum stays. Note the *sum*:
@@ -31,9 +37,9 @@ def iso_c(base: torch.Tensor, branches: Sequence[torch.Tensor], scale: float = 1
     """
     deltas = branch_deltas(base, branches)
     if base.ndim != 2:
-        return apply_delta(base, mean_delta(deltas), scale)
-    common = leading_triplets(sum_of(deltas).to(deltas[0].dtype))
-    return apply_delta(base, flattened(common), scale)
+        return apply_delta(base, mean_delta(deltas), scale, dtype)
+    common = leading_triplets(sum_of(deltas).to(working_dtype(base)))
+    return apply_delta(base, flattened(common), scale, dtype)
 
 
 def iso_cts(
@@ -41,6 +47,7 @@ def iso_cts(
     branches: Sequence[torch.Tensor],
     scale: float = 1.0,
     common_fraction: float = 0.8,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Iso-C with the least significant directions given to the single branches (docs/method.md 10).
 
@@ -58,18 +65,19 @@ def iso_cts(
         raise ValueError(f"common_fraction must lie in [0, 1], found {common_fraction}")
     deltas = branch_deltas(base, branches)
     if base.ndim != 2:
-        return apply_delta(base, mean_delta(deltas), scale)
+        return apply_delta(base, mean_delta(deltas), scale, dtype)
     size, num_branches = min(base.shape), len(deltas)
     specific = round((size - int(size * common_fraction)) / num_branches)
     specific = min(specific, size // num_branches)  # rounding up must not exceed the basis
-    total = sum_of(deltas).to(deltas[0].dtype)
+    total = sum_of(deltas).to(working_dtype(base))
     common = leading_triplets(total, size - specific * num_branches)
-    outside = [delta - common.left @ (common.left.T @ delta) for delta in deltas]
     own = [
-        _significant(leading_triplets(rest, specific), delta)
-        for rest, delta in zip(outside, deltas, strict=True)
+        _significant(
+            leading_triplets(delta - common.left @ (common.left.T @ delta), specific), delta
+        )
+        for delta in deltas
     ]
-    return apply_delta(base, flattened(concatenate([*own, common])), scale)
+    return apply_delta(base, flattened(concatenate([*own, common])), scale, dtype)
 
 
 def _significant(triplets: Triplets, delta: torch.Tensor) -> Triplets:

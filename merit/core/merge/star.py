@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from merit.core.merge.deltas import apply_delta, branch_deltas, mean_delta
+from merit.core.merge.deltas import Lazy, apply_delta, branch_deltas, mean_delta
 
 
 def star(
-    base: torch.Tensor, branches: Sequence[torch.Tensor], eta: float = 0.4, scale: float = 1.0
+    base: torch.Tensor,
+    branches: Sequence[torch.Tensor],
+    eta: float = 0.4,
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """theta0 + scale * mean_k STAR(delta_k) (docs/method.md, eq. (18)).
 
@@ -24,10 +28,10 @@ def star(
     """
     if not 0 < eta <= 1:
         raise ValueError(f"eta must lie in (0, 1], found {eta}")
-    deltas = branch_deltas(base, branches)
+    whole = deltas = branch_deltas(base, branches)
     if base.ndim == 2:
-        deltas = [truncate_and_rescale(delta, eta) for delta in deltas]
-    return apply_delta(base, mean_delta(deltas), scale)
+        deltas = Lazy(lambda k: truncate_and_rescale(whole[k], eta), len(whole))
+    return apply_delta(base, mean_delta(deltas), scale, dtype)
 
 
 def truncate_and_rescale(delta: torch.Tensor, eta: float) -> torch.Tensor:

@@ -16,7 +16,12 @@ from merit.core.merge.deltas import (
 )
 
 
-def tsv(base: torch.Tensor, branches: Sequence[torch.Tensor], scale: float = 1.0) -> torch.Tensor:
+def tsv(
+    base: torch.Tensor,
+    branches: Sequence[torch.Tensor],
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """theta0 + scale * U* S V* (docs/method.md, eq. (19); scale is the paper's alpha).
 
     The leading floor(min(m, n) / K) singular triplets of every delta_k are put side by side,
@@ -32,7 +37,7 @@ def tsv(base: torch.Tensor, branches: Sequence[torch.Tensor], scale: float = 1.0
     """
     deltas = branch_deltas(base, branches)
     if base.ndim != 2:
-        return apply_delta(base, mean_delta(deltas), scale)
+        return apply_delta(base, mean_delta(deltas), scale, dtype)
     count = max(1, min(base.shape) // len(deltas))
     left, values, right = concatenate([leading_triplets(delta, count) for delta in deltas])
-    return apply_delta(base, (polar_factor(left) * values) @ polar_factor(right), scale)
+    return apply_delta(base, (polar_factor(left) * values) @ polar_factor(right), scale, dtype)

@@ -1,0 +1,102 @@
+"""The questions' images, each opened when its batch is next: never all of them in memory."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import csv
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from PIL import Image
+
+from merit.data.examples import load_image
+from merit.errors import MeritError
+
+csv.field_size_limit(1 << 30)  # a cell holds an image
+MAX_REFERENCE = 64  # VLMEvalKit takes a shorter `image` for the index of the row that holds it
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file; or, with an `index`, an image in that row of a VLMEvalKit TSV at `path`.
+
+    A row may hold several, base64 each; `position` says which. Both methods raise MeritError where
+    there is no readable image.
+    """
+
+    path: Path
+    index: str | None = None
+    position: int = 0
+
+    def open(self) -> Image.Image:
+        """The image, decoded, as RGB."""
+        if self.index is None:
+            return load_image(self.path)
+        return self._of_cell(lambda image: image.convert("RGB"))
+
+    def size(self) -> tuple[int, int]:
+        """(width, height), from the image's header."""
+        if self.index is not None:
+            return self._of_cell(lambda image: image.size)
+        try:
+            with Image.open(self.path) as image:
+                return image.size
+        except (OSError, ValueError) as error:
+            raise MeritError(f"{self.path}: not a readable image ({error})") from None
+
+    def _of_cell(self, use: Callable[[Image.Image], T]) -> T:
+        try:
+            cell = _read_cell(self.path, str(self.index))
+            if len(cell) <= MAX_REFERENCE:  # several questions about one image
+                cell = _read_cell(self.path, cell)
+            cells = ast.literal_eval(cell) if cell.startswith("[") else [cell]
+            with Image.open(io.BytesIO(base64.b64decode(cells[self.position], validate=True))) as i:
+                return use(i)
+        except (LookupError, ValueError, SyntaxError, OSError) as error:
+            raise MeritError(
+                f"{self.path}: index {self.index}: no readable image ({error})"
+            ) from None
+
+
+def _read_cell(path: Path, index: str) -> str:
+    header, places = _scan(path)
+    start, end = places[index]
+    with path.open("rb") as file:
+        file.seek(start)
+        record = file.read(end - start).decode("utf-8")
+    row = next(csv.reader(io.StringIO(record, newline=""), delimiter="\t"))
+    return row[header.index("image")]
+
+
+@lru_cache(maxsize=64)
+def _scan(path: Path) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    """The columns, and {index: (first byte, last byte + 1) of its row}; a row may span lines."""
+    places: dict[str, tuple[int, int]] = {}
+    with path.open("rb") as file:
+        lines = _Lines(file)
+        rows = csv.reader(lines, delimiter="\t")
+        header = next(rows)
+        column, start = header.index("index"), lines.offset
+        for row in rows:
+            if row:
+                places[row[column]] = (start, lines.offset)
+            start = lines.offset
+    return header, places
+
+
+class _Lines:
+    """A file's lines, and how many bytes of it have been read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.offset = file, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.file:
+            self.offset += len(line)
+            yield line.decode("utf-8")

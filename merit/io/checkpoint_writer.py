@@ -1,0 +1,155 @@
+"""Writing a checkpoint piece by piece: where every byte goes is known before the first is there.
+
+safetensors' own writer wants all tensors of a file in memory. The format is simple enough to be
+written here: the header's length (8 bytes, little-endian), the header (JSON, padded with spaces to
+8 bytes) and the tensors' bytes. The same tensors give the same bytes as `save_tensors`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from merit.errors import MeritError
+from merit.io.checkpoints import DTYPES, INDEX, TensorInfo
+
+MAX_SHARD_BYTES = 5 * 10**9
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ORDER = {dtype: place for place, dtype in enumerate(DTYPES.values())}
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CheckpointWriter:
+    """Tensors of a known layout into `folder`, whole or by rows, in any order, by any threads.
+
+    Up to `max_shard_bytes` in all (a tensor is never divided) it is `model.safetensors`, beyond it
+    shards of at most that size and `model.safetensors.index.json`, as transformers writes them.
+    `with CheckpointWriter(folder, layout) as writer: writer.write(name, rows, start)`.
+
+    Raises MeritError where the disk has or gets no space left, and ValueError where a tensor is not
+    written once and whole by the end of the block. What is there then is no checkpoint: write into
+    `merit.io.artifacts.atomic_folder`.
+    """
+
+    def __init__(
+        self, folder: Path, layout: Mapping[str, TensorInfo], max_shard_bytes: int = MAX_SHARD_BYTES
+    ) -> None:
+        self.folder, self.layout = folder, dict(layout)
+        self.num_bytes = sum(info.num_bytes for info in layout.values())
+        self._place: dict[str, tuple[int, int]] = {}  # descriptor, offset of the first byte
+        self._written: Counter[str] = Counter()
+        self._lock = Lock()
+        split = split_state_dict_into_shards_factory(
+            {name: layout[name] for name in sorted(layout)},
+            get_storage_size=lambda info: info.num_bytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_bytes,
+        )
+        self._file_of = split.tensor_to_filename
+        self._shards = split.filename_to_tensors
+
+    def __enter__(self) -> CheckpointWriter:
+        free = shutil.disk_usage(self.folder).free
+        if free < self.num_bytes:
+            raise no_space(self.folder, self.num_bytes, free)
+        try:
+            for file, names in self._shards.items():
+                self._begin(self.folder / file, names)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _begin(self, path: Path, names: list[str]) -> None:
+        """Open a file, write its header, and note where its tensors go."""
+        head, starts = header({name: self.layout[name] for name in names})
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._place |= {name: (descriptor, start) for name, start in starts.items()}
+        self._put(descriptor, memoryview(head), 0)
+
+    def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None:
+        """The rows of a tensor from `start` on (an index of its first dimension)."""
+        info = self.layout[name]
+        if rows.dtype != info.dtype:
+            raise ValueError(f"{name}: {rows.dtype} in place of {info.dtype}")
+        data = rows.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        descriptor, offset = self._place[name]
+        self._put(descriptor, data, offset + start * info.row_bytes)
+        with self._lock:
+            self._written[name] += len(data)
+
+    def _put(self, descriptor: int, data: memoryview, offset: int) -> None:
+        try:
+            while data:
+                count = os.pwrite(descriptor, data, offset)
+                data, offset = data[count:], offset + count
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            free = shutil.disk_usage(self.folder).free
+            raise no_space(self.folder, self.num_bytes, free) from None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+        if kind is not None:
+            return
+        for name, info in self.layout.items():
+            if self._written[name] != info.num_bytes:
+                raise ValueError(f"{name}: {self._written[name]} bytes written of {info.num_bytes}")
+        if len(self._shards) > 1:
+            index = {"metadata": {"total_size": self.num_bytes}, "weight_map": self._file_of}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (self.folder / INDEX).write_text(text, encoding="utf-8")
+
+    def _close(self) -> None:
+        for descriptor in {descriptor for descriptor, _ in self._place.values()}:
+            os.close(descriptor)
+        self._place.clear()
+
+
+def header(layout: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
+    """A safetensors file's bytes before its tensors, and every tensor's offset in the file."""
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in sorted(layout, key=lambda name: (ORDER[layout[name].dtype], name)):
+        info = layout[name]
+        end = offset + info.num_bytes
+        content[name] = {
+            "dtype": NAMES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    starts = {
+        name: len(head) + entry["data_offsets"][0]
+        for name, entry in content.items()
+        if name != "__metadata__"
+    }
+    return head, starts
+
+
+def no_space(folder: Path, needed: int, free: int) -> MeritError:
+    return MeritError(
+        f"{folder.parent}: no space left on the disk: the checkpoint takes {needed / 1e9:.2f} GB, "
+        f"{free / 1e9:.2f} GB are free; nothing was written. Free some and run the same command "
+        "again"
+    )

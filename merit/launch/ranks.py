@@ -1,0 +1,43 @@
+"""`python -m merit.launch.ranks N train EXPERIMENT BRANCH`: a stage as N ranks of this host.
+
+It is torchrun, but for two things that a training of hours needs. A signal that stops it goes to
+the ranks, which have as long as they need for their checkpoint: torchrun kills them after 30
+seconds. And where they exit with status 75 (stopped, to go on later), so does this, not with 1.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from merit.launch.work import STOPPED
+
+
+def main(num_ranks: str, *stage: str) -> int:
+    """The exit status of all ranks."""
+    import psutil
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    def pass_on(number: int, _: object) -> None:
+        for child in psutil.Process().children(recursive=True):
+            child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, pass_on)
+    own = "--signals_to_handle=SIGINT,SIGHUP,SIGQUIT"
+    try:
+        run.main(["--standalone", f"--nproc-per-node={num_ranks}", own, "-m", "merit", *stage])
+    except ChildFailedError as error:
+        return common_status([failure.exitcode for failure in error.failures.values()])
+    return 0
+
+
+def common_status(codes: Sequence[int]) -> int:
+    """75 where a rank has it, since the others are then ended; else the highest, at least 1."""
+    return STOPPED if STOPPED in codes else max(1, *codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

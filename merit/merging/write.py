@@ -1,0 +1,185 @@
+"""The merged checkpoint, written in one pass.
+
+A piece is a few rows of a tensor, so memory follows neither the model's size nor the number of
+branches. Mergers that decompose matrices take whole ones; theirs is a small multiple of the largest
+matrix. Averages and TIES give the same bytes whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from merit.errors import MeritError
+from merit.io.artifacts import read_json, write_json
+from merit.io.checkpoint_writer import MAX_SHARD_BYTES, CheckpointWriter
+from merit.io.checkpoints import TensorInfo
+from merit.merging.pieces import Piece, Source, in_order, pieces_of
+from merit.merging.rules import Rule
+from merit.progress import Progress
+
+# what `merge_dtype` and `--dtype` may be; "base": every tensor keeps the base's type
+OUTPUT_DTYPES: dict[str, torch.dtype | None] = {
+    "base": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Totals(NamedTuple):
+    """Sums of squares over tensors, in float64."""
+
+    moved: float = 0.0  # what is written, from theta0
+    lost: float = 0.0  # by the one cast at the end
+    wanted: float = 0.0  # the merged tensor before the cast, from theta0
+
+    def plus(self, other: Totals) -> Totals:
+        return Totals(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def write_merged(
+    folder: Path,
+    base: Source,
+    rule: Rule,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    threads: int = 1,
+    label: str = "merge",
+) -> dict[str, float]:
+    """Write the merged checkpoint into `folder`; all tensors of the base, in its order.
+
+    Floating tensors are computed in float64 and cast once to `dtype` (None: each to the base's).
+    Returns `displacement`, |theta - theta0| of what is written, and `rounding_error`, |theta -
+    exact| / |exact - theta0|: the share of the displacement that the cast took away or added.
+
+    Raises MeritError, naming the tensor, where the result is not finite or a tensor of integers
+    differs from the base's.
+    """
+    layout = {name: _output(base.info(name), dtype) for name in base.names}
+    names = set(rule.names)
+
+    def settle(piece: Piece, theta0: torch.Tensor, exact: torch.Tensor) -> Totals:
+        """Cast, write and measure."""
+        cast = exact.to(layout[piece.name].dtype)
+        writer.write(piece.name, cast, piece.start)
+        start, wide = theta0.double(), cast.double()
+        found = Totals(_square(wide - start), _square(wide - exact), _square(exact - start))
+        if not isfinite(found.moved):
+            raise MeritError(
+                f"{folder.parent}: tensor {piece.name!r} of the merged model is not finite: "
+                f"{_not_finite(base, rule, piece, exact)}"
+            )
+        return found
+
+    def work(piece: Piece) -> Totals:
+        theta0 = base.read(*piece)
+        real = base.info(piece.name).is_real
+        if piece.name in names and not real:
+            _check_equal(base, rule, piece, theta0)
+        if piece.name not in names or not real:
+            cast = theta0.to(layout[piece.name].dtype)
+            writer.write(piece.name, cast, piece.start)
+            same = cast.dtype == theta0.dtype
+            return Totals(lost=0.0 if same else _square(cast.double() - theta0.double()))
+        exact = rule.merge(piece.name, theta0, rule.branches(base, piece))
+        parts = [
+            settle(
+                Piece(piece.name, piece.start + part.start, piece.start + part.stop),
+                theta0[part.start : part.stop] if theta0.ndim else theta0,
+                exact[part.start : part.stop] if exact.ndim else exact,
+            )
+            for part in pieces_of(piece.name, TensorInfo(theta0.dtype, tuple(theta0.shape)))
+        ]
+        return _sum(parts)
+
+    whole = rule.whole_matrices
+    pieces = [
+        piece
+        for name in base.names
+        for piece in pieces_of(name, base.info(name), whole and name in names)
+    ]
+    totals: dict[str, Totals] = defaultdict(Totals)
+    with CheckpointWriter(folder, layout, max_shard_bytes) as writer:
+        done = 0
+        with Progress(f"{label}, MB", writer.num_bytes // 10**6) as progress:
+            for piece, found in zip(pieces, in_order(work, pieces, threads), strict=True):
+                totals[piece.name] = totals[piece.name].plus(found)
+                done += (piece.stop - piece.start) * layout[piece.name].row_bytes
+                progress.advance(done // 10**6 - progress.n)
+    moved, lost, wanted = _sum([totals[name] for name in base.names])
+    return {
+        "displacement": moved**0.5,
+        "rounding_error": (lost / wanted) ** 0.5 if wanted else 0.0,
+    }
+
+
+def _output(info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
+    return info._replace(dtype=dtype) if dtype and info.is_real else info
+
+
+def _square(difference: torch.Tensor) -> float:
+    return float(difference.square().sum())
+
+
+def _sum(parts: Iterable[Totals]) -> Totals:
+    """From the first to the last."""
+    total = Totals()
+    for part in parts:
+        total = total.plus(part)
+    return total
+
+
+def _check_equal(base: Source, rule: Rule, piece: Piece, theta0: torch.Tensor) -> None:
+    """Integers and quantised weights have no average."""
+    for source, branch in zip(rule.sources, rule.branches(base, piece), strict=True):
+        if not torch.equal(branch.view(torch.uint8), theta0.view(torch.uint8)):
+            raise MeritError(
+                f"{source.path}: tensor {piece.name!r} ({theta0.dtype}) differs from the base's, "
+                "and such numbers cannot be averaged; merge checkpoints that are not quantised"
+            )
+
+
+def _not_finite(base: Source, rule: Rule, piece: Piece, exact: torch.Tensor) -> str:
+    """Who is to blame."""
+    for source, branch in zip(rule.sources, rule.branches(base, piece), strict=True):
+        if not bool(branch.isfinite().all()):
+            return f"neither is that of {source.path}; train it again"
+    if not bool(base.read(*piece).isfinite().all()):
+        return f"neither is that of the base {base.path}; build or fetch it anew"
+    return "it is beyond the range of the output's type; choose float32 or bfloat16"
+
+
+# --- the files beside -----------------------------------------------------------------------------
+
+# weights in any format, the records of what the base was, and a card that describes it
+NOT_COPIED = re.compile(
+    r"\..*|.*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx|index\.json)"
+    r"|README\.md|records\.jsonl|(base|merge|manifest|summary|trainer_state)\.json"
+)
+
+
+def copy_model_files(base: Path, folder: Path, dtype: str = "base") -> None:
+    """What a model needs besides its weights: config, tokenizer, processor, templates, licence.
+
+    config.json gets the name of the output's type, unless that is the base's.
+    """
+    for source in sorted(base.iterdir()):
+        if source.is_file() and not NOT_COPIED.fullmatch(source.name):
+            shutil.copyfile(source, folder / source.name)
+    config = folder / "config.json"
+    if dtype != "base" and config.is_file():
+        values = read_json(config)
+        for part in (values, *(part for part in values.values() if isinstance(part, dict))):
+            part |= {key: dtype for key in ("dtype", "torch_dtype") if key in part}
+        if not {"dtype", "torch_dtype"} & set(values):
+            values["dtype"] = dtype
+        write_json(config, values)

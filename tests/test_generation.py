@@ -1,0 +1,439 @@
+"""Our batched generation, against one question at a time without padding, cache or batches."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import csv
+import io
+import json
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from eval.answering import batches, generate
+from eval.answering.answers import Parts, Respondent
+from eval.answering.batches import Prompt, load_batches, prepared, save_batches, split
+from eval.answering.generate import Partial
+from eval.answering.images import Picture
+from merit.config import Architecture, Evaluation
+from merit.errors import MeritError
+from merit.mini.nets import TEXT_VOCABULARY, build_model, build_text_model, build_tokenizer
+from tests.conftest import ARCHITECTURE, Tiny
+
+PIXELS = (14 * 14, 42 * 56)  # a token is 14 x 14 pixels
+NAME = "mini_signs"
+
+
+def coloured(size: tuple[int, int], colour: str) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def tiny(processor: Any) -> Tiny:
+    """Weights so large that an answer depends on every word and image."""
+    architecture = Architecture(**{**ARCHITECTURE.model_dump(), "initializer_range": 0.4})
+    return Tiny(build_model(processor, architecture, seed=3), processor, Path(), [], None)
+
+
+@pytest.fixture(scope="module")
+def tsv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five rows: one image, several, a text that spans lines, another row's image, a broken one."""
+    small = coloured((28, 28), "red")
+    wide, tall = coloured((56, 14), "blue"), coloured((14, 42), "green")
+    rows = [
+        ["0", "what colour ?", small],
+        ["1", "is it so ?", str([wide, tall])],
+        ["2", 'one "line"\nand another\tone', wide],
+        ["3", "what is it ?", "1"],
+        ["4", "and this ?", small[:60] + small[:60]],
+    ]
+    path = tmp_path_factory.mktemp("questions") / f"{NAME}.tsv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t").writerows([["index", "question", "image"], *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def asked() -> dict[str, Parts]:
+    """No image, one, two, between words; words and tokens of many lengths."""
+    words = [
+        "what",
+        "colour",
+        "is",
+        "the",
+        "large",
+        "red",
+        "circle",
+        "in",
+        "row",
+        "3",
+        "column",
+        "4",
+        "?",
+    ]
+
+    def text(count: int) -> dict[str, str]:
+        return {"text": " ".join((words * 3)[:count])}
+
+    return {
+        "none": [text(5)],
+        "one": [{"image": ["0", 0]}, text(12)],
+        "two": [{"image": ["1", 0]}, text(2), {"image": ["1", 1]}, text(3)],
+        "long": [text(30)],
+        "shared": [text(1), {"image": ["3", 1]}],
+        "wide": [{"image": ["2", 0]}, {"image": ["0", 0]}, {"image": ["1", 1]}, text(7)],
+        "short": [text(1)],
+    }
+
+
+def settings(**values: Any) -> Evaluation:
+    given = {"min_pixels": PIXELS[0], "max_pixels": PIXELS[1], "max_new_tokens": 6, "batch_size": 3}
+    return Evaluation(benchmarks=[NAME], **{**given, **values})
+
+
+def answers(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts], model: Any = None, **values: Any
+) -> dict[str, str]:
+    respondent = Respondent(settings(**values), {NAME: tsv}, {NAME: asked})
+    found, scores = respondent.answer(model or tiny.model, tiny.processor)
+    assert scores is None
+    return found[NAME]
+
+
+@torch.no_grad()
+def one_by_one(tiny: Tiny, tsv: Path, parts: Parts, num_tokens: int = 6) -> str:
+    """The likeliest token after token; the whole sequence through the model every time."""
+    content = [{"type": "text", **p} if "text" in p else {"type": "image"} for p in parts]
+    text = tiny.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    images = [Picture(tsv, *part["image"]).open() for part in parts if "image" in part]
+    size = {"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}
+    more: dict[str, Any] = {"images": images, "size": size} if images else {}
+    inputs = dict(tiny.processor(text=[text], return_tensors="pt", **more))
+    written: list[int] = []
+    while len(written) < num_tokens:
+        token = int(tiny.model(**inputs).logits[0, -1].argmax())
+        if token == tiny.processor.tokenizer.eos_token_id:
+            break
+        written.append(token)
+        for name, value in (("input_ids", token), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+            if name in inputs:
+                inputs[name] = torch.cat([inputs[name], torch.tensor([[value]])], dim=1)
+    return str(tiny.processor.tokenizer.decode(written, skip_special_tokens=True)).strip()
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: Tiny, tsv: Path, asked: dict[str, Parts]) -> dict[str, str]:
+    found = {index: one_by_one(tiny, tsv, parts) for index, parts in asked.items()}
+    assert len(set(found.values())) > 3  # a model that says one thing only would prove nothing
+    return found
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_any_number_of_images_in_any_batch(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts], expected: dict[str, str], size: int
+) -> None:
+    assert answers(tiny, tsv, asked, batch_size=size) == expected
+
+
+def test_a_checkpoints_penalty_and_sampling_are_overruled(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts], expected: dict[str, str]
+) -> None:
+    model = copy.deepcopy(tiny.model)
+    model.generation_config.update(
+        repetition_penalty=9.0, do_sample=True, temperature=5.0, top_k=7, num_beams=2
+    )
+    assert answers(tiny, tsv, asked, model) == expected
+
+
+def test_pixel_limits_decide_the_number_of_image_tokens(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts]
+) -> None:
+    token = tiny.processor.image_token_id
+
+    def num_tokens(low: int, high: int) -> int:
+        prompt = Prompt((Picture(tsv, "2"),), 1, (low, high))
+        ids = batches.prepare(tiny.processor, [prompt], [0]).inputs["input_ids"]
+        return int((ids == token).sum())
+
+    assert num_tokens(14 * 14, 56 * 14) == 4  # 56 x 14 as it is
+    assert num_tokens(8 * 14 * 56, 100 * 14 * 56) > 4 * 8 - 1
+    assert num_tokens(14 * 14, 28 * 14) <= 2
+
+
+def test_batches_hold_questions_of_like_length(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts]
+) -> None:
+    respondent = Respondent(settings(), {NAME: tsv}, {NAME: asked})
+    prompts = respondent._prompts()
+    found = split(tiny.processor, prompts, 3)
+    names = list(asked)
+    # words of the question, four of the template, and an image's tokens with its two marks
+    assert [[names[i] for i in batch] for batch in found] == [
+        ["short", "shared", "none"],
+        ["two", "one", "wide"],
+        ["long"],
+    ]
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def test_images_are_read_where_they_stand(tsv: Path, tmp_path: Path) -> None:
+    found = {
+        (index, position): (Picture(tsv, index, position).size(), picture.getpixel((0, 0)))
+        for index, position in (("0", 0), ("1", 0), ("1", 1), ("2", 0), ("3", 1))
+        for picture in [Picture(tsv, index, position).open()]
+    }
+    red, blue, green = (255, 0, 0), (0, 0, 255), (0, 128, 0)
+    assert found == {
+        ("0", 0): ((28, 28), red),
+        ("1", 0): ((56, 14), blue),
+        ("1", 1): ((14, 42), green),
+        ("2", 0): ((56, 14), blue),
+        ("3", 1): ((14, 42), green),
+    }
+    Image.new("L", (3, 5), 7).save(tmp_path / "x.png")
+    assert Picture(tmp_path / "x.png").open().getpixel((0, 0)) == (7, 7, 7)
+    assert Picture(tmp_path / "x.png").size() == (3, 5)
+
+
+@pytest.mark.parametrize(("index", "position"), [("4", 0), ("9", 0), ("1", 2)])
+def test_an_image_that_cannot_be_read_is_named(tsv: Path, index: str, position: int) -> None:
+    with pytest.raises(MeritError, match=rf"{NAME}\.tsv: index {index}: no readable image"):
+        Picture(tsv, index, position).open()
+
+
+def test_an_image_too_long_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    Image.new("RGB", (402, 2)).save(tmp_path / "strip.png")
+    prompt = Prompt((Picture(tmp_path / "strip.png"),), 1, PIXELS)
+    with pytest.raises(MeritError, match=r"strip\.png: .*402 x 2 pixels: .*aspect ratio"):
+        split(tiny.processor, [prompt], 1)
+
+
+def test_no_more_than_a_few_batches_of_images_are_open(
+    tiny: Tiny, tsv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [Prompt((Picture(tsv, "0"), "so ?"), 1, PIXELS) for _ in range(40)]
+    opened: list[int] = []
+    real = Picture.open
+    monkeypatch.setattr(Picture, "open", lambda self: opened.append(1) or real(self))
+    monkeypatch.setattr("os.cpu_count", lambda: 3)  # two threads
+    stream = prepared(tiny.processor, prompts, [[i, i + 1] for i in range(0, 40, 2)])
+    first = next(stream)
+    assert first.questions == [0, 1]
+    assert len(opened) <= 6  # three batches of two
+    assert [batch.questions[0] for batch in stream] == list(range(2, 40, 2))
+    assert len(opened) == 40
+
+
+# --- images encoded once ------------------------------------------------------------------------
+
+
+def test_cached_questions_give_the_same_answers(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts], expected: dict[str, str], tmp_path: Path
+) -> None:
+    cached, files = settings(cache_images=True), {NAME: tsv}
+    file = tmp_path / "batches.safetensors"
+    Respondent(cached, files, {NAME: asked}).encode(tiny.model, tiny.processor, file)
+    other = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        other.model.language_model.embed_tokens.weight.mul_(1.5)
+    wanted = answers(tiny, tsv, asked, other)
+    assert wanted != expected
+    respondent = Respondent(cached, {NAME: tsv / "gone"}, {NAME: asked})
+    for model, texts in ((tiny.model, expected), (other, wanted)):
+        assert respondent.answer(model, tiny.processor, cache=file)[0][NAME] == texts
+    with torch.no_grad():
+        other.model.visual.merger.ln_q.weight.mul_(1.5)
+    with pytest.raises(MeritError, match="encoded by another vision part"):
+        load_batches(file, other)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(MeritError, match="truncated"):
+        load_batches(file, tiny.model)
+
+
+def test_cached_batches_are_the_same_bytes_again(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        respondent = Respondent(settings(cache_images=True), {NAME: tsv}, {NAME: asked})
+        respondent.encode(tiny.model, tiny.processor, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    found = load_batches(tmp_path / "a", tiny.model)
+    save_batches(tmp_path / "c", found, batches.vision_hash(tiny.model))
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+# --- a run that is killed -----------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_after_its_last_batch(
+    tiny: Tiny,
+    tsv: Path,
+    asked: dict[str, Parts],
+    expected: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, calls = generate.generate, []
+
+    def dying(model: Any, processor: Any, batch: Any) -> list[str]:
+        calls.append(batch.questions)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(model, processor, batch)
+
+    monkeypatch.setattr(generate, "generate", dying)
+    file = tmp_path / "partial.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        Respondent(settings(), {NAME: tsv}, {NAME: asked}).answer(
+            tiny.model, tiny.processor, partial=Partial(file, "this")
+        )
+    with file.open("a") as log:
+        log.write('{"0": "cut sh')
+    kept = Partial(file, "this")
+    assert sorted(kept.done) == sorted(calls[0])
+    respondent = Respondent(settings(), {NAME: tsv}, {NAME: asked})
+    found, _ = respondent.answer(tiny.model, tiny.processor, partial=kept)
+    assert found[NAME] == expected
+    assert calls[2:] == [calls[1], [3]]  # "long" is a batch of its own
+    assert list(found[NAME]) == list(asked)
+    kept.drop()
+    assert not file.exists()
+
+
+def test_answers_to_something_else_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "partial.jsonl"
+    Partial(file, "this").add({3: "yes"})
+    assert Partial(file, "this").done == {3: "yes"}
+    assert Partial(file, "that").done == {}
+    assert Partial(file, "this").done == {}  # the other run has begun anew
+
+
+# --- text models --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text_tiny() -> Tiny:
+    values = ARCHITECTURE.model_dump()
+    plain = {k: v for k, v in values.items() if not k.startswith(("vision", "patch"))}
+    architecture = Architecture(**{**plain, "initializer_range": 0.3})
+    tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
+    return Tiny(build_text_model(tokenizer, architecture, seed=1), tokenizer, Path(), [], None)
+
+
+def test_a_text_model_answers_as_one_by_one(text_tiny: Tiny) -> None:
+    model, tokenizer = text_tiny.model, text_tiny.processor
+    words = TEXT_VOCABULARY.read_text(encoding="utf-8").split()
+    prompts = [Prompt((" ".join(words[40 : 40 + n]),), 5) for n in (1, 9, 4, 17, 2)]
+    found: dict[int, str] = {}
+    for batch in prepared(tokenizer, prompts, split(tokenizer, prompts, 2)):
+        texts = generate.generate(model, tokenizer, batch)
+        found |= dict(zip(batch.questions, texts, strict=True))
+    for i, prompt in enumerate(prompts):
+        ids = tokenizer(batches.chat_text(tokenizer, prompt))["input_ids"]
+        start = len(ids)
+        for _ in range(5):
+            with torch.no_grad():
+                token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            ids.append(token)
+        assert found[i] == tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+    assert len(set(found.values())) > 1
+
+
+def test_a_text_model_is_shown_no_image(text_tiny: Tiny, tsv: Path) -> None:
+    with pytest.raises(MeritError, match="the model reads text alone"):
+        batches.chat_text(text_tiny.processor, Prompt((Picture(tsv, "0"),), 1))
+
+
+# --- vLLM ---------------------------------------------------------------------------------------
+
+
+def fake_vllm(calls: dict[str, Any]) -> types.ModuleType:
+    """The part of vLLM's interface that is used; nothing here can run the real one."""
+
+    class SamplingParams:
+        def __init__(self, *, temperature: float, max_tokens: int, repetition_penalty: float):
+            self.values = (temperature, max_tokens, repetition_penalty)
+
+    class LLM:
+        def __init__(
+            self, *, model: str, seed: int, limit_mm_per_prompt: Any, mm_processor_kwargs: Any
+        ) -> None:
+            calls["loaded"] = (model, seed, limit_mm_per_prompt, mm_processor_kwargs)
+
+        def generate(
+            self, requests: Sequence[Any], sampling: Sequence[Any], use_tqdm: bool
+        ) -> list[Any]:
+            calls.setdefault("sampling", []).extend(s.values for s in sampling)
+            calls.setdefault("requests", []).extend(requests)
+            return [
+                types.SimpleNamespace(outputs=[types.SimpleNamespace(text=f" {r['prompt']}\n")])
+                for r in requests
+            ]
+
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
+    return module
+
+
+def test_vllm_is_given_the_same_questions(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: dict[str, Any] = {}
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm(calls))
+    respondent = Respondent(settings(generator="vllm"), {NAME: tsv}, {NAME: asked})
+    model = respondent.load(tmp_path)
+    found, _ = respondent.answer(model, tiny.processor)
+    size = {"size": {"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}}
+    assert calls["loaded"] == (str(tmp_path), 0, {"image": 3}, size)
+    assert calls["sampling"] == [(0.0, 6, 1.0)] * 7
+    prompts = respondent._prompts()
+    texts = [batches.chat_text(tiny.processor, prompt) for prompt in prompts]
+    assert list(found[NAME].values()) == [text.strip() for text in texts]
+    assert [r["prompt"] for r in calls["requests"]] == texts
+    counts = [len(r.get("multi_modal_data", {}).get("image", [])) for r in calls["requests"]]
+    assert counts == [0, 1, 2, 0, 1, 3, 0]
+    assert texts[2].count("<|image_pad|>") == 2
+
+
+def test_without_vllm_a_sentence_says_so(
+    tsv: Path, asked: dict[str, Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    respondent = Respondent(settings(generator="vllm"), {NAME: tsv}, {NAME: asked})
+    with pytest.raises(MeritError, match=r"`evaluation\.generator`: vllm is not installed"):
+        respondent.load(Path())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_pixels": None}, "give both, least first"),
+        ({"min_pixels": 900, "max_pixels": 800}, "give both, least first"),
+        ({"cache_images": True, "generator": "vllm"}, "is for `generator: transformers`"),
+    ],
+)
+def test_settings_that_contradict_each_other(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**values)
+
+
+def test_what_is_stored_is_json(asked: dict[str, Parts]) -> None:
+    assert json.loads(json.dumps(asked)) == asked

@@ -1,0 +1,152 @@
+"""The gradients stage: one file whoever computes which row, resumed task by task."""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from merit.config import Gradients
+from merit.core.gradients import Sketch, Stride
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, atomic_write, read_json, write_json
+from merit.stages import gradients as stage
+from merit.stages.gradients import AtBase, representation_of, share
+from tests import synthetic
+from tests.conftest import Tiny
+
+OWNER = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])  # tasks of the tiny fixture's mixture
+
+
+class Place:
+    """An experiment with a base and an encoded mixture, as far as the stage looks at them."""
+
+    def __init__(self, tiny: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from merit.training.models import set_trainable
+
+        model = deepcopy(tiny.model)
+        parameters = set_trainable(model, ["decoder"])
+        self.base = AtBase(model, parameters, tiny.encoded, OWNER, ["a", "b", "c"], batch_size=2)
+        self.paths = Artifacts("tiny", folder)
+        self.settings = Gradients(num_examples=3)
+        self.computed: list[int] = []
+        write_json(self.paths.base / "base.json", {"base_hash": "1"})
+        atomic_write(self.paths.encoded / "tokens", "1")
+        original = AtBase.task_gradients
+
+        def counted(base: AtBase, task: int, *rest: Any) -> list[torch.Tensor]:
+            self.computed.append(task)
+            return original(base, task, *rest)
+
+        monkeypatch.setattr(AtBase, "task_gradients", counted)
+        monkeypatch.setattr(AtBase, "load", lambda *_: self.base)
+        monkeypatch.setattr(stage, "Artifacts", lambda _: self.paths)
+        monkeypatch.setattr(
+            stage,
+            "load_experiment",
+            lambda _: synthetic.experiment().model_copy(update={"gradients": self.settings}),
+        )
+
+    def run(self, shard: str | None = None) -> list[int]:
+        """The tasks that this run has computed."""
+        self.computed.clear()
+        stage.run("tiny", shard)
+        return list(self.computed)
+
+    @property
+    def result(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.paths.gradients.iterdir()}
+
+
+@pytest.fixture
+def place(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tiny, tmp_path, monkeypatch)
+
+
+def test_the_files_are_those_of_the_whole_matrix_saved_at_once(
+    place: Place, tmp_path: Path
+) -> None:
+    assert place.run() == [0, 1, 2]
+    rows = np.stack([place.base.task_gradient(t, 3, 0, Stride(5)).numpy() for t in range(3)])
+    np.save(tmp_path / "rows.npy", rows)
+    assert sorted(place.result) == ["gradients.npy", "tasks.json"]
+    assert place.result["gradients.npy"] == (tmp_path / "rows.npy").read_bytes()
+    assert read_json(place.paths.gradients / "tasks.json") == {
+        "tasks": ["a", "b", "c"],
+        "norms": [float(np.linalg.norm(row.astype(np.float64))) for row in rows],
+        "num_examples": [3, 3, 3],
+        "stride": 5,
+        "num_parameters": place.base.num_parameters,
+    }
+
+
+def test_shares_in_any_order_and_then_the_rest_give_the_same_bytes(place: Place) -> None:
+    place.run()
+    expected = place.result
+    os.rename(place.paths.gradients, place.paths.folder / "before")
+    assert place.run("2/2") == [1]
+    assert place.run("2/2") == []
+    assert not place.paths.gradients.exists()
+    assert place.run() == [0, 2]
+    assert place.result == expected
+    assert sorted(os.listdir(place.paths.folder)) == ["base", "before", "encoded", "gradients"]
+
+
+def test_an_interrupted_run_goes_on_at_the_task_where_it_was(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.run()
+    expected = place.result
+    os.rename(place.paths.gradients, place.paths.folder / "before")
+    counted = AtBase.task_gradients
+
+    def interrupted(base: AtBase, task: int, *rest: Any) -> list[torch.Tensor]:
+        if task == 2:
+            raise KeyboardInterrupt
+        return counted(base, task, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtBase, "task_gradients", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            place.run()
+    assert not place.paths.gradients.exists()
+    assert place.run() == [2]
+    assert place.result == expected
+
+
+@pytest.mark.parametrize("what", ["settings", "base", "mixture"])
+def test_rows_of_other_settings_another_base_or_another_mixture_are_not_used(
+    place: Place, what: str
+) -> None:
+    place.run("1/1")
+    if what == "settings":
+        place.settings = Gradients(num_examples=3, stride=2)
+    elif what == "base":
+        write_json(place.paths.base / "base.json", {"base_hash": "2"})
+    else:
+        atomic_write(place.paths.encoded / "tokens", "2")
+    assert place.run() == [0, 1, 2]
+
+
+def test_a_sketch_takes_the_same_route(place: Place) -> None:
+    place.settings = Gradients(num_examples=3, representation="sketch", sketch_size=64)
+    place.run()
+    rows = np.load(place.paths.gradients / "gradients.npy")
+    assert rows.shape == (3, 64)
+    assert np.array_equal(rows[1], place.base.task_gradient(1, 3, 0, Sketch(64)).numpy())
+    stored = read_json(place.paths.gradients / "tasks.json")
+    assert (stored["sketch_size"], stored["sketch_seed"], "stride" in stored) == (64, 0, False)
+    assert representation_of(Gradients()) == Stride(5)
+
+
+def test_shares_cover_every_task_once() -> None:
+    assert sorted(t for i in (1, 2, 3) for t in share(f"{i}/3", 8)) == list(range(8))
+    assert list(share("5/5", 3)) == []
+    for wrong in ("0/3", "4/3", "2", "a/b", "1/0"):
+        with pytest.raises(MeritError, match=rf"--shard: found '{wrong}', expected i/n"):
+            share(wrong, 8)
