@@ -88,7 +88,7 @@ def _dispatch(options: argparse.Namespace) -> None:
         from merit.plan import PLAN_FILE, write_plan
 
         print(f"{PLAN_FILE}: {'written' if write_plan() else 'unchanged'}")
-    elif name == "merge" and options.experiment is None:
+    elif name == "merge" and options.item is None:
         merge_folders.run(options)
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))

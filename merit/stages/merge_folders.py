@@ -82,7 +82,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Merge and say what came of it; every input is checked before anything is written."""
     began = time.monotonic()
-    if None in (options.base, options.branches, options.out):
+    if options.experiment or None in (options.base, options.branches, options.out):
         options.refuse("give an experiment and a model, or --base, --branches and --out")
     if options.threads is not None and options.threads < 1:
         raise MeritError(f"--threads: found {options.threads}, expected 1 or more")
