@@ -11,6 +11,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import closing
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import torch
 
 from merit.errors import MeritError
 from merit.io.artifacts import read_json, write_json
-from merit.io.checkpoint_writer import MAX_SHARD_BYTES, CheckpointWriter
+from merit.io.checkpoint_writer import MAX_SHARD_BYTES, CheckpointWriter, bytes_of
 from merit.io.checkpoints import TensorInfo
 from merit.merging.pieces import Piece, Source, in_order, pieces_of
 from merit.merging.rules import Rule
@@ -94,7 +95,7 @@ def write_merged(
         found = measured(theta0, exact, cast)
         if not isfinite(found.moved):
             raise MeritError(
-                f"{folder.parent}: tensor {piece.name!r} of the merged model is not finite: "
+                f"{label}: tensor {piece.name!r} of the merged model is not finite: "
                 f"{_not_finite(base, rule, piece)}"
             )
         return found
@@ -127,13 +128,16 @@ def write_merged(
         for piece in pieces_of(name, base.info(name), whole and name in names)
     ]
     totals: dict[str, Totals] = defaultdict(Totals)
-    with CheckpointWriter(folder, layout, max_shard_bytes) as writer:
-        done = 0
-        with Progress(f"{label}, MB", writer.num_bytes // 10**6) as progress:
-            for piece, found in zip(pieces, in_order(work, pieces, threads), strict=True):
-                totals[piece.name] = totals[piece.name].plus(found)
-                done += (piece.stop - piece.start) * layout[piece.name].row_bytes
-                progress.advance(done // 10**6 - progress.n)
+    done = 0
+    with (
+        CheckpointWriter(folder, layout, max_shard_bytes) as writer,
+        Progress(f"{label}, MB", writer.num_bytes // 10**6) as progress,
+        closing(in_order(work, pieces, threads)) as results,  # before the writer's files are
+    ):
+        for piece, found in zip(pieces, results, strict=True):
+            totals[piece.name] = totals[piece.name].plus(found)
+            done += (piece.stop - piece.start) * layout[piece.name].row_bytes
+            progress.advance(done // 10**6 - progress.n)
     moved, lost, wanted = _sum([totals[name] for name in base.names])
     return {
         "displacement": moved**0.5,
@@ -156,7 +160,7 @@ def _sum(parts: Iterable[Totals]) -> Totals:
 def _check_equal(base: Source, rule: Rule, piece: Piece, theta0: torch.Tensor) -> None:
     """Integers and quantised weights have no average."""
     for source, branch in zip(rule.sources, rule.branches(base, piece), strict=True):
-        if not torch.equal(branch.view(torch.uint8), theta0.view(torch.uint8)):
+        if not torch.equal(bytes_of(branch), bytes_of(theta0)):
             raise MeritError(
                 f"{source.path}: tensor {piece.name!r} ({theta0.dtype}) differs from the base's, "
                 "and such numbers cannot be averaged; merge checkpoints that are not quantised"
