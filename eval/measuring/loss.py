@@ -54,7 +54,7 @@ class Meter:
         return {"num_examples": self.num_examples, "num_tokens": int(self.num_tokens.sum())}
 
     def read(self, path: Path) -> torch.Tensor:
-        """theta of a checkpoint file, which may hold other tensors besides.
+        """theta of a checkpoint (folder or file), which may hold other tensors besides.
 
         Raises MeritError where a trained tensor is missing or has another shape.
         """
@@ -64,7 +64,7 @@ class Meter:
             found = checkpoint.shape(name) if name in known else None
             if found != tuple(parameter.shape):
                 raise MeritError(
-                    f"{path}: tensor {name!r}: found shape {found}, the base has "
+                    f"{checkpoint.path}: tensor {name!r}: found shape {found}, the base has "
                     f"{tuple(parameter.shape)}; train or merge it again from this base"
                 )
         return flatten(checkpoint.read(name) for name in self.parameters)
@@ -148,15 +148,15 @@ def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def base_vector(meter: Meter, paths: Artifacts) -> torch.Tensor:
-    return meter.read(paths.base / "model.safetensors")
+    return meter.read(paths.base)
 
 
 def model_vector(meter: Meter, paths: Artifacts, model: str) -> torch.Tensor:
-    return meter.read(paths.model(model) / "model.safetensors")
+    return meter.read(paths.model(model))
 
 
 def branch_vectors(meter: Meter, paths: Artifacts, model: Model) -> list[torch.Tensor]:
-    return [meter.read(paths.branch(name) / "model.safetensors") for name in model.branches]
+    return [meter.read(paths.branch(name)) for name in model.branches]
 
 
 def planned_model(
