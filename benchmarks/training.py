@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import statistics
 import tempfile
 import time
@@ -31,7 +32,6 @@ from merit.training.models import decoder, set_trainable
 from merit.training.sharding import crew
 
 PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12}  # dense bf16 FLOP/s
-BATCH = 32  # examples a step
 TARGET = 2.0
 
 
@@ -41,23 +41,17 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=12)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--pack-tokens", type=int, default=2048)
-    options.add_argument(
-        "--mfu-tokens", type=int, default=16384, help="of a packed row with images"
-    )
+    options.add_argument("--batch", type=int, default=32, help="examples a step")
+    options.add_argument("--mfu-tokens", type=int, default=16384, help="of a row with images")
     given = options.parse_args()
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} thread"
     result: dict[str, Any] = {"device": device, "torch": torch.__version__, **vars(given)}
-    model = random_model(given.shape, "cuda" if on_gpu else "cpu", torch.float32)
-    vocabulary = decoder(model).embed_tokens.weight.shape[0]
-    data = random_mixture(BATCH * given.steps, vocabulary)
-    lengths = data.num_tokens().reshape(-1, BATCH)
-    result["padding_share"] = 1 - float(lengths.sum() / (lengths.max(axis=1) * BATCH).sum())
-    if not on_gpu or given.rounds:
-        result |= compare(model, data, given, on_gpu)
+    data = random_mixture(given.batch * given.steps, 8000)
+    lengths = data.num_tokens().reshape(-1, given.batch)
+    result["padding_share"] = 1 - float(lengths.sum() / (lengths.max(axis=1) * given.batch).sum())
+    result |= compare(data, given, on_gpu)
     if on_gpu:
-        del model
-        torch.cuda.empty_cache()
         result["mfu"] = [mfu(given, device, checkpointing) for checkpointing in (False, True)]
     out = REPORTS_DIR / "benchmarks" / f"training-{'gpu' if on_gpu else 'cpu'}"
     write_json(out.with_suffix(".json"), result)
@@ -65,18 +59,18 @@ def main() -> None:
     print(page(result))
 
 
-def compare(model: Any, data: Encoded, given: Any, on_gpu: bool) -> dict[str, Any]:
+def compare(data: Encoded, given: Any, on_gpu: bool) -> dict[str, Any]:
     """Loss-bearing tokens a second of both, round by round, and their losses of the first step."""
     found: dict[str, list[float]] = {"packed": [], "padded": []}
     losses: dict[str, float] = {}
-    start = {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
     for _ in range(given.rounds):
         for kind, run in (("packed", packed), ("padded", padded)):
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(start[name])
-            seconds, losses[kind] = run(model, data, given.pack_tokens, on_gpu)
+            model = random_model(given.shape, "cuda" if on_gpu else "cpu", torch.float32)
+            seconds, losses[kind] = run(model, data, given, on_gpu)
             found[kind].append(seconds)
+            del model
+            gc.collect()
+            torch.cuda.empty_cache()
     count = int(data.num_targets(np.arange(len(data))).sum())
     rates = {k: count / statistics.median(v) for k, v in found.items()}
     return {
@@ -90,31 +84,41 @@ def compare(model: Any, data: Encoded, given: Any, on_gpu: bool) -> dict[str, An
     }
 
 
-def packed(model: Any, data: Encoded, pack_tokens: int, on_gpu: bool) -> tuple[float, float]:
+def packed(model: Any, data: Encoded, given: Any, on_gpu: bool) -> tuple[float, float]:
     """(seconds, loss of the first step) of the project's loop."""
     settings = Training(
         trainable=["decoder"],
-        optimizer=Optimizer(learning_rate=1e-5, batch_size=BATCH, schedule="constant"),
-        pack_tokens=pack_tokens,
+        optimizer=Optimizer(learning_rate=1e-5, batch_size=given.batch, schedule="constant"),
+        pack_tokens=given.pack_tokens,
         precision="bfloat16" if on_gpu else "float32",
     )
     records: list[dict[str, float]] = []
+    if on_gpu:
+        use_varlen(model)
     parameters = set_trainable(model, ["decoder"])
     began = time.monotonic()
-    train(
-        model,
-        parameters,
-        data,
-        np.arange(len(data)),
-        settings.optimizer,
-        what="benchmark",
-        settings=settings,
-        log=lambda record, timing: records.append(record),
-    )
+    with crew(settings.precision, False) as members:
+        train(
+            model,
+            parameters,
+            data,
+            np.arange(len(data)),
+            settings.optimizer,
+            what="benchmark",
+            settings=settings,
+            crew=members,
+            log=lambda record, timing: records.append(record),
+        )
     return time.monotonic() - began, records[0]["loss"]
 
 
-def padded(model: Any, data: Encoded, pack_tokens: int, on_gpu: bool) -> tuple[float, float]:
+def use_varlen(model: Any) -> None:
+    import merit.training.attention  # noqa: F401 - registers it
+
+    model.set_attn_implementation({"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"})
+
+
+def padded(model: Any, data: Encoded, given: Any, on_gpu: bool) -> tuple[float, float]:
     """The same of transformers' Trainer, its batches padded to their longest example."""
     from transformers import Trainer, TrainingArguments
 
@@ -132,8 +136,8 @@ def padded(model: Any, data: Encoded, pack_tokens: int, on_gpu: bool) -> tuple[f
     with tempfile.TemporaryDirectory(prefix="merit-benchmark-") as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            max_steps=len(data) // BATCH,
+            per_device_train_batch_size=given.batch,
+            max_steps=len(data) // given.batch,
             learning_rate=1e-5,
             lr_scheduler_type="constant",
             optim="adamw_torch_fused",
@@ -160,7 +164,7 @@ def padded(model: Any, data: Encoded, pack_tokens: int, on_gpu: bool) -> tuple[f
 def mfu(given: Any, device: str, checkpointing: bool) -> dict[str, Any]:
     """Tokens a second of packed rows with images, and their share of the card's peak."""
     model = random_model(given.shape, "cuda", torch.bfloat16)
-    model.set_attn_implementation({"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"})
+    use_varlen(model)
     config = model.config.text_config
     data = random_mixture(
         64 * given.steps, config.vocab_size, model.config.image_token_id, median=200

@@ -55,7 +55,7 @@ class Meter:
         return {"num_examples": self.num_examples, "num_tokens": int(self.num_tokens.sum())}
 
     def read(self, path: Path) -> torch.Tensor:
-        """theta of a checkpoint file, which may hold other tensors besides.
+        """theta of a checkpoint (folder or file), which may hold other tensors besides.
 
         Raises MeritError where a trained tensor is missing or has another shape.
         """
@@ -65,7 +65,7 @@ class Meter:
             found = checkpoint.shape(name) if name in known else None
             if found != tuple(parameter.shape):
                 raise MeritError(
-                    f"{path}: tensor {name!r}: found shape {found}, the base has "
+                    f"{checkpoint.path}: tensor {name!r}: found shape {found}, the base has "
                     f"{tuple(parameter.shape)}; train or merge it again from this base"
                 )
         return flatten(checkpoint.read(name) for name in self.parameters)
