@@ -156,6 +156,8 @@ def run(name: str, shard: str | None = None) -> None:
         try:
             extract(base, settings, folder, name, shard)
         except FileNotFoundError:
+            if folder.exists():
+                raise
             raise MeritError(
                 f"{folder}: gone; another process has finished the stage or begun it anew"
             ) from None
