@@ -153,7 +153,15 @@ def run(name: str, shard: str | None = None) -> None:
         }
     )
     if shard:
-        extract(base, settings, open_partial(paths.gradients, key), name, shard)
+        folder = open_partial(paths.gradients, key)
+        try:
+            extract(base, settings, folder, name, shard)
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            raise MeritError(
+                f"{folder}: gone; another process has finished the stage or begun it anew"
+            ) from None
         return
     with partial_folder(paths.gradients, key) as folder:
         extract(base, settings, folder, name)
@@ -188,15 +196,16 @@ def extract(
     representation = representation_of(settings)
     rows, finished = folder / "gradients.npy", _finished(folder, len(base.tasks))
     create_rows(rows, len(finished), representation.size(base.num_parameters))
-    mine = [task for task in share(shard, len(finished)) if not finished[task].is_file()]
+    mine = share(shard, len(finished))
     with Progress(f"{label}, gradients", len(mine)) as progress:
         for task in mine:
-            gradient = base.task_gradient(
-                task, settings.num_examples, settings.seed, representation
-            )
-            row = gradient.cpu().numpy()
-            write_row(rows, task, row)
-            write_json(finished[task], {"task": base.tasks[task], "norm": gradient_norm(row)})
+            if not finished[task].is_file():  # not even by another process meanwhile
+                gradient = base.task_gradient(
+                    task, settings.num_examples, settings.seed, representation
+                )
+                row = gradient.cpu().numpy()
+                write_row(rows, task, row)
+                write_json(finished[task], {"task": base.tasks[task], "norm": gradient_norm(row)})
             progress.advance()
 
 
