@@ -24,6 +24,8 @@ from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.stages import base, data, encode, gradients, merge, partition, train
 from merit.training.encoded import Encoded
+from merit.training.encoding import Template, template_of
+from merit.training.models import load_processor
 from tests import tiny_models
 from tests.public_fixtures import flan_record, llava_next, pack, picture, save, vision_flan_1k
 
@@ -212,6 +214,15 @@ def test_tokens_are_those_of_the_template_the_bytes_and_the_patches(
         "riddles": (1, 24 + 5 + 6, 7),
         "sums": (1, 24 + 4 + 1 + (8 + 3 + 14 + 1 + 1), 2 + 2),
     }
+
+
+def test_a_plain_text_begins_as_the_tokenizer_begins_it(text: Run, llama: Run) -> None:
+    for done, opening, end in (
+        (text, "", "<|endoftext|>"),
+        (llama, "<|begin_of_text|>", "<|eot_id|>"),
+    ):
+        processor = load_processor(done.paths.base)
+        assert template_of(processor, "plain") == Template(opening, "\n", "\n", "", end)
 
 
 def test_two_branches_spend_what_joint_training_spends(vision: Run, text: Run, llama: Run) -> None:
