@@ -356,6 +356,24 @@ def test_a_merged_llama_is_the_average_and_answers(llama: Run) -> None:
     assert answer(found, inputs) == answer(expected, inputs)
 
 
+def test_the_card_names_base_groups_weights_and_hashes(vision: Run, text: Run) -> None:
+    for done in (vision, text):
+        card = (done.merged / "README.md").read_text(encoding="utf-8")
+        base_hash = read_json(done.paths.base / "base.json")["base_hash"]
+        record = read_json(done.merged / "merge.json")
+        for expected in ("`checkpoint`", base_hash, record["checkpoint_hash"]):
+            assert expected in card
+        groups = read_json(done.paths.partition / "partitions.json")["merit-1d"]
+        for k, weight in enumerate(done.weights):
+            mine = [task for task in done.tasks if groups[task] == k]
+            listed = ", ".join(f"`{task}`" for task in mine)
+            assert f"- merit-1d-s1-g{k}: {listed}\n" in card
+            assert f"| merit-1d-s1-g{k} | {weight:.6f} | {len(mine)} |" in card
+        assert '"learning_rate": 0.01' in card
+    unchanged = (vision.paths.model("base") / "README.md").read_text(encoding="utf-8")
+    assert "## Branches" not in unchanged
+
+
 def test_the_base_comes_through_unchanged(vision: Run, text: Run, llama: Run) -> None:
     """`base` as a model: in its own type the same tensors, with its own files beside them."""
     for done in (vision, text, llama):
