@@ -19,7 +19,10 @@ import torch
 import yaml
 from torch.testing import assert_close
 
+from eval.report.drawings import held_out as held_out_figure
+from eval.stages import study
 from merit import plan
+from merit.data.examples import read_examples
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.stages import base, data, encode, gradients, merge, partition, train
@@ -30,6 +33,8 @@ from tests import tiny_models
 from tests.public_fixtures import flan_record, llava_next, pack, picture, save, vision_flan_1k
 
 NAME = "mine"
+ROOT = Path(__file__).parent.parent
+ROLES = ("user", "assistant") * 2
 OPTIMIZER = {"learning_rate": 0.01, "batch_size": 2, "warmup_ratio": 0.0}
 METHODS: dict[str, Any] = {
     "base": {"partition": "base"},
@@ -171,21 +176,37 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A sharded float32 Llama on one's own files, in float32, merged to bfloat16."""
+    """A sharded float32 Llama on one's own files, by the template's settings, with a tenth of them
+    held out; merged to bfloat16.
+    """
     folder = tmp_path_factory.mktemp("llama")
-    tiny_models.llama(folder / "checkpoint")
-    for task, turns in {"riddles": ["What?", "A hat."], "sums": ["1+1=", "2", "+1=", "3"]}.items():
-        roles = ("user", "assistant") * 2
-        messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]
-        save(folder / f"mixture/{task}.jsonl", json.dumps({"messages": messages}) + "\n")
-    return run(
-        folder,
-        {
-            "data": {"source": "jsonl", "folder": "mixture"},
-            "training": {"trainable": ["decoder"], "optimizer": OPTIMIZER},
-            "merge_dtype": "bfloat16",
-        },
-    )
+    tiny_models.llama(folder / "own/model")
+    tasks = {
+        "riddles": [["What?", "A hat."], ["Who is", "A cat."], ["Where", "At it!"]],
+        "sums": [["1+1=", "2", "+1=", "3"]],
+        "odes": [["Ode!", "O!"], ["Sing", "La"]],
+        "four": [["4", "four"]],
+    }
+    for task, examples in tasks.items():
+        lines = [
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": r, "content": t} for r, t in zip(ROLES, turns, strict=False)
+                    ]
+                }
+            )
+            for turns in examples
+        ]
+        save(folder / f"own/mixture/{task}.jsonl", "\n".join(lines) + "\n")
+    values = yaml.safe_load((ROOT / "experiments/template_text.yaml").read_text())
+    values["training"]["optimizer"] |= OPTIMIZER
+    values["report"] |= {"curves": [], "partition": "merit-1d"}
+    done = run(folder, values | {"name": NAME, "methods": METHODS, "merge_dtype": "bfloat16"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        study.run(NAME, "held_out")
+    return done
 
 
 # --- tokens and budgets ---------------------------------------------------------------------------
@@ -211,8 +232,10 @@ def test_tokens_are_those_of_the_template_the_bytes_and_the_patches(
         "bool_q": (2, (12 + 1 + 3 + 1) + (8 + 1 + 2 + 1), 4 + 3),
     }
     assert llama.tasks == {
-        "riddles": (1, 24 + 5 + 6, 7),
+        "riddles": (2, 2 * (24 + 5 + 6), 2 * 7),  # of three; each is as long
+        "odes": (1, 24 + 4 + 2, 3),  # of two
         "sums": (1, 24 + 4 + 1 + (8 + 3 + 14 + 1 + 1), 2 + 2),
+        "four": (1, 24 + 1 + 4, 5),
     }
 
 
@@ -238,7 +261,7 @@ def test_two_branches_spend_what_joint_training_spends(vision: Run, text: Run, l
 def test_every_task_has_a_sketch_and_a_group(vision: Run, text: Run, llama: Run) -> None:
     for done in (vision, text, llama):
         rows = np.load(done.paths.gradients / "gradients.npy")
-        assert rows.shape == (len(done.tasks), 512)
+        assert rows.shape == (len(done.tasks), 65_536 if done is llama else 512)
         assert (np.linalg.norm(rows, axis=1) > 0).all()
         groups = read_json(done.paths.partition / "partitions.json")["merit-1d"]
         assert set(groups) == set(done.tasks)
@@ -354,6 +377,36 @@ def test_a_merged_llama_is_the_average_and_answers(llama: Run) -> None:
     )
     assert inputs["input_ids"].shape == (1, 9 + 5 + 14)
     assert answer(found, inputs) == answer(expected, inputs)
+
+
+def test_every_models_loss_on_what_was_held_out(llama: Run) -> None:
+    """Of tasks with more than one example; by the models as transformers alone loads them."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    folder = llama.paths.root.parent / "reports/studies" / NAME / "held_out"
+    tables = read_json(folder / "result.json")["tables"]
+    assert (folder / "held_out.csv").is_file()
+    assert [row["task"] for row in tables["held_out_tasks"]] == ["odes", "riddles"]
+    assert [row["num_examples"] for row in tables["held_out_tasks"]] == [1, 1]
+    tokenizer = AutoTokenizer.from_pretrained(llama.merged)
+    losses = {}
+    for name in ("base", "merit-1d-s1"):
+        model = LlamaForCausalLM.from_pretrained(llama.paths.model(name))
+        for row in tables["held_out_tasks"]:
+            (example,) = read_examples(llama.paths.data / "held_out" / f"{row['task']}.jsonl")
+            ids = torch.tensor([tokenizer.apply_chat_template(list(example.messages))["input_ids"]])
+            bearing = len(example.messages[1]["content"]) + 1
+            labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - bearing, ids, -100)
+            with torch.no_grad():
+                losses[name, row["task"]] = model(input_ids=ids, labels=labels).loss.item()
+            assert row[name] == pytest.approx(losses[name, row["task"]], rel=1e-3)
+    for row in tables["held_out"]:
+        if row["model"] in ("base", "merit-1d-s1"):
+            mine = [losses[row["model"], task] for task in ("odes", "riddles")]
+            assert row["loss"] == pytest.approx(sum(mine) / 2, rel=1e-3)
+    assert len({row["loss"] for row in tables["held_out"]}) == 3
+    held_out_figure.draw({"tables": tables}, folder)
+    assert (folder / "figures/held_out.png").is_file()
 
 
 def test_the_card_names_base_groups_weights_and_hashes(vision: Run, text: Run) -> None:
