@@ -50,23 +50,7 @@ EXPERIMENT: dict[str, Any] = {
     "evaluation": {"benchmarks": ["mini_scene"]},
     "report": {"title": "Real shapes", "paper_table": "table02_vision_flan_3b"},
 }
-WORDS = [
-    "say",
-    "yes",
-    "no",
-    "red",
-    "blue",
-    "green",
-    "what",
-    "color",
-    "is",
-    "it",
-    "one",
-    "two",
-    "three",
-    "left",
-    "right",
-]
+WORDS = ["say", "yes", "no", "red", "blue", "what", "color", "is", "it", "one", "two", "three"]
 
 
 def main() -> None:
