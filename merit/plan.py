@@ -203,7 +203,8 @@ def recipe(experiment: Experiment, model: Model) -> dict[str, Any]:
     `origin` is what its card says of the base.
     """
     base = experiment.base
-    name = base.hub or base.checkpoint or f"trained from scratch: experiments/{experiment.name}"
+    scratch = "assembled" if base.assemble else "trained from scratch"
+    name = base.hub or base.checkpoint or f"{scratch}: experiments/{experiment.name}"
     return {
         "origin": {"name": name, "revision": base.revision},
         "model": model.id,
