@@ -18,6 +18,7 @@ from public_fixtures import flan_record, pack, picture, said, save
 from merit.config_data import JsonlData, PublicData, TaskRule
 from merit.data.examples import Example, load_image, read_examples
 from merit.data.sources import writer
+from merit.data.sources.public import needs
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
@@ -445,6 +446,28 @@ def test_a_rehearsal_is_the_same_sources_cut_down() -> None:
     assert [entry.tasks for entry in small.sources] == [TaskRule(minimum=50, draw=1), ["ai2d"]]
     assert [entry.max_examples for entry in small.sources] == [50, 50]
     assert small.pretraining["captions"][0].max_examples == 50
+
+
+def test_what_a_mixture_needs_is_told_before_anything_is_fetched() -> None:
+    public_fixtures.lay(Path("sources"), "vision_flan_1k")
+    rows = needs(
+        public(
+            VISION,
+            {"name": "vlguard"},
+            {"name": "lvis_instruct4v"},
+            {"name": "the_cauldron", "tasks": ["ai2d"]},
+            pretraining={"captions": [{"name": "lrv_instruction"}]},
+        )
+    )
+    assert [row["missing"] for row in rows] == [
+        *([], ["train.json", "train.zip|train"], ["lvis_instruct4v_220k.json"]),
+        *(["ai2d/train-*.parquet"], ["filter_cap*.json"]),
+    ]
+    assert [row["gated"] for row in rows] == [False, True, False, False, False]
+    assert [row["images"] for row in rows] == ["", "", "sources/images", "", "sources/images"]
+    assert not any(row["images_here"] for row in rows if row["images"])
+    assert [row["gigabytes"] for row in rows] == [36.4, None, 0.4, 170.0, None]
+    assert "Google Drive" in rows[-1]["hint"]
 
 
 # --- one's own folder ---------------------------------------------------------------------------

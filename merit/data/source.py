@@ -55,6 +55,8 @@ class Source:
     tasks: tuple[str, ...] = ()
     images: Images = "beside"
     archives: tuple[str, ...] = ()
+    gigabytes: float | None = None  # of all that `files` and `archives` name; None: not known
+    gated: bool = False
     hint: str = ""
 
 

@@ -67,4 +67,5 @@ SOURCE = Source(
     records=records,
     convert=convert,
     tasks=(TASK,),
+    gigabytes=0.01,
 )

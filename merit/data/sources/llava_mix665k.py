@@ -55,4 +55,5 @@ SOURCE = Source(
     convert=convert,
     tasks=TASKS,
     images="shared",
+    gigabytes=1.0,
 )

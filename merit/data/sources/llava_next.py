@@ -47,4 +47,5 @@ SOURCE = Source(
     records=records,
     convert=convert,
     images="rows",
+    gigabytes=92.0,
 )

@@ -45,4 +45,5 @@ SOURCE = Source(
     convert=convert,
     archives=(f"{IMAGES}|00000",),
     tasks=(TASK,),
+    gigabytes=27.6,
 )

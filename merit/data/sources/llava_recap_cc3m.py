@@ -45,4 +45,5 @@ SOURCE = Source(
     convert=convert,
     images="rows",
     tasks=(TASK,),
+    gigabytes=138.5,
 )

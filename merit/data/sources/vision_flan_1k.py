@@ -47,4 +47,5 @@ SOURCE = Source(
     records=records,
     convert=convert,
     archives=(f"{IMAGES}|{FOLDER}",),
+    gigabytes=36.4,
 )

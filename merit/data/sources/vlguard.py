@@ -65,4 +65,5 @@ SOURCE = Source(
     convert=convert,
     archives=(f"{IMAGES}|train",),
     tasks=(TASK,),
+    gated=True,
 )
