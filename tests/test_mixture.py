@@ -17,7 +17,7 @@ from public_fixtures import flan_record, pack, picture, said, save
 
 from merit.config_data import JsonlData, PublicData, TaskRule
 from merit.data.examples import Example, load_image, read_examples
-from merit.data.sources import writer
+from merit.data.sources import the_cauldron, writer
 from merit.data.sources.public import needs
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
@@ -158,7 +158,14 @@ def test_tasks_with_too_few_examples_are_left_out() -> None:
     manifest = write(public({**VISION, "tasks": {"minimum": 3, "note": "an inference"}}))
     assert [entry["task"] for entry in read_json(TARGET / "mixture/tasks.json")] == ["a", "c"]
     assert manifest["mixture"][0]["selection"] == {
-        **{"seed": 42, "num_tasks_found": 3, "minimum": 3, "draw": None, "note": "an inference"}
+        **{
+            "seed": 42,
+            "num_tasks_found": 3,
+            "minimum": 3,
+            "draw": None,
+            "exclude": [],
+            "note": "an inference",
+        }
     }
 
 
@@ -170,6 +177,10 @@ def test_tasks_are_drawn_by_the_seed() -> None:
     assert choose(counts, rule, 42, "k") != choose(counts, rule, 43, "k")
     with pytest.raises(MeritError, match="key `k`: `draw`: found 16, but 15 of 20 tasks have 5 ex"):
         choose(counts, TaskRule(minimum=5, draw=16), 42, "k")
+    without = TaskRule(minimum=18, exclude=["t19"])
+    assert choose(counts, without, 42, "k") == ["t18"]
+    with pytest.raises(MeritError, match=r"key `k`: no task is called 't20'. Did you mean `t2`\?"):
+        choose(counts, TaskRule(exclude=["t20"]), 42, "k")
     with pytest.raises(MeritError, match="key `k`: no task has 50 examples or more"):
         choose(counts, TaskRule(minimum=50), 42, "k")
 
@@ -179,6 +190,9 @@ def test_a_config_that_is_not_wanted_need_not_be_there() -> None:
     (folder / "nlvr2/train-00000-of-00001-cc.parquet").write_bytes(b"broken")
     write(public({"name": "the_cauldron", "tasks": ["ai2d"]}, download=False))
     assert ids("ai2d") == [f"ai2d/train-0000{i}-of-00002-{'ab'[i] * 2}.parquet/0" for i in (0, 1)]
+    others = [task for task in the_cauldron.TASKS if task != "ai2d"]
+    write(public({"name": "the_cauldron", "tasks": {"exclude": others}}, download=False))
+    assert len(ids("ai2d")) == 2
     drawn = public({"name": "the_cauldron", "tasks": {"draw": 1}}, seed=1, download=False)
     with pytest.raises(MeritError, match=r"the_cauldron: missing \w+/train-\*\.parquet; lay the"):
         write(drawn)

@@ -113,20 +113,27 @@ def convert_all(part: Part, spool: Spool, wanted: Collection[str] | None) -> Non
 
 
 def write_part(
-    part: Part, rules: Rules, spool: Spool, write: Callable[[str, str, dict[str, Any]], None]
+    part: Part,
+    rules: Rules,
+    spool: Spool,
+    wanted: Sequence[str] | None,
+    write: Callable[[str, str, dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Choose, draw and `write(task, split, example)`; what the manifest says of the source.
 
+    `wanted` are the tasks, where they were chosen before reading.
     Raises MeritError for bad records of the chosen tasks (`on_bad_record: error`), a task without
     one good example, or a choice that cannot be met.
     """
     _stop_for_bad(part, rules, {"": spool.bad.get("", [])})
     candidates = dict.fromkeys(spool.left_out | (spool.bad.keys() - {""}), 0) | spool.counts
-    if not isinstance(part.tasks, TaskRule):
-        check_known(part.tasks, sorted(candidates), part.key)
+    every = isinstance(part.tasks, TaskRule) and part.tasks.draw is None
+    if wanted is not None and not every:  # by a rule for all, a task without a record is no task
+        check_known(wanted, sorted(candidates), part.key)
     if not spool.places:
         raise MeritError(_without_example(part, spool))
-    chosen = choose(candidates, part.tasks, rules.seed, part.key)
+    choice = part.tasks if wanted is None else [task for task in wanted if task in candidates]
+    chosen = choose(candidates, choice, rules.seed, part.key)
     tasks, bad = [], {"": spool.bad.get("", [])}
     with Progress(part.name, len(chosen)) as progress:
         for task in chosen:

@@ -154,7 +154,7 @@ def _write(part: Part, rules: Rules, folder: Path, write: Write) -> dict[str, An
     with tempfile.TemporaryFile(dir=folder) as file:
         spool = Spool(file)
         convert_all(part, spool, wanted)
-        result = write_part(part, rules, spool, write)
+        result = write_part(part, rules, spool, wanted, write)
     return {
         "source": part.name,
         "repository": source.repository,
