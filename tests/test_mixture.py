@@ -96,6 +96,8 @@ def test_a_mixture_is_what_the_next_stage_reads() -> None:
         *("benchmarks", "manifest.json", "mixture", "pretraining")
     ]
     vision, other = manifest["mixture"]
+    assert (vision["num_records"], vision["num_records_stated"]) == (3, 186_103)
+    assert (other["num_records"], other["num_records_stated"]) == (3, None)
     assert vision["revision"] == "24ba71985e7424afe1262bfe302b022ae1c76ce8"
     assert other["licence"] == "prompts CC BY 4.0; each sub-dataset's own"
     assert [file["file"] for file in other["files"]] == [

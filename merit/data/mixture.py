@@ -37,6 +37,7 @@ class Spool:
     places: dict[str, array[int]] = field(default_factory=dict)  # task -> where its lines begin
     bad: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)  # tasks that were seen and are not wanted
+    num_records: int = 0
 
     def add(self, example: Example, where: str) -> None:
         self.places.setdefault(example.task, array("q")).append(self.file.tell())
@@ -97,6 +98,7 @@ def wanted_before_reading(part: Part, seed: int) -> list[str] | None:
 def convert_all(part: Part, spool: Spool, wanted: Collection[str] | None) -> None:
     """Every record of the wanted tasks into the spool, or among its bad records."""
     for record in part.source.records(part.folder, wanted):
+        spool.num_records += 1
         if record.task and wanted is not None and record.task not in wanted:
             spool.left_out.add(record.task)
             continue
@@ -146,7 +148,13 @@ def write_part(
         part.tasks.model_dump() if isinstance(part.tasks, TaskRule) else {"listed": len(chosen)}
     )
     listed = [{"task": task, **entry} for task, entries in bad.items() for entry in entries]
-    return {"selection": selection, "tasks": tasks, "bad_records": listed}
+    return {
+        "num_records": spool.num_records,
+        "num_records_stated": part.source.num_records,
+        "selection": selection,
+        "tasks": tasks,
+        "bad_records": listed,
+    }
 
 
 def _write_task(

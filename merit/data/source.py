@@ -57,6 +57,7 @@ class Source:
     archives: tuple[str, ...] = ()
     gigabytes: float | None = None  # of all that `files` and `archives` name; None: not known
     gated: bool = False
+    num_records: int | None = None  # as its authors or the hub state them; in the manifest
     hint: str = ""
 
 

@@ -68,4 +68,5 @@ SOURCE = Source(
     convert=convert,
     tasks=(TASK,),
     gigabytes=0.01,
+    num_records=12_356,
 )

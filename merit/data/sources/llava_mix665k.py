@@ -56,4 +56,5 @@ SOURCE = Source(
     tasks=TASKS,
     images="shared",
     gigabytes=1.0,
+    num_records=665_298,
 )

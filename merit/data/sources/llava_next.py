@@ -48,4 +48,5 @@ SOURCE = Source(
     convert=convert,
     images="rows",
     gigabytes=92.0,
+    num_records=779_289,
 )

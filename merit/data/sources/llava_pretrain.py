@@ -46,4 +46,5 @@ SOURCE = Source(
     archives=(f"{IMAGES}|00000",),
     tasks=(TASK,),
     gigabytes=27.6,
+    num_records=558_128,
 )

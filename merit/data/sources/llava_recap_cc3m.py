@@ -46,4 +46,5 @@ SOURCE = Source(
     images="rows",
     tasks=(TASK,),
     gigabytes=138.5,
+    num_records=2_857_560,
 )

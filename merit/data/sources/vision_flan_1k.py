@@ -48,4 +48,5 @@ SOURCE = Source(
     convert=convert,
     archives=(f"{IMAGES}|{FOLDER}",),
     gigabytes=36.4,
+    num_records=186_103,
 )

@@ -66,4 +66,5 @@ SOURCE = Source(
     archives=(f"{IMAGES}|train",),
     tasks=(TASK,),
     gated=True,
+    num_records=2_000,
 )
