@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from public_fixtures import flan_record, pack, picture, said, save
 
 from merit.config_data import JsonlData, PublicData, TaskRule
+from merit.data import mixture
 from merit.data.examples import Example, load_image, read_examples
 from merit.data.sources import the_cauldron, writer
 from merit.data.sources.public import needs
@@ -357,6 +358,13 @@ def test_images_are_left_unopened_where_that_is_asked_for() -> None:
     lay(records("a", 1, "x.jpg"), x=wide())
     write(public(VISION, check_images="exists"))
     assert len(ids("a")) == 1
+
+
+def test_images_are_checked_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture, "AT_A_TIME", 3)
+    lay([*records("a", 7), *records("a", 1, "x.jpg"), *records("a", 2)], x=b"broken")
+    write(public(VISION, on_bad_record="skip"))
+    assert ids("a") == [f"a-{i}@{i + 1}" for i in range(7)] + ["a-0@9", "a-1@10"]
 
 
 def test_the_place_of_a_broken_example_goes_to_the_next_one() -> None:

@@ -26,6 +26,7 @@ from merit.errors import MeritError
 from merit.progress import Progress
 
 WIDEST = 200  # the ratio of an image's sides above which Qwen2.5-VL's processor raises
+AT_A_TIME = 4096  # examples in memory while their images are checked
 SHOWN = 5  # bad records that an error lists; the manifest lists all
 
 
@@ -217,8 +218,12 @@ def _broken(
         return None
 
     indices = sorted(indices)  # images of a parquet file in their order
+    found: dict[int, dict[str, str] | None] = {}
     with ThreadPoolExecutor() as threads:
-        return dict(zip(indices, threads.map(check, spool.read(task, indices)), strict=True))
+        for start in range(0, len(indices), AT_A_TIME):
+            part_of = indices[start : start + AT_A_TIME]
+            found |= zip(part_of, threads.map(check, spool.read(task, part_of)), strict=True)
+    return found
 
 
 def check_image(path: Path, decode: bool = True) -> None:
