@@ -55,19 +55,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="merit",
         description="MERIT: split a mixture by gradient conflict, train branches, average once.",
-        epilog="The stages are what dvc.yaml runs; `dvc repro` or `make repro` runs them in order.",
+        epilog="The stages of pipeline.yaml; `dvc repro` or `make repro` runs them in order.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary)
 
-    add("plan", "write experiments/plan.yaml from params.yaml and the experiments")
+    add("plan", "write every experiment's plan.yaml from params.yaml and the experiments")
     for stage, (_, summary, item) in STAGES.items():
         command = add(stage, summary)
         command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
         if item:
-            command.add_argument("item", help=f"the {item}'s name in experiments/plan.yaml")
+            command.add_argument("item", help=f"the {item}'s name in its plan.yaml")
     add("index", "the pages over all experiments, and README's tables")
     add("track", "carry the records into MLflow, as the last stage does").add_argument(
         "action", nargs="?", choices=["sync"], help="sync: fail where MLflow cannot be reached"
@@ -81,12 +81,18 @@ def _parser() -> argparse.ArgumentParser:
 def _dispatch(options: argparse.Namespace) -> None:
     name = options.command
     if name == "plan":
-        from merit.plan import PLAN_FILE, write_plan
+        from merit.plan import write_plan
 
-        print(f"{PLAN_FILE}: {'written' if write_plan() else 'unchanged'}")
+        for path in (changed := write_plan()):
+            print(f"{path}: {'written' if path.is_file() else 'removed'}")
+        if not changed:
+            print("every plan is unchanged")
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))
     elif name == "index":
+        from merit.plan import check_plans
+
+        check_plans()
         importlib.import_module("eval.stages.index").run()
     elif name == "repro":
         importlib.import_module("merit.repro").repro()
