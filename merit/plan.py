@@ -64,8 +64,10 @@ def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
     """What pipeline.yaml reads of an experiment: four names, and a row a stage that is looped."""
     x, todo = experiment.name, plan(experiment)
     stem, _, part = x.partition("-")
-    code = "merit/mini" if experiment.data.source.startswith("mini_") else "merit/data/sources"
-    source = {"mini_world": "/world", "mini_text": "/text"}.get(experiment.data.source, "")
+    generated = {"mini_world": "merit/mini/world", "mini_text": "merit/mini/text"}
+    source = generated.get(experiment.data.source, "merit/data")
+    if experiment.data.source == "jsonl":
+        source = experiment.data.folder  # one's own files change more often than what reads them
     built = experiment.base.architecture is not None
     studies = {}
     for name, study in experiment.studies.named.items():
@@ -77,13 +79,15 @@ def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
     return {
         "x": x,
         "yaml": f"{EXPERIMENTS_DIR}/{stem}.yaml",
-        "source": f"{code}{source}",
+        "source": source,
         "builder": "merit/mini/nets.py" if built else "merit/data/hub.py",
         # what a base learns from and what models are asked, where the data stage writes them
         "lessons": f"artifacts/{x}/data/pretraining"
         if experiment.base.phases
         else "merit/errors.py",
-        "questions": f"artifacts/{x}/data/benchmarks" if source else "eval/benchmarks.yaml",
+        "questions": f"artifacts/{x}/data/benchmarks"
+        if experiment.data.source in generated
+        else "eval/benchmarks.yaml",
         "branches": {branch.id: {"run": branch.run} for branch in todo.branches.values()},
         "models": {model.id: merged_from(model, todo) for model in todo.models.values()},
         "studies": studies,
