@@ -157,7 +157,7 @@ def test_a_hub_model_does_not_depend_on_the_miniatures_builder(tmp_path: Path) -
     from tests.synthetic import experiment
 
     rows = plan_rows(experiment(), "default")  # its base is a checkpoint
-    assert rows["builder"] == "merit/training/models.py"
+    assert rows["builder"] == "merit/data/hub.py"
 
 
 def test_without_studies_their_folder_is_not_missed() -> None:

@@ -98,22 +98,27 @@ def rows() -> dict[str, dict[str, Any]]:
 # --- the names ----------------------------------------------------------------------------------
 
 
+def read(x: str) -> dict[str, str]:
+    data = f"artifacts/{x}/data"
+    return {"lessons": f"{data}/pretraining", "questions": f"{data}/benchmarks"}
+
+
 def test_the_rows_of_a_small_experiment_by_hand(folder: Path) -> None:
     found = rows()
     names = {"yaml": "experiments/tiny.yaml", "source": "merit/mini/world"}
     names["builder"] = "merit/mini/nets.py"
     scores = "evaluation/scores.json"
     weak = {
-        **{"x": "tiny-weak", **names},
+        **{"x": "tiny-weak", **names, **read("tiny-weak")},
         "branches": {"joint-1ep-lr0.5-s1": {"run": "joint-1ep-lr0.5"}},
         "models": {
-            "base": {"from": "base", "with": "base/model.safetensors"},
+            "base": {"from": "base", "with": "base/base.json"},
             "joint-1ep-lr0.5-s1": {"from": "branches/joint-1ep-lr0.5", "with": "base"},
         },
         **{"studies": {}, "reports": {}},
     }
     tiny = {
-        **{"x": "tiny", **names},
+        **{"x": "tiny", **names, **read("tiny")},
         "branches": {
             "joint-1ep-s1": {"run": "joint-1ep"},  # the soup's members are these
             "joint-1ep-s2": {"run": "joint-1ep"},
@@ -122,7 +127,7 @@ def test_the_rows_of_a_small_experiment_by_hand(folder: Path) -> None:
             "joint-1ep-lr0.5-s1": {"run": "joint-1ep-lr0.5"},
         },
         "models": {
-            "base": {"from": "base", "with": "base/model.safetensors"},
+            "base": {"from": "base", "with": "base/base.json"},
             "joint-1ep-s1": {"from": "branches/joint-1ep", "with": "base"},
             "joint-1ep-s2": {"from": "branches/joint-1ep", "with": "base"},
             "soup-2-s1": {"from": "branches/joint-1ep", "with": "base"},
@@ -184,9 +189,11 @@ def test_the_plan_is_a_line_a_name_and_the_same_bytes_every_time(folder: Path) -
     text = PLAN.read_text(encoding="utf-8")
     assert text == render(found) == render(copy.deepcopy(found))
     assert yaml.safe_load(text) == found
-    assert text.splitlines()[2:9] == [
+    assert text.splitlines()[2:11] == [
         *("", "x: tiny", "yaml: experiments/tiny.yaml", "source: merit/mini/world"),
-        *("builder: merit/mini/nets.py", "branches:", "  joint-1ep-s1: {run: joint-1ep}"),
+        *("builder: merit/mini/nets.py", "lessons: artifacts/tiny/data/pretraining"),
+        *("questions: artifacts/tiny/data/benchmarks", "branches:"),
+        "  joint-1ep-s1: {run: joint-1ep}",
     ]
     names = sum(len(entries) for entries in found.values() if isinstance(entries, dict))
     assert len(text.splitlines()) == 3 + len(found) + names
