@@ -29,11 +29,13 @@ OnBadRecord = Literal["error", "skip"]
 class TaskRule(Settings):
     """Tasks by rule: of those with at least `minimum` examples all, or `draw` of them by the seed.
 
-    `note` goes into the manifest: what stands behind the numbers.
+    Those of `exclude` are left out first. `note` goes into the manifest: what stands behind the
+    numbers.
     """
 
     minimum: PositiveInt = 1
     draw: PositiveInt | None = None
+    exclude: list[str] = []
     note: str = ""
 
 

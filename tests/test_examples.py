@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from merit.data.examples import Example, has_image, load_image, make_example, read_examples
+from merit.data.examples import (
+    Example,
+    has_image,
+    image_size,
+    load_image,
+    make_example,
+    read_examples,
+)
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from merit.stages.encode import task_examples, task_names
@@ -115,6 +124,19 @@ def test_a_truncated_image_is_refused(tmp_path: Path, kept: float) -> None:
     path.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
     with pytest.raises(MeritError, match=r"x\.png: not a readable image"):
         load_image(path)
+
+
+@pytest.mark.parametrize("read", [load_image, image_size])
+def test_a_header_that_claims_a_billion_pixels_is_refused(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, format="BMP")
+    content = bytearray(buffer.getvalue())
+    content[18:26] = struct.pack("<ii", 40_000, 40_000)
+    (tmp_path / "x.bmp").write_bytes(content)
+    with pytest.raises(MeritError, match=r"x\.bmp: not a readable image .*decompression bomb"):
+        read(tmp_path / "x.bmp")
 
 
 def test_a_missing_image_is_refused(tmp_path: Path) -> None:

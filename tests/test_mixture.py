@@ -11,18 +11,24 @@ from typing import Any
 
 import public_fixtures
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from public_fixtures import flan_record, pack, picture, said, save
 
+from merit.config import load_experiment
 from merit.config_data import JsonlData, PublicData, TaskRule
+from merit.data import mixture
 from merit.data.examples import Example, load_image, read_examples
-from merit.data.sources import writer
+from merit.data.sources import the_cauldron, writer
+from merit.data.sources.public import needs
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
+from merit.plan import plan_rows
 from merit.stages.encode import task_examples, task_names
 
+ROOT = Path(__file__).parent.parent
 TARGET = Path("artifacts/x/data")
 
 
@@ -95,6 +101,8 @@ def test_a_mixture_is_what_the_next_stage_reads() -> None:
         *("benchmarks", "manifest.json", "mixture", "pretraining")
     ]
     vision, other = manifest["mixture"]
+    assert (vision["num_records"], vision["num_records_stated"]) == (3, 186_103)
+    assert (other["num_records"], other["num_records_stated"]) == (3, None)
     assert vision["revision"] == "24ba71985e7424afe1262bfe302b022ae1c76ce8"
     assert other["licence"] == "prompts CC BY 4.0; each sub-dataset's own"
     assert [file["file"] for file in other["files"]] == [
@@ -157,7 +165,14 @@ def test_tasks_with_too_few_examples_are_left_out() -> None:
     manifest = write(public({**VISION, "tasks": {"minimum": 3, "note": "an inference"}}))
     assert [entry["task"] for entry in read_json(TARGET / "mixture/tasks.json")] == ["a", "c"]
     assert manifest["mixture"][0]["selection"] == {
-        **{"seed": 42, "num_tasks_found": 3, "minimum": 3, "draw": None, "note": "an inference"}
+        **{
+            "seed": 42,
+            "num_tasks_found": 3,
+            "minimum": 3,
+            "draw": None,
+            "exclude": [],
+            "note": "an inference",
+        }
     }
 
 
@@ -169,6 +184,10 @@ def test_tasks_are_drawn_by_the_seed() -> None:
     assert choose(counts, rule, 42, "k") != choose(counts, rule, 43, "k")
     with pytest.raises(MeritError, match="key `k`: `draw`: found 16, but 15 of 20 tasks have 5 ex"):
         choose(counts, TaskRule(minimum=5, draw=16), 42, "k")
+    without = TaskRule(minimum=18, exclude=["t19"])
+    assert choose(counts, without, 42, "k") == ["t18"]
+    with pytest.raises(MeritError, match=r"key `k`: no task is called 't20'. Did you mean `t2`\?"):
+        choose(counts, TaskRule(exclude=["t20"]), 42, "k")
     with pytest.raises(MeritError, match="key `k`: no task has 50 examples or more"):
         choose(counts, TaskRule(minimum=50), 42, "k")
 
@@ -178,6 +197,9 @@ def test_a_config_that_is_not_wanted_need_not_be_there() -> None:
     (folder / "nlvr2/train-00000-of-00001-cc.parquet").write_bytes(b"broken")
     write(public({"name": "the_cauldron", "tasks": ["ai2d"]}, download=False))
     assert ids("ai2d") == [f"ai2d/train-0000{i}-of-00002-{'ab'[i] * 2}.parquet/0" for i in (0, 1)]
+    others = [task for task in the_cauldron.TASKS if task != "ai2d"]
+    write(public({"name": "the_cauldron", "tasks": {"exclude": others}}, download=False))
+    assert len(ids("ai2d")) == 2
     drawn = public({"name": "the_cauldron", "tasks": {"draw": 1}}, seed=1, download=False)
     with pytest.raises(MeritError, match=r"the_cauldron: missing \w+/train-\*\.parquet; lay the"):
         write(drawn)
@@ -342,6 +364,13 @@ def test_images_are_left_unopened_where_that_is_asked_for() -> None:
     assert len(ids("a")) == 1
 
 
+def test_images_are_checked_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture, "AT_A_TIME", 3)
+    lay([*records("a", 7), *records("a", 1, "x.jpg"), *records("a", 2)], x=b"broken")
+    write(public(VISION, on_bad_record="skip"))
+    assert ids("a") == [f"a-{i}@{i + 1}" for i in range(7)] + ["a-0@9", "a-1@10"]
+
+
 def test_the_place_of_a_broken_example_goes_to_the_next_one() -> None:
     lay([*records("a", 20, "x.jpg"), *records("a", 6)], x=b"broken")
     manifest = write(public({**VISION, "max_examples": 5}, on_bad_record="skip"))
@@ -447,6 +476,28 @@ def test_a_rehearsal_is_the_same_sources_cut_down() -> None:
     assert small.pretraining["captions"][0].max_examples == 50
 
 
+def test_what_a_mixture_needs_is_told_before_anything_is_fetched() -> None:
+    public_fixtures.lay(Path("sources"), "vision_flan_1k")
+    rows = needs(
+        public(
+            VISION,
+            {"name": "vlguard"},
+            {"name": "lvis_instruct4v"},
+            {"name": "the_cauldron", "tasks": ["ai2d"]},
+            pretraining={"captions": [{"name": "lrv_instruction"}]},
+        )
+    )
+    assert [row["missing"] for row in rows] == [
+        *([], ["train.json", "train.zip|train"], ["lvis_instruct4v_220k.json"]),
+        *(["ai2d/train-*.parquet"], ["filter_cap*.json"]),
+    ]
+    assert [row["gated"] for row in rows] == [False, True, False, False, False]
+    assert [row["images"] for row in rows] == ["", "", "sources/images", "", "sources/images"]
+    assert not any(row["images_here"] for row in rows if row["images"])
+    assert [row["gigabytes"] for row in rows] == [36.4, None, 0.4, 170.0, None]
+    assert "Google Drive" in rows[-1]["hint"]
+
+
 # --- one's own folder ---------------------------------------------------------------------------
 
 
@@ -523,3 +574,21 @@ def test_a_folder_that_is_not_there_or_empty_is_named() -> None:
     Path("mine").mkdir()
     with pytest.raises(MeritError, match=r"mine: no \.jsonl file; one for each task"):
         write(own())
+
+
+@pytest.mark.parametrize(
+    ("data", "source"),
+    [
+        ({"source": "jsonl", "folder": "mine"}, "mine"),
+        ({"source": "public", "sources": [{"name": "flan"}]}, "merit/data"),
+    ],
+)
+def test_the_data_stage_depends_on_ones_own_files_or_on_what_reads_public_ones(
+    data: dict[str, Any], source: str
+) -> None:
+    values = yaml.safe_load((ROOT / "experiments/mini_text.yaml").read_text(encoding="utf-8"))
+    values |= {"name": "x", "data": data, "base": {"checkpoint": "theta0"}}
+    save(Path("experiments/x.yaml"), yaml.safe_dump(values))
+    rows = plan_rows(load_experiment("x"), "default")
+    assert rows["source"] == source
+    assert rows["questions"] == "eval/benchmarks.yaml"

@@ -31,7 +31,6 @@ EXPERIMENT = {
         ],
     },
     "base": {"checkpoint": "theta0"},
-    "encoding": {"cache_images": True},
     "gradients": {"num_examples": 2, "stride": 1, "batch_size": 2},
     "training": {"trainable": ["decoder"], "optimizer": OPTIMIZER},
     "methods": {"merit-1d": {"partition": "merit", "axes": 1}},

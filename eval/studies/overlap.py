@@ -191,7 +191,7 @@ def _decoded(cell: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(base64.b64decode(cell))) as image:
             return image.convert("RGB")
-    except (OSError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MeritError(f"an image of a benchmark is not readable ({error})") from None
 
 

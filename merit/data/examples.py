@@ -167,7 +167,7 @@ def _opened(path: Path, use: Callable[[Image.Image], Result]) -> Result:
             return use(image)
     except FileNotFoundError:
         raise MeritError(f"{path}: image not found; an example refers to it") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MeritError(
             f"{path}: not a readable image ({error}); fetch or write it anew"
         ) from None

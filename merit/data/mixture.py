@@ -26,6 +26,7 @@ from merit.errors import MeritError
 from merit.progress import Progress
 
 WIDEST = 200  # the ratio of an image's sides above which Qwen2.5-VL's processor raises
+AT_A_TIME = 4096  # examples in memory while their images are checked
 SHOWN = 5  # bad records that an error lists; the manifest lists all
 
 
@@ -37,6 +38,7 @@ class Spool:
     places: dict[str, array[int]] = field(default_factory=dict)  # task -> where its lines begin
     bad: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)  # tasks that were seen and are not wanted
+    num_records: int = 0
 
     def add(self, example: Example, where: str) -> None:
         self.places.setdefault(example.task, array("q")).append(self.file.tell())
@@ -97,6 +99,7 @@ def wanted_before_reading(part: Part, seed: int) -> list[str] | None:
 def convert_all(part: Part, spool: Spool, wanted: Collection[str] | None) -> None:
     """Every record of the wanted tasks into the spool, or among its bad records."""
     for record in part.source.records(part.folder, wanted):
+        spool.num_records += 1
         if record.task and wanted is not None and record.task not in wanted:
             spool.left_out.add(record.task)
             continue
@@ -113,20 +116,27 @@ def convert_all(part: Part, spool: Spool, wanted: Collection[str] | None) -> Non
 
 
 def write_part(
-    part: Part, rules: Rules, spool: Spool, write: Callable[[str, str, dict[str, Any]], None]
+    part: Part,
+    rules: Rules,
+    spool: Spool,
+    wanted: Sequence[str] | None,
+    write: Callable[[str, str, dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Choose, draw and `write(task, split, example)`; what the manifest says of the source.
 
+    `wanted` are the tasks, where they were chosen before reading.
     Raises MeritError for bad records of the chosen tasks (`on_bad_record: error`), a task without
     one good example, or a choice that cannot be met.
     """
     _stop_for_bad(part, rules, {"": spool.bad.get("", [])})
     candidates = dict.fromkeys(spool.left_out | (spool.bad.keys() - {""}), 0) | spool.counts
-    if not isinstance(part.tasks, TaskRule):
-        check_known(part.tasks, sorted(candidates), part.key)
+    every = isinstance(part.tasks, TaskRule) and part.tasks.draw is None
+    if wanted is not None and not every:  # by a rule for all, a task without a record is no task
+        check_known(wanted, sorted(candidates), part.key)
     if not spool.places:
         raise MeritError(_without_example(part, spool))
-    chosen = choose(candidates, part.tasks, rules.seed, part.key)
+    choice = part.tasks if wanted is None else [task for task in wanted if task in candidates]
+    chosen = choose(candidates, choice, rules.seed, part.key)
     tasks, bad = [], {"": spool.bad.get("", [])}
     with Progress(part.name, len(chosen)) as progress:
         for task in chosen:
@@ -139,7 +149,13 @@ def write_part(
         part.tasks.model_dump() if isinstance(part.tasks, TaskRule) else {"listed": len(chosen)}
     )
     listed = [{"task": task, **entry} for task, entries in bad.items() for entry in entries]
-    return {"selection": selection, "tasks": tasks, "bad_records": listed}
+    return {
+        "num_records": spool.num_records,
+        "num_records_stated": part.source.num_records,
+        "selection": selection,
+        "tasks": tasks,
+        "bad_records": listed,
+    }
 
 
 def _write_task(
@@ -202,8 +218,12 @@ def _broken(
         return None
 
     indices = sorted(indices)  # images of a parquet file in their order
+    found: dict[int, dict[str, str] | None] = {}
     with ThreadPoolExecutor() as threads:
-        return dict(zip(indices, threads.map(check, spool.read(task, indices)), strict=True))
+        for start in range(0, len(indices), AT_A_TIME):
+            part_of = indices[start : start + AT_A_TIME]
+            found |= zip(part_of, threads.map(check, spool.read(task, part_of)), strict=True)
+    return found
 
 
 def check_image(path: Path, decode: bool = True) -> None:

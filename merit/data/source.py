@@ -55,6 +55,9 @@ class Source:
     tasks: tuple[str, ...] = ()
     images: Images = "beside"
     archives: tuple[str, ...] = ()
+    gigabytes: float | None = None  # of all that `files` and `archives` name; None: not known
+    gated: bool = False
+    num_records: int | None = None  # as its authors or the hub state them; in the manifest
     hint: str = ""
 
 

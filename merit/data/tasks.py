@@ -41,11 +41,13 @@ def choose(
     if not isinstance(wanted, TaskRule):
         check_known(wanted, sorted(counts), key)
         return sorted(set(wanted))
-    names = sorted(task for task, count in counts.items() if count >= wanted.minimum)
+    check_known(wanted.exclude, sorted(counts), key)
+    candidates = counts.keys() - set(wanted.exclude)
+    names = sorted(task for task in candidates if counts[task] >= wanted.minimum)
     if wanted.draw is not None and wanted.draw > len(names):
         raise MeritError(
-            f"key `{key}`: `draw`: found {wanted.draw}, but {len(names)} of {len(counts)} "
-            f"tasks have {wanted.minimum} examples or more"
+            f"key `{key}`: `draw`: found {wanted.draw}, but {len(names)} of "
+            f"{len(candidates)} tasks have {wanted.minimum} examples or more"
         )
     if not names:
         raise MeritError(f"key `{key}`: no task has {wanted.minimum} examples or more")

@@ -67,4 +67,6 @@ SOURCE = Source(
     records=records,
     convert=convert,
     tasks=(TASK,),
+    gigabytes=0.01,
+    num_records=12_356,
 )

@@ -55,4 +55,6 @@ SOURCE = Source(
     convert=convert,
     tasks=TASKS,
     images="shared",
+    gigabytes=1.0,
+    num_records=665_298,
 )

@@ -47,4 +47,6 @@ SOURCE = Source(
     records=records,
     convert=convert,
     images="rows",
+    gigabytes=92.0,
+    num_records=779_289,
 )

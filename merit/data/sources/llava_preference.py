@@ -61,4 +61,5 @@ SOURCE = Source(
     convert=convert,
     tasks=(TASK,),
     images="shared",
+    gigabytes=0.03,
 )

@@ -45,4 +45,6 @@ SOURCE = Source(
     convert=convert,
     archives=(f"{IMAGES}|00000",),
     tasks=(TASK,),
+    gigabytes=27.6,
+    num_records=558_128,
 )

@@ -45,4 +45,6 @@ SOURCE = Source(
     convert=convert,
     images="rows",
     tasks=(TASK,),
+    gigabytes=138.5,
+    num_records=2_857_560,
 )

@@ -45,4 +45,5 @@ SOURCE = Source(
     convert=convert,
     tasks=(TASK,),
     images="shared",
+    gigabytes=0.4,
 )

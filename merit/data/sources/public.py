@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from merit.config_data import JsonlData, PublicData, PublicSource, SourceName
-from merit.data.hub import describe, provide
+from merit.config_data import JsonlData, PublicData, PublicSource, SourceName, TaskRule
+from merit.data.hub import describe, files, provide
 from merit.data.mixture import (
     Part,
     Rules,
@@ -79,15 +79,53 @@ def write_own(settings: JsonlData, folder: Path) -> None:
     _finish(folder, settings.seed, [_write(part, _rules(settings), folder, append(folder))], {})
 
 
+def needs(settings: PublicData) -> list[dict[str, Any]]:
+    """What a mixture needs before it can be written, a row a source, nothing fetched.
+
+    `missing` are the patterns that are not in its folder, `gigabytes` (of the whole source; None:
+    not known) what the hub has of it, `images` a folder of shared images and whether it is there.
+    """
+    entries = [*settings.sources, *(e for phase in settings.pretraining.values() for e in phase)]
+    rows = []
+    for entry in entries:
+        source, wanted = reader(entry.name), None
+        if source.tasks and not isinstance(entry.tasks, TaskRule):
+            wanted = entry.tasks
+        place, images = _places(entry, settings)
+        patterns = [*source.files(wanted), *(source.archives if images == place else ())]
+        missing = [pattern for pattern in patterns if not files(place, [pattern])]
+        rows.append(
+            {
+                "source": entry.name,
+                "folder": str(place),
+                "repository": source.repository,
+                "revision": entry.revision or source.revision,
+                "gated": source.gated,
+                "missing": missing,
+                "gigabytes": source.gigabytes,
+                "hint": source.hint,
+                "images": "" if images == place else str(images),
+                "images_here": images.is_dir(),
+            }
+        )
+    return rows
+
+
+def _places(entry: PublicSource, settings: PublicData) -> tuple[Path, Path]:
+    """(the source's folder, the folder of its images)."""
+    place = Path(entry.folder or f"{settings.folder}/{entry.name}")
+    if entry.images or reader(entry.name).images == "shared":
+        return place, Path(entry.images or f"{settings.folder}/images")
+    return place, place
+
+
 def _part(entry: PublicSource, settings: PublicData, folder: Path, key: str) -> Part:
     source = reader(entry.name)
     if entry.images and source.images in ("rows", "none"):
         raise MeritError(f"key `{key}.images`: {entry.name} has no images outside its own files")
     if entry.revision and source.repository is None:
         raise MeritError(f"key `{key}.revision`: {entry.name} is not read from the hub")
-    place = Path(entry.folder or f"{settings.folder}/{entry.name}")
-    shared = entry.images or f"{settings.folder}/images"
-    images = Path(shared) if entry.images or source.images == "shared" else place
+    place, images = _places(entry, settings)
     if images != place and not images.is_dir():
         raise MeritError(f"{images}: image folder missing; {entry.name} names its images in it")
     return Part(
@@ -116,7 +154,7 @@ def _write(part: Part, rules: Rules, folder: Path, write: Write) -> dict[str, An
     with tempfile.TemporaryFile(dir=folder) as file:
         spool = Spool(file)
         convert_all(part, spool, wanted)
-        result = write_part(part, rules, spool, write)
+        result = write_part(part, rules, spool, wanted, write)
     return {
         "source": part.name,
         "repository": source.repository,

@@ -68,4 +68,5 @@ SOURCE = Source(
     convert=convert,
     images="rows",
     tasks=TASKS,
+    gigabytes=170.0,
 )

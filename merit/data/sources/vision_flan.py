@@ -46,4 +46,5 @@ SOURCE = Source(
     records=records,
     convert=convert,
     archives=("shard_*/**/*",),
+    num_records=1_664_261,
 )

@@ -47,4 +47,6 @@ SOURCE = Source(
     records=records,
     convert=convert,
     archives=(f"{IMAGES}|{FOLDER}",),
+    gigabytes=36.4,
+    num_records=186_103,
 )

@@ -65,4 +65,6 @@ SOURCE = Source(
     convert=convert,
     archives=(f"{IMAGES}|train",),
     tasks=(TASK,),
+    gated=True,
+    num_records=2_000,
 )
