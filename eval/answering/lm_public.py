@@ -46,6 +46,7 @@ def answer_public(
                 model=language_model,
                 tasks=[task(record, settings)],
                 num_fewshot=record.shots,
+                limit=settings.max_questions,
                 task_manager=manager,
                 apply_chat_template=settings.chat_template,
                 gen_kwargs=None,
