@@ -18,7 +18,7 @@ from merit.config import PARAMS_FILE, Launch
 from merit.errors import MeritError
 from merit.io.artifacts import ARTIFACTS_DIR
 from merit.io.locks import try_lock
-from merit.launch.work import Work
+from merit.launch.work import Work, environment
 
 Slots = list[list[str]]  # the GPUs of each slot; none where the CPU trains
 
@@ -45,9 +45,7 @@ class Local:
         return None
 
     def _start(self, work: Work, gpus: Sequence[str], slot: IO[str]) -> str:
-        environment = {key: value for key, value in os.environ.items() if key != "MERIT_FORK"}
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         job = try_lock(job_file(work))
         assert job is not None  # the one launch of an experiment starts a branch once
         with job, work.log.open("ab") as log:
@@ -56,7 +54,7 @@ class Local:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment() | visible,
                 start_new_session=True,  # Ctrl-C ends the launch alone
                 pass_fds=(job.fileno(), slot.fileno()),
             )

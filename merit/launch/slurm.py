@@ -21,7 +21,7 @@ from typing import Any
 
 from merit.config import PARAMS_FILE, Launch
 from merit.errors import MeritError
-from merit.launch.work import STOPPED, Work
+from merit.launch.work import STOPPED, Work, environment
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
@@ -145,7 +145,11 @@ class Job:
         self._ending = False
         with self.work.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.work.shell, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                self.work.shell,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                start_new_session=True,
             )
         signal.signal(signal.SIGTERM, self._terminate)
         code = self._wait()

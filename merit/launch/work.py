@@ -86,6 +86,15 @@ def train_command(experiment: str, branch: str, num_gpus: int) -> tuple[str, ...
     return (sys.executable, "-m", "merit.launch.ranks", str(num_gpus), *stage)
 
 
+def environment() -> dict[str, str]:
+    """This process's, with its own Python first on the path, as bin/merit looks for one there; and
+    without the process that `make repro` forks stages from.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    kept = {key: value for key, value in os.environ.items() if key != "MERIT_FORK"}
+    return {**kept, "PATH": path}
+
+
 def ending(status: int) -> str:
     """An exit status in words."""
     if status <= 128:
