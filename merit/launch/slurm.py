@@ -52,7 +52,7 @@ class Slurm:
             )
         self.settings = settings
 
-    def submit(self, work: Work) -> str:
+    def submit(self, work: Work, again: bool) -> str:
         """Raises MeritError with sbatch's own words where it refuses."""
         import submitit
 
@@ -60,6 +60,7 @@ class Slurm:
         executor.update_parameters(
             job_name=f"merit-{work.experiment}-{work.branch}", **batch_options(self.settings)
         )
+        work.clear(again)
         try:
             return str(executor.submit(Job(work, self.settings.retries)).job_id)
         except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:

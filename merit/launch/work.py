@@ -45,6 +45,12 @@ class Work:
         """The command as it is started: it leaves its exit status behind."""
         return ["sh", "-c", SHELL, str(self.status), *self.command]
 
+    def clear(self, again: bool) -> None:
+        """Before an attempt: no status; the words of another one follow those of the first."""
+        if not again:
+            self.log.unlink(missing_ok=True)
+        self.status.unlink(missing_ok=True)
+
     def exit_status(self) -> int | None:
         """None while it runs, and where it died without one."""
         try:
