@@ -57,14 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="merit",
         description="MERIT: split a mixture by gradient conflict, train branches, average once.",
-        epilog="The stages are what dvc.yaml runs; `dvc repro` or `make repro` runs them in order.",
+        epilog="The stages of pipeline.yaml; `dvc repro` or `make repro` runs them in order.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary)
 
-    add("plan", "write experiments/plan.yaml from params.yaml and the experiments")
+    add("plan", "write every experiment's plan.yaml from params.yaml and the experiments")
     for stage, (_, summary, item) in STAGES.items():
         if stage == "merge":
             merge_folders.add_command(commands)
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
             help="as in experiments/<name>.yaml, or <name>-<base>",
         )
         if item:
-            command.add_argument("item", help=f"the {item}'s name in experiments/plan.yaml")
+            command.add_argument("item", help=f"the {item}'s name in its plan.yaml")
         if stage == "gradients":
             command.add_argument(
                 "--shard",
@@ -121,9 +121,12 @@ def _add_rows(parser: argparse._ActionsContainer, required: bool = False) -> Non
 def _dispatch(options: argparse.Namespace) -> None:
     name = options.command
     if name == "plan":
-        from merit.plan import PLAN_FILE, write_plan
+        from merit.plan import write_plan
 
-        print(f"{PLAN_FILE}: {'written' if write_plan() else 'unchanged'}")
+        for path in (changed := write_plan()):
+            print(f"{path}: {'written' if path.is_file() else 'removed'}")
+        if not changed:
+            print("every plan is unchanged")
     elif name == "partition" and options.experiment is None:
         from merit.grouping import partition_files
 
@@ -144,6 +147,9 @@ def _dispatch(options: argparse.Namespace) -> None:
     elif name == "launch":
         importlib.import_module("merit.launch.run").launch(options.experiment, options.branches)
     elif name == "index":
+        from merit.plan import check_plans
+
+        check_plans()
         importlib.import_module("eval.stages.index").run()
     elif name == "repro":
         importlib.import_module("merit.repro").repro()

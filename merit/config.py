@@ -666,7 +666,7 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
     stem, _, base = name.partition("-")
     path = folder / f"{stem}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "plan")
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
         raise MeritError(f"{path}: no such experiment.{nearest(name, known)}")
     experiment = load_yaml(path, Experiment)
     if experiment.name != stem:

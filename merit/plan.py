@@ -1,7 +1,8 @@
-"""experiments/plan.yaml: the names of all branches, models and studies that dvc.yaml loops over.
+"""experiments/<x>/plan.yaml: the names of the branches, models and studies that an experiment has.
 
-Which ones there are follows from params.yaml and the experiments; DVC cannot work that out, so
-`merit plan` writes it down. The file is committed, and every stage refuses a stale one.
+Which ones there are follows from params.yaml and experiments/<x>.yaml; DVC cannot work that out, so
+`merit plan` writes it down, beside the link to pipeline.yaml that makes the folder a DVC pipeline.
+Both are committed, and every stage refuses a stale plan.
 
 A stage must run again where a setting of its own has changed, a default included, and not where
 another has. So the first stage, `settings`, writes each stage's settings in full to files of their
@@ -26,17 +27,18 @@ from merit.io.artifacts import (
     write_json,
 )
 from merit.methods import Model, Plan, plan
-from merit.settings import nearest
+from merit.settings import Level, nearest
 
-PLAN_FILE = EXPERIMENTS_DIR / "plan.yaml"
+PIPELINE, PLAN = "dvc.yaml", "plan.yaml"  # of every experiment's folder
+SHARED_PIPELINE = Path("pipeline.yaml")
 # what a stage that is run for one item loops over
 LOOPED = {"train": "branches", "merge": "models", "evaluate": "models", "study": "studies"}
 # the studies that are a package; the others are a file
 STUDY_CODE = {name: f"eval/studies/{name}" for name in ("weights", "control")}
 Row = dict[str, str]
 HEADER = """\
-# Written by `merit plan` from params.yaml and the experiments; not to be edited. What dvc.yaml
-# loops over: a line an experiment (and base), a branch, a model, a study.
+# Written by `merit plan` from params.yaml and {yaml}; not to be edited. What
+# pipeline.yaml reads here: the experiment, its branches, models, studies and report.
 """
 
 
@@ -44,54 +46,49 @@ HEADER = """\
 
 
 def planned_experiments(params: Params, folder: Path = EXPERIMENTS_DIR) -> list[Experiment]:
-    """The experiments of params.yaml, each followed by its parts that start from other bases.
+    """The experiments of params.yaml, each followed by its parts that start from other bases."""
+    return [part for name in params.experiments for part in with_parts(name, folder)]
+
+
+def with_parts(name: str, folder: Path = EXPERIMENTS_DIR) -> list[Experiment]:
+    """An experiment and its parts that start from other bases.
 
     A base from which nothing is trained at this level has no part.
     """
-    found = []
-    for name in params.experiments:
-        experiment = load_experiment(name, folder)
-        parts = [load_experiment(f"{name}-{base}", folder) for base in experiment.bases]
-        used = [part for part in parts if any(m.trained for m in part.methods.values())]
-        found += [experiment, *used]
-    return found
+    experiment = load_experiment(name, folder)
+    parts = [load_experiment(f"{name}-{base}", folder) for base in experiment.bases]
+    return [experiment, *(p for p in parts if any(m.trained for m in p.methods.values()))]
 
 
-def plan_rows(params: Params, experiments: list[Experiment]) -> dict[str, dict[str, Row]]:
-    """The rows of plan.yaml by the list that dvc.yaml loops over, keyed by stage name."""
-    rows: dict[str, dict[str, Row]] = {
-        name: {} for name in ("setups", "branches", "models", "studies", "reports")
+def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
+    """What pipeline.yaml reads of an experiment: four names, and a row a stage that is looped."""
+    x, todo = experiment.name, plan(experiment)
+    stem, _, part = x.partition("-")
+    code = "merit/mini" if experiment.data.source.startswith("mini_") else "merit/data/sources"
+    source = {"mini_world": "/world", "mini_text": "/text"}.get(experiment.data.source, "")
+    built = experiment.base.architecture is not None
+    studies = {}
+    for name, study in experiment.studies.named.items():
+        reads, also = study_inputs(experiment, name, study.reads)
+        code_of_study = STUDY_CODE.get(name, f"eval/studies/{name}.py")
+        studies[name] = {"reads": reads, "also": also, "code": code_of_study}
+    folder = REPORTS_DIR / "studies" / x if studies else REPORTS_DIR / "paper"
+    report = {"folder": str(REPORTS_DIR / report_name(x, level)), "studies": str(folder)}
+    return {
+        "x": x,
+        "yaml": f"{EXPERIMENTS_DIR}/{stem}.yaml",
+        "source": f"{code}{source}",
+        "builder": "merit/mini/nets.py" if built else "merit/data/hub.py",
+        # what a base learns from and what models are asked, where the data stage writes them
+        "lessons": f"artifacts/{x}/data/pretraining"
+        if experiment.base.phases
+        else "merit/errors.py",
+        "questions": f"artifacts/{x}/data/benchmarks" if source else "eval/benchmarks.yaml",
+        "branches": {branch.id: {"run": branch.run} for branch in todo.branches.values()},
+        "models": {model.id: merged_from(model, todo) for model in todo.models.values()},
+        "studies": studies,
+        "reports": {} if part else {level: report},
     }
-    for experiment in experiments:
-        x, todo = experiment.name, plan(experiment)
-        stem = x.partition("-")[0]
-        code = "merit/mini" if experiment.data.source.startswith("mini_") else "merit/data/sources"
-        source = {"mini_world": "/world", "mini_text": "/text"}.get(experiment.data.source, "")
-        built = "merit/mini/nets.py" if experiment.base.phases else "merit/training/models.py"
-        rows["setups"][x] = {
-            "yaml": f"{EXPERIMENTS_DIR}/{stem}.yaml",
-            "source": f"{code}{source}",
-            "builder": built,
-        }
-        for branch in todo.branches.values():
-            rows["branches"][f"{x}-{branch.id}"] = {"x": x, "run": branch.run, "id": branch.id}
-        for model in todo.models.values():
-            rows["models"][f"{x}-{model.id}"] = {"x": x, "id": model.id} | merged_from(model, todo)
-        for name, study in experiment.studies.named.items():
-            reads, also = study_inputs(experiment, name, study.reads)
-            rows["studies"][f"{x}-{name}"] = {
-                **{"x": x, "id": name, "reads": reads, "also": also},
-                "code": STUDY_CODE.get(name, f"eval/studies/{name}.py"),
-            }
-        if x in params.experiments:
-            studies = (
-                REPORTS_DIR / "studies" / x if experiment.studies.named else REPORTS_DIR / "paper"
-            )
-            rows["reports"][x] = {
-                "folder": str(REPORTS_DIR / report_name(x, params.level)),
-                "studies": str(studies),
-            }
-    return rows
 
 
 def merged_from(model: Model, todo: Plan) -> Row:
@@ -99,7 +96,7 @@ def merged_from(model: Model, todo: Plan) -> Row:
     if model.rule == "shrunk":
         return {"from": f"models/{model.source}", "with": f"models/{model.match}"}
     if model.rule == "base":
-        return {"from": "base", "with": "base/model.safetensors"}
+        return {"from": "base", "with": "base/base.json"}
     runs = {todo.branches[branch].run for branch in model.branches}
     assert len(runs) == 1  # a soup's members are all of one run: joint training's
     return {"from": f"branches/{runs.pop()}", "with": "base"}
@@ -115,10 +112,21 @@ def study_inputs(experiment: Experiment, name: str, reads: tuple[str, str]) -> t
     return str(first), str(second)
 
 
-def render(rows: dict[str, dict[str, Row]]) -> str:
+# --- the files ----------------------------------------------------------------------------------
+
+
+def folder_of(x: str) -> Path:
+    """The folder of an experiment's pipeline: dvc.yaml, plan.yaml, dvc.lock."""
+    return EXPERIMENTS_DIR / x
+
+
+def render(rows: dict[str, Any]) -> str:
     """A line a name: the same rows are the same bytes."""
-    lines = [HEADER]
+    lines = [HEADER.format(yaml=rows["yaml"])]
     for name, entries in rows.items():
+        if isinstance(entries, str):
+            lines.append(f"{name}: {entries}")
+            continue
         lines.append(f"{name}:" if entries else f"{name}: {{}}")
         for key, row in entries.items():
             text = yaml.safe_dump(row, default_flow_style=True, sort_keys=False, width=10_000)
@@ -126,40 +134,78 @@ def render(rows: dict[str, dict[str, Row]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_plan() -> bool:
-    """Write experiments/plan.yaml; whether it changed."""
-    params = load_params()
-    text = render(plan_rows(params, planned_experiments(params)))
-    before = PLAN_FILE.read_text(encoding="utf-8") if PLAN_FILE.is_file() else ""
-    atomic_write(PLAN_FILE, text)
-    return text != before
+def write_plan() -> list[Path]:
+    """Make the folder of every planned experiment a DVC pipeline; the plans that changed.
 
-
-def check_planned(stage: str, experiment: str, item: str | None) -> None:
-    """Raises MeritError where plan.yaml is stale or does not know what the stage is run for.
-
-    Every stage asks this first.
+    A folder whose experiment is not planned any more is none from then on; its dvc.lock stays, so
+    that its results come back from DVC's cache if it is planned again.
     """
     params = load_params()
-    rows = plan_rows(params, planned_experiments(params))
-    if not PLAN_FILE.is_file() or PLAN_FILE.read_text(encoding="utf-8") != render(rows):
-        found = "is stale" if PLAN_FILE.is_file() else "is missing"
+    found = {e.name: render(plan_rows(e, params.level)) for e in planned_experiments(params)}
+    changed = []
+    for path in sorted(folder / PIPELINE for folder in EXPERIMENTS_DIR.iterdir()):
+        if path.is_symlink() and path.parent.name not in found:
+            path.unlink()
+            path.with_name(PLAN).unlink(missing_ok=True)
+            changed.append(path.with_name(PLAN))
+    for x, text in found.items():
+        path, link = folder_of(x) / PLAN, folder_of(x) / PIPELINE
+        if not is_written(path, text):
+            atomic_write(path, text)
+            changed.append(path)
+        if not link.is_symlink():
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path("../..") / SHARED_PIPELINE)
+    return changed
+
+
+def is_written(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def check_planned(stage: str, name: str, item: str | None) -> None:
+    """Raises MeritError where the experiment's plan is stale or does not know what the stage is
+    run for.
+
+    Every stage asks this first. Of other experiments nothing is read.
+    """
+    params = load_params()
+    stem = name.partition("-")[0]
+    if stem not in params.experiments:
         raise MeritError(
-            f"{PLAN_FILE} {found}: params.yaml or an experiment's methods have changed; run "
-            "`merit plan`, then the same command again"
+            f"{stage}: no experiment {stem!r} in params.yaml.{nearest(stem, params.experiments)} "
+            "Where it was taken out, run `merit plan`"
         )
-    if experiment not in rows["setups"]:
-        known = list(rows["setups"])
+    parts = {part.name: part for part in with_parts(stem)}
+    if name not in parts:
         raise MeritError(
-            f"{stage}: no experiment {experiment!r} in {PLAN_FILE}.{nearest(experiment, known)}"
+            f"{stage}: nothing is trained from the base of {name!r} at the level "
+            f"{params.level!r}.{nearest(name, list(parts))}"
         )
-    if stage in LOOPED:
-        known = [row["id"] for row in rows[LOOPED[stage]].values() if row["x"] == experiment]
-        if item not in known:
-            raise MeritError(
-                f"{stage}: {experiment} has no {item!r} among the {LOOPED[stage]} of {PLAN_FILE}."
-                f"{nearest(item or '', known)}"
-            )
+    rows = plan_rows(parts[name], params.level)
+    check_fresh(name, rows)
+    if stage in LOOPED and item not in rows[LOOPED[stage]]:
+        raise MeritError(
+            f"{stage}: {name} has no {item!r} among the {LOOPED[stage]} of "
+            f"{folder_of(name) / PLAN}.{nearest(item or '', list(rows[LOOPED[stage]]))}"
+        )
+
+
+def check_fresh(name: str, rows: dict[str, Any]) -> None:
+    """Raises MeritError where the experiment's plan.yaml does not hold these rows."""
+    path = folder_of(name) / PLAN
+    if not is_written(path, render(rows)):
+        raise MeritError(
+            f"{path} {'is stale' if path.is_file() else 'is missing'}: params.yaml or the "
+            "experiment's methods have changed; run `merit plan`, then the same command again"
+        )
+
+
+def check_plans() -> None:
+    """Raises MeritError where `merit plan` would change anything: for what spans experiments."""
+    params = load_params()
+    for experiment in planned_experiments(params):
+        check_fresh(experiment.name, plan_rows(experiment, params.level))
 
 
 # --- the settings, stage by stage -----------------------------------------------------------------

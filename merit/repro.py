@@ -1,8 +1,10 @@
 """`make repro`: what `dvc repro` does, with independent stages side by side.
 
 DVC runs one stage at a time; but it holds its lock only while it looks and records, so several
-`dvc repro --single-item` may run at once. Kind by kind, since a kind needs the ones before it. One
-progress line a chunk of stages: kind, done/all, time, time left.
+`dvc repro --single-item` may run at once. Every experiment goes its own way, in waves: all up to
+the partition, its runs (a run is its branches, the models averaged from them and their answers),
+models made of models, scores, studies, report. A chunk is what one process of DVC runs in order;
+`workers` of them run side by side. One progress line a chunk: its last stage, done/all, time left.
 """
 
 from __future__ import annotations
@@ -15,38 +17,29 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from merit.config import Experiment, load_params
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
-from merit.plan import plan_rows, planned_experiments, write_plan
+from merit.plan import PIPELINE, folder_of, plan_rows, planned_experiments, with_parts, write_plan
 
-# In the order of the flow: kind of stage -> the plan's list that it loops over ("" for a single
-# stage), and about how long one takes at mini scale, which only the estimate of the time left uses.
-KINDS = {
-    "settings": ("setups", 1),
-    "data": ("setups", 20),
-    "base": ("setups", 200),
-    "encode": ("setups", 8),
-    "gradients": ("setups", 15),
-    "partition": ("setups", 3),
-    "train": ("branches", 5),
-    "merge": ("models", 2),
-    "prompts": ("setups", 12),
-    "evaluate": ("models", 5),
-    "score": ("setups", 15),
-    "study": ("studies", 60),
-    "report": ("reports", 20),
-    "index": ("", 5),
-    "track": ("", 15),
+# Every kind of stage and about how long one takes at mini scale, in seconds: what the estimate of
+# the time left goes by.
+COSTS = {
+    **{"settings": 1, "data": 20, "base": 200, "encode": 8, "gradients": 15, "partition": 3},
+    **{"train": 5, "merge": 2, "prompts": 12, "evaluate": 5, "score": 15, "study": 60},
+    **{"report": 20, "index": 5, "track": 15},
 }
-CHUNK = 8  # stages a `dvc` process: it reads the pipeline once for all of them
+FIRST = ("settings", "data", "base", "encode", "gradients", "partition", "prompts")
+LAST = ("index", "track")  # over all experiments
 RAN = re.compile(r"^Running stage '(.+)':")
 # what DVC says at length when it has nothing to say
 NOISE = (
@@ -54,35 +47,68 @@ NOISE = (
     *("core.autostage", "Use `dvc push`", "Updating lock file", "Generating lock file"),
     "Data and pipelines are up to date",
 )
+Chunk = Sequence[str]  # stages of one process of DVC, in their order
 
 
 def repro() -> None:
     """Bring every result up to date. Raises MeritError where a stage fails; the rest is kept."""
     began = time.monotonic()
-    if write_plan():
-        print("experiments/plan.yaml was renewed", flush=True)
+    for path in write_plan():
+        print(f"{path} was renewed", flush=True)
     params = load_params()
-    planned = planned_experiments(params)
-    rows = plan_rows(params, planned)
-    stages = {
-        kind: [f"{kind}@{key}" for key in rows[loop]] if loop else [kind]
-        for kind, (loop, _) in KINDS.items()
-    }
-    derived = [key for key, row in rows["models"].items() if row["from"].startswith("models/")]
-    if not stale([]):
+    changed = stale([])
+    if not changed:
         print(f"Everything is up to date ({time.monotonic() - began:.1f} s).")
         return
-    progress = _Progress({kind: len(names) for kind, names in stages.items()})
-    with fork_server():
-        for kind, names in stages.items():
-            todo = names if len(names) <= 2 * CHUNK else stale([kind])
-            progress.skip(kind, len(names) - len(todo))
-            # a model that is made of other models waits for them
-            later = {f"merge@{key}" for key in derived} if kind == "merge" else set()
-            for part in (set(todo) - later, set(todo) & later):
-                run(kind, sorted(part, key=names.index), params.workers, progress)
-    print(summary(planned))
+    flows = [
+        waves([plan_rows(part, params.level) for part in with_parts(name)])
+        for name in params.experiments
+    ]
+    progress = _Progress([*(stage for flow in flows for stage in stages(flow)), *LAST])
+    with (
+        fork_server(),
+        ThreadPoolExecutor(params.workers) as slots,
+        ThreadPoolExecutor(len(flows)) as experiments,
+    ):
+        run = _Runner(slots, progress)
+        list(experiments.map(lambda flow: run.flow(flow, changed), flows))
+        run.wave([LAST])
+    print(summary(planned_experiments(params)))
     print(f"Everything is up to date ({clock(time.monotonic() - began)}).")
+
+
+def waves(parts: Sequence[Mapping[str, Any]]) -> list[list[Chunk]]:
+    """The stages of an experiment and of its parts that start from other bases: wave after wave of
+    chunks that need nothing of each other.
+
+    Args: parts: their rows (merit.plan.plan_rows).
+    """
+    flows = [waves_of(rows) for rows in parts]
+    return [[chunk for wave in level for chunk in wave] for level in zip(*flows, strict=True)]
+
+
+def waves_of(rows: Mapping[str, Any]) -> list[list[Chunk]]:
+    runs: dict[str, list[str]] = defaultdict(list)  # by what their models are merged from
+    for key, row in rows["branches"].items():
+        runs[f"branches/{row['run']}"].append(f"train@{key}")
+    for kind in ("merge", "evaluate"):
+        for key, row in rows["models"].items():
+            runs[row["from"]].append(f"{kind}@{key}")
+    derived = [chunk for origin, chunk in runs.items() if origin.startswith("models/")]
+    flow: list[Sequence[Chunk]] = [
+        [FIRST],
+        [chunk for chunk in runs.values() if chunk not in derived],
+        derived,
+        [["score"]],
+        [[f"study@{key}"] for key in rows["studies"]],
+        [[f"report@{key}"] for key in rows["reports"]],
+    ]
+    pipeline = folder_of(rows["x"]) / PIPELINE
+    return [[[f"{pipeline}:{stage}" for stage in chunk] for chunk in wave] for wave in flow]
+
+
+def stages(flow: Sequence[Sequence[Chunk]]) -> list[str]:
+    return [stage for wave in flow for chunk in wave for stage in chunk]
 
 
 def summary(experiments: Sequence[Experiment]) -> str:
@@ -93,14 +119,14 @@ def summary(experiments: Sequence[Experiment]) -> str:
     table = frame.groupby("stage").agg(
         stages=("seconds", "size"), seconds=("seconds", "sum"), peak_mb=("peak_memory_mb", "max")
     )
-    kinds = [kind for kind in KINDS if kind in table.index]
+    kinds = [kind for kind in COSTS if kind in table.index]
     return table.loc[kinds].to_markdown(floatfmt=".0f")
 
 
-def stale(targets: Sequence[str]) -> list[str]:
+def stale(targets: Sequence[str]) -> set[str]:
     """The stages that DVC finds changed, of these targets (all by default)."""
     result = subprocess.run(
-        [*dvc(), "status", "--json", *targets],
+        [*dvc(), "--wait-for-lock", "status", "--json", *targets],
         capture_output=True,
         text=True,
         env=environment(),
@@ -108,32 +134,47 @@ def stale(targets: Sequence[str]) -> list[str]:
     )
     if result.returncode:
         raise MeritError(f"`dvc status` failed:\n{result.stderr.strip()}")
-    return list(json.loads(result.stdout))
+    return set(json.loads(result.stdout))
 
 
-def run(kind: str, names: Sequence[str], workers: int, progress: _Progress) -> None:
-    """`dvc repro --single-item` of the stages, `workers` processes side by side.
+class _Runner:
+    """Chunks in processes of DVC, as many side by side as there are `slots`."""
 
-    After a failure no further chunk starts; then MeritError.
-    """
-    size = max(1, min(CHUNK, -(-len(names) // (4 * workers))))
-    chunks = [names[i : i + size] for i in range(0, len(names), size)]
-    failed = threading.Event()
+    def __init__(self, slots: ThreadPoolExecutor, progress: _Progress) -> None:
+        self.slots, self.progress = slots, progress
+        self.failed = threading.Event()
 
-    def one(chunk: Sequence[str]) -> None:
-        if not failed.is_set() and not _dvc_repro(chunk):
-            failed.set()
-        progress.show(kind, len(chunk))
+    def flow(self, flow: Sequence[Sequence[Chunk]], changed: set[str]) -> None:
+        """The waves of one experiment; `changed` is what DVC found changed at the start.
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, chunks))
-    if failed.is_set():
-        raise MeritError(f"a stage of kind `{kind}` failed; the lines above say which and why")
+        No experiment changes another, so one that is up to date is skipped.
+        """
+        if changed.isdisjoint(stages(flow)):
+            self.progress.skip(stages(flow))
+            return
+        for wave in flow:
+            todo = wave
+            if len(wave) > 1 and not changed.issuperset(stages([wave])):
+                now = stale(sorted({stage.partition(":")[0] for stage in stages([wave])}))
+                todo = [chunk for chunk in wave if not now.isdisjoint(chunk)]
+                self.progress.skip(stages([[chunk for chunk in wave if chunk not in todo]]))
+            self.wave(todo)
+
+    def wave(self, chunks: Sequence[Chunk]) -> None:
+        """Raises MeritError where a stage failed, here or beside; no further chunk starts then."""
+        list(self.slots.map(self._chunk, chunks))
+        if self.failed.is_set():
+            raise MeritError("a stage failed; the lines above say which and why")
+
+    def _chunk(self, chunk: Chunk) -> None:
+        if not self.failed.is_set() and not _dvc_repro(chunk):
+            self.failed.set()
+        self.progress.show(chunk)
 
 
-def _dvc_repro(names: Sequence[str]) -> bool:
+def _dvc_repro(chunk: Chunk) -> bool:
     """Whether it succeeded. The stages' own lines are passed on, DVC's chatter is not."""
-    command = [*dvc(), "--wait-for-lock", "repro", "--single-item", *names]
+    command = [*dvc(), "--wait-for-lock", "repro", "--single-item", *chunk]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     ) as process:
@@ -177,26 +218,39 @@ def fork_server(code: Path = Path()) -> Iterator[None]:
 class _Progress:
     """A line after every chunk: stages done of all, time taken, time left by the kinds' costs."""
 
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self.total, self.done = sum(counts.values()), 0
-        self.cost_left = sum(KINDS[kind][1] * count for kind, count in counts.items())
-        self.cost_run = 0
+    def __init__(self, names: Sequence[str]) -> None:
+        self.total, self.done = len(names), 0
+        self.cost_left, self.cost_run = sum(map(_cost, names)), 0
         self.began = time.monotonic()
         self.lock = threading.Lock()
 
-    def skip(self, kind: str, count: int) -> None:
-        """`count` stages need not run."""
-        self.done += count
-        self.cost_left -= KINDS[kind][1] * count
-
-    def show(self, kind: str, count: int) -> None:
+    def skip(self, names: Sequence[str]) -> None:
+        """They need not run."""
         with self.lock:
-            self.skip(kind, count)
-            self.cost_run += KINDS[kind][1] * count
+            self._count(names)
+
+    def show(self, names: Sequence[str]) -> None:
+        with self.lock:
+            self._count(names)
+            self.cost_run += sum(map(_cost, names))
             seconds = time.monotonic() - self.began
             left = seconds / self.cost_run * self.cost_left
-            line = f"{kind}: {self.done}/{self.total} stages, {clock(seconds)}"
+            line = f"{_label(names[-1])}: {self.done}/{self.total} stages, {clock(seconds)}"
             print(f"{line}, about {clock(left)} left" if left else line, flush=True)
+
+    def _count(self, names: Sequence[str]) -> None:
+        self.done += len(names)
+        self.cost_left -= sum(map(_cost, names))
+
+
+def _label(stage: str) -> str:
+    """experiments/mini_vision/dvc.yaml:score -> "mini_vision: score"."""
+    pipeline, _, name = stage.rpartition(":")
+    return f"{Path(pipeline).parent.name}: {name}" if pipeline else name
+
+
+def _cost(stage: str) -> int:
+    return COSTS[stage.rpartition(":")[2].partition("@")[0]]
 
 
 def clock(seconds: float) -> str:

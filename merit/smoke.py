@@ -37,7 +37,7 @@ from merit.repro import environment, fork_server
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, NAME = "mini_vision", "smoke"
 COPIED = (
-    *("merit", "eval", "bin", "dvc.yaml", "experiments", "reports/paper", "params.yaml"),
+    *("merit", "eval", "bin", "dvc.yaml", "pipeline.yaml", "reports/paper", "params.yaml"),
     *("README.md", "docs"),
 )
 COPIED_HIDDEN = (".dvc/config", ".dvcignore", ".gitignore")
@@ -122,6 +122,7 @@ def prepare(folder: Path) -> None:
             shutil.copytree(source, target, ignore=ignored)
         elif source.is_file():
             shutil.copyfile(source, target)
+    (folder / EXPERIMENTS_DIR).mkdir()
     _write_yaml(
         folder / EXPERIMENTS_DIR / f"{NAME}.yaml",
         experiment.model_dump(mode="json", exclude_defaults=True),
@@ -290,7 +291,8 @@ def _paths(folder: Path) -> Artifacts:
 def _results(folder: Path) -> list[Path]:
     """Every file that the pipeline writes; DVC's own bookkeeping is not among them."""
     found = [p for part in ("artifacts", "reports") for p in (folder / part).rglob("*")]
-    found += [folder / name for name in ("dvc.yaml", "dvc.lock", "mlflow.db", "README.md")]
+    found += [folder / name for name in ("dvc.lock", "mlflow.db", "README.md")]
+    found += (folder / EXPERIMENTS_DIR / NAME).iterdir()
     return [path for path in found if path.is_file()]
 
 

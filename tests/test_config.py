@@ -27,7 +27,7 @@ from merit.settings import Level
 
 ROOT = Path(__file__).parent.parent
 FILES = (ROOT / "experiments").glob("*.yaml")
-COMMITTED = sorted(path.stem for path in FILES if path.stem != "plan")
+COMMITTED = sorted(path.stem for path in FILES)
 
 
 def settings() -> dict[str, Any]:

@@ -100,29 +100,30 @@ def test_two_mistakes_are_two_lines(folder: Path, refuse: Callable[..., str]) ->
 def test_unknown_experiment(refuse: Callable[..., str]) -> None:
     message = refuse("data", "mini_visoin")
     assert message == (
-        "data: no experiment 'mini_visoin' in experiments/plan.yaml. Did you mean `mini_vision`?"
+        "data: no experiment 'mini_visoin' in params.yaml. Did you mean `mini_vision`? Where it "
+        "was taken out, run `merit plan`"
     )
 
 
 def test_unknown_branch(refuse: Callable[..., str]) -> None:
     assert refuse("train", "mini_vision", "joint-1ep-s11") == (
-        "train: mini_vision has no 'joint-1ep-s11' among the branches of experiments/plan.yaml. "
-        "Did you mean `joint-1ep-s1`?"
+        "train: mini_vision has no 'joint-1ep-s11' among the branches of experiments/mini_vision/"
+        "plan.yaml. Did you mean `joint-1ep-s1`?"
     )
 
 
 def test_unknown_study(refuse: Callable[..., str]) -> None:
     assert refuse("study", "mini_vision", "regimes") == (
-        "study: mini_vision has no 'regimes' among the studies of experiments/plan.yaml. "
-        "Did you mean `regime`?"
+        "study: mini_vision has no 'regimes' among the studies of experiments/mini_vision/"
+        "plan.yaml. Did you mean `regime`?"
     )
 
 
 def test_unknown_model(refuse: Callable[..., str]) -> None:
     message = refuse("merge", "mini_vision", "merit-9d-s1")
     assert message.startswith(
-        "merge: mini_vision has no 'merit-9d-s1' among the models of experiments/plan.yaml. "
-        "Did you mean `merit-"
+        "merge: mini_vision has no 'merit-9d-s1' among the models of experiments/mini_vision/"
+        "plan.yaml. Did you mean `merit-"
     )
 
 
@@ -130,8 +131,8 @@ def test_stale_plan(folder: Path, refuse: Callable[..., str]) -> None:
     """Before anything runs: the plan of another level is of other branches."""
     replace(folder / PARAMS, "level: default", "level: full")
     assert refuse("train", "mini_vision", "joint-1ep-s1") == (
-        "experiments/plan.yaml is stale: params.yaml or an experiment's methods have changed; run "
-        "`merit plan`, then the same command again"
+        "experiments/mini_vision/plan.yaml is stale: params.yaml or the experiment's methods have "
+        "changed; run `merit plan`, then the same command again"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
 from merit.config import load_params
-from merit.plan import PLAN_FILE, plan_rows, planned_experiments, render
-from merit.repro import KINDS, environment
+from merit.plan import folder_of, plan_rows, with_parts
+from merit.repro import COSTS, LAST, environment, stages, waves
 from merit.smoke import NAME
 
 ROOT = Path(__file__).parent.parent
-TRAINED = {"joint-1ep-s1", "joint-1ep-s2", "random-2-s1-g0", "merit-1d-s1-g1"}
+PIPELINE = folder_of(NAME) / "dvc.yaml"
+PLAN = folder_of(NAME) / "plan.yaml"
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -52,22 +53,41 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 
 def kinds(stages: set[str]) -> set[str]:
-    return {stage.partition("@")[0] for stage in stages}
+    return {stage.rpartition(":")[2].partition("@")[0] for stage in stages}
 
 
 # --- the files ----------------------------------------------------------------------------------
 
 
-def test_the_plan_is_fresh() -> None:
+def test_the_pipelines_are_short() -> None:
+    lines = [(ROOT / name).read_text(encoding="utf-8") for name in ("dvc.yaml", "pipeline.yaml")]
+    assert sum(len(text.splitlines()) for text in lines) < 160
+
+
+def test_side_by_side_every_stage_runs_once_and_after_what_it_needs() -> None:
+    """`make repro` against DVC's own graph: a stage's inputs are made earlier, or in its chunk."""
     params = load_params(ROOT / "params.yaml")
-    rows = plan_rows(params, planned_experiments(params, ROOT / "experiments"))
-    assert (ROOT / PLAN_FILE).read_text(encoding="utf-8") == render(rows), "run `merit plan`"
-
-
-def test_the_pipeline_is_short_and_names_every_kind_in_order() -> None:
-    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 160
-    assert list(yaml.safe_load(text)["stages"]) == list(KINDS)
+    flows = [
+        waves([plan_rows(part, params.level) for part in with_parts(name, ROOT / "experiments")])
+        for name in params.experiments
+    ]
+    flows.append([[LAST]])
+    planned = [stage for flow in flows for stage in stages(flow)]
+    edges = re.findall(r'"(.+)" -> "(.+)";', run(ROOT, "dvc", "dag", "--dot").stdout)
+    assert sorted(planned) == sorted({stage for edge in edges for stage in edge})
+    assert kinds(set(planned)) == set(COSTS)
+    place = {  # experiment, wave, chunk, position
+        stage: (x, w, c, k)
+        for x, flow in enumerate(flows)
+        for w, wave in enumerate(flow)
+        for c, chunk in enumerate(wave)
+        for k, stage in enumerate(chunk)
+    }
+    for needed, stage in edges:
+        before, after = place[needed], place[stage]
+        same_chunk = before[:3] == after[:3] and before[3] < after[3]
+        same_experiment = before[0] == after[0] and before[1] < after[1]
+        assert same_chunk or same_experiment or stage in LAST, f"{stage} needs {needed}"
 
 
 def test_nothing_imports_dvc() -> None:
@@ -122,9 +142,9 @@ def test_dvc_sees_what_a_change_reaches(
 
 def test_dvc_sees_a_changed_default_value_where_it_matters(smoke_folder: Path) -> None:
     default, other = "max_grad_norm: PositiveFloat = 1.0", "max_grad_norm: PositiveFloat = 0.1"
-    settings = ("dvc", "repro", "-s", f"settings@{NAME}")
+    settings = ("dvc", "repro", "-s", f"{PIPELINE}:settings")
     with edited(smoke_folder / "merit/config.py", default, other):
-        assert changed(smoke_folder) == {f"settings@{NAME}"}
+        assert changed(smoke_folder) == {f"{PIPELINE}:settings"}
         assert run(smoke_folder, *settings).returncode == 0
         found = kinds(changed(smoke_folder))
     assert {"base", "partition"} <= found
@@ -136,16 +156,15 @@ def test_dvc_sees_a_changed_default_value_where_it_matters(smoke_folder: Path) -
 def test_a_hub_model_does_not_depend_on_the_miniatures_builder(tmp_path: Path) -> None:
     from tests.synthetic import experiment
 
-    params = load_params(ROOT / "params.yaml").model_copy(update={"experiments": ["synthetic"]})
-    rows = plan_rows(params, [experiment()])  # its base is a checkpoint
-    assert rows["setups"]["synthetic"]["builder"] == "merit/training/models.py"
+    rows = plan_rows(experiment(), "default")  # its base is a checkpoint
+    assert rows["builder"] == "merit/training/models.py"
 
 
 def test_without_studies_their_folder_is_not_missed() -> None:
     from tests.synthetic import experiment
 
-    params = load_params(ROOT / "params.yaml").model_copy(update={"experiments": ["synthetic"]})
-    assert plan_rows(params, [experiment()])["reports"]["synthetic"]["studies"] == "reports/paper"
+    reports = plan_rows(experiment(), "default")["reports"]
+    assert reports["default"]["studies"] == "reports/paper"
 
 
 def test_leftovers_of_a_removed_method_do_not_matter(smoke_folder: Path) -> None:
@@ -174,33 +193,66 @@ def test_a_stale_plan_is_refused_by_every_stage(smoke_folder: Path) -> None:
         refused = run(smoke_folder, "merit", "score", NAME)
     assert refused.returncode == 2
     assert "no method is called 'merit-1d'" in refused.stderr  # its other uses in the YAML
-    with edited(smoke_folder / PLAN_FILE, "merit-1d-s1-g1", "merit-1d-s1-g9"):
+    with edited(smoke_folder / PLAN, "merit-1d-s1-g1", "merit-1d-s1-g9"):
         refused = run(smoke_folder, "merit", "score", NAME)
     assert refused.returncode == 2
-    assert "experiments/plan.yaml is stale" in refused.stderr
+    assert f"{PLAN} is stale" in refused.stderr
     assert "run `merit plan`" in refused.stderr
 
 
 def test_a_branch_that_is_not_planned_is_refused(smoke_folder: Path) -> None:
     refused = run(smoke_folder, "merit", "train", NAME, "merit-1d-s1-g7")
     assert refused.returncode == 2
-    assert "has no 'merit-1d-s1-g7' among the branches of experiments/plan.yaml" in refused.stderr
+    assert f"has no 'merit-1d-s1-g7' among the branches of {PLAN}" in refused.stderr
     assert "Did you mean `merit-1d-s1-g" in refused.stderr
 
 
 def test_one_branch_alone_and_one_model_with_what_it_needs(smoke_folder: Path) -> None:
     branches = smoke_folder / "artifacts" / NAME / "branches"
+    inside = smoke_folder / folder_of(NAME)  # where the pages type it
     shutil.rmtree(branches / "merit-1d-s1")
-    merge = run(smoke_folder, "dvc", "repro", "-s", f"merge@{NAME}-merit-1d-s1")
+    merge = run(inside, "dvc", "repro", "-s", "merge@merit-1d-s1")
     assert merge.returncode != 0
-    alone = run(smoke_folder, "dvc", "repro", "-s", f"train@{NAME}-merit-1d-s1-g1")
+    alone = run(smoke_folder, "dvc", "repro", "-s", f"{PIPELINE}:train@merit-1d-s1-g1")
     assert alone.returncode == 0, alone.stderr
     assert [path.name for path in (branches / "merit-1d-s1").iterdir()] == ["merit-1d-s1-g1"]
-    model = run(smoke_folder, "dvc", "repro", f"merge@{NAME}-merit-1d-s1")
+    model = run(inside, "dvc", "repro", "merge@merit-1d-s1")
     assert model.returncode == 0, model.stderr
     names = sorted(path.name for path in (branches / "merit-1d-s1").iterdir())
     assert names == ["merit-1d-s1-g0", "merit-1d-s1-g1"]
     assert changed(smoke_folder) == set()
+
+
+def test_one_study_and_one_experiment(smoke_folder: Path) -> None:
+    inside = smoke_folder / folder_of(NAME)
+    study = smoke_folder / "reports" / "studies" / NAME / "cost"
+    shutil.rmtree(study)
+    assert changed(smoke_folder) == {f"{PIPELINE}:study@cost", f"{PIPELINE}:report@default"}
+    done = run(inside, "dvc", "repro", "study@cost")
+    assert done.returncode == 0, done.stderr
+    assert (study / "result.json").is_file()
+    # its timings are others, so the report is another, and the pages over all of them
+    done = run(inside, "dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    assert kinds(changed(smoke_folder)) <= {"index", "track"}
+    done = run(smoke_folder, "dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    assert changed(smoke_folder) == set()
+
+
+def test_a_removed_experiment_breaks_nothing(smoke_folder: Path) -> None:
+    """Its folder is no pipeline after `merit plan`; before, it asks for that."""
+    left = smoke_folder / "experiments" / "old"
+    shutil.copytree(smoke_folder / folder_of(NAME), left, symlinks=True)
+    with edited(left / "plan.yaml", f"x: {NAME}", "x: old"):
+        refused = run(left, "dvc", "repro", "-s", "settings")
+    assert refused.returncode != 0
+    assert "no experiment 'old' in params.yaml" in refused.stderr
+    assert "run `merit plan`" in refused.stderr
+    planned = run(smoke_folder, "merit", "plan")
+    assert planned.stdout == "experiments/old/plan.yaml: removed\n"
+    assert changed(smoke_folder) == set()
+    shutil.rmtree(left)
 
 
 def test_outside_of_the_environment_one_line_says_so(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""experiments/plan.yaml and the stages' settings: what there is to run, and on what it depends."""
+"""An experiment's plan.yaml and its stages' settings: what is to run, and on what it depends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from merit.config import (
     Method,
     MiniWorldData,
     Optimizer,
-    Params,
     Runtime,
     Sweep,
     Training,
@@ -32,8 +31,9 @@ from merit.config_studies import STUDIES as STUDY_SETTINGS
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.plan import (
-    PLAN_FILE,
     check_planned,
+    check_plans,
+    folder_of,
     plan_rows,
     planned_experiments,
     render,
@@ -43,6 +43,7 @@ from merit.plan import (
 from tests import synthetic
 
 ROOT = Path(__file__).parent.parent
+PLAN = folder_of("tiny") / "plan.yaml"
 
 
 def values() -> dict[str, Any]:
@@ -88,9 +89,10 @@ def write(experiment: dict[str, Any]) -> None:
     )
 
 
-def rows() -> dict[str, dict[str, dict[str, str]]]:
+def rows() -> dict[str, dict[str, Any]]:
+    """{experiment or part: what its plan is to hold}"""
     params = load_params()
-    return plan_rows(params, planned_experiments(params))
+    return {e.name: plan_rows(e, params.level) for e in planned_experiments(params)}
 
 
 # --- the names ----------------------------------------------------------------------------------
@@ -98,127 +100,149 @@ def rows() -> dict[str, dict[str, dict[str, str]]]:
 
 def test_the_rows_of_a_small_experiment_by_hand(folder: Path) -> None:
     found = rows()
-    setup = {"yaml": "experiments/tiny.yaml", "source": "merit/mini/world"}
-    setup["builder"] = "merit/mini/nets.py"
-    assert found["setups"] == {"tiny": setup, "tiny-weak": setup}
-    assert list(found["branches"].items()) == [
-        (f"{x}-{branch}", {"x": x, "run": run, "id": branch})
-        for x, run, branch in [
-            ("tiny", "joint-1ep", "joint-1ep-s1"),  # the soup's members are these
-            ("tiny", "joint-1ep", "joint-1ep-s2"),
-            ("tiny", "merit-1d-s1", "merit-1d-s1-g0"),
-            ("tiny", "merit-1d-s1", "merit-1d-s1-g1"),
-            ("tiny", "joint-1ep-lr0.5", "joint-1ep-lr0.5-s1"),
-            ("tiny-weak", "joint-1ep-lr0.5", "joint-1ep-lr0.5-s1"),
-        ]
-    ]
-    assert list(found["models"].items()) == [
-        (f"{x}-{model}", {"x": x, "id": model, "from": first, "with": second})
-        for x, model, first, second in [
-            ("tiny", "base", "base", "base/model.safetensors"),
-            ("tiny", "joint-1ep-s1", "branches/joint-1ep", "base"),
-            ("tiny", "joint-1ep-s2", "branches/joint-1ep", "base"),
-            ("tiny", "soup-2-s1", "branches/joint-1ep", "base"),
-            ("tiny", "merit-1d-s1", "branches/merit-1d-s1", "base"),
-            ("tiny", "joint-shrunk-s1", "models/joint-1ep-s1", "models/merit-1d-s1"),
-            ("tiny", "joint-1ep-lr0.5-s1", "branches/joint-1ep-lr0.5", "base"),
-            ("tiny-weak", "base", "base", "base/model.safetensors"),
-            ("tiny-weak", "joint-1ep-lr0.5-s1", "branches/joint-1ep-lr0.5", "base"),
-        ]
-    ]
+    names = {"yaml": "experiments/tiny.yaml", "source": "merit/mini/world"}
+    names["builder"] = "merit/mini/nets.py"
     scores = "evaluation/scores.json"
-    assert found["studies"] == {
-        "tiny-weights": {
-            **{"x": "tiny", "id": "weights", "reads": "artifacts/tiny/branches"},
-            **{"also": "artifacts/tiny/data/benchmarks", "code": "eval/studies/weights"},
+    weak = {
+        **{"x": "tiny-weak", **names},
+        "branches": {"joint-1ep-lr0.5-s1": {"run": "joint-1ep-lr0.5"}},
+        "models": {
+            "base": {"from": "base", "with": "base/model.safetensors"},
+            "joint-1ep-lr0.5-s1": {"from": "branches/joint-1ep-lr0.5", "with": "base"},
         },
-        # of the other base it needs the scores alone
-        "tiny-regime": {
-            **{"x": "tiny", "id": "regime", "reads": f"artifacts/tiny/{scores}"},
-            **{"also": f"artifacts/tiny-weak/{scores}", "code": "eval/studies/regime.py"},
-        },
-        "tiny-gain": {
-            **{"x": "tiny", "id": "gain", "reads": "artifacts/tiny/models"},
-            **{"also": "artifacts/tiny/branches", "code": "eval/studies/gain.py"},
-        },
+        **{"studies": {}, "reports": {}},
     }
-    assert found["reports"] == {
-        "tiny": {"folder": "reports/tiny", "studies": "reports/studies/tiny"}
+    tiny = {
+        **{"x": "tiny", **names},
+        "branches": {
+            "joint-1ep-s1": {"run": "joint-1ep"},  # the soup's members are these
+            "joint-1ep-s2": {"run": "joint-1ep"},
+            "merit-1d-s1-g0": {"run": "merit-1d-s1"},
+            "merit-1d-s1-g1": {"run": "merit-1d-s1"},
+            "joint-1ep-lr0.5-s1": {"run": "joint-1ep-lr0.5"},
+        },
+        "models": {
+            "base": {"from": "base", "with": "base/model.safetensors"},
+            "joint-1ep-s1": {"from": "branches/joint-1ep", "with": "base"},
+            "joint-1ep-s2": {"from": "branches/joint-1ep", "with": "base"},
+            "soup-2-s1": {"from": "branches/joint-1ep", "with": "base"},
+            "merit-1d-s1": {"from": "branches/merit-1d-s1", "with": "base"},
+            "joint-shrunk-s1": {"from": "models/joint-1ep-s1", "with": "models/merit-1d-s1"},
+            "joint-1ep-lr0.5-s1": {"from": "branches/joint-1ep-lr0.5", "with": "base"},
+        },
+        "studies": {
+            "weights": {
+                **{"reads": "artifacts/tiny/branches", "also": "artifacts/tiny/data/benchmarks"},
+                "code": "eval/studies/weights",
+            },
+            # of the other base it needs the scores alone
+            "regime": {
+                **{"reads": f"artifacts/tiny/{scores}", "also": f"artifacts/tiny-weak/{scores}"},
+                "code": "eval/studies/regime.py",
+            },
+            "gain": {
+                **{"reads": "artifacts/tiny/models", "also": "artifacts/tiny/branches"},
+                "code": "eval/studies/gain.py",
+            },
+        },
+        "reports": {"default": {"folder": "reports/tiny", "studies": "reports/studies/tiny"}},
     }
+    assert found == {"tiny": tiny, "tiny-weak": weak}
+    assert list(found["tiny"]["models"]) == list(tiny["models"])  # in the order of the methods
 
 
 def test_a_full_report_leaves_the_default_one_alone(folder: Path) -> None:
-    full = Params(experiments=["tiny"], level="full")
-    assert plan_rows(full, planned_experiments(full))["reports"]["tiny"]["folder"] == (
-        "reports/tiny-full"
-    )
+    full = plan_rows(load_experiment("tiny"), "full")
+    assert {key: row["folder"] for key, row in full["reports"].items()} == {
+        "full": "reports/tiny-full"
+    }
 
 
 def test_without_studies_a_report_depends_on_none(folder: Path) -> None:
     write(values() | {"studies": {}})
-    assert rows()["studies"] == {}
-    assert rows()["reports"]["tiny"]["studies"] == "reports/paper"
-    assert "\nstudies: {}\n" in render(rows())
+    found = rows()["tiny"]
+    assert found["studies"] == {}
+    assert found["reports"]["default"]["studies"] == "reports/paper"
+    assert "\nstudies: {}\n" in render(found)
 
 
 def test_a_base_that_nothing_starts_from_is_not_built(folder: Path) -> None:
     """A sweep may ask for it, or a method."""
     changed = values() | {"sweeps": {}, "studies": {}}
     write(changed)
-    assert list(rows()["setups"]) == ["tiny"]
+    assert list(rows()) == ["tiny"]
     changed["methods"]["joint-weak"] = {"partition": "joint", "base": "weak"}
     write(changed)
-    assert list(rows()["setups"]) == ["tiny", "tiny-weak"]
-    assert "tiny-weak-joint-1ep-s1" in rows()["branches"]
-    assert "tiny-weak-joint-weak-s1" in rows()["models"]
-    assert "tiny-joint-weak-s1" not in rows()["models"]
+    assert list(rows()) == ["tiny", "tiny-weak"]
+    assert "joint-1ep-s1" in rows()["tiny-weak"]["branches"]
+    assert "joint-weak-s1" in rows()["tiny-weak"]["models"]
+    assert "joint-weak-s1" not in rows()["tiny"]["models"]
 
 
 def test_the_plan_is_a_line_a_name_and_the_same_bytes_every_time(folder: Path) -> None:
-    text = PLAN_FILE.read_text(encoding="utf-8")
-    assert text == render(rows()) == render(copy.deepcopy(rows()))
-    assert yaml.safe_load(text) == rows()
-    assert text.splitlines()[2:5] == [
-        "",
-        "setups:",
-        "  tiny: {yaml: experiments/tiny.yaml, source: merit/mini/world, "
-        "builder: merit/mini/nets.py}",
+    found = rows()["tiny"]
+    text = PLAN.read_text(encoding="utf-8")
+    assert text == render(found) == render(copy.deepcopy(found))
+    assert yaml.safe_load(text) == found
+    assert text.splitlines()[2:9] == [
+        *("", "x: tiny", "yaml: experiments/tiny.yaml", "source: merit/mini/world"),
+        *("builder: merit/mini/nets.py", "branches:", "  joint-1ep-s1: {run: joint-1ep}"),
     ]
-    found = rows()
-    names = sum(len(entries) for entries in found.values())
+    names = sum(len(entries) for entries in found.values() if isinstance(entries, dict))
     assert len(text.splitlines()) == 3 + len(found) + names
-    assert not write_plan()  # it changed nothing
+    assert write_plan() == []  # it changed nothing
+    write(values() | {"merge_weights": "uniform"})
+    assert write_plan() == []  # no name is another
+
+
+def test_a_folder_is_a_pipeline_as_long_as_it_is_planned(folder: Path) -> None:
+    link, weak = PLAN.with_name("dvc.yaml"), Path("experiments/tiny-weak")
+    assert link.readlink() == weak.joinpath("dvc.yaml").readlink() == Path("../../pipeline.yaml")
+    weak.joinpath("dvc.lock").touch()
+    Path("experiments/mine").mkdir()
+    Path("experiments/mine/dvc.yaml").touch()  # a user's own pipeline
     write(values() | {"sweeps": {}})
-    assert write_plan()
-    assert not write_plan()
+    assert write_plan() == [weak / "plan.yaml", PLAN]
+    assert [path.name for path in weak.iterdir()] == ["dvc.lock"]
+    assert Path("experiments/mine/dvc.yaml").exists()
+    assert write_plan() == []
+    link.unlink()
+    write_plan()
+    assert link.is_symlink()
 
 
-def test_the_committed_plan_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_committed_plans_and_links_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert PLAN_FILE.read_text(encoding="utf-8") == render(rows())
+    check_plans()
+    for x in rows():
+        assert folder_of(x).joinpath("dvc.yaml").resolve() == ROOT / "pipeline.yaml"
+    assert {path.parent.name for path in Path("experiments").glob("*/dvc.yaml")} == set(rows())
 
 
 def test_every_placeholder_of_the_pipeline_is_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """dvc.yaml loops over the plan's lists and reads nothing of a row that is not there."""
+    """pipeline.yaml loops over the plan's lists and reads nothing that is not there."""
     monkeypatch.chdir(ROOT)
-    pipeline = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
-    assert pipeline["vars"] == [str(PLAN_FILE)]
+    pipeline = yaml.safe_load(Path("pipeline.yaml").read_text(encoding="utf-8"))
+    assert pipeline["vars"] == ["plan.yaml"]
     lists = {}
-    for name, stage in pipeline["stages"].items():
-        if "foreach" in stage:
-            lists[name] = stage["foreach"].removeprefix("${").removesuffix("}")
-            text = json.dumps(stage["do"])
-            wanted = {part.split("}")[0] for part in text.split("${")[1:]} - {"key"}
-            for row in rows()[lists[name]].values():
-                assert wanted <= {f"item.{key}" for key in row}, name
+    for found in rows().values():
+        names = {key for key, value in found.items() if isinstance(value, str)}
+        for name, stage in pipeline["stages"].items():
+            wanted = {part.split("}")[0] for part in json.dumps(stage).split("${")[1:]}
+            if "foreach" in stage:
+                lists[name] = stage["foreach"].removeprefix("${").removesuffix("}")
+                wanted -= {lists[name], "key"}
+                for row in found[lists[name]].values():
+                    assert wanted - names <= {f"item.{key}" for key in row}, name
+            else:
+                assert wanted <= names, name
     assert {stage: lists[stage] for stage in planning.LOOPED} == planning.LOOPED
-    assert {lists[name] for name in ("settings", "data", "score")} == {"setups"}
 
 
 # --- refusals -----------------------------------------------------------------------------------
 
 STALE = (
-    ": params.yaml or an experiment's methods have changed; run `merit plan`, then the same "
+    ": params.yaml or the experiment's methods have changed; run `merit plan`, then the same "
     "command again"
 )
 
@@ -232,11 +256,14 @@ def refused(*arguments: Any) -> str:
 def test_a_stale_or_missing_plan_is_refused(folder: Path) -> None:
     check_planned("data", "tiny", None)
     write(values() | {"sweeps": {}})
-    assert refused("data", "tiny", None) == f"experiments/plan.yaml is stale{STALE}"
+    assert refused("data", "tiny", None) == f"experiments/tiny/plan.yaml is stale{STALE}"
+    with pytest.raises(MeritError, match=r"^experiments/tiny/plan\.yaml is stale: "):
+        check_plans()
     write_plan()
     check_planned("data", "tiny", None)
-    PLAN_FILE.unlink()
-    assert refused("data", "tiny", None) == f"experiments/plan.yaml is missing{STALE}"
+    check_plans()
+    PLAN.unlink()
+    assert refused("data", "tiny", None) == f"experiments/tiny/plan.yaml is missing{STALE}"
 
 
 def test_a_setting_that_changes_no_name_leaves_the_plan_as_it_is(folder: Path) -> None:
@@ -246,31 +273,38 @@ def test_a_setting_that_changes_no_name_leaves_the_plan_as_it_is(folder: Path) -
 
 def test_an_unknown_experiment_or_item_is_refused_with_the_nearest(folder: Path) -> None:
     assert refused("data", "tinny", None) == (
-        "data: no experiment 'tinny' in experiments/plan.yaml. Did you mean `tiny`?"
+        "data: no experiment 'tinny' in params.yaml. Did you mean `tiny`? Where it was taken out, "
+        "run `merit plan`"
     )
     assert refused("train", "tiny", "merit-1d-s1-g2") == (
-        "train: tiny has no 'merit-1d-s1-g2' among the branches of experiments/plan.yaml. "
+        "train: tiny has no 'merit-1d-s1-g2' among the branches of experiments/tiny/plan.yaml. "
         "Did you mean `merit-1d-s1-g1`?"
     )
     for stage in ("merge", "evaluate"):
         assert refused(stage, "tiny", "soup-3-s1") == (
-            f"{stage}: tiny has no 'soup-3-s1' among the models of experiments/plan.yaml. "
+            f"{stage}: tiny has no 'soup-3-s1' among the models of experiments/tiny/plan.yaml. "
             "Did you mean `soup-2-s1`?"
         )
     assert refused("study", "tiny", "xyz") == (
-        "study: tiny has no 'xyz' among the studies of experiments/plan.yaml. "
+        "study: tiny has no 'xyz' among the studies of experiments/tiny/plan.yaml. "
         "Known here: weights, regime, gain."
     )
     # what one base has is no item of another
     assert "tiny-weak has no 'merit-1d-s1' among" in refused("merge", "tiny-weak", "merit-1d-s1")
     check_planned("merge", "tiny-weak", "joint-1ep-lr0.5-s1")
+    assert refused("merge", "tiny-week", "base") == (
+        "merge: nothing is trained from the base of 'tiny-week' at the level 'default'. Did you "
+        "mean `tiny-weak`?"
+    )
 
 
-def test_another_experiments_mistake_stops_no_stage_without_its_message(folder: Path) -> None:
+def test_another_experiments_mistake_stops_only_what_spans_experiments(folder: Path) -> None:
     Path("params.yaml").write_text("experiments: [tiny, other]\n", encoding="utf-8")
-    message = r"^experiments/other\.yaml: no such experiment\. Known here: tiny\.$"
-    with pytest.raises(MeritError, match=message):
-        check_planned("data", "tiny", None)
+    check_planned("data", "tiny", None)
+    with pytest.raises(
+        MeritError, match=r"^experiments/other\.yaml: no such experiment\. Known here: tiny\.$"
+    ):
+        check_plans()
 
 
 # --- the settings, stage by stage ---------------------------------------------------------------

@@ -24,8 +24,8 @@ def run(name: str, item: str | None = None) -> None:
     folder = report_name(name, load_params().level)
     build_report(load_experiment(name), Artifacts(name), REPORTS_DIR, folder)
     digest = {"report": folder, "hash": folder_hash(REPORTS_DIR / folder)}
-    write_json(report_digest(name), digest)
+    write_json(report_digest(folder), digest)
 
 
-def report_digest(name: str) -> Path:
-    return ARTIFACTS_DIR / "reports" / f"{name}.json"
+def report_digest(folder: str) -> Path:
+    return ARTIFACTS_DIR / "reports" / f"{folder}.json"

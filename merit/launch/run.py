@@ -21,7 +21,7 @@ from merit.launch.slurm import Slurm
 from merit.launch.watch import TRAIN_CODE, Backend, Submitted, Watch, code_hash, read_jobs
 from merit.launch.work import Work, train_command
 from merit.methods import plan
-from merit.plan import check_planned
+from merit.plan import PIPELINE, check_planned, folder_of
 from merit.settings import nearest
 
 
@@ -132,4 +132,4 @@ def commit(trained: Sequence[Work]) -> None:
 
 def stage_name(work: Work) -> str:
     """The branch's stage, as DVC calls it."""
-    return f"train@{work.experiment}-{work.branch}"
+    return f"{folder_of(work.experiment) / PIPELINE}:train@{work.branch}"

@@ -16,7 +16,7 @@ from merit.io.artifacts import file_hash, read_json, value_hash, write_json
 from merit.launch.table import Row, Table
 from merit.launch.work import STOPPED, Work, ending
 
-# what the stage `train` depends on besides a branch's manifest, as in dvc.yaml
+# what the stage `train` depends on besides a branch's manifest, as in pipeline.yaml
 TRAIN_CODE = ("merit/training", "merit/stages/train.py")
 
 
