@@ -15,10 +15,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from merit.config import Architecture, Phase
+from merit.config import Architecture, Phase, Training
 from merit.training.encoded import Encoded
 from merit.training.loop import Record, train
-from merit.training.models import project, set_trainable
+from merit.training.models import decoder, project, set_trainable
 from merit.training.order import data_order, grouped_by_length
 
 Log = Callable[[Record, Record], None]
@@ -45,8 +45,10 @@ def pretrain(model: Any, processor: Any, phase: Phase, seed: int, log: Log) -> N
 
 
 def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> None:
-    """One language phase on `data`, whose features are the vision encoder's hidden states."""
+    """One language phase on `data`: pixels, or features, the vision encoder's hidden states."""
     parameters = set_trainable(model, phase.trainable)
+    if phase.gradient_checkpointing:
+        decoder(model).activation_checkpointing_enable()
     needed = phase.num_steps * phase.optimizer.batch_size
     order = data_order(len(data), needed / len(data), seed)
     order = grouped_by_length(order, data.num_tokens(), phase.optimizer.batch_size, seed)
@@ -57,6 +59,13 @@ def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> N
         order,
         phase.optimizer,
         what=f"base phase {phase.name!r}",
+        settings=Training(
+            trainable=phase.trainable,
+            optimizer=phase.optimizer,
+            precision=phase.precision,
+            pack_tokens=phase.pack_tokens,
+            workers=phase.workers,
+        ),
         project=partial(project, model) if len(data.features) else None,
         log=log,
         num_records=50,

@@ -177,6 +177,40 @@ class Phase(Settings):
     trainable: Trainable
     num_steps: PositiveInt
     optimizer: Optimizer
+    # how a step is computed: as in `training`
+    precision: Literal["float32", "bfloat16"] = "float32"
+    pack_tokens: PositiveInt | None = None
+    gradient_checkpointing: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class Origin(Settings):
+    """A finished model: a folder, or a repository of the hub at a commit."""
+
+    checkpoint: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Origin:
+        if (self.checkpoint is None) == (self.hub is None):
+            raise ValueError("give either `checkpoint` or `hub`")
+        check_revision(self.hub, self.revision)
+        return self
+
+
+class Assembly(Settings):
+    """A Qwen2.5-VL of one's vision encoder, a Qwen2's language model and a fresh projector: where
+    LLaVA's recipe begins.
+    """
+
+    vision: Origin
+    decoder: Origin
+
+
+def check_revision(hub: str | None, revision: str | None) -> None:
+    if (hub is None) != (revision is None):
+        raise ValueError("`hub` and `revision` go together: a name and the commit of it")
 
 
 class Base(Settings):
@@ -190,15 +224,15 @@ class Base(Settings):
     checkpoint: str | None = None
     hub: str | None = None
     revision: str | None = None
+    assemble: Assembly | None = None
     phases: list[Phase] = []
 
     @model_validator(mode="after")
     def _one_origin(self) -> Base:
-        origins = (self.architecture, self.checkpoint, self.hub)
+        origins = (self.architecture, self.checkpoint, self.hub, self.assemble)
         if sum(origin is not None for origin in origins) != 1:
-            raise ValueError("give exactly one of `architecture`, `checkpoint` and `hub`")
-        if (self.hub is None) != (self.revision is None):
-            raise ValueError("`hub` and `revision` go together: a name and the commit of it")
+            raise ValueError("give exactly one of `architecture`, `checkpoint`, `hub`, `assemble`")
+        check_revision(self.hub, self.revision)
         return self
 
 

@@ -270,6 +270,16 @@ class Overlap(Study):
     images: bool = True
 
 
+class HeldOut(Study):
+    """Every model's loss on each task's held-out examples (`data.held_out`): for own mixtures."""
+
+    title = "Loss on held-out examples"
+    reads = ("models", "data/held_out")
+
+    num_examples: PositiveInt = 200  # at most, a task
+    batch_size: PositiveInt = 8
+
+
 class Studies(Settings):
     """The studies of one experiment, by name, in the order of the pages."""
 
@@ -289,6 +299,7 @@ class Studies(Settings):
     mergers: Mergers | None = None
     tune: Tune | None = None
     overlap: Overlap | None = None
+    held_out: HeldOut | None = None
 
     @property
     def named(self) -> dict[str, Study]:

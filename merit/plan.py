@@ -248,8 +248,15 @@ def settings_files(experiment: Experiment) -> dict[str, Any]:
 
 
 def recipe(experiment: Experiment, model: Model) -> dict[str, Any]:
-    """How a model is made: a rule, the branches or models that it takes, and their weights."""
+    """How a model is made: a rule, the branches or models that it takes, and their weights.
+
+    `origin` is what its card says of the base.
+    """
+    base = experiment.base
+    scratch = "assembled" if base.assemble else "trained from scratch"
+    name = base.hub or base.checkpoint or f"{scratch}: experiments/{experiment.name}"
     return {
+        "origin": {"name": name, "revision": base.revision},
         "model": model.id,
         "method": model.method,
         "seed": model.seed,

@@ -164,6 +164,7 @@ def write_branch(
     write_json(folder / "summary.json", {"failure": None})
     base_hash = file_hash(paths.base / "model.safetensors")
     manifest = {"branch": name, "base_hash": base_hash, "partition_hash": f"of {num_groups}"}
+    manifest |= {"tasks": [], "epochs": 1.0, "training": {}}
     write_json(folder / "manifest.json", manifest | counts | {"num_groups": num_groups})
 
 
@@ -209,7 +210,9 @@ def test_the_merge_by_hand(experiment: Artifacts) -> None:
     assert record["weighted_by"] == "tokens"
     assert (record["num_tokens"], record["num_loss_tokens"]) == (40, 5)
     assert record["displacement"] == pytest.approx(4 * 10**0.5)
-    assert sorted(contents(folder)) == ["config.json", "merge.json", "model.safetensors"]
+    assert sorted(contents(folder)) == [
+        *("README.md", "config.json", "merge.json", "model.safetensors"),
+    ]
     of = {"model": MODEL, "method": "merit-1d", "seed": 1, "rule": "merge", "failure": None}
     assert {key: record[key] for key in of} == of
     assert record["branches"] == list(BRANCHES)
@@ -229,7 +232,7 @@ def test_the_base_as_a_model_is_the_base(experiment: Artifacts) -> None:
 SHRUNK = {
     **{"model": "shrunk-s1", "method": "shrunk", "seed": 1, "rule": "shrunk", "branches": []},
     **{"source": "joint-1ep-s1", "match": MODEL, "merge_weights": "tokens"},
-    "merge_dtype": "base",
+    **{"merge_dtype": "base", "origin": {"name": "x/y", "revision": "abc"}},
 }
 
 

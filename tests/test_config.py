@@ -237,7 +237,7 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         (
             "base",
             {},
-            "key `base`: give exactly one of `architecture`, `checkpoint` and `hub`",
+            "key `base`: give exactly one of `architecture`, `checkpoint`, `hub`, `assemble`",
         ),
         (
             "methods.joint-shrunk.match",
@@ -656,7 +656,7 @@ def test_a_base_is_built_or_loaded_not_both(tmp_path: Path) -> None:
     committed = yaml.safe_load((ROOT / "experiments" / "mini_vision.yaml").read_text("utf-8"))
     values["base"]["architecture"] = committed["base"]["architecture"]
     assert refusal(tmp_path, values) == (
-        "key `base`: give exactly one of `architecture`, `checkpoint` and `hub`"
+        "key `base`: give exactly one of `architecture`, `checkpoint`, `hub`, `assemble`"
     )
 
 

@@ -452,7 +452,8 @@ def test_the_regime_map_and_the_search_follow_readiness() -> None:
 
 def test_recipes_by_hand() -> None:
     files = settings_files(experiment())
-    written = {"merge_weights": "tokens", "merge_dtype": "base"}
+    origin = {"name": "trained from scratch: experiments/tiny", "revision": None}
+    written = {"merge_weights": "tokens", "merge_dtype": "base", "origin": origin}
     nothing = {"source": None, "match": None} | written
     assert files["models/base"] == nothing | {
         **{"model": "base", "method": "base", "seed": None, "rule": "base", "branches": []},

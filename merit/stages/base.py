@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from merit.config import Encoding, Experiment, Phase, load_experiment
+from merit.config import Encoding, Experiment, Origin, Phase, load_experiment
 from merit.data.examples import Example, read_examples
 from merit.data.hub import fetch
 from merit.errors import MeritError
@@ -37,6 +38,15 @@ def run(name: str, item: str | None = None) -> None:
         elif settings.hub is not None:
             missing = f"the base {settings.hub} is not here: set `base.checkpoint` to its folder"
             fetch(folder, FILES, settings.hub, settings.revision, missing, kind="model")
+        elif settings.assemble is not None:
+            from merit.assembly import assemble
+
+            with tempfile.TemporaryDirectory(dir=paths.folder, prefix=".parts.") as parts:
+                vision, decoder = (
+                    place_of(getattr(settings.assemble, key), Path(parts) / key, name, key)
+                    for key in ("vision", "decoder")
+                )
+                assemble(vision, decoder, folder, settings.seed)
         if settings.phases:
             records = build(experiment, paths.data / "pretraining", folder)
             lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -44,6 +54,20 @@ def run(name: str, item: str | None = None) -> None:
         check_finite(folder, f"the base of {name}")
         found = {"base_hash": checkpoint_hash(folder), "seed": settings.seed}
         write_json(folder / "base.json", found)
+
+
+def place_of(origin: Origin, folder: Path, name: str, key: str) -> Path:
+    """The folder of a finished model; one of the hub is fetched into `folder`."""
+    if origin.hub is not None:
+        missing = f"{origin.hub} is not here: set `base.assemble.{key}.checkpoint` to its folder"
+        fetch(folder, FILES, origin.hub, origin.revision, missing, kind="model")
+        return folder
+    found = Path(origin.checkpoint or "")
+    if not (found / "config.json").is_file():
+        raise MeritError(
+            f"experiments/{name}.yaml: key `base.assemble.{key}.checkpoint`: no model in {found}"
+        )
+    return found
 
 
 def take_checkpoint(source: Path, folder: Path, name: str) -> None:
@@ -84,6 +108,7 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
         model, processor = initialise(settings.architecture, settings.seed)
     else:
         model, processor = load_model(folder, experiment.model), load_processor(folder)
+    stored = model.dtype
     records: list[Record] = []
     encoded: dict[str, Encoded] = {}
     total = sum(phase.num_steps for phase in settings.phases)
@@ -105,7 +130,7 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
                 encoded = encoded or _encode(model, processor, data, examples, experiment.encoding)
                 run_phase(model, encoded[phase.data], phase, seed, log)
             before += phase.num_steps
-    model.save_pretrained(folder)
+    model.to(stored).save_pretrained(folder)  # what learnt is float32
     processor.save_pretrained(folder)
     return records
 

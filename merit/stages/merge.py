@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json
+from merit.io.artifacts import Artifacts, atomic_folder, atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
     from merit.io.checkpoints import Checkpoint
@@ -31,11 +31,16 @@ def run(name: str, item: str | None = None) -> None:
         record |= {"failure": failure}
         if failure is None:
             from merit.io.checkpoints import checkpoint_hash
+            from merit.merging.card import model_card
             from merit.merging.write import copy_model_files
 
             record |= write_model(recipe, paths, folder)
             copy_model_files(paths.base, folder, recipe["merge_dtype"])
             record["checkpoint_hash"] = checkpoint_hash(folder)
+            base_hash = read_json(paths.base / "base.json")["base_hash"]
+            manifests = [read_json(paths.branch(b) / "manifest.json") for b in recipe["branches"]]
+            card = model_card(name, recipe, record, base_hash, manifests)
+            atomic_write(folder / "README.md", card)
         write_json(folder / "merge.json", record)
 
 

@@ -87,7 +87,7 @@ def train_branch(
     else:
         parameters = set_trainable(model, settings.trainable)
     if settings.gradient_checkpointing:
-        decoder(model).gradient_checkpointing_enable({"use_reentrant": False})
+        decoder(model).activation_checkpointing_enable()
     counts = {
         "num_trained_tensors": len(parameters),
         "num_trained_parameters": sum(p.numel() for p in parameters.values()),

@@ -54,8 +54,10 @@ def template_of(processor: Any, kind: Literal["chat", "plain"]) -> Template:
     behind the other and end every answer with a mark that the tokenizer knows.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    if kind == "plain":
-        return Template("", "\n", "\n", "", tokenizer.eos_token)
+    if kind == "plain":  # Llama's models have seen no text without their mark of a beginning
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        opening = tokenizer.bos_token if begins else ""
+        return Template(opening, "\n", "\n", "", tokenizer.eos_token)
     if not (tokenizer.chat_template or getattr(processor, "chat_template", None)):
         raise MeritError(
             "the base has no chat template; set `encoding.template: plain`, or put a "

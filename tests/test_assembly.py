@@ -1,0 +1,132 @@
+"""LLaVA's recipe: an encoder, a decoder and a fresh projector as one model, trained by phases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from merit.assembly import NORM, PROJECTOR, assemble
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, read_jsonl
+from merit.io.checkpoints import Checkpoint
+from merit.stages import base, data
+from merit.training.models import load_model, load_processor
+from tests import tiny_models
+from tests.public_fixtures import llava_mix665k, llava_pretrain
+
+STEP: dict[str, Any] = {
+    "num_steps": 3,
+    "precision": "bfloat16",
+    "pack_tokens": 256,
+    "optimizer": {"learning_rate": 0.01, "batch_size": 2, "warmup_ratio": 0.0},
+}
+RECIPE = {
+    "name": "llava",
+    "data": {
+        "source": "public",
+        "on_bad_record": "skip",
+        "sources": [{"name": "llava_pretrain"}],
+        "pretraining": {
+            "captions": [{"name": "llava_pretrain"}],
+            "instructions": [{"name": "llava_mix665k"}],
+        },
+    },
+    "base": {
+        "seed": 3,
+        "assemble": {"vision": {"checkpoint": "eyes"}, "decoder": {"checkpoint": "words"}},
+        "phases": [
+            {"name": "stage 1", "data": "captions", "trainable": ["projector"], **STEP},
+            {
+                "name": "stage 2",
+                "data": "instructions",
+                "trainable": ["projector", "decoder"],
+                "gradient_checkpointing": True,
+                **STEP,
+            },
+        ],
+    },
+    "gradients": {},
+    "training": {"trainable": ["decoder"], "optimizer": STEP["optimizer"]},
+    "methods": {"base": {"partition": "base"}},
+    "evaluation": {"benchmarks": ["mini_mcq"]},
+    "report": {"title": "LLaVA", "paper_table": "table03_vision_176_7b"},
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_models.qwen_vl(folder / "eyes", seed=1)
+    tiny_models.qwen(folder / "words", seed=2)
+    tiny_models.llama(folder / "llama")
+    return folder
+
+
+def test_every_tensor_is_its_sources(parts: Path, tmp_path: Path) -> None:
+    assemble(parts / "eyes", parts / "words", tmp_path, seed=3)
+    eyes, words, found = (Checkpoint(f) for f in (parts / "eyes", parts / "words", tmp_path))
+    projector = {name for name in eyes.names if name.startswith(PROJECTOR)}
+    encoder = {name for name in eyes.names if name.startswith("visual.")} - projector
+    assert set(found.names) == encoder | projector | set(words.names)
+    for source, names in ((eyes, encoder), (words, set(words.names))):
+        for name in names:
+            assert torch.equal(found.read(name), source.read(name)), name
+    assert torch.equal(found.read(NORM), torch.ones(16, dtype=torch.bfloat16))
+    weight = found.read(f"{PROJECTOR}mlp.2.weight").float()
+    assert weight.shape == (32, 64)
+    assert weight.std().item() == pytest.approx(0.1, rel=0.05)  # the decoder's initializer_range
+    assert not found.read(f"{PROJECTOR}mlp.0.bias").any()
+    # the whole is a model that transformers knows, with the encoder's processor
+    model = load_model(tmp_path)
+    assert model.config.text_config.rope_parameters["mrope_section"] == [2, 3, 3]
+    assert load_processor(tmp_path).image_processor.patch_size == 14
+
+
+def test_the_projector_follows_from_the_seed(parts: Path, tmp_path: Path) -> None:
+    found = []
+    for i, seed in enumerate((3, 3, 4)):
+        (tmp_path / str(i)).mkdir()
+        assemble(parts / "eyes", parts / "words", tmp_path / str(i), seed)
+        found.append(Checkpoint(tmp_path / str(i)).read(f"{PROJECTOR}mlp.0.weight"))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_other_parts_are_refused(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(MeritError, match=r"assemble\.decoder`: .*found a 'llama', expected"):
+        assemble(parts / "eyes", parts / "llama", tmp_path, 0)
+    with pytest.raises(MeritError, match=r"assemble\.vision`: .*found a 'qwen2', expected"):
+        assemble(parts / "words", parts / "words", tmp_path, 0)
+
+
+def test_phases_train_what_they_name(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages 1 and 2 on images that are not cached, packed, in bfloat16: the encoder stays."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("eyes", "words"):
+        (tmp_path / part).symlink_to(parts / part)
+    llava_pretrain(Path("sources/llava_pretrain"))
+    llava_mix665k(Path("sources"))
+    Path("experiments").mkdir()
+    Path("experiments/llava.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+    data.run("llava")
+    base.run("llava")
+    paths = Artifacts("llava")
+    assemble(parts / "eyes", parts / "words", tmp_path, seed=3)
+    before, after = Checkpoint(tmp_path), Checkpoint(paths.base)
+    assert set(before.names) == set(after.names)
+    assert {after.info(name).dtype for name in after.names} == {torch.bfloat16}
+    moved = {name for name in after.names if not torch.equal(before.read(name), after.read(name))}
+    assert moved >= {NORM, "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"}
+    assert all(name.startswith((PROJECTOR, "model.")) for name in moved)
+    records = read_jsonl(paths.base / "records.jsonl")
+    assert [(record["phase"], record["step"]) for record in records] == [
+        *(("stage 1", 1), ("stage 1", 2), ("stage 1", 3)),
+        *(("stage 2", 4), ("stage 2", 5), ("stage 2", 6)),
+    ]
+    assert read_json(paths.base / "base.json")["seed"] == 3
