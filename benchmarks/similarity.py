@@ -67,6 +67,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     def cosines(path: Path) -> None:
         pca(cosine_matrix(np.load(path, mmap_mode="r")), 3)
 
+    load = os.getloadavg()[0]  # other work on the machine: above 0, the seconds are upper bounds
     seconds: dict[str, list[float]] = {"read": [], "strided": [], "sketched": []}
     for _ in range(rounds):
         seconds["read"].append(timed(read, strided))
@@ -78,6 +79,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     sketch = 4 * NUM_TASKS * Sketch(BUCKETS).size(NUM_PARAMETERS)
     return {
         "device": device(),
+        "load_before": round(load, 1),
         "num_tasks": NUM_TASKS,
         "num_parameters": NUM_PARAMETERS,
         "sample_entries": SAMPLE,
@@ -158,8 +160,8 @@ def page(result: dict[str, Any]) -> str:
     at_full = 1 / BUCKETS**0.5
     return f"""# Similarity of 136 tasks
 
-{result["device"]}; one thread; medians of {len(result["seconds"]["read"])} rounds, every file read
-from the disk.
+{result["device"]}, load average {result["load_before"]} before; one thread; medians of
+{len(result["seconds"]["read"])} rounds, every file read from the disk.
 
 {markdown_table(table)}
 \\* extrapolated linearly from {result["sample_entries"]:,} entries a task
