@@ -4,7 +4,8 @@
 
 Every round runs all contestants once, each as a process of its own; a ratio is the median over
 rounds of the ratio within a round, since other work on the machine hits neighbours alike. Peak
-memory is the process's (getrusage). The files, 8 GB and one output, are removed at the end. reports/benchmarks/merge.json and merge.md.
+memory is the process's (getrusage). The files, 8 GB and one output, are removed at the end. Writes
+reports/benchmarks/merge.json and merge.md.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def report(rounds: list[dict[str, dict[str, float]]], errors: dict[str, float]) 
     lines = [
         "# Merging four checkpoints",
         "",
-        f"Four bfloat16 checkpoints of {size / 1e9:.2f} GB ({size // 2:,} parameters, the shapes of "
+        f"Four bfloat16 checkpoints of {size / 1e9:.2f} GB ({size // 2:,} parameters, shapes of "
         f"Qwen2.5-1.5B), median of {len(rounds)} rounds on {os.cpu_count()} processors.",
         "",
         "| | seconds | processor seconds | peak memory, MB | merit's time over this | error |",
