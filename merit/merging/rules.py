@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from merit.core.merge.star import star
 from merit.core.merge.ties import sign_balance, ties, trim_threshold
 from merit.core.merge.tsv import tsv
 from merit.merging.pieces import Piece, Source, in_order, pieces_of
+from merit.progress import Progress
 
 MATRIX_MERGERS: dict[str, Callable[..., torch.Tensor]] = {
     "star": star,
@@ -101,15 +103,27 @@ def _ties(
 
         return trim_threshold(Lazy(delta, len(pieces)), density=0.2)
 
-    thresholds = list(in_order(threshold, range(len(sources)), threads))
+    thresholds = []
+    with (
+        Progress("TIES, thresholds of branches", len(sources)) as progress,
+        closing(in_order(threshold, range(len(sources)), threads)) as results,
+    ):
+        for found in results:
+            thresholds.append(found)
+            progress.advance()
 
     def balance(piece: Piece) -> int:
         return sign_balance(base.read(*piece), rule.branches(base, piece), thresholds)
 
     matrices = [piece for piece in pieces if len(base.info(piece.name).shape) > 1]
     majority: Counter[str] = Counter()
-    for piece, found in zip(matrices, in_order(balance, matrices, threads), strict=True):
-        majority[piece.name] += found
+    with (
+        Progress("TIES, signs of pieces", len(matrices)) as progress,
+        closing(in_order(balance, matrices, threads)) as balances,
+    ):
+        for piece, more in zip(matrices, balances, strict=True):
+            majority[piece.name] += more
+            progress.advance()
 
     def merge(name: str, theta0: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
         return ties(

@@ -82,7 +82,6 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Merge and say what came of it; every input is checked before anything is written."""
-    began = time.monotonic()
     if options.experiment or None in (options.base, options.branches, options.out):
         options.refuse("give an experiment and a model, or --base, --branches and --out")
     if options.threads is not None and options.threads < 1:
@@ -100,6 +99,7 @@ def run(options: argparse.Namespace) -> None:
     from merit.merging.rules import average, post_hoc
     from merit.merging.write import OUTPUT_DTYPES, copy_model_files, write_merged
 
+    began = time.monotonic()
     base = Checkpoint(options.base)
     forget_tied(base, options.base)
     branches = [opened(path, base, options.base) for path in options.branches]
