@@ -135,6 +135,32 @@ def test_the_rounding_of_a_narrow_output_by_hand(tmp_path: Path) -> None:
     }
 
 
+def test_half_precision_is_averaged_in_float32(tmp_path: Path) -> None:
+    """As near to the exact average as bfloat16 allows; equal branches are their own average."""
+    noise = {name: t.bfloat16() for name, t in random_tensors(0).items()}
+    base = saved(tmp_path / "base", noise)
+    parts = [
+        saved(tmp_path / str(k), {n: t.bfloat16() for n, t in random_tensors(k, noise).items()})
+        for k in (1, 2, 3)
+    ]
+    weights = [0.5, 0.3, 0.2]
+    found = {}
+    for name, sources in (("same", [parts[0]] * 3), ("other", parts)):
+        (tmp_path / name).mkdir()
+        rule = rules.average(base.names, sources, weights)
+        found[name] = write_merged(tmp_path / name, base, rule)
+    assert (tmp_path / "same" / SINGLE).read_bytes() == (tmp_path / "1" / SINGLE).read_bytes()
+    assert found["same"]["rounding_error"] < 1e-5
+    lost = wanted = 0.0
+    for name, theta0 in base.items():
+        exact = weighted_average([part.read(name) for part in parts], weights, torch.float64)
+        cast = Checkpoint(tmp_path / "other").read(name)
+        assert torch.equal(cast, exact.bfloat16())
+        lost += float((cast.double() - exact).square().sum())
+        wanted += float((exact - theta0.double()).square().sum())
+    assert found["other"]["rounding_error"] == pytest.approx((lost / wanted) ** 0.5, rel=1e-5)
+
+
 def test_integers_stay_and_must_agree(tmp_path: Path) -> None:
     tensors = {"n": torch.tensor([1, 2]), "o": torch.tensor(3), "w": torch.ones(2)}
     base = saved(tmp_path / "base", tensors)

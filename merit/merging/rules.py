@@ -1,4 +1,4 @@
-"""Rules: from theta0's rows and the branches' to the merged rows in float64."""
+"""Rules: from theta0's rows and the branches' to the merged rows, wide enough for one cast."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ MATRIX_MERGERS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class Rule:
-    """How tensors are merged: (name, theta0, its branches) -> the merged tensor in float64.
+    """How tensors are merged: (name, theta0, its branches) -> the merged tensor, not yet cast.
 
     `names` are those that are merged; all others stay the base's. With `whole_matrices` the rule
     wants matrices in one piece.
@@ -51,12 +54,19 @@ def unchanged() -> Rule:
 
 
 def average(names: Collection[str], sources: Sequence[Source], weights: Sequence[float]) -> Rule:
-    """sum_k w_k theta_k (docs/method.md, eq. (14))."""
-    return Rule(
-        names,
-        sources,
-        lambda name, theta0, branches: weighted_average(branches, weights, torch.float64),
-    )
+    """sum_k w_k theta_k (docs/method.md, eq. (14)).
+
+    Where base and branches are half precision float32 is wide enough, and twice as fast.
+    """
+    half = {
+        name for name in names if all(s.info(name).dtype in HALF for s in sources if s.has(name))
+    }
+
+    def merge(name: str, theta0: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
+        working = torch.float32 if name in half and theta0.dtype in HALF else torch.float64
+        return weighted_average(branches, weights, working, working)
+
+    return Rule(names, sources, merge)
 
 
 def shrunk(source: Source, alpha: float) -> Rule:
