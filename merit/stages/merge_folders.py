@@ -35,11 +35,12 @@ A folder with a config.json must hold every tensor of the base; one without may 
 that were trained, and the others stay the base's. Adapters merge as what they add to the weights,
 never factor by factor.
 
-Everything is read a few rows at a time and computed in float64: memory does not grow with the
-model or the number of branches (star, tsv and iso decompose whole matrices: about ten times the
-largest one in float32). The output is cast once; what that cast takes away is printed as the
-rounding error, a share of the displacement: a bfloat16 model cannot hold steps much smaller than
-1/256 of a weight. --dtype float32 keeps them.
+Everything is read a few rows at a time and computed in float64 (averages of half-precision
+branches in float32, in which they are as good): memory does not grow with the model or the
+number of branches (star, tsv and iso decompose whole matrices: about ten times the largest one
+in float32). The output is cast once; what that cast takes away is printed as the rounding error,
+a share of the displacement: a bfloat16 model cannot hold steps much smaller than 1/256 of a
+weight. --dtype float32 keeps them.
 
 Nothing is written unless all of it is: --out appears when it is complete. Config, tokenizer and
 processor files are copied from the base; merge.json says what was merged, and how.
