@@ -336,6 +336,10 @@ class Evaluation(Settings):
     checkpoint's own. `cache_images` encodes the images once for all models (`prompts`): for small
     experiments whose fine-tuning leaves the vision part as it is. A benchmark's record may have
     limits of its own. `check_files` refuses files of VLMEvalKit's whose MD5 it does not know.
+
+    Of lm-eval's own tasks: `text_data` is a folder with their repositories as on the hub, null for
+    the hub; `chat_template` whether their questions are put into the model's; `run_model_code`
+    allows HumanEval, in a sandbox.
     """
 
     benchmarks: Annotated[list[str], Field(min_length=1)]
@@ -347,6 +351,9 @@ class Evaluation(Settings):
     cache_images: bool = False
     check_files: bool = True
     judge: JudgeSettings | None = None
+    text_data: str | None = None
+    chat_template: bool = True
+    run_model_code: bool = False
 
     @model_validator(mode="after")
     def _pixels_are_a_range(self) -> Evaluation:

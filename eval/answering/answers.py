@@ -160,7 +160,12 @@ class Respondent:
         from eval.answering.lm_engine import answer_all
 
         size, length = self.settings.batch_size, self.settings.max_new_tokens
-        found = answer_all(model, tokenizer, self.files, size, length)
+        public = [name for name in self.settings.benchmarks if benchmark(name).public]
+        found = answer_all(model, tokenizer, self.files, size, length) if self.files else {}
+        if public:
+            from eval.answering.lm_public import answer_public
+
+            found |= answer_public(model, tokenizer, public, self.settings)
         answers = {name: result.predictions for name, result in found.items()}
         return answers, {n: BenchmarkScore(r.score, r.questions) for n, r in found.items()}
 

@@ -35,8 +35,8 @@ def run(name: str, item: str | None = None) -> None:
     write_json(
         paths.evaluation / "scores.json",
         {
-            "benchmarks": list(files),
-            "num_questions": {b: len(first[b].questions) for b in files},
+            "benchmarks": experiment.evaluation.benchmarks,
+            "num_questions": {b: len(r.questions) for b, r in first.items()},
             "scores": {
                 m: {b: r.score for b, r in results.items()} for m, results in scored.items()
             },
