@@ -187,8 +187,8 @@ def page(result: dict[str, Any]) -> str:
 | VLMEvalKit's loop, one by one | {kit:.1f} | {n / kit:.1f} |
 | batches of up to {result["batch_size"]} | {ours:.1f} | {n / ours:.1f} |
 
-Ratio {result["ratio"]:.1f} ({low:.1f} to {high:.1f}), of CPU time {result["cpu_ratio"]:.1f}; target \
-{TARGET:.0f}: {met}. Scores {same}; {result["same_answers"]} of {n} answers the same.
+Ratio {result["ratio"]:.1f} ({low:.1f} to {high:.1f}), of CPU time {result["cpu_ratio"]:.1f}; \
+target {TARGET:.0f}: {met}. Scores {same}; {result["same_answers"]} of {n} answers the same.
 """
 
 
