@@ -85,7 +85,7 @@ def measure(folder: Path, num_questions: int, num_rounds: int) -> dict[str, Any]
             seconds[name].append(time.perf_counter() - began)
             of_cpu[name].append(time.process_time() - cpu)
     scores = {
-        who: {name: datasets.score(built[name], given[name])[0] for name in built}
+        who: {name: datasets.score(name, built[name], given[name])[0] for name in built}
         for who, given in answers.items()
     }
     pairs = [(answers["kit"][n][i], answers["ours"][n][i]) for n in built for i in prompts[n]]
