@@ -141,9 +141,7 @@ def test_a_base_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> Non
         check_finite(tmp_path, "the base of tiny")
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    assert message.startswith(
-        "the base of tiny: tensor 'b' is not finite; build or fetch it anew"
-    )
+    assert message.startswith("the base of tiny: tensor 'b' is not finite; build or fetch it anew")
 
 
 # --- the merge stage ----------------------------------------------------------------------------
