@@ -91,13 +91,12 @@ def generation_memory(
     }
 
 
-def merging_memory(shapes: Shapes, num_branches: int, decomposes: bool = False) -> Parts:
-    """Host memory of a merge: pieces of 2^18 entries, or the largest matrix of every branch.
+def merging_memory(num_branches: int) -> Parts:
+    """Host memory of a weighted average: pieces of 2^18 entries in float64, whatever the model.
 
     Checkpoints are memory-mapped: their pages are the system's to drop.
     """
-    entries = float(shapes.largest) if decomposes else 2.0**18
-    return {"pieces": 8 * entries * (num_branches + 4), "overhead": 1e9}
+    return {"pieces": 8 * 2.0**18 * (num_branches + 4), "overhead": 1e9}
 
 
 def activations(shapes: Shapes, tokens: float, width: int, checkpointing: bool) -> float:

@@ -41,28 +41,26 @@ def missing(work: Work, rows: Sequence[Row], here: Surroundings, named: bool) ->
     ]
 
 
-def _entries(work: Work) -> list[PublicSource]:
-    data = work.experiment.data
-    if not isinstance(data, PublicData):
-        return []
+def _entries(data: PublicData) -> list[PublicSource]:
     return [*data.sources, *(entry for phase in data.pretraining.values() for entry in phase)]
 
 
 def _absent(work: Work) -> list[PublicSource]:
     data = work.experiment.data
-    assert isinstance(data, PublicData) or not _entries(work)
-    return [e for e in _entries(work) if isinstance(data, PublicData) and not lies_here(e, data)]
+    if not isinstance(data, PublicData):
+        return []
+    return [entry for entry in _entries(data) if not lies_here(entry, data)]
 
 
 def _hub(work: Work, here: Surroundings) -> Iterator[str]:
     base = work.experiment.base
-    wanted = [e.name for e in _absent(work) if reader(e.name).repository]
+    wanted: list[str] = [e.name for e in _absent(work) if reader(e.name).repository]
     if base.hub and not here.base_is_built:
         wanted.append(base.hub)
     if wanted and here.offline:
         names = ", ".join(dict.fromkeys(wanted))
         yield f"access to the hub, which is off (HF_HUB_OFFLINE=0 turns it on): {names}"
-    gated = [e.name for e in _absent(work) if facts().sources[e.name].gated]
+    gated: list[str] = [e.name for e in _absent(work) if facts().sources[e.name].gated]
     gated += [known.gated for known in work.questions.values() if known.gated]
     if gated and not here.has_token:
         yield (
@@ -85,7 +83,7 @@ def _sources(work: Work, here: Surroundings) -> Iterator[str]:
             yield f"source {entry.name}: no revision is pinned; set `revision`"
         elif not data.download:
             yield f"source {entry.name}: not in {folder}, and `data.download` is off"
-    for entry in _entries(work):
+    for entry in _entries(data):
         if not entry.images and reader(entry.name).images != "shared":
             continue
         images = Path(entry.images or f"{data.folder}/images")

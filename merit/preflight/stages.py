@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from merit.config import Experiment, Launch, Phase
@@ -134,12 +134,12 @@ def training_parts(work: Work, gpus: int) -> Parts:
     )
 
 
-def memory(work: Work, parts: Parts, host: float) -> dict[str, float]:
-    """Columns of a row: on a GPU with `host` GB beside it, or all of it in the host's memory."""
+def with_memory(work: Work, row: Row, parts: Parts, host: float) -> Row:
+    """The row with its peaks: on a GPU and `host` GB beside it, or all in the host's memory."""
     gigabytes = sum(parts.values()) / 1e9
     if work.machine.is_gpu:
-        return {"gpu_gb": gigabytes, "host_gb": host}
-    return {"host_gb": gigabytes}
+        return replace(row, gpu_gb=gigabytes, host_gb=host)
+    return replace(row, host_gb=gigabytes)
 
 
 def kept_entries(work: Work) -> int:
@@ -215,14 +215,14 @@ def gradients(work: Work) -> Row:
     needed = flop(work.shapes, part, 6, work.experiment.encoding.cache_images)
     kept = kept_entries(work)
     parts = gradients_memory(work.shapes, pass_tokens(work, settings.batch_size), kept, work.width)
-    return Row(
+    row = Row(
         "gradients",
         hours=work.machine.hours(needed, work.precision, steps),
-        **memory(work, parts, facts().assumptions.host_gb_cuda),
         disk_gb=4 * kept * mixture.num_tasks / 1e9,
         devices=min(work.machine.count, mixture.num_tasks),
         basis=(COUNTS, work.machine.mfu_from),
     )
+    return with_memory(work, row, parts, facts().assumptions.host_gb_cuda)
 
 
 def partition(work: Work) -> Row:
@@ -245,15 +245,15 @@ def train(work: Work) -> Row:
     disk = 4 * trained * len(branches) + (states if settings.checkpoint_minutes else 0)
     # every process of a branch collects the trained parameters in float32 at the end
     host = side_by_side * work.gpus * (facts().assumptions.host_gb_cuda + 4 * trained / 1e9)
-    return Row(
+    row = Row(
         "train",
         len(branches),
         hours=sum(branch_hours(work, branch) for branch in branches),
-        **memory(work, training_parts(work, work.gpus), host),
         disk_gb=disk / 1e9,
         devices=side_by_side * work.gpus,
         basis=(COUNTS, work.machine.mfu_from),
     )
+    return with_memory(work, row, training_parts(work, work.gpus), host)
 
 
 def merge(work: Work) -> Row:
@@ -267,7 +267,7 @@ def merge(work: Work) -> Row:
         "merge",
         len(work.plan.models),
         hours=(written + read) / rate / 3600,
-        host_gb=sum(merging_memory(work.shapes, most).values()) / 1e9,
+        host_gb=sum(merging_memory(most).values()) / 1e9,
         disk_gb=written,
         basis=(COUNTS, f"{rate:g} GB a second assumed"),
     )
@@ -293,19 +293,18 @@ def evaluate(work: Work) -> Row:
     parts = generation_memory(
         shapes, settings.batch_size, LONGER * longest, settings.max_new_tokens, work.width
     )
-    host = work.model_gb + facts().assumptions.host_gb_cuda
-    return Row(
+    row = Row(
         "evaluate",
         len(work.plan.models),
         hours=hours * len(work.plan.models),
-        **memory(work, parts, host),
         devices=min(work.machine.count, len(work.plan.models)),
         unsized=tuple(name for name in work.questions if not name.startswith("mini_")),
         basis=(COUNTS, "questions and lengths of answers: facts.yaml"),
     )
+    return with_memory(work, row, parts, work.model_gb + facts().assumptions.host_gb_cuda)
 
 
 def not_estimated(work: Work) -> Row:
     named = ", ".join(work.experiment.studies.named)
-    note = f"studies are not estimated: {named}"
-    return Row("study", len(work.experiment.studies.named), *[None] * 5, basis=(note,))
+    count = len(work.experiment.studies.named)
+    return Row("study", count, None, None, None, None, None, basis=(f"not estimated: {named}",))
