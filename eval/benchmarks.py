@@ -1,19 +1,24 @@
-"""The table of benchmarks: what each one measures, how it is scored, what it stands for.
+"""The table of benchmarks, eval/benchmarks.yaml: what each measures, how it is asked and scored.
 
-A benchmark is a record, not a class. Its questions are `data/benchmarks/<name>.tsv`, for text
-`<name>.jsonl` (docs/formats.md); which engine scores its answers, and how, follows from its kind
-(eval.datasets for VLMEvalKit, eval.answering.lm_engine for lm-eval).
+A benchmark is a record, not a class. The minis' and the public ones are records of one kind, put
+and scored by the same two engines. The minis' questions are `data/benchmarks/<name>.tsv`, for text
+`<name>.jsonl` (docs/formats.md); those of VLMEvalKit's datasets are `$LMUData/<dataset>.tsv`.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter
 
 from merit.errors import MeritError
+from merit.settings import PositiveInt, Settings
 
+FILE = Path(__file__).with_suffix(".yaml")
 Category = Literal[
     "General MCQA",
     "User preference & fluency",
@@ -24,67 +29,86 @@ Category = Literal[
     "Text inference",
     "Problem solving",
 ]  # in the order of the paper's tables 2 and 4
-Kind = Literal["choice", "exact", "open", "likelihood", "generation"]
+Kind = Literal["choice", "exact", "open", "likelihood", "generation", "vlmeval", "lm_eval"]
 Engine = Literal["vlmeval", "lm_eval"]
 
 
-@dataclass(frozen=True)
-class Benchmark:
+class Cell(Settings):
+    """Where a number stands in the table that a VLMEvalKit scorer returns, and its scale.
+
+    The sum over `columns` of the row whose cells are `row`, times `times`. Without a `row` the
+    table has one row.
+    """
+
+    row: dict[str, str] = Field(default_factory=dict)
+    columns: Annotated[list[str], Field(min_length=1)]
+    times: float = 1.0
+
+
+class Benchmark(Settings):
     """One benchmark.
 
-    `kind` is "choice" (a letter, matched by VLMEvalKit), "exact" (a short answer, all or nothing)
-    or "open" (free text, eval.rubric), all three scored by VLMEvalKit; or, scored by lm-eval,
-    "likelihood" (the likeliest option) or "generation" (a written answer, all or nothing).
-    `metric` is reported in 0..100; `direction` says whether more is better. Raise `version`
-    whenever prompt or scoring changes: numbers of two versions are not comparable. `paper_column`
-    is the column of the paper's table that it stands for.
+    `kind`: of the minis "choice" (a letter, matched by VLMEvalKit), "exact" (a short answer, all or
+    nothing) and "open" (free text, eval.rubric), all three scored through VLMEvalKit; and, through
+    lm-eval, "likelihood" (the likeliest option) and "generation" (a written answer, all or
+    nothing). "vlmeval" and "lm_eval" are the engines' own: dataset or task `dataset`, prompts and
+    scorer.
+
+    `score` says where VLMEvalKit's number stands, `also` what is reported beside it, `key` which of
+    lm-eval's metrics counts; reported in 0..100, `direction` says whether more is better. Of a file
+    with several splits only the questions of `split` count. `judge`: whether a judge is asked where
+    matching finds no answer ("optional") or scores everything ("required"). `shots`, `min_pixels`,
+    `max_pixels` and `max_new_tokens` go before the experiment's `evaluation`. `paper_column` is the
+    column of the paper's table that it is or stands for.
     """
 
     name: str
-    category: Category
     kind: Kind
-    metric: Literal["accuracy", "rubric"]
-    direction: Literal["higher", "lower"]
-    version: int
+    category: Category
     paper_column: str
+    metric: Literal["accuracy", "rubric"] = "accuracy"
+    direction: Literal["higher", "lower"] = "higher"
+    version: int = 1
+    dataset: str = ""
+    split: str | None = None
+    key: str = "acc"
+    score: Cell | None = None
+    also: dict[str, Cell] = Field(default_factory=dict)
+    judge: Literal["none", "optional", "required"] = "none"
+    shots: Annotated[int, Field(ge=0)] | None = None
+    runs_code: bool = False
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    max_new_tokens: PositiveInt | None = None
 
     @property
     def engine(self) -> Engine:
         """What puts the questions to a model and scores the answers."""
-        return "lm_eval" if self.kind in ("likelihood", "generation") else "vlmeval"
+        return "lm_eval" if self.kind in ("likelihood", "generation", "lm_eval") else "vlmeval"
 
     @property
-    def file(self) -> str:
-        """The name of its file of questions."""
+    def file(self) -> str | None:
+        """The name of its file of questions; of lm-eval's own tasks, which load theirs, None."""
+        if self.kind == "lm_eval":
+            return None
+        if self.kind == "vlmeval":
+            return f"{self.dataset}.tsv"
         return f"{self.name}.{'jsonl' if self.engine == 'lm_eval' else 'tsv'}"
 
+    @property
+    def public(self) -> bool:
+        """Whether the questions are the engine's own, and not written by the `data` stage."""
+        return self.kind in ("vlmeval", "lm_eval")
 
-def _text(name: str, category: Category, kind: Kind, paper_column: str) -> Benchmark:
-    return Benchmark(name, category, kind, "accuracy", "higher", 1, paper_column)
+
+def read_records(path: Path) -> dict[str, Benchmark]:
+    """{name: record}. Raises pydantic's ValidationError where one is malformed."""
+    records: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    named = {name: {"name": name, **record} for name, record in records.items()}
+    return TypeAdapter(dict[str, Benchmark]).validate_python(named)
 
 
-_FLUENCY: Category = "User preference & fluency"
-
-_TABLE = (
-    Benchmark("mini_scene", "General MCQA", "choice", "accuracy", "higher", 1, "seedbench"),
-    Benchmark("mini_mcq", "General MCQA", "choice", "accuracy", "higher", 1, "mmbench"),
-    Benchmark("mini_describe", _FLUENCY, "open", "rubric", "higher", 1, "llava_wild"),
-    Benchmark("mini_explain", _FLUENCY, "open", "rubric", "higher", 1, "mmvet"),
-    Benchmark("mini_signs", "Text-rich VQA", "exact", "accuracy", "higher", 1, "textvqa"),
-    Benchmark("mini_charts", "Text-rich VQA", "exact", "accuracy", "higher", 1, "ai2d"),
-    Benchmark("mini_digits", "Image reasoning", "exact", "accuracy", "higher", 1, "mathvista"),
-    Benchmark("mini_multihop", "Image reasoning", "exact", "accuracy", "higher", 1, "mmmu"),
-    _text("mini_facts", "Knowledge QA", "likelihood", "mmlu"),
-    _text("mini_twofold", "Knowledge QA", "likelihood", "gpqa"),
-    _text("mini_endings", "Commonsense", "likelihood", "hellaswag"),
-    _text("mini_whois", "Commonsense", "likelihood", "winogrande"),
-    _text("mini_passages", "Text inference", "likelihood", "boolq"),
-    _text("mini_crosslingual", "Text inference", "likelihood", "xnli"),
-    _text("mini_science", "Problem solving", "generation", "arc_challenge"),
-    _text("mini_programs", "Problem solving", "generation", "humaneval"),
-)
-
-BENCHMARKS: dict[str, Benchmark] = {record.name: record for record in _TABLE}
+BENCHMARKS: dict[str, Benchmark] = read_records(FILE)
 
 
 def benchmark(name: str) -> Benchmark:

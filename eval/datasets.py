@@ -28,11 +28,12 @@ from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
 from eval.answering.images import MAX_REFERENCE
 from eval.benchmarks import BENCHMARKS, Kind, benchmark
+from eval.public_datasets import IN_CELL, build_public, score_public
 from eval.rubric import exact_score, parse_reference, rubric_score
 from merit.errors import MeritError
 
+_with_threads = multiple_choice.track_progress_rich
 LETTERS = ("A", "B", "C", "D")
-IN_CELL = "cell:"  # an image where its question stands: index and position in the column `image`
 
 
 def _names(kind: Kind) -> dict[str, str]:
@@ -106,13 +107,15 @@ def register() -> None:
 
 
 def _in_turn(
-    func: Callable[..., Any], tasks: list[Any], save: str, keys: list[Any], **_: Any
+    func: Callable[..., Any], tasks: list[Any], save: str, keys: list[Any], **options: Any
 ) -> list[Any]:
     """VLMEvalKit's task runner without threads, and with one write of the results at the end.
 
     Its own rewrites the whole result file after every answer, so that a paid judge's work survives
     a crash; with exact matching that is three quarters of the time, and quadratic.
     """
+    if tasks and tasks[0].get("model") is not None:  # a judge
+        return _with_threads(func, tasks, save=save, keys=keys, **options)
     results = [func(**task) for task in tasks]
     dump(dict(zip(keys, results, strict=True)), save)
     return results
@@ -169,13 +172,18 @@ def _problem(row: dict[Any, str], kind: Kind, known: set[str]) -> str | None:
     return None
 
 
-def build(name: str, file: Path) -> ImageBaseDataset:
-    """The dataset of one benchmark over one file, built by VLMEvalKit from `$LMUData`."""
-    benchmark(name)  # a name that VLMEvalKit knows, but our table does not, would be downloaded
-    read_tsv(file, benchmark(name).kind)  # so that a complaint names the user's own path
-    link = Path(LMUDataRoot()) / f"{name}.tsv"
+def build(name: str, file: Path, checked: bool = True) -> ImageBaseDataset:
+    """The dataset of one benchmark over one file, built by VLMEvalKit from `$LMUData`.
+
+    Args: checked: refuse a file of VLMEvalKit's own whose MD5 is not the one that it knows.
+    """
+    record = benchmark(name)  # a name that VLMEvalKit knows, but our table does not, is refused
+    link = Path(LMUDataRoot()) / f"{record.dataset or name}.tsv"
     link.unlink(missing_ok=True)
     link.symlink_to(file.resolve())
+    if record.public:
+        return build_public(record, file, checked)
+    read_tsv(file, record.kind)  # so that a complaint names the user's own path
     return registry.build_dataset(name)
 
 
@@ -195,13 +203,17 @@ def _part(part: Mapping[str, str]) -> dict[str, Any]:
 
 
 def score(
-    dataset: ImageBaseDataset, predictions: Mapping[str, str]
-) -> tuple[float, dict[str, float]]:
-    """(score in 0..100, {index: score in 0..1}) of one model's answers to every question.
+    name: str,
+    dataset: ImageBaseDataset,
+    predictions: Mapping[str, str],
+    judge: Mapping[str, Any] | None = None,
+) -> tuple[float, dict[str, float], dict[str, float]]:
+    """(score in 0..100, {index: score in 0..1}, {name: what is reported beside it}) of one model.
 
+    Args: predictions: its answers to every question, by index. judge: see `score_public`.
     Raises MeritError where an answer is missing or belongs to no question.
     """
-    data = dataset.data.drop(columns="image")
+    data = dataset.data.drop(columns="image", errors="ignore")
     indices = [str(index) for index in data["index"]]
     missing = [index for index in indices if index not in predictions]
     unknown = sorted(set(predictions) - set(indices))
@@ -218,10 +230,12 @@ def score(
     file = work / "predictions.pkl"
     texts = [predictions[index].replace("\0", "") for index in indices]
     data.assign(prediction=pd.Series(texts, index=data.index, dtype=object)).to_pickle(file)
+    if benchmark(name).public:
+        return score_public(benchmark(name), dataset, file, judge)
     table = dataset.evaluate(str(file), model="exact_matching")
     overall = float(table["Overall"].iloc[0])
     if isinstance(dataset, ChoiceDataset):
         records = load(str(work / "predictions_exact_matching_result.pkl"))
-        return 100 * overall, {str(index): float(r["hit"]) for index, r in records.items()}
+        return 100 * overall, {str(index): float(r["hit"]) for index, r in records.items()}, {}
     scores = load(str(work / "predictions_results.pkl"))
-    return overall, {str(index): float(value) for index, value in scores.items()}
+    return overall, {str(index): float(value) for index, value in scores.items()}, {}

@@ -16,12 +16,16 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from eval.benchmarks import benchmark
+from eval.judge import Judge
+from merit.config import Evaluation
 from merit.errors import MeritError
+from merit.io.artifacts import Artifacts
 
 Files = Mapping[str, Path]  # benchmark -> its TSV
 Predictions = Mapping[str, Mapping[str, Mapping[str, str]]]  # model -> benchmark -> index -> text
@@ -40,17 +44,30 @@ _NUM_ERROR_LINES = 8
 
 @dataclass(frozen=True)
 class BenchmarkScore:
-    """One model on one benchmark: `score` in 0..100, `questions` {index: 0..1} in file order."""
+    """One model on one benchmark: `score` in 0..100, `questions` {index: 0..1}."""
 
     score: float
     questions: dict[str, float]
+    also: dict[str, float] = field(default_factory=dict)  # what is reported beside the score
 
 
 class ScoringEngine:
     """The parent's side. Use as a context manager; entering returns at once.
 
     VLMEvalKit's files (`$LMUData`) live in a temporary folder, gone when the block ends.
+    Args: checked: refuse files of VLMEvalKit's own whose MD5 it does not know. judge: who is asked
+    where matching does not do; without one, answers are matched exactly, and a benchmark that a
+    judge must score is refused.
     """
+
+    def __init__(self, checked: bool = True, judge: Judge | None = None) -> None:
+        self.checked, self.judge = checked, judge
+
+    @classmethod
+    def of(cls, settings: Evaluation, paths: Artifacts) -> ScoringEngine:
+        """The engine of an experiment, whose judge, where there is one, keeps its answers."""
+        judge = Judge(settings.judge, paths.judgements) if settings.judge else None
+        return cls(settings.check_files, judge)
 
     def __enter__(self) -> ScoringEngine:
         self._temporary = tempfile.TemporaryDirectory(prefix="merit-engine-")
@@ -64,7 +81,7 @@ class ScoringEngine:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**_without_keys(), **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
             encoding="utf-8",
         )
         return self
@@ -103,7 +120,15 @@ class ScoringEngine:
             model: {name: dict(answers) for name, answers in benchmarks.items()}
             for model, benchmarks in predictions.items()
         }
-        result = self._ask({"do": "score", "files": _paths(files), "predictions": given})
+        request = {"do": "score", "files": _paths(files), "predictions": given}
+        if self.judge is None:
+            for name in files:
+                if benchmark(name).judge == "required":
+                    raise MeritError(f"{name} is scored by a judge; set `evaluation.judge`")
+            result = self._ask(request)
+        else:
+            with self.judge.serve(self._process.kill) as client:
+                result = self._ask(request | {"judge": client})
         return {
             model: {name: BenchmarkScore(**entry) for name, entry in entries.items()}
             for model, entries in result.items()
@@ -113,11 +138,13 @@ class ScoringEngine:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.write(json.dumps(request | {"checked": self.checked}) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        if self.judge is not None and self.judge.failure:
+            raise MeritError(self.judge.failure)
         if not line.endswith("\n"):
             raise MeritError(self._obituary())
         reply = json.loads(line)
@@ -133,6 +160,12 @@ class ScoringEngine:
         return (
             f"the scoring process (VLMEvalKit) ended with status {status}; it last said:\n  {last}"
         )
+
+
+def _without_keys() -> dict[str, str]:
+    """This process's environment without what VLMEvalKit would take for a judge's, and print."""
+    words = ("API_KEY", "API_BASE", "TOKEN", "LOCAL_LLM")
+    return {k: v for k, v in os.environ.items() if not any(w in k.upper() for w in words)}
 
 
 def _paths(files: Files) -> dict[str, str]:
@@ -165,9 +198,13 @@ def main() -> None:
 
 
 def _answer(request: dict[str, Any], datasets: Any) -> dict[str, Any]:
-    built = {name: datasets.build(name, Path(path)) for name, path in request["files"].items()}
+    files, checked = request["files"], request["checked"]
+    built = {name: datasets.build(name, Path(path), checked) for name, path in files.items()}
     if request["do"] == "prompts":
         return {name: datasets.prompts(dataset) for name, dataset in built.items()}
+    judge = request.get("judge")
+    if judge is not None:
+        _allowed.add(int(judge["api_base"].split(":")[2].split("/")[0]))
     scores: dict[str, Any] = {}
     for model, benchmarks in request["predictions"].items():
         scores[model] = {}
@@ -175,15 +212,23 @@ def _answer(request: dict[str, Any], datasets: Any) -> dict[str, Any]:
             if name not in built:
                 raise MeritError(f"{model}: {name}: no file was given for this benchmark")
             try:
-                score, questions = datasets.score(built[name], predictions)
+                found = datasets.score(name, built[name], predictions, judge)
             except MeritError as error:
                 raise MeritError(f"{model}: {name}: {error}") from None
-            scores[model][name] = {"score": score, "questions": questions}
+            scores[model][name] = dict(zip(("score", "questions", "also"), found, strict=True))
     return scores
+
+
+_allowed: set[int] = set()  # ports of this machine: the judge's, in the parent process
 
 
 def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook: with TLS verification off, no connection may leave this process."""
+    here = {("127.0.0.1", port) for port in _allowed}
+    if event == "socket.connect" and tuple(arguments[1][:2]) in here:
+        return
+    if event == "socket.getaddrinfo" and tuple(arguments[:2]) in here:
+        return
     if event in ("socket.connect", "socket.getaddrinfo"):
         raise ConnectionRefusedError(f"the scoring process stays offline ({event})")
 

@@ -154,7 +154,7 @@ def _dispatch(options: argparse.Namespace) -> None:
         from merit.grouping import extend_files
 
         extend_files(options.folder, options.gradients, options.tasks, options.out)
-    elif name == "merge" and options.experiment is None:
+    elif name == "merge" and options.item is None:
         merge_folders.run(options)
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))

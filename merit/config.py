@@ -395,12 +395,35 @@ def included(level: Level) -> tuple[Level, ...]:
 # --- evaluation, report -----------------------------------------------------------------------
 
 
+class JudgeSettings(Settings):
+    """A judge behind an OpenAI-compatible endpoint: who scores what matching cannot.
+
+    `model` is the snapshot; `key_variable` names the environment variable that holds the key, null
+    where the endpoint asks for none. `temperature` goes before VLMEvalKit's own, which for MM-Vet
+    and MathVista rises with every retry. With `replay_only` nobody is asked: answers come from the
+    record of an earlier run.
+    """
+
+    url: str  # up to and with /v1
+    model: str
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    key_variable: str | None = "OPENAI_API_KEY"
+    timeout: PositiveFloat = 60.0  # seconds
+    num_parallel: PositiveInt = 4
+    replay_only: bool = False
+
+
 class Evaluation(Settings):
     """Which benchmarks (records in eval.benchmarks), and how answers are generated.
 
     `min_pixels` and `max_pixels` are what images are scaled to lie between; without them the
     checkpoint's own. `cache_images` encodes the images once for all models (`prompts`): for small
-    experiments whose fine-tuning leaves the vision part as it is.
+    experiments whose fine-tuning leaves the vision part as it is. A benchmark's record may have
+    limits of its own. `check_files` refuses files of VLMEvalKit's whose MD5 it does not know.
+
+    Of lm-eval's own tasks: `text_data` is a folder with their repositories as on the hub, null for
+    the hub; `chat_template` whether their questions are put into the model's; `run_model_code`
+    allows HumanEval, in a sandbox.
     """
 
     benchmarks: Annotated[list[str], Field(min_length=1)]
@@ -410,6 +433,11 @@ class Evaluation(Settings):
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
     cache_images: bool = False
+    check_files: bool = True
+    judge: JudgeSettings | None = None
+    text_data: str | None = None
+    chat_template: bool = True
+    run_model_code: bool = False
 
     @model_validator(mode="after")
     def _pixels_are_a_range(self) -> Evaluation:

@@ -124,7 +124,7 @@ class PublicData(_Read):
 
 
 class JsonlData(_Read):
-    """One's own mixture: a folder of JSONL files, one a task, in chat form (docs/mixture.md)."""
+    """One's own mixture: a folder of JSONL files, one a task, in chat form (docs/sources.md)."""
 
     source: Literal["jsonl"]
     folder: str

@@ -256,6 +256,20 @@ class Cost(Study):
     methods: Annotated[list[str], Field(min_length=1)] = ["merit-1d", "merit-2d", "merit-3d"]
 
 
+class Overlap(Study):
+    """Which benchmark questions and images stand in the training data as well.
+
+    `files`: each benchmark's TSV or JSONL file, with environment variables (`$LMUData/x.tsv`);
+    without any, those that the data stage wrote. Without `images` no image is opened.
+    """
+
+    title = "Training data and benchmarks"
+    reads = ("data/mixture", "data/benchmarks")
+
+    files: dict[str, str] = {}
+    images: bool = True
+
+
 class Studies(Settings):
     """The studies of one experiment, by name, in the order of the pages."""
 
@@ -274,6 +288,7 @@ class Studies(Settings):
     gain: Gain | None = None
     mergers: Mergers | None = None
     tune: Tune | None = None
+    overlap: Overlap | None = None
 
     @property
     def named(self) -> dict[str, Study]:

@@ -36,6 +36,8 @@ if "stops" in words:  # on USR2 or TERM: a checkpoint, and status 75
     checkpoint = pathlib.Path("checkpoint", branch)
 
     def stop(number, _):
+        for again in (signal.SIGUSR2, signal.SIGTERM):  # or a second one would end the exit
+            signal.signal(again, signal.SIG_IGN)
         checkpoint.write_text(signal.Signals(number).name)
         sys.exit(75)
 

@@ -119,6 +119,24 @@ def test_an_interrupted_run_goes_on_at_the_task_where_it_was(
     assert place.result == expected
 
 
+def test_a_share_says_so_when_the_stage_is_finished_without_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = AtBase.task_gradients
+
+    def overtaken(base: AtBase, *rest: Any) -> list[torch.Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(AtBase, "task_gradients", counted)
+            stage.run("tiny")
+        return counted(base, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtBase, "task_gradients", overtaken)
+        with pytest.raises(MeritError, match="gone; another process has finished the stage"):
+            place.run("3/3")
+    assert len(np.load(place.paths.gradients / "gradients.npy")) == 3
+
+
 @pytest.mark.parametrize("what", ["settings", "base", "mixture"])
 def test_rows_of_other_settings_another_base_or_another_mixture_are_not_used(
     place: Place, what: str

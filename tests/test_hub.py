@@ -73,6 +73,9 @@ class Hub(BaseHTTPRequestHandler):
                 for name, content in self.FILES.items()
             ]
             self.answer(200, json.dumps(rows).encode())
+        elif path == f"/api/datasets/{REPOSITORY}/commits/main":
+            rest = {"title": "", "message": "", "date": "2024-01-01T00:00:00.000Z", "authors": []}
+            self.answer(200, json.dumps([{"id": c, **rest} for c in (REVISION, "c" * 40)]).encode())
         elif path.startswith("/api/"):
             gated, other = "owner/gated" in path, "owner/other" in path
             code = "GatedRepo" if gated else "RepoNotFound" if other else "RevisionNotFound"
@@ -117,6 +120,13 @@ def test_the_real_client_fetches_what_is_asked_for_and_no_more(tmp_path: Path, h
     assert (tmp_path / "x.json").read_bytes() == b"[]"
     assert not (tmp_path / "other.bin").exists()
     assert noted_revision(tmp_path, tmp_path / "x.json") == REVISION
+
+
+def test_an_abbreviated_revision_is_looked_up(tmp_path: Path, hub: None) -> None:
+    assert [path.name for path in call(tmp_path, revision="aaaaaaa")] == ["x.json", "images.zip"]
+    assert noted_revision(tmp_path, tmp_path / "x.json") == REVISION
+    with pytest.raises(MeritError, match="owner/name: 0 commits begin with bbbbbbb"):
+        call(tmp_path / "b", revision="bbbbbbb")
 
 
 @pytest.mark.parametrize(

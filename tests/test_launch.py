@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,8 @@ import yaml
 
 from merit.config import Launch, Params
 from merit.errors import MeritError
-from merit.io.artifacts import exclusive, write_json
+from merit.io.artifacts import Artifacts, file_hash, write_json
+from merit.io.locks import exclusive
 from merit.launch import run as launching
 from merit.launch.local import Local, make_slots, visible_gpus
 from merit.launch.ranks import common_status
@@ -190,7 +192,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         )
     with exclusive(path, "x is being trained"):  # the lock ended with the block
         pass
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == []  # and nothing is left
 
 
 @pytest.mark.parametrize(
@@ -370,6 +372,24 @@ def test_dvc_takes_what_was_launched_and_trains_nothing_again(
     dvc("repro", "--quiet")
     assert (stubs.attempts(A), stubs.attempts(B)) == (1, 2)
     assert (stubs.folder / "merged").is_file()
+
+
+def test_a_launched_branch_is_that_of_the_pipeline(smoke_folder: Path) -> None:
+    """The same bytes as by `dvc repro`, and the same record of them."""
+    work = Work("smoke", "joint-1ep-s1", ())
+    output = Artifacts("smoke", smoke_folder / "artifacts").branch(work.branch)
+    (lock,) = (path for path in smoke_folder.rglob("dvc.lock") if ".dvc" not in path.parts)
+    before = file_hash(output / "model.safetensors")
+    recorded = yaml.safe_load(lock.read_text(encoding="utf-8"))
+    without = {**recorded, "stages": dict(recorded["stages"])}
+    del without["stages"][launching.stage_name(work).rpartition(":")[2]]
+    lock.write_text(yaml.safe_dump(without, sort_keys=False), encoding="utf-8")
+    shutil.rmtree(output)
+    command = [sys.executable, "-m", "merit", "launch", "smoke", work.branch]
+    done = subprocess.run(command, cwd=smoke_folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert file_hash(output / "model.safetensors") == before
+    assert yaml.safe_load(lock.read_text(encoding="utf-8")) == recorded
 
 
 def dvc(*arguments: str) -> None:

@@ -113,7 +113,7 @@ def test_the_skypilot_example() -> None:
     assert set(task["resources"]["job_recovery"]) <= RECOVERY
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
     assert all(isinstance(value, str) for value in task["envs"].values())
-    for script in (task["setup"], task["run"]):  # they parse, and use no variable that is not set
+    for script in (task["setup"], task["run"]):
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert {"EXPERIMENT", "BRANCH"} <= set(task["envs"])
     for line in ("pull", "commit --force", "push --run-cache"):

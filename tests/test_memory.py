@@ -21,6 +21,7 @@ from merit.core import merging_gain, similarity
 from merit.core.gradients import Sketch, Stride
 from merit.io.rows import scratch_rows
 from merit.progress import Progress
+from merit.stages import gradients as stage
 from merit.stages.gradients import AtBase
 from tests.conftest import Tiny
 
@@ -129,6 +130,20 @@ def test_full_gradients_and_their_cosines_stay_on_disk(
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < found.nbytes / 3
+
+
+def test_the_gradients_stage_holds_a_row_at_a_time(base: AtBase, tmp_path: Path) -> None:
+    whole = Gradients(stride=1)
+    stage.extract(base, whole, tmp_path, "")  # whatever is made on first use
+    (tmp_path / "again").mkdir()
+    tracemalloc.start()
+    stage.extract(base, whole, tmp_path / "again", "")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    found = np.load(tmp_path / "again" / "gradients.npy", mmap_mode="r")
+    assert np.array_equal(found, np.load(tmp_path / "gradients.npy"))
+    assert found.shape == (15, base.num_parameters)
+    assert peak < found.nbytes / 2
 
 
 def test_running_sums_are_kept_in_their_rows(rows: np.ndarray) -> None:

@@ -282,6 +282,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": "absent.jpg"}, "image 'absent.jpg' not found in image_191-task_1k.zip"),
     ({"image": "../../secret.jpg"}, "`image` must be a path within the images' folder"),
     ({"image": "/etc/secret.jpg"}, "`image` must be a path within the images' folder"),
+    ({"image": "x" * 300}, "`image` must be a path within the images' folder, found 'xxx"),
+    ({"image": "a\0.png"}, "`image` must be a path within the images' folder, found 'a"),
     ({"image": None}, "`image` must be a path within the images' folder, found None"),
 ]
 

@@ -12,11 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.measuring.gradients import fill_gradients
 from eval.report.drawings import cost as drawing
+from eval.report.drawings import fidelity as fidelity_drawing
 from eval.report.figures_partition import _contours
 from eval.report.style import new_figure, styled
 from eval.studies import calibration, cost, fidelity, hessian
-from merit.config_studies import Calibration, Cost
+from merit.config import Gradients
+from merit.config_studies import Calibration, Cost, Fidelity
 from merit.core.gradients import Stride, mean_gradient
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
@@ -369,3 +372,73 @@ def test_contours_of_the_kinds_that_have_a_density() -> None:
         _contours(axes, points, kinds)
     assert len(axes.collections) == 1  # of the cloud alone
     assert len(axes.collections[0].get_paths()) == 2
+
+
+# --- strides and sketches ------------------------------------------------------------------------
+
+
+def test_spread_over_draws_by_hand() -> None:
+    full = np.eye(4) + 0.1 * (1 - np.eye(4))
+    full[0, 1] = full[1, 0] = 0.5
+    groups = {1: np.array([0, 0, 1, 1])}
+    swapped, crossed = {1: np.array([1, 1, 0, 0])}, {1: np.array([0, 1, 0, 1])}
+    cells = fidelity.spread(full, [full, full + 0.02], groups, [swapped, crossed])
+    assert cells["draws"] == 2
+    assert cells["rmse"] == pytest.approx(0.01)
+    assert cells["rmse_std"] == pytest.approx(0.02 / 2**0.5)
+    # of equal groups, 1, whatever their numbers; of these crossed ones, -1/2
+    assert cells["rand_index_1d"] == pytest.approx(0.25)
+    one = fidelity.spread(full, [full], groups, [swapped])
+    assert (one["rand_index_1d"], one["rand_index_1d_std"], one["rmse_std"]) == (1.0, None, None)
+
+
+def test_resamples_are_drawn_with_replacement_from_the_stage_s_examples(
+    base: AtBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[int]] = []
+
+    def gradient(_: AtBase, examples: np.ndarray) -> torch.Tensor:
+        drawn.append(examples.tolist())
+        return torch.ones(2)
+
+    monkeypatch.setattr(AtBase, "gradient", gradient)
+    rows = np.zeros((3, 2), np.float32)
+    chosen = Gradients(num_examples=3)
+    for resample in (None, 0, 1, 0):
+        fill_gradients(rows, base, chosen, resample)
+    plain, first, second, again = (drawn[i : i + 3] for i in (0, 3, 6, 9))
+    assert first == again != second
+    for mine, others in zip(plain, first, strict=True):
+        assert len(others) == len(mine)
+        assert set(others) <= set(mine)
+
+
+def test_fidelity_compares_strides_sketches_and_resamples(
+    base: AtBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = replace(base, owner=np.arange(10) // 2, tasks=list("abcde"))
+    monkeypatch.setattr(AtBase, "load", lambda *_: base)
+    paths = Artifacts("x", tmp_path)
+    write_json(paths.gradients / "tasks.json", {"tasks": base.tasks, "stride": 5})
+    write_json(paths.encoded / "tasks.json", [{"num_samples": 2}] * 5)
+    kept = [base.task_gradient(task, 200, 0, Stride(5)).numpy() for task in range(5)]
+    np.save(paths.gradients / "gradients.npy", np.stack(kept))
+    chosen = Fidelity(strides=[2], sketch_sizes=[256, 4096], num_sketches=2, num_resamples=1)
+    result = fidelity.measure(synthetic.experiment(), paths, chosen)
+    assert result["summary"]["stored_relative_difference"] == 0.0
+    rows = {row["gradients"]: row for row in result["tables"]["gradient_representations"]}
+    assert list(rows) == [
+        *("stride 2", "stride 5", "sketch 256", "sketch 4096", "resampled examples"),
+    ]
+    assert rows["stride 5"]["num_entries"] == -(-base.num_parameters // 5)
+    assert rows["stride 5"]["rmse"] == result["summary"]["rmse"]
+    for size in (256, 4096):
+        row = rows[f"sketch {size}"]
+        assert row["draws"] == 2
+        assert row["rmse"] < 3 * row["predicted_rmse"]
+    ratio = rows["sketch 256"]["predicted_rmse"] / rows["sketch 4096"]["predicted_rmse"]
+    assert ratio == pytest.approx(4.0)
+    fidelity_drawing.draw(result, tmp_path)
+    assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {
+        *("fidelity.png", "fidelity_sketch.png"),
+    }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +28,12 @@ from merit.io.artifacts import (
 )
 from merit.io.checkpoints import Checkpoint
 from merit.stages import train as stage
+from merit.stages.merge_folders import stored_names
 from merit.training.loop import train
 from merit.training.models import set_trainable, stored_tensors
+from merit.training.optimizers import learning_rate_at
 from merit.training.order import data_order
+from merit.training.resume import Checkpoints
 from tests.conftest import Tiny
 
 BRANCH = "merit-1d-s3-g0"
@@ -226,3 +232,66 @@ def test_an_order_holds_every_example_of_the_branchs_tasks(paths: Artifacts) -> 
     twice = stage.branch_order(paths, write_manifest(paths, epochs=1.5))
     assert len(twice) == 6
     assert twice[:4].tolist() == order.tolist()
+
+
+def test_a_branch_that_is_stopped_goes_on_to_the_same_bytes(
+    paths: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM after the first of three steps: status 75, nothing at the branch's place; again."""
+    stage.run("x", BRANCH)
+    whole = contents(paths.branch(BRANCH))
+    shutil.rmtree(paths.branch(BRANCH))
+    due = Checkpoints.due
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
+
+    def ask(checkpoints: Checkpoints) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return due(checkpoints)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "due", ask)
+        with pytest.raises(SystemExit) as end:
+            stage.run("x", BRANCH)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert end.value.code == 75
+    assert not paths.branch(BRANCH).exists()
+    (partial,) = [p for p in paths.branch(BRANCH).parent.iterdir() if p.is_dir()]
+    assert [p.name for p in partial.iterdir()] == ["checkpoint-0.safetensors"]
+    steps: list[int] = []
+
+    def rate(step: int, num_steps: int, optimizer: Optimizer) -> float:
+        steps.append(step)
+        return learning_rate_at(step, num_steps, optimizer)
+
+    monkeypatch.setattr("merit.training.loop.learning_rate_at", rate)
+    stage.run("x", BRANCH)
+    assert steps == [1, 2]  # the first is not computed again
+    assert contents(paths.branch(BRANCH)) == whole
+    assert not partial.exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+def test_adapters_are_stored_as_peft_reads_them(paths: Artifacts, tiny: Tiny) -> None:
+    """And the merge of one branch is what peft itself merges."""
+    from peft import PeftModel
+
+    from merit.io.adapters import Adapter
+
+    write_manifest(
+        paths, training={"trainable": ["decoder"], "optimizer": OPTIMIZER, "lora": {"rank": 2}}
+    )
+    stage.run("x", BRANCH)
+    folder = paths.branch(BRANCH)
+    assert sorted(contents(folder)) == [
+        *("adapter_config.json", "adapter_model.safetensors", "manifest.json", "records.jsonl"),
+        "summary.json",
+    ]
+    merged = PeftModel.from_pretrained(copy.deepcopy(tiny.model), folder).merge_and_unload()
+    expected = stored_tensors(merged, dict(merged.named_parameters()))
+    base = Checkpoint(paths.base)
+    found = Adapter(folder, base, lambda names: stored_names(paths.base, names))
+    assert len(found.names) == 7
+    for name in found.names:
+        assert not torch.equal(found.read(name), base.read(name).double())
+        torch.testing.assert_close(found.read(name).float(), expected[name].detach())

@@ -6,6 +6,7 @@ batches; of text benchmarks lm-eval does all of it in one go.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,14 @@ CACHE = "batches.safetensors"  # beside questions.json, where `cache_images` is 
 
 
 def question_files(paths: Artifacts, settings: Evaluation, split: str = "test") -> dict[str, Path]:
-    """{benchmark: its file of questions}; `split` is "test" or "validation"."""
-    folder = paths.data / "benchmarks" / ("" if split == "test" else split)
-    return {name: folder / benchmark(name).file for name in settings.benchmarks}
+    """{benchmark: its file of questions}; `split`, of the minis', is "test" or "validation".
+
+    VLMEvalKit's own lie in `$LMUData`, else ~/LMUData; lm-eval's own tasks have none.
+    """
+    own = paths.data / "benchmarks" / ("" if split == "test" else split)
+    public = Path(os.environ.get("LMUData", "~/LMUData")).expanduser()  # noqa: SIM112 - the kit's
+    records = [benchmark(name) for name in settings.benchmarks]
+    return {r.name: (public if r.public else own) / r.file for r in records if r.file}
 
 
 class Respondent:
@@ -132,8 +138,11 @@ class Respondent:
         from eval.answering.batches import Prompt
         from eval.answering.images import Picture
 
-        s = self.settings
-        pixels = (s.min_pixels, s.max_pixels) if s.min_pixels and s.max_pixels else None
+        def limits(name: str) -> tuple[int, tuple[int, int] | None]:
+            own, given = benchmark(name), self.settings
+            low, high = own.min_pixels or given.min_pixels, own.max_pixels or given.max_pixels
+            pixels = (low, high) if low and high else None
+            return own.max_new_tokens or given.max_new_tokens, pixels
 
         def part(name: str, value: Mapping[str, Any]) -> str | Picture:
             if "text" in value:
@@ -143,15 +152,20 @@ class Respondent:
             return Picture(self.files[name], *value["image"])
 
         return [
-            Prompt(tuple(part(n, v) for v in self.prompts[n][i]), s.max_new_tokens, pixels)
-            for n, i in self._where
+            Prompt(tuple(part(name, value) for value in self.prompts[name][index]), *limits(name))
+            for name, index in self._where
         ]
 
     def _by_lm_eval(self, model: Any, tokenizer: Any) -> tuple[Answers, Scores]:
         from eval.answering.lm_engine import answer_all
 
         size, length = self.settings.batch_size, self.settings.max_new_tokens
-        found = answer_all(model, tokenizer, self.files, size, length)
+        public = [name for name in self.settings.benchmarks if benchmark(name).public]
+        found = answer_all(model, tokenizer, self.files, size, length) if self.files else {}
+        if public:
+            from eval.answering.lm_public import answer_public
+
+            found |= answer_public(model, tokenizer, public, self.settings)
         answers = {name: result.predictions for name, result in found.items()}
         return answers, {n: BenchmarkScore(r.score, r.questions) for n, r in found.items()}
 

@@ -1,6 +1,7 @@
 """lm-eval: the text benchmarks' prompts, log-likelihoods, generations and scores.
 
-A benchmark is an lm-eval task (eval/tasks/mini_text/<name>.yaml) over a local JSON file. lm-eval
+A mini benchmark is an lm-eval task (eval/tasks/mini_text/<name>.yaml) over a local JSON file; the
+public ones are lm-eval's own (eval.answering.lm_public). lm-eval
 puts the question into the model's chat template, ranks the options by the log-likelihood that the
 model gives them (`multiple_choice`) or lets it write (`generate_until`), and scores. Importing it
 takes seconds, so one process scores many models.
@@ -100,9 +101,7 @@ def answer_all(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    for name in ("lm_eval", "lm-eval", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="merit-lm-eval-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="merit-lm-eval-") as folder, quiet():
         configs = [task_config(b, f, Path(folder), max_new_tokens) for b, f in files.items()]
         results = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -140,7 +139,9 @@ def _prediction(sample: Any) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """lm-eval's progress bars and tables, kept from the terminal."""
+def quiet() -> Any:
+    """lm-eval's progress bars, tables and warnings, kept from the terminal."""
+    for name in ("lm_eval", "lm-eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -58,9 +58,9 @@ def score_candidates(
     scored: dict[str, Scored] = {}
     with ExitStack() as stack:
         # it imports for ten seconds while the first answers are generated
-        engine = stack.enter_context(ScoringEngine()) if by_vlmeval else None
+        engine = stack.enter_context(ScoringEngine.of(settings, paths)) if by_vlmeval else None
         model, processor = load_model(paths.base), load_processor(paths.base)
-        base = paths.base / "model.safetensors"
+        base = paths.base
         respondent = Respondent(settings, files, prompts_of(engine, files))
         progress = stack.enter_context(Progress(f"{label}, models", len(candidates)))
         for candidate in candidates:

@@ -38,7 +38,7 @@ def fill_gradients(
             if resample is not None:
                 generator = np.random.default_rng([resample, task])
                 examples = np.sort(generator.choice(examples, len(examples)))
-            row[:] = base.gradient(examples)
+            row[:] = base.gradient(examples).cpu()
             progress.advance()
 
 

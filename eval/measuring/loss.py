@@ -22,6 +22,7 @@ from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
 from merit.methods import Model, plan
 from merit.training.encoded import IGNORED, Encoded
+from merit.training.images import open_mixture
 from merit.training.loss import forward_loss
 from merit.training.models import load_model, set_trainable, stored_tensors, use_one_thread
 
@@ -54,7 +55,7 @@ class Meter:
         return {"num_examples": self.num_examples, "num_tokens": int(self.num_tokens.sum())}
 
     def read(self, path: Path) -> torch.Tensor:
-        """theta of a checkpoint file, which may hold other tensors besides.
+        """theta of a checkpoint (folder or file), which may hold other tensors besides.
 
         Raises MeritError where a trained tensor is missing or has another shape.
         """
@@ -64,7 +65,7 @@ class Meter:
             found = checkpoint.shape(name) if name in known else None
             if found != tuple(parameter.shape):
                 raise MeritError(
-                    f"{path}: tensor {name!r}: found shape {found}, the base has "
+                    f"{checkpoint.path}: tensor {name!r}: found shape {found}, the base has "
                     f"{tuple(parameter.shape)}; train or merge it again from this base"
                 )
         return flatten(checkpoint.read(name) for name in self.parameters)
@@ -126,10 +127,10 @@ def open_meter(
     `curvature` switches to the attention that can be differentiated twice.
     """
     use_one_thread()
-    model = load_model(paths.base)
+    model = load_model(paths.base, experiment.model)
     if curvature:
         model.set_attn_implementation("eager")
-    data = Encoded.load(paths.encoded)
+    data = open_mixture(paths, experiment.encoding)
     return make_meter(model, experiment.training.trainable, data, num_examples)
 
 

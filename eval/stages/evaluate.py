@@ -38,7 +38,10 @@ def run(name: str, item: str | None = None) -> None:
         answers, scores = respondent.answer(model, processor, f"{name}, {item}", cache, partial)
         found["answers"] = answers
         if scores is not None:
-            found["scores"] = {b: vars(result) for b, result in scores.items()}
+            found["scores"] = {
+                b: {"score": result.score, "questions": result.questions}
+                for b, result in scores.items()
+            }
     write_json(paths.answers(item), found)
     if found["failure"] is None:
         partial.drop()

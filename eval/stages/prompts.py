@@ -26,7 +26,7 @@ def run(name: str, item: str | None = None) -> None:
     files = question_files(paths, settings)
     asked: dict[str, Any] = {"files": {b: file_hash(path) for b, path in files.items()}}
     if engine_of(settings.benchmarks) == "vlmeval":
-        with ScoringEngine() as engine:
+        with ScoringEngine.of(settings, paths) as engine:
             asked["prompts"] = engine.prompts(files)
     else:
         asked["prompts"] = {}

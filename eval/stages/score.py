@@ -24,23 +24,25 @@ def run(name: str, item: str | None = None) -> None:
     files = question_files(paths, experiment.evaluation)
     scored = {m: _stored(entry["scores"]) for m, entry in given.items() if entry["scores"]}
     if len(scored) < len(given):
-        with ScoringEngine() as engine:
+        with ScoringEngine.of(experiment.evaluation, paths) as engine:
             scored |= engine.score(files, {m: entry["answers"] for m, entry in given.items()})
     with atomic_folder(paths.evaluation / "predictions") as folder:
         for model, results in scored.items():
             rows = _rows(given[model]["answers"], results)
             write_jsonl(folder / f"{model}.jsonl", rows)
     first = next(iter(scored.values()))
+    also = {m: {b: r.also for b, r in results.items() if r.also} for m, results in scored.items()}
     write_json(
         paths.evaluation / "scores.json",
         {
-            "benchmarks": list(files),
-            "num_questions": {b: len(first[b].questions) for b in files},
+            "benchmarks": experiment.evaluation.benchmarks,
+            "num_questions": {b: len(r.questions) for b, r in first.items()},
             "scores": {
                 m: {b: r.score for b, r in results.items()} for m, results in scored.items()
             },
             "failures": failures,
-        },
+        }
+        | ({"also": also} if any(also.values()) else {}),
     )
 
 

@@ -110,7 +110,7 @@ def cosines_to_last(parts: Iterable[Tensor], rows: NDArray[np.float32]) -> list[
     """
     running = torch.from_numpy(rows)
     for j, part in enumerate(parts):
-        running[j] = running[j - 1] + part if j else part
+        running[j] = running[j - 1] + part.cpu() if j else part
     last = running[-1]
     return [*(cosine(row, last) for row in running[:-1]), 1.0]  # without the rounding
 

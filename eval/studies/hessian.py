@@ -73,20 +73,21 @@ class Curvature:
             total = self.base.gradient(self.examples[0])
             for mine in self.examples[1:]:
                 total += self.base.gradient(mine)
-            return total.div_(len(self.examples))
+            return total.div_(len(self.examples)).to(v.device)
         finally:
             theta.copy_(theta0)
 
     def product(self, v: Tensor) -> Tensor:
         """H v by double backward, batch by batch."""
         tensors = list(self.base.parameters.values())
-        total = torch.zeros_like(v)
+        direction = v.to(tensors[0].device)
+        total = torch.zeros_like(direction)
         for mine in self.examples:
             num_tokens = int(self.base.data.num_loss_tokens()[mine].sum())
             for compute in self.base.losses(mine):
-                product, count = _batch_product(compute, tensors, v)
+                product, count = _batch_product(compute, tensors, direction)
                 total += product * (count / (num_tokens * len(self.examples)))
-        return total
+        return total.to(v.device)
 
 
 def _batch_product(

@@ -75,7 +75,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict
 
     def candidate(merger: str, scale: float, seed: int) -> Candidate:
         record = _merge_record(paths, settings.method, seed)
-        files = [paths.branch(branch) / "model.safetensors" for branch in record["branches"]]
+        files = [paths.branch(branch) for branch in record["branches"]]
 
         def tensors() -> dict[str, torch.Tensor]:
             merged = merged_tensors(merger, paths.base, files, record["merge_weights"])

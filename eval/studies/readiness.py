@@ -75,7 +75,7 @@ def reference_models(
 
 
 def _tensors(paths: Artifacts, model: Model) -> Mapping[str, torch.Tensor]:
-    return dict(Checkpoint(paths.model(model.id) / "model.safetensors").items())
+    return dict(Checkpoint(paths.model(model.id)).items())
 
 
 def outcome(

@@ -152,7 +152,7 @@ def base_norm(paths: Artifacts, joint: str) -> float:
     from merit.io.checkpoints import Checkpoint
 
     branch = merge_record(paths, joint)["branches"][0]
-    names: Iterable[str] = Checkpoint(paths.branch(branch) / "model.safetensors").names
+    names: Iterable[str] = Checkpoint(paths.branch(branch)).names
     start = Checkpoint(paths.base)
     return sum(float(start.read(name).double().square().sum()) for name in names) ** 0.5
 

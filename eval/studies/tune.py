@@ -143,5 +143,5 @@ def choose(rows: Sequence[Row]) -> Row | None:
 def _tensors(paths: Artifacts, model: str) -> Mapping[str, Any]:
     from merit.io.checkpoints import Checkpoint
 
-    path: Path = paths.model(model) / "model.safetensors"
+    path: Path = paths.model(model)
     return dict(Checkpoint(path).items())

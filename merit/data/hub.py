@@ -132,7 +132,7 @@ def fetch(
         snapshot_download(
             repository,
             repo_type=kind,
-            revision=revision,
+            revision=_in_full(repository, revision, kind),
             allow_patterns=[pattern.split("|")[0] for pattern in patterns],
             local_dir=folder,
         )
@@ -146,6 +146,25 @@ def fetch(
         raise MeritError(f"{place}: no such repository, or a private one; check HF_TOKEN") from None
     except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:
         raise MeritError(f"{place}: not reachable ({_first_line(error)}); {missing}") from None
+
+
+def _in_full(repository: str, revision: str | None, kind: str) -> str | None:
+    """The commit that a hexadecimal revision abbreviates: the hub takes whole hashes alone.
+
+    Raises MeritError where no commit of the repository, or more than one, begins so.
+    """
+    from huggingface_hub import HfApi
+
+    if revision is None or not re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        return revision
+    commits = HfApi().list_repo_commits(repository, repo_type=kind)
+    found = [c.commit_id for c in commits if c.commit_id.startswith(revision)]
+    if len(found) != 1:
+        raise MeritError(
+            f"https://huggingface.co/datasets/{repository}: {len(found)} commits begin with "
+            f"{revision}; check `revision`"
+        )
+    return found[0]
 
 
 def _first_line(error: Exception) -> str:

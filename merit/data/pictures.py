@@ -11,6 +11,7 @@ from merit.data.conversations import BadRecord
 from merit.data.examples import archive_table, has_image
 from merit.errors import MeritError
 
+LONGEST_NAME = 255  # bytes, of a file on any file system in use
 # what Info-ZIP writes for characters beyond ASCII
 _ESCAPE = re.compile(r"#U([0-9A-Fa-f]{4})|#L([0-9A-Fa-f]{8})")
 
@@ -25,20 +26,20 @@ class Pictures:
 
     def __init__(self, root: Path, referring: Path) -> None:
         self.root, self.referring = root, referring
+        self._prefix = str(root) if root.is_absolute() else os.path.relpath(root, referring)
         self._members: dict[Path, dict[str, str]] = {}
 
-    def reference(self, path: Path | str) -> str:
+    def reference(self, path: str) -> str:
         """How an example in the folder `referring` calls the file at `path`, relative to `root`.
 
         Relative, so that it holds on any machine where `root` is given relative to the working
         directory; an absolute `root` gives an absolute reference.
         """
-        target = self.root / path
-        return str(target) if target.is_absolute() else os.path.relpath(target, self.referring)
+        return f"{self._prefix}/{path}"
 
     def find(self, name: object) -> str:
         """The reference of an image. Raises BadRecord where there is none of this name."""
-        path = _inside(name)
+        path = PurePosixPath(_inside(name))
         if has_image(self.root / path):
             return self.reference(path.as_posix())
         for parent in path.parents[:-1]:
@@ -55,15 +56,15 @@ class Pictures:
 
         Raises BadRecord where it is in neither, MeritError where neither is there.
         """
-        path = folder / _inside(name)
-        if (self.root / path).is_file():
-            return self.reference(path.as_posix())
+        path = f"{folder}/{_inside(name)}" if folder else _inside(name)
         members = self.members(self.root / archive)
+        if path in members:
+            return self.reference(f"{archive}/{members[path]}")
+        if (self.root / path).is_file():
+            return self.reference(path)
         if not members and not (self.root / folder).is_dir():
             raise MeritError(f"{self.root}: image folder missing: neither {archive} nor {folder}/")
-        if path.as_posix() not in members:
-            raise BadRecord(f"image {str(name)!r} not found in {archive}")
-        return self.reference(f"{archive}/{members[path.as_posix()]}")
+        raise BadRecord(f"image {str(name)!r} not found in {archive}")
 
     def by_name(self, name: object, task: str) -> str:
         """The reference of the one image called so, whatever folder or archive it lies in.
@@ -71,7 +72,7 @@ class Pictures:
         Of several the one whose folder or archive bears the task's name. Raises BadRecord where
         there is none, or more than one.
         """
-        last = _inside(name).name
+        last = _inside(name).rpartition("/")[2]
         found = self._by_last_name.get(last, [])
         if len(found) > 1:
             found = [reference for reference in found if task in reference] or found
@@ -108,9 +109,10 @@ def unescape(name: str) -> str:
     return _ESCAPE.sub(lambda match: chr(int(match[1] or match[2], 16)), name)
 
 
-def _inside(name: object) -> PurePosixPath:
-    """The name as a path; BadRecord where it is none, or leads out of the images' folder."""
-    path = PurePosixPath(name) if isinstance(name, str) and name.strip() else None
-    if path is None or path.is_absolute() or ".." in path.parts or path == PurePosixPath("."):
-        raise BadRecord(f"`image` must be a path within the images' folder, found {name!r:.200}")
-    return path
+def _inside(name: object) -> str:
+    """The name, if it is a path within the images' folder; raises BadRecord if not."""
+    if isinstance(name, str) and name.strip("./ ") and name[0] != "/" and "\0" not in name:
+        parts = name.split("/")
+        if ".." not in parts and max(len(part.encode()) for part in parts) <= LONGEST_NAME:
+            return name.removeprefix("./")
+    raise BadRecord(f"`image` must be a path within the images' folder, found {name!r:.200}")

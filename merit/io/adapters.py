@@ -26,14 +26,8 @@ REFUSED = (
     *("target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
     *("monteclora_config", "kasa_config", "velora_config"),
 )
-INITIAL = (
-    True,
-    False,
-    "gaussian",
-    "orthogonal",
-    "eva",
-    "mica",
-)  # those that leave theta0 as it was
+# ways to begin that leave theta0 as it was
+INITIAL = (True, False, "gaussian", "orthogonal", "eva", "mica")
 Rename = Callable[[Sequence[str]], dict[str, str]]
 
 

@@ -18,22 +18,21 @@ The layout (all under artifacts/<experiment>/, each a DVC output; <experiment>-<
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from merit.errors import MeritError
+from merit.io.locks import exclusive
 
 ARTIFACTS_DIR = Path("artifacts")
 REPORTS_DIR = Path("reports")
@@ -102,6 +101,11 @@ class Artifacts:
 
     def answers(self, model: str) -> Path:
         return self.evaluation / "answers" / f"{model}.json"
+
+    @property
+    def judgements(self) -> Path:
+        """What a judge was asked and answered: no output, but replayed where it is."""
+        return self.folder / "judgements.jsonl"
 
     def predictions(self, model: str) -> Path:
         return self.evaluation / "predictions" / f"{model}.jsonl"
@@ -179,52 +183,6 @@ def partial_folder(path: Path, key: str, what: str = "is being written") -> Iter
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def exclusive(path: Path, what: str) -> Iterator[None]:
-    """This process alone writes `path` while the block runs; the lock is the hidden .<name>.lock.
-
-    Raises MeritError that names `what` is being done (`branch x is being trained`) and by whom.
-    """
-    file = try_lock(lock_file(path))
-    if file is None:
-        owner = lock_file(path).read_text(encoding="utf-8").strip() or "another process"
-        raise MeritError(
-            f"{path}: {what} by {owner} already; wait for it or end it, then run the same "
-            "command again"
-        )
-    with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def lock_file(path: Path) -> Path:
-    return path.parent / f".{path.name}.lock"
-
-
-def try_lock(path: Path) -> IO[str] | None:
-    """The file, locked until it and every copy that a child inherited are closed; None where
-    another process has it. However a process ends, its lock ends with it.
-
-    Raises MeritError where the file system has no locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError as error:
-        file.close()
-        raise MeritError(
-            f"{path}: the file system refuses to lock it ({error.strerror}); mount it with "
-            "locks (Lustre: `flock`), or keep artifacts/ elsewhere"
-        ) from None
-    return file
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -83,7 +83,7 @@ class CheckpointWriter:
         info = self.layout[name]
         if rows.dtype != info.dtype:
             raise ValueError(f"{name}: {rows.dtype} in place of {info.dtype}")
-        data = rows.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        data = bytes_of(rows).numpy().data
         descriptor, offset = self._place[name]
         self._put(descriptor, data, offset + start * info.row_bytes)
         with self._lock:
@@ -121,6 +121,11 @@ class CheckpointWriter:
         for descriptor in {descriptor for descriptor, _ in self._place.values()}:
             os.close(descriptor)
         self._place.clear()
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes as they lie in a file, uint8 (num_bytes,)."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def header(layout: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:

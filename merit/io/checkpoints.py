@@ -167,6 +167,11 @@ def checkpoint_files(path: Path) -> list[Path]:
     elsewhere, or leaves out a shard that is there.
     """
     if not path.is_dir():
+        if not path.exists() and not path.suffix:
+            raise MeritError(
+                f"{path}: no checkpoint here, neither folder nor file; `dvc repro` writes those of "
+                "an experiment"
+            )
         return [path]
     if not (path / INDEX).exists():
         return [path / SINGLE]

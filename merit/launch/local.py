@@ -16,7 +16,8 @@ from typing import IO
 
 from merit.config import PARAMS_FILE, Launch
 from merit.errors import MeritError
-from merit.io.artifacts import ARTIFACTS_DIR, try_lock
+from merit.io.artifacts import ARTIFACTS_DIR
+from merit.io.locks import try_lock
 from merit.launch.work import Work
 
 Slots = list[list[str]]  # the GPUs of each slot; none where the CPU trains

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from merit.config import Params, load_experiment, load_params
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, exclusive, lock_file, read_json, try_lock
+from merit.io.artifacts import Artifacts, read_json
+from merit.io.locks import exclusive, lock_file, lock_owner, try_lock
 from merit.launch.local import Local, make_slots, visible_gpus
 from merit.launch.slurm import Slurm
 from merit.launch.watch import TRAIN_CODE, Backend, Submitted, Watch, code_hash, read_jobs
@@ -82,15 +83,16 @@ def make_backend(params: Params) -> Backend:
 def check_free(todo: Sequence[Work]) -> None:
     """Raises MeritError where something that was not launched trains one of the branches."""
     for work in todo:
-        path = lock_file(Artifacts(work.experiment).branch(work.branch))
-        lock = try_lock(path) if path.exists() else None
-        if lock is not None:
-            lock.close()
-        elif path.exists():
+        branch = Artifacts(work.experiment).branch(work.branch)
+        if not lock_file(branch).exists():
+            continue
+        lock = try_lock(lock_file(branch))
+        if lock is None:
             raise MeritError(
-                f"launch: {work.branch} is being trained by {path.read_text(encoding='utf-8')} "
-                "already; wait for it or end it, then run the same command again"
+                f"launch: {work.branch} is being trained by {lock_owner(branch)} already; wait "
+                "for it or end it, then run the same command again"
             )
+        lock.close()
 
 
 # --- DVC ----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -48,7 +48,9 @@ def pieces_of(name: str, info: TensorInfo, whole_matrix: bool = False) -> Iterat
         yield Piece(name, start, min(start + step, info.num_rows))
 
 
-def in_order(function: Callable[[T], R], jobs: Iterable[T], threads: int) -> Iterator[R]:
+def in_order(
+    function: Callable[[T], R], jobs: Iterable[T], threads: int
+) -> Generator[R, None, None]:
     """The results in the order of the jobs, so that sums do not depend on the threads."""
     if threads == 1:
         yield from map(function, jobs)

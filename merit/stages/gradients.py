@@ -56,13 +56,14 @@ class AtBase:
     @classmethod
     def load(cls, experiment: Experiment, paths: Artifacts) -> AtBase:
         """Raises MeritError where a file of the base or of the mixture cannot be read."""
+        from merit.training.images import open_mixture
         from merit.training.models import load_model, set_trainable, use_one_thread
 
         use_one_thread()
-        data = Encoded.load(paths.encoded)
+        data = open_mixture(paths, experiment.encoding)
         owner = read_array(paths.encoded / "task_of_example.npy")
         tasks = [entry["task"] for entry in read_json(paths.encoded / "tasks.json")]
-        model = load_model(paths.base)
+        model = load_model(paths.base, experiment.model)
         parameters = set_trainable(model, experiment.training.trainable)
         return cls(model, parameters, data, owner, tasks, experiment.gradients.batch_size)
 
@@ -152,7 +153,15 @@ def run(name: str, shard: str | None = None) -> None:
         }
     )
     if shard:
-        extract(base, settings, open_partial(paths.gradients, key), name, shard)
+        folder = open_partial(paths.gradients, key)
+        try:
+            extract(base, settings, folder, name, shard)
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            raise MeritError(
+                f"{folder}: gone; another process has finished the stage or begun it anew"
+            ) from None
         return
     with partial_folder(paths.gradients, key) as folder:
         extract(base, settings, folder, name)
@@ -187,15 +196,16 @@ def extract(
     representation = representation_of(settings)
     rows, finished = folder / "gradients.npy", _finished(folder, len(base.tasks))
     create_rows(rows, len(finished), representation.size(base.num_parameters))
-    mine = [task for task in share(shard, len(finished)) if not finished[task].is_file()]
+    mine = share(shard, len(finished))
     with Progress(f"{label}, gradients", len(mine)) as progress:
         for task in mine:
-            gradient = base.task_gradient(
-                task, settings.num_examples, settings.seed, representation
-            )
-            row = gradient.cpu().numpy()
-            write_row(rows, task, row)
-            write_json(finished[task], {"task": base.tasks[task], "norm": gradient_norm(row)})
+            if not finished[task].is_file():  # not even by another process meanwhile
+                gradient = base.task_gradient(
+                    task, settings.num_examples, settings.seed, representation
+                )
+                row = gradient.cpu().numpy()
+                write_row(rows, task, row)
+                write_json(finished[task], {"task": base.tasks[task], "norm": gradient_norm(row)})
             progress.advance()
 
 

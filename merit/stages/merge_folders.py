@@ -8,6 +8,7 @@ import re
 import resource
 import time
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Merge and say what came of it; every input is checked before anything is written."""
     began = time.monotonic()
-    if None in (options.base, options.branches, options.out):
+    if options.experiment or None in (options.base, options.branches, options.out):
         options.refuse("give an experiment and a model, or --base, --branches and --out")
     if options.threads is not None and options.threads < 1:
         raise MeritError(f"--threads: found {options.threads}, expected 1 or more")
@@ -167,8 +168,9 @@ def chosen_weights(options: argparse.Namespace) -> tuple[list[float] | None, str
     if given:
         if len(given) != count:
             raise MeritError(f"{key}: {len(given)} numbers for {count} branches; give one each")
-        if min(given) <= 0:
-            raise MeritError(f"{key}: found {min(given)}, expected positive numbers")
+        wrong = [value for value in given if not (value > 0 and isfinite(value))]
+        if wrong:
+            raise MeritError(f"{key}: found {wrong[0]}, expected positive numbers")
         return [value / sum(given) for value in given], key.removeprefix("--")
     manifests = [path / "manifest.json" for path in options.branches]
     if all(manifest.is_file() for manifest in manifests):

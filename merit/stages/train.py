@@ -28,7 +28,6 @@ from merit.io.artifacts import (
     write_jsonl,
 )
 from merit.progress import Progress
-from merit.training.encoded import Encoded
 
 if TYPE_CHECKING:
     import torch
@@ -72,19 +71,14 @@ def train_branch(
     """Train as the manifest says, write the branch's folder, and return its summary."""
     import torch
 
-    from merit.training.images import image_reader
+    from merit.training.images import open_mixture
     from merit.training.loop import Record, Stopped, train
     from merit.training.lora import add_adapters
     from merit.training.models import decoder, load_model, set_trainable
     from merit.training.resume import Checkpoints
 
     item, optimizer = manifest["branch"], settings.optimizer
-    data = Encoded.load(paths.encoded)
-    if not len(data.features):
-        read = image_reader(
-            paths.mixture, paths.base, Encoding.model_validate(manifest["encoding"])
-        )
-        data = data.reading(read) if read else data
+    data = open_mixture(paths, Encoding.model_validate(manifest["encoding"]))
     order = branch_order(paths, manifest)
     num_steps = -(-len(order) // optimizer.batch_size)
     model = load_model(paths.base, Runtime.model_validate(manifest["model"]))
@@ -206,6 +200,8 @@ def stopping(checkpoints: Checkpoints) -> None:
 
     def stop(number: int, frame: Any) -> None:
         checkpoints.stop = True
+        for again in (signal.SIGTERM, signal.SIGUSR2):  # Slurm and the job may say it twice, and
+            signal.signal(again, signal.SIG_IGN)  # the second would end a process that is leaving
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR2):

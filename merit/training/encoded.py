@@ -7,7 +7,7 @@ milliseconds and reads only what it trains on, however large the mixture is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +85,6 @@ class Encoded:
                     f"{path}: cannot be read ({error}); run `dvc repro` anew"
                 ) from None
         return cls(**arrays, **read_json(folder / "meta.json"), read_images=read_images)
-
-    def reading(self, read_images: ReadImages) -> Encoded:
-        """The same examples, with images read where they are not cached."""
-        return replace(self, read_images=read_images)
 
     def images_of(self, index: int) -> np.ndarray:
         """The images of one example: rows of `grids`."""

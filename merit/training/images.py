@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from merit.config import Encoding
 from merit.data.examples import image_size, load_image
 from merit.errors import MeritError
-from merit.training.encoded import ReadImages
+from merit.io.artifacts import Artifacts
+from merit.training.encoded import Encoded, ReadImages
 from merit.training.models import load_processor
 
 
@@ -71,6 +72,14 @@ def image_reader(root: Path, model_folder: Path, settings: Encoding) -> ImageRea
     if processor is None:
         return None
     return ImageReader(root, processor, settings.min_pixels, settings.max_pixels)
+
+
+def open_mixture(paths: Artifacts, settings: Encoding) -> Encoded:
+    """The encoded mixture, with a reader of its images where they are not cached."""
+    data = Encoded.load(paths.encoded)
+    if len(data.features) or not len(data.paths):
+        return data
+    return replace(data, read_images=image_reader(paths.mixture, paths.base, settings))
 
 
 def vision_features(

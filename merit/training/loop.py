@@ -101,7 +101,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     crew: Crew | None = None,
 ) -> None:
-    """The optimiser's steps over `order`, in place.
+    """The optimiser's steps over `order`, in place; the parameters are float32 from then on.
 
     A step's gradient is that of the mean loss over all its loss-bearing tokens,
 
@@ -129,6 +129,9 @@ def train(
     per_epoch = num_examples or len(data)
     every = max(1, num_steps // num_records)
     lengths = data.num_tokens()
+    for parameter in parameters.values():
+        if parameter.dtype != torch.float32:  # sums of small steps need the digits
+            parameter.data = parameter.data.float()
     module = crew.prepare(LanguageLoss(model, project), parameters)
     tensors = list(parameters.values())
     optimizers = build_optimizers(parameters, optimizer)

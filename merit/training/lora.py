@@ -19,7 +19,7 @@ PREFIX = "base_model.model."  # of every name in a peft folder
 
 
 def add_adapters(model: Any, settings: Lora, seed: int) -> dict[str, torch.nn.Parameter]:
-    """Put adapters beside the modules that `targets` matches; their parameters by name, float32.
+    """Put adapters beside the modules that `targets` matches; their parameters by name.
 
     Everything else is frozen. A is drawn from `seed`, B is zero, so the model is still the base.
     Raises MeritError where nothing, or something outside of the decoder, is matched.
@@ -45,8 +45,6 @@ def add_adapters(model: Any, settings: Lora, seed: int) -> dict[str, torch.nn.Pa
     assert len(adapters) == 2 * len(matched)  # one A and one B for every module
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in adapters)
-    for parameter in adapters.values():
-        parameter.data = parameter.data.float()
     return dict(sorted(adapters.items()))
 
 

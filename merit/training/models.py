@@ -129,7 +129,7 @@ def component_of(name: str) -> str:
 
 
 def set_trainable(model: torch.nn.Module, chosen: Iterable[str]) -> dict[str, torch.nn.Parameter]:
-    """Let exactly `chosen` learn, in float32; returns their parameters by name, in a fixed order.
+    """Let exactly `chosen` learn; returns their parameters by name, in a fixed order.
 
     An entry of `chosen` is a component or a regular expression that whole parameter names match.
     Tied embeddings are one parameter. Raises MeritError for an entry that matches nothing.
@@ -152,8 +152,6 @@ def set_trainable(model: torch.nn.Module, chosen: Iterable[str]) -> dict[str, to
         found |= mine
     for name, parameter in named.items():
         parameter.requires_grad_(name in found)
-        if name in found and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()  # sums of small steps need the digits
     return {name: named[name] for name in sorted(found)}
 
 

@@ -1,4 +1,4 @@
-"""Figure of the study `fidelity`: strided against full cosines, and the gradients' norms."""
+"""Figures of the study `fidelity`: strides and sketches against full cosines; the norms."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.style import BLUE, GREY, VERMILION, new_figure, save, styled
+from eval.report.style import BLUE, GREEN, GREY, VERMILION, new_figure, save, styled
 from merit.core.diagnostics import trimmed
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """fidelity: strided against full cosines, and the histogram of norms with the trims' ends."""
+    """fidelity: strided against full cosines, and the histogram of norms with the trims' ends.
+
+    fidelity_sketch: the error of every stride and sketch, and what it does to the partition.
+    """
+    _draw_sketches(result["tables"]["gradient_representations"], folder)
     summary, pairs = result["summary"], result["pairs"]
     norms = np.array(result["norms"])
     with styled():
@@ -52,3 +56,48 @@ def draw(result: dict[str, Any], folder: Path) -> None:
             right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         right.yaxis.get_major_locator().set_params(integer=True)
     save(figure, folder / "figures", "fidelity")
+
+
+def _draw_sketches(rows: list[dict[str, Any]], folder: Path) -> None:
+    """RMSE against the entries kept, left; adjusted Rand index of the finest groups, right."""
+    index = [
+        column for column in rows[0] if column.startswith("rand_index") and "std" not in column
+    ]
+    finest = index[-1]
+    with styled():
+        figure = new_figure(7.6, 3.2)
+        left, right = figure.subplots(1, 2)
+        for kind, color, marker in (("stride", BLUE, "s"), ("sketch", GREEN, "o")):
+            mine = [row for row in rows if row["gradients"].startswith(kind)]
+            kept = [row["num_entries"] for row in mine]
+            for axes, measure in ((left, "rmse"), (right, finest)):
+                axes.errorbar(
+                    kept,
+                    [row[measure] for row in mine],
+                    [row[f"{measure}_std"] or 0.0 for row in mine],
+                    color=color,
+                    marker=marker,
+                    ms=4,
+                    ls="none",
+                    capsize=2,
+                    label=kind,
+                )
+            if kind == "sketch" and mine:
+                predicted = [row["predicted_rmse"] for row in mine]
+                left.plot(kept, predicted, color=GREY, lw=0.8, label="predicted")
+        for row in rows:
+            if row["gradients"] == "resampled examples":
+                label = "other calibration examples"
+                left.axhline(row["rmse"], color=VERMILION, lw=0.8, ls="--", label=label)
+                right.axhline(row[finest], color=VERMILION, lw=0.8, ls="--", label=label)
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.set_xlabel("entries kept a task")
+        left.set_yscale("log")
+        left.set_ylabel("RMSE of the cosines")
+        left.set_title("Error beside full gradients")
+        left.legend()
+        right.set_ylabel("adjusted Rand index")
+        right.set_ylim(top=1.0)
+        right.set_title(f"Partition, {finest.removeprefix('rand_index_')}")
+    save(figure, folder / "figures", "fidelity_sketch")

@@ -232,7 +232,7 @@ def _score(experiment: Experiment, paths: Artifacts, split: str, points: Sequenc
 
 def _candidate(paths: Artifacts, model: str, c: float) -> Candidate:
     def tensors() -> dict[str, torch.Tensor]:
-        whole = Checkpoint(paths.model(model) / "model.safetensors")
+        whole = Checkpoint(paths.model(model))
         return moved(paths.base, dict(whole.items()), c)
 
     return Candidate(point_name(model, c), tensors)

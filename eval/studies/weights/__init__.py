@@ -196,6 +196,6 @@ def _name(model: str, reading: str) -> str:
 def _candidate(
     paths: Artifacts, model: Model, reading: str | None, weights: Sequence[float]
 ) -> Candidate:
-    files: list[Path] = [paths.branch(branch) / "model.safetensors" for branch in model.branches]
+    files: list[Path] = [paths.branch(branch) for branch in model.branches]
     name = model.id if reading is None else _name(model.id, reading)
     return Candidate(name, lambda: average_files(files, weights))

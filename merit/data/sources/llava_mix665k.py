@@ -1,10 +1,10 @@
 """LLaVA-1.5's instruction mix: hub `liuhaotian/LLaVA-Instruct-150K`.
 
 `llava_v1_5_mix665k.json`, CC BY 4.0, 665,298 records: coco 364,100, vg 86,417, gqa 72,140, ocr_vqa
-80,000, textvqa 21,953 and 40,688 of text alone (ShareGPT: no `image`, a `model` besides). No
-revision is pinned: none was recorded; set `revision`. Images are not in the repository; below
-`data.folder`/images, unpacked or as zips: `coco/train2017/`, `gqa/images/`, `ocr_vqa/images/`,
-`textvqa/train_images/`, `vg/VG_100K/`, `vg/VG_100K_2/`.
+80,000, textvqa 21,953 and 40,688 of text alone (ShareGPT: no `image`, a `model` besides). Revision
+9d451dc. Images are not in the repository; below `data.folder`/images, unpacked or as zips:
+`coco/train2017/`, `gqa/images/`, `ocr_vqa/images/`, `textvqa/train_images/`, `vg/VG_100K/`,
+`vg/VG_100K_2/`.
 
 Tasks are the images' first folders and `text`. Quirks: several turns; 355 OCR-VQA images can no
 longer be downloaded (mirror: hub `ej2/llava-ocr-vqa`), 1437717772.jpg is corrupt: bad records. GIF
@@ -48,7 +48,7 @@ def convert(record: Record, pictures: Pictures) -> Example:
 
 SOURCE = Source(
     repository="liuhaotian/LLaVA-Instruct-150K",
-    revision=None,
+    revision="9d451dc7629cfe0469f6ae4432b765cd603d5fcb",
     licence="CC BY 4.0; images: each dataset's own",
     files=only(ANNOTATIONS),
     records=records,

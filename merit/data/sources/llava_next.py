@@ -41,7 +41,7 @@ def convert(record: Record, pictures: Pictures) -> Example:
 
 SOURCE = Source(
     repository="lmms-lab/LLaVA-NeXT-Data",
-    revision="c8aef39",
+    revision="c8aef391ce214167c4ebc7f06bc05a50dee2e75f",
     licence="Apache-2.0 (card); each underlying dataset's own",
     files=only(PATTERN),
     records=records,

@@ -38,7 +38,7 @@ def convert(record: Record, pictures: Pictures) -> Example:
 
 SOURCE = Source(
     repository="liuhaotian/LLaVA-Pretrain",
-    revision="70f9d1e",
+    revision="70f9d1e5e1a697fe35830875cfc7de1dd590d727",
     licence="other: LAION's, CC's and SBU's terms",
     files=only(ANNOTATIONS),
     records=records,

@@ -40,7 +40,7 @@ def convert(record: Record, pictures: Pictures) -> Example:
 
 SOURCE = Source(
     repository="Vision-Flan/vision-flan",
-    revision="e8c6f09",
+    revision="e8c6f09736277ef63b33dea5e9bbe94392dba76c",
     licence="none stated; each underlying dataset's own",
     files=only(ANNOTATIONS),
     records=records,

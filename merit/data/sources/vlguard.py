@@ -1,6 +1,6 @@
 """VLGuard: hub `ys-zong/VLGuard`, gated: its conditions must be accepted there.
 
-No revision is pinned (the gated repository's history was not readable); set `revision`.
+Revision b0be37a (as others pin it; the gated repository itself was not readable).
 `train.json` (2,000 records, 977 safe and 1,023 unsafe) and `train.zip`. A safe record has two
 instructions on its image, a safe and an unsafe one, an unsafe record one: 2,977 pairs. The licence
 of the annotations is stated on the hub behind the gate; images keep their own.
@@ -58,7 +58,7 @@ def _image(name: object, pictures: Pictures) -> str:
 
 SOURCE = Source(
     repository="ys-zong/VLGuard",
-    revision=None,
+    revision="b0be37a1ab7accb14e10d6a0ec3ce62cfaff2d46",
     licence="stated behind the gate; images: each its own",
     files=only(ANNOTATIONS),
     records=records,

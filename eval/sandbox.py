@@ -1,0 +1,91 @@
+"""Running what a model has written: no network, no files but a small /tmp, little time and memory.
+
+Linux namespaces through util-linux' `unshare`, for which no rights are needed on most systems: an
+empty network, every file system read-only, /tmp and the working folder in memory, processes that
+end with the first one, no capabilities, nothing of the environment. Where the system does not allow
+it, nothing is run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from merit.errors import MeritError
+
+TOOLS = ("unshare", "setpriv", "prlimit", "mount")
+PREPARE = """
+while read -r _ place _; do mount -o remount,bind,ro "$place" 2>/dev/null; done < /proc/self/mounts
+mount -t tmpfs -o size=64m tmpfs /tmp && cd /tmp || exit 97
+exec prlimit --as="$1" --cpu="$2" --fsize=16777216 --core=0 \
+  setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$3" -I -
+"""
+PROBE = """
+import os, socket
+found = []
+try:
+    socket.create_connection(("127.0.0.1", {port}), timeout=1)
+    found.append("the network can be reached")
+except OSError:
+    pass
+try:
+    open({file!r}, "w")
+    found.append("files can be written")
+except OSError:
+    pass
+if {secret!r} in os.environ:
+    found.append("the environment can be read")
+print("; ".join(found) or "isolated")
+"""
+
+
+def passes(program: str, timeout: float = 10.0, memory: int = 1 << 30) -> bool:
+    """Whether a Python program ends without an error.
+
+    Args: timeout in seconds of wall clock, memory in bytes of address space.
+    """
+    return _run(program, timeout, memory).returncode == 0
+
+
+def check_isolation(folder: Path) -> None:
+    """Raises MeritError where programs cannot be isolated here.
+
+    Args: folder: where a program must not be able to write.
+    """
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise MeritError(f"model code cannot be isolated here: `{missing[0]}` is missing; {ADVICE}")
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        target = folder.resolve() / ".merit-sandbox-probe"
+        done = _run(PROBE.format(port=port, file=str(target), secret="HOME"), 30.0, 1 << 30)
+    target.unlink(missing_ok=True)
+    if done.stdout.strip() != "isolated":
+        found = done.stdout.strip() or done.stderr.strip().splitlines()[-1:] or "no namespaces"
+        raise MeritError(f"model code cannot be isolated here ({found}); {ADVICE}")
+
+
+ADVICE = "leave benchmarks that run code out of `evaluation.benchmarks`, or use another machine"
+
+
+def _run(program: str, timeout: float, memory: int) -> subprocess.CompletedProcess[str]:
+    unshare = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork"]
+    limits = [str(memory), str(int(timeout) + 1), sys.executable]
+    command = [*unshare, "--ipc", "--uts", "--kill-child", "sh", "-c", PREPARE, "sh", *limits]
+    try:
+        return subprocess.run(
+            command,
+            input=program,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", "out of time")

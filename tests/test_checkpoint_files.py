@@ -1,0 +1,267 @@
+"""Checkpoints of one file and of shards: written row by row, read lazily, broken ones refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from merit.errors import MeritError
+from merit.io.artifacts import atomic_folder, file_hash
+from merit.io.checkpoint_writer import CheckpointWriter
+from merit.io.checkpoints import (
+    DTYPES,
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    TensorInfo,
+    check_same_tensors,
+    checkpoint_hash,
+    save_tensors,
+)
+
+Tensors = dict[str, torch.Tensor]
+shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=6)
+layouts = st.dictionaries(
+    names.filter(lambda name: name != "__metadata__"),
+    st.tuples(st.sampled_from(sorted(DTYPES)), shapes),
+    min_size=1,
+    max_size=7,
+)
+
+
+def tensors_of(layout: dict[str, tuple[str, tuple[int, ...]]], seed: int = 0) -> Tensors:
+    """Random bytes of the given types."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, (dtype, shape) in layout.items():
+        info = TensorInfo(DTYPES[dtype], shape)
+        top = 2 if dtype == "BOOL" else 256
+        raw = torch.randint(top, (info.num_bytes,), generator=generator, dtype=torch.uint8)
+        made[name] = raw.view(info.dtype).reshape(shape)
+    return made
+
+
+def write(folder: Path, tensors: Tensors, max_shard_bytes: int = 10**9, rows: int = 2) -> None:
+    """The last tensor first, a few rows at a time."""
+    folder.mkdir(parents=True)
+    layout = {name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    with CheckpointWriter(folder, layout, max_shard_bytes) as writer:
+        for name, tensor in reversed(tensors.items()):
+            if tensor.ndim == 0:
+                writer.write(name, tensor)
+            for start in range(0, len(tensor) if tensor.ndim else 0, rows):
+                writer.write(name, tensor[start : start + rows], start)
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(layout=layouts)
+def test_one_file_is_what_the_library_writes(
+    layout: dict[str, tuple[str, tuple[int, ...]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("one")
+    tensors = tensors_of(layout)
+    write(folder / "ours", tensors)
+    ordered = {name: tensors[name].contiguous() for name in sorted(tensors)}
+    save_file(ordered, folder / "theirs", metadata={"format": "pt"})
+    assert (folder / "ours" / SINGLE).read_bytes() == (folder / "theirs").read_bytes()
+    assert [path.name for path in (folder / "ours").iterdir()] == [SINGLE]
+
+
+@settings(max_examples=60, deadline=None)
+@given(layout=layouts, max_shard_bytes=st.integers(1, 300), data=st.data())
+def test_shards_come_back(
+    layout: dict[str, tuple[str, tuple[int, ...]]],
+    max_shard_bytes: int,
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """By our reader, by rows, and by the library; no shard is larger than asked for."""
+    folder = tmp_path_factory.mktemp("shards") / "x"
+    tensors = tensors_of(layout)
+    write(folder, tensors, max_shard_bytes)
+    found = Checkpoint(folder)
+    assert found.names == sorted(tensors)
+    for name, tensor in tensors.items():
+        assert found.info(name) == (tensor.dtype, tuple(tensor.shape))
+        assert raw(found.read(name)) == raw(tensor)
+        if tensor.ndim:
+            start = data.draw(st.integers(0, len(tensor)))
+            stop = data.draw(st.integers(start, len(tensor)))
+            assert raw(found.read(name, start, stop)) == raw(tensor[start:stop])
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if (folder / SINGLE).exists():
+        assert not (folder / INDEX).exists()
+        return
+    index = json.loads((folder / INDEX).read_text())
+    assert index["metadata"]["total_size"] == total > max_shard_bytes
+    held: Tensors = {}
+    for file in sorted(set(index["weight_map"].values())):
+        part = load_file(folder / file)
+        assert sum(t.nbytes for t in part.values()) <= max_shard_bytes or len(part) == 1
+        assert {name for name, at in index["weight_map"].items() if at == file} == set(part)
+        held |= part
+    assert {name: raw(t) for name, t in held.items()} == {n: raw(t) for n, t in tensors.items()}
+
+
+def test_a_tensor_that_is_not_written_whole_is_no_checkpoint(tmp_path: Path) -> None:
+    layout = {"a": TensorInfo(torch.float32, (2, 3))}
+
+    def half(rows: torch.Tensor) -> None:
+        with atomic_folder(tmp_path / "out") as folder, CheckpointWriter(folder, layout) as writer:
+            writer.write("a", rows)
+
+    with pytest.raises(ValueError, match=r"^a: 12 bytes written of 24$"):
+        half(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"^a: torch.float64 in place of torch.float32$"):
+        half(torch.zeros(2, 3, dtype=torch.float64))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- no space -----------------------------------------------------------------------------------
+
+
+def test_a_disk_that_gets_full_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a tensor; and before the first one, where too little is free."""
+    put = os.pwrite
+
+    def full(descriptor: int, data: memoryview, offset: int) -> int:
+        if offset > 4000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(descriptor, data[:1000], offset)  # systems may write a part
+
+    tensors = {"a": torch.zeros(100, 20)}
+    layout = {"a": TensorInfo(torch.float32, (100, 20))}
+
+    def attempt() -> None:
+        with atomic_folder(tmp_path / "out") as folder, CheckpointWriter(folder, layout) as writer:
+            writer.write("a", tensors["a"])
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(MeritError, match="no space left on the disk: the checkpoint takes"):
+        attempt()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "pwrite", put)
+    attempt()
+    assert Checkpoint(tmp_path / "out").read("a").shape == (100, 20)
+    usage = shutil.disk_usage(tmp_path)._replace(free=7999)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(MeritError, match="no space left on the disk"):
+        attempt()
+
+
+# --- broken folders -----------------------------------------------------------------------------
+
+BASE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4), "c": torch.zeros(5)}
+SHARD1, SHARD2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """a and b in the first shard, c in the second."""
+    write(tmp_path / "model", BASE, max_shard_bytes=40)
+    assert set(load_file(tmp_path / "model" / SHARD1)) == {"a", "b"}
+    return tmp_path / "model"
+
+
+def reindex(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / SHARD2).unlink(), rf"/{SHARD2}: shard not found, {INDEX} names it"),
+        (
+            lambda f: reindex(f, lambda i: i["weight_map"].pop("c")),
+            rf"/{INDEX}: shard {SHARD2} is there, but the index does not name it",
+        ),
+        (
+            lambda f: reindex(f, lambda i: i["weight_map"].pop("b")),
+            rf"/{SHARD1}: tensor 'b' is not one that {INDEX} says lies there",
+        ),
+        (
+            lambda f: reindex(f, lambda i: i["weight_map"].update(d=SHARD2)),
+            rf"/{SHARD2}: tensor 'd' is missing, {INDEX} says it lies there",
+        ),
+        (
+            lambda f: (f / SHARD2).write_bytes((f / SHARD2).read_bytes()[:-3]),
+            rf"/{SHARD2}: truncated or not a safetensors file",
+        ),
+        (
+            lambda f: reindex(f, lambda i: i["weight_map"].update(c="../x.safetensors")),
+            rf"/{INDEX}: shard '../x.safetensors' does not lie in the folder itself",
+        ),
+        (lambda f: reindex(f, lambda i: i.pop("weight_map")), "key `weight_map` .* is missing"),
+        (lambda f: (f / INDEX).write_text("{"), rf"/{INDEX}, line 1: not valid JSON"),
+        (lambda f: save_tensors(BASE, f / SINGLE), f"holds both {SINGLE} and {INDEX}"),
+        (lambda f: [path.unlink() for path in f.iterdir()], f"/{SINGLE}: checkpoint not found"),
+    ],
+)
+def test_a_broken_folder_is_refused_by_name(
+    sharded: Path, break_it: Callable[[Path], Any], message: str
+) -> None:
+    assert dict(Checkpoint(sharded).items())["c"].tolist() == [0.0] * 5
+    break_it(sharded)
+    with pytest.raises(MeritError, match=message) as caught:
+        Checkpoint(sharded)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_is_cut_while_it_is_open_is_noticed(tmp_path: Path) -> None:
+    save_tensors(BASE, tmp_path / "x.safetensors")
+    found = Checkpoint(tmp_path / "x.safetensors")
+    os.truncate(tmp_path / "x.safetensors", 260)
+    with pytest.raises(MeritError, match=r"x\.safetensors: the file became shorter"):
+        dict(found.items())
+
+
+def test_a_type_that_cannot_hold_the_base_s_is_refused(tmp_path: Path) -> None:
+    """Wider passes: float32 branches of a bfloat16 base. Narrower, or another of one width, not."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int32):
+        save_tensors({"a": torch.zeros(2, dtype=dtype)}, tmp_path / f"{dtype}.safetensors")
+        found[dtype] = Checkpoint(tmp_path / f"{dtype}.safetensors")
+    check_same_tensors(found[torch.float32], found[torch.bfloat16])
+    check_same_tensors(found[torch.int32], found[torch.int32])
+    for branch, base in (
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16),
+        (torch.int32, torch.float32),
+        (torch.float32, torch.int32),
+    ):
+        message = rf"/{branch}\.safetensors: tensor 'a' is {branch}, the base .* has {base}: only"
+        with pytest.raises(MeritError, match=message):
+            check_same_tensors(found[branch], found[base])
+
+
+def test_the_hash_of_one_file_is_the_file_s_and_shards_have_one(sharded: Path) -> None:
+    one = sharded.parent / "one"
+    write(one, BASE)
+    assert checkpoint_hash(one) == checkpoint_hash(one / SINGLE) == file_hash(one / SINGLE)
+    before = checkpoint_hash(sharded)
+    shutil.copytree(sharded, sharded.parent / "copy")
+    assert checkpoint_hash(sharded.parent / "copy") == before != checkpoint_hash(one)
+    content = bytearray((sharded / SHARD2).read_bytes())
+    content[-1] ^= 1
+    (sharded / SHARD2).write_bytes(content)
+    assert checkpoint_hash(sharded) != before

@@ -1,0 +1,399 @@
+"""Streaming merges: equal to whole tensors, checked, measured, and small in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from merit.cli import main
+from merit.core.diagnostics import displacement
+from merit.core.merge.average import interpolate, weighted_average
+from merit.core.merge.ties import ties
+from merit.errors import MeritError
+from merit.io.checkpoint_writer import header
+from merit.io.checkpoints import INDEX, SINGLE, Checkpoint, TensorInfo, save_tensors
+from merit.merging import pieces, rules
+from merit.merging.write import write_merged
+
+ROOT = Path(__file__).parent.parent
+SHAPES = {"e": (7, 5), "m": (6, 8), "t": (3, 2, 4), "v": (9,), "x": ()}
+
+
+def random_tensors(seed: int, base: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    noise = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    return noise if base is None else {n: base[n] + 0.1 * noise[n] for n in noise}
+
+
+def saved(folder: Path, tensors: Mapping[str, torch.Tensor], **config: Any) -> Checkpoint:
+    """A folder with the tensors, and a config.json if anything is to stand there."""
+    folder.mkdir(parents=True)
+    save_tensors(tensors, folder / SINGLE)
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+    return Checkpoint(folder)
+
+
+# --- one pass ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    piece=st.sampled_from([1, 5, 12, 2**18]),
+    threads=st.sampled_from([1, 3]),
+    method=st.sampled_from(["average", "shrunk", "ties", "star", "tsv", "iso-c", "iso-cts"]),
+)
+def test_pieces_and_threads_change_no_bit(
+    seed: int, piece: int, threads: int, method: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The reference: the same formula on whole tensors, one file written by the library."""
+    folder = tmp_path_factory.mktemp("merge")
+    base = random_tensors(seed)
+    branches = [random_tensors(seed + k, base) for k in (1, 2, 3)]
+    del branches[0]["x"]  # stays the base's there
+    theta0 = saved(folder / "base", base)
+    parts = [saved(folder / str(k), branch) for k, branch in enumerate(branches)]
+    weights = [0.5, 0.3, 0.2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE", piece)
+        if method == "average":
+            rule = rules.average(sorted(base), parts, weights)
+        elif method == "shrunk":
+            rule = rules.shrunk(parts[1], 0.3)
+        else:
+            rule = rules.post_hoc(method, theta0, sorted(base), parts, scale=0.7, threads=threads)
+        (folder / "out").mkdir()
+        measured = write_merged(folder / "out", theta0, rule, threads=threads)
+    whole = {
+        name: reference(method, base[name], [b.get(name, base[name]) for b in branches], limits)
+        for limits in [thresholds(base, branches)]
+        for name in base
+    }
+    save_tensors(whole, folder / "whole.safetensors")
+    assert (folder / "out" / SINGLE).read_bytes() == (folder / "whole.safetensors").read_bytes()
+    expected = displacement((whole[name], base[name]) for name in sorted(base))
+    if piece == 2**18:
+        assert measured["displacement"] == expected
+    assert measured["displacement"] == pytest.approx(expected)
+    assert 0 < measured["rounding_error"] < 1e-5  # float32
+
+
+def thresholds(base: Mapping[str, Any], branches: Sequence[Mapping[str, Any]]) -> list[float]:
+    """A fifth of all entries of a branch reach its threshold."""
+    found = []
+    for branch in branches:
+        moves = [(branch.get(n, t) - t).abs().flatten() for n, t in base.items()]
+        ordered = torch.cat(moves).sort(descending=True).values
+        found.append(float(ordered[int(0.2 * len(ordered)) - 1]))
+    return found
+
+
+def reference(
+    method: str, theta0: torch.Tensor, parts: Sequence[torch.Tensor], limits: Sequence[float]
+) -> torch.Tensor:
+    if method == "average":
+        return weighted_average(parts, [0.5, 0.3, 0.2])
+    if method == "shrunk":
+        return interpolate(theta0, parts[1], 0.3)
+    if method == "ties":
+        return ties(theta0, parts, scale=0.7, thresholds=limits)
+    return rules.MATRIX_MERGERS[method](theta0, parts, scale=0.7)
+
+
+def test_the_rounding_of_a_narrow_output_by_hand(tmp_path: Path) -> None:
+    """Beside 1, bfloat16 knows steps of 1/128 upwards: 3/256 goes up to 2/128, 1/512 is lost."""
+    base = saved(tmp_path / "base", {"w": torch.ones(2, dtype=torch.bfloat16)})
+    step = torch.tensor([3 / 256, 1 / 512])
+    branches = [saved(tmp_path / str(k), {"w": 1 + k * step}) for k in (0, 2)]  # float32
+    rule = rules.average(["w"], branches, [0.5, 0.5])
+    found = {}
+    for dtype in (None, torch.float32):
+        (tmp_path / str(dtype)).mkdir()
+        found[dtype] = write_merged(tmp_path / str(dtype), base, rule, dtype=dtype)
+    assert Checkpoint(tmp_path / "None").read("w").tolist() == [1 + 1 / 64, 1.0]
+    assert Checkpoint(tmp_path / "None").info("w").dtype == torch.bfloat16
+    assert Checkpoint(tmp_path / "torch.float32").read("w").tolist() == (1 + step).tolist()
+    assert found[None]["displacement"] == 1 / 64
+    lost = (1 / 256) ** 2 + (1 / 512) ** 2
+    wanted = (3 / 256) ** 2 + (1 / 512) ** 2
+    assert found[None]["rounding_error"] == pytest.approx((lost / wanted) ** 0.5)
+    assert found[torch.float32] == {
+        "displacement": pytest.approx(wanted**0.5),
+        "rounding_error": 0.0,
+    }
+
+
+def test_integers_stay_and_must_agree(tmp_path: Path) -> None:
+    tensors = {"n": torch.tensor([1, 2]), "o": torch.tensor(3), "w": torch.ones(2)}
+    base = saved(tmp_path / "base", tensors)
+    same = saved(tmp_path / "same", tensors | {"w": torch.zeros(2)})
+    other = saved(tmp_path / "other", tensors | {"o": torch.tensor(4)})
+    for branches in ([same, same], [same, other]):
+        rule = rules.average(base.names, branches, [0.5, 0.5])
+        folder = tmp_path / f"out{len({b.path for b in branches})}"
+        folder.mkdir()
+        if branches == [same, same]:
+            write_merged(folder, base, rule, dtype=torch.bfloat16)
+            assert {n: t.tolist() for n, t in load_file(folder / SINGLE).items()} == {
+                **{"n": [1, 2], "o": 3, "w": [0.0, 0.0]}
+            }
+            continue
+        with pytest.raises(MeritError, match=r"other/.*: tensor 'o' \(torch.int64\) differs from"):
+            write_merged(folder, base, rule)
+
+
+@pytest.mark.parametrize(
+    ("base", "branch", "dtype", "message"),
+    [
+        (1.0, float("nan"), None, "neither is that of .*branch/model.safetensors; train it again"),
+        (float("inf"), 1.0, None, "neither is that of the base .*base/model.safetensors; build"),
+        (1.0, 1e6, torch.float16, "beyond the range of the output's type; choose float32 or bf"),
+    ],
+)
+def test_a_merge_that_is_not_finite_names_whose_fault_it_is(
+    tmp_path: Path, base: float, branch: float, dtype: torch.dtype | None, message: str
+) -> None:
+    theta0 = saved(tmp_path / "base", {"w": torch.tensor([1.0, base])})
+    parts = [saved(tmp_path / "branch", {"w": torch.tensor([1.0, branch])})]
+    (tmp_path / "out").mkdir()
+    with pytest.raises(
+        MeritError, match=f"^merge: tensor 'w' of the .* is not finite: .*{message}"
+    ):
+        write_merged(tmp_path / "out", theta0, rules.average(["w"], parts, [1.0]), dtype=dtype)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+MEASURE = """
+import resource, sys, torch
+from pathlib import Path
+from merit.io.checkpoints import Checkpoint
+from merit.merging.rules import average
+from merit.merging.write import write_merged
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+base, *parts = (Checkpoint(Path(name)) for name in sys.argv[1:5])
+before = peak()
+write_merged(Path(sys.argv[5]), base, average(base.names, parts, [0.2, 0.3, 0.5]), threads=2)
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_follow_the_tensors(tmp_path: Path) -> None:
+    """A tensor of 200 MB and three branches: whole, they would take 200 MB many times over."""
+    head, _ = header({"w": TensorInfo(torch.bfloat16, (10_000, 10_000))})
+    folders = [tmp_path / name for name in ("base", "a", "b", "c", "out")]
+    for folder in folders:
+        folder.mkdir()
+    for folder in folders[:-1]:
+        (folder / SINGLE).write_bytes(head)
+        os.truncate(folder / SINGLE, len(head) + 2 * 10**8)  # zeros that take no room
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEASURE, *map(str, folders)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 150
+    assert (folders[-1] / SINGLE).stat().st_size == len(head) + 2 * 10**8
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+NAMES = {"model.embed_tokens.weight": (4, 3), "model.layers.0.mlp.weight": (3, 3)}
+EMBEDDING, MLP = NAMES
+
+
+def constant(value: float, *names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.full(NAMES[name], value) for name in names or NAMES}
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """base at 0, a at 1, b at 5, and `part`, which trained the MLP alone, at 9."""
+    monkeypatch.chdir(tmp_path)
+    config = {"architectures": ["Qwen2ForCausalLM"], "dtype": "float32"}
+    for name, value in (("base", 0.0), ("a", 1.0), ("b", 5.0)):
+        saved(tmp_path / name, constant(value), **config)
+    for name in ("tokenizer.json", "LICENSE", "README.md", "pytorch_model.bin", ".hidden"):
+        (tmp_path / "base" / name).write_text("{}")
+    (tmp_path / "base" / "original").mkdir()
+    saved(tmp_path / "part", constant(9.0, MLP))
+    return tmp_path
+
+
+def merge(*arguments: str, base: str = "base", branches: Sequence[str] = ("a", "b")) -> None:
+    main(["merge", "--base", base, "--out", "out", "--branches", *branches, *arguments])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, **inputs: Any) -> str:
+    """The one line that a refused merge prints; nothing is written."""
+    before = sorted(path.name for path in Path().iterdir())
+    with pytest.raises(SystemExit) as caught:
+        merge(*arguments, **inputs)
+    assert caught.value.code == 2
+    assert sorted(path.name for path in Path().iterdir()) == before
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("merit: error: ")
+    return message.removeprefix("merit: error: ")
+
+
+def test_a_merge_of_folders_by_hand(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens 1 and 3: 1/4 + 15/4 = 4, over 21 entries."""
+    merge("--tokens", "100", "300")
+    assert {name: t.unique().tolist() for name, t in Checkpoint(Path("out")).items()} == {
+        **{EMBEDDING: [4.0], MLP: [4.0]}
+    }
+    files = {"LICENSE", "config.json", "merge.json", SINGLE, "tokenizer.json"}
+    assert {path.name for path in Path("out").iterdir()} == files
+    record = json.loads(Path("out/merge.json").read_text())
+    assert record == {
+        **{"method": "average", "base": "base", "branches": ["a", "b"], "scale": 1.0},
+        **{"merge_weights": [0.25, 0.75], "weighted_by": "tokens", "merge_dtype": "base"},
+        **{"displacement": pytest.approx(4 * 21**0.5), "rounding_error": 0.0},
+    }
+    said = capsys.readouterr().out
+    assert "branch  b: 2 tensors of 2, weight 0.75\n" in said
+    assert "displacement 18.3303, rounding error 0 % of it; " in said
+
+
+def test_a_branch_of_trained_tensors_alone_beside_whole_ones(models: Path) -> None:
+    """What `part` lacks is the base's: 0 there."""
+    merge("--weights", "1", "2", "1", branches=["a", "b", "part"])
+    merged = Checkpoint(models / "out")
+    assert merged.read(EMBEDDING).unique().tolist() == [(1 + 2 * 5 + 0) / 4]
+    assert merged.read(MLP).unique().tolist() == [(1 + 2 * 5 + 9) / 4]
+
+
+def test_weights_follow_the_manifests_or_are_uniform(models: Path) -> None:
+    for name, tokens in (("a", 30), ("b", 10)):
+        (models / name / "manifest.json").write_text(json.dumps({"num_tokens": tokens}))
+    merge()
+    merge_record = json.loads(Path("out/merge.json").read_text())
+    assert (merge_record["merge_weights"], merge_record["weighted_by"]) == ([0.75, 0.25], "tokens")
+    (models / "b" / "manifest.json").unlink()
+    main(["merge", "--base", "base", "--out", "two", "--branches", "a", "b"])
+    assert json.loads(Path("two/merge.json").read_text())["weighted_by"] == "uniform"
+    assert Checkpoint(models / "two").read(MLP).unique().tolist() == [3.0]
+
+
+def test_shards_type_and_method_of_the_output(models: Path) -> None:
+    """40 bytes a file: one tensor each. STAR keeps constant matrices, which are of rank one."""
+    merge("--method", "star", "--scale", "0.5", "--dtype", "bfloat16", "--max-shard", "40")
+    weight_map = json.loads(Path("out", INDEX).read_text())["weight_map"]
+    assert weight_map == {
+        EMBEDDING: "model-00001-of-00002.safetensors",
+        MLP: "model-00002-of-00002.safetensors",
+    }
+    for _, tensor in Checkpoint(Path("out")).items():
+        assert tensor.dtype == torch.bfloat16
+        assert tensor.unique().tolist() == [1.5]
+    assert json.loads(Path("out/config.json").read_text())["dtype"] == "bfloat16"
+    main(["merge", "--base", "out", "--branches", "out", "--out", "again"])
+    assert dict(Checkpoint(Path("again")).items()).keys() == NAMES.keys()
+
+
+def test_tied_embeddings_are_stored_once(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tied = {"tie_word_embeddings": True}
+    head = {"lm_head.weight": torch.full(NAMES[EMBEDDING], 1.0)}
+    saved(models / "tied", constant(0.0), text_config=tied)
+    saved(models / "once", constant(1.0), text_config=tied)
+    saved(models / "twice", constant(1.0) | head, text_config=tied)
+    saved(models / "differs", constant(2.0) | head, text_config=tied)
+    merge(base="tied", branches=["once", "twice"])
+    assert Checkpoint(models / "out").names == sorted(NAMES)
+    (models / "out").rename(models / "done")
+    assert refusal(capsys, base="tied", branches=["once", "differs"]).startswith(
+        f"differs/{SINGLE}: 'lm_head.weight' differs from '{EMBEDDING}', but tied/config.json says"
+    )
+    assert refusal(capsys, branches=["a", "twice"]).startswith(
+        f"twice/{SINGLE}: tensor 'lm_head.weight' does not exist in the base base/{SINGLE}"
+    )
+
+
+def lose(models: Path) -> None:
+    save_tensors(constant(5.0, MLP), models / "b" / SINGLE)
+
+
+def surplus(models: Path) -> None:
+    save_tensors(constant(5.0) | {"z": torch.zeros(1)}, models / "b" / SINGLE)
+
+
+def reshape(models: Path) -> None:
+    save_tensors(constant(5.0) | {MLP: torch.zeros(3, 4)}, models / "b" / SINGLE)
+
+
+def narrow(models: Path) -> None:
+    save_tensors({n: t.bfloat16() for n, t in constant(5.0).items()}, models / "b" / SINGLE)
+
+
+def cut(models: Path) -> None:
+    os.truncate(models / "b" / SINGLE, 200)
+
+
+def other_part(models: Path) -> None:
+    saved(models / "other", constant(5.0, EMBEDDING))
+
+
+def exists(models: Path) -> None:
+    (models / "out").mkdir()
+
+
+def fine(models: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("break_it", "arguments", "branches", "message"),
+    [
+        (
+            lose,
+            "",
+            "a b",
+            f"b/{SINGLE}: 1 tensors of the base base/{SINGLE} are missing, '{EMBEDDING}'",
+        ),
+        (surplus, "", "a b", f"b/{SINGLE}: tensor 'z' does not exist in the base base/{SINGLE}"),
+        (reshape, "", "a b", f"b/{SINGLE}: tensor '{MLP}' has shape (3, 4), the base "),
+        (narrow, "", "a b", f"b/{SINGLE}: tensor '{EMBEDDING}' is torch.bfloat16, the base "),
+        (cut, "", "a b", f"b/{SINGLE}: truncated or not a safetensors file"),
+        (fine, "", "a c", "c: no checkpoint here"),
+        (other_part, "", "part other", f"other/{SINGLE}: tensors differ from the other branches'"),
+        (exists, "", "a b", "out: exists already; remove it or name another folder"),
+        (fine, "--tokens 1", "a b", "--tokens: 1 numbers for 2 branches; give one each"),
+        (fine, "--weights 1 -1", "a b", "--weights: found -1.0, expected positive numbers"),
+        (fine, "--weights 1 nan", "a b", "--weights: found nan, expected positive numbers"),
+        (fine, "--method ties --tokens 1 2", "a b", "--tokens: ties knows no merge weights; leave"),
+        (fine, "--scale 2", "a b", "--scale: an average is not scaled; leave it out"),
+        (fine, "--max-shard 5XB", "a b", "--max-shard: found '5XB', expected a size such as 5GB"),
+        (fine, "--threads 0", "a b", "--threads: found 0, expected 1 or more"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_by_name(
+    models: Path,
+    capsys: pytest.CaptureFixture[str],
+    break_it: Callable[[Path], None],
+    arguments: str,
+    branches: str,
+    message: str,
+) -> None:
+    break_it(models)
+    assert refusal(capsys, *arguments.split(), branches=branches.split()).startswith(message)
+
+
+def test_neither_a_model_nor_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["merge"], ["merge", "mini_text"], ["merge", "--base", "x"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        assert (
+            "give an experiment and a model, or --base, --branches and" in capsys.readouterr().err
+        )

@@ -1,0 +1,499 @@
+"""The public benchmarks: tiny files in the original columns through VLMEvalKit's own classes."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from eval.answering.answers import question_files
+from eval.benchmarks import BENCHMARKS, read_records
+from eval.engine import BenchmarkScore, ScoringEngine
+from eval.judge import Judge
+from merit.config import Evaluation, JudgeSettings
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts
+
+KEY = "sk-not-a-real-one"
+Row = dict[str, Any]
+
+
+def picture(colour: str = "red") -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), colour).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write(folder: Path, name: str, rows: list[Row]) -> Path:
+    """`$LMUData/<dataset>.tsv` of a benchmark."""
+    path = folder / str(BENCHMARKS[name].file)
+    full = [{"index": i, **row, "image": row.get("image", picture())} for i, row in enumerate(rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(full[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(full)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ScoringEngine]:
+    with ScoringEngine(checked=False) as running:
+        yield running
+
+
+def choice(answer: str, **more: Any) -> Row:
+    options = {"A": "cat", "B": "dog", "C": "cow", "D": "pig"}
+    return {"question": "which one ?", **options, "answer": answer, "category": "c", **more}
+
+
+ROWS: dict[str, list[Row]] = {
+    "seedbench": [choice("A"), choice("B"), choice("C")],
+    "ai2d": [choice("A", hint="look"), choice("D", hint="")],
+    "mmbench": [
+        {"index": i, **choice(answer, split="dev", **{"l2-category": "x"})}
+        for i, answer in ((1, "A"), (1000001, "B"), (2, "A"), (1000002, "B"), (3, "C"))
+    ],
+    "mmmu": [
+        choice("A", split="dev"),
+        choice("B", split="validation", image=str([picture(), picture("blue")]))
+        | {"question": "is <image 2> like <image 1> ?"},
+        {**choice("42", split="validation"), "A": "", "B": "", "C": "", "D": ""},
+    ],
+    "textvqa": [
+        {"question": "what colour ?", "answer": str(["red"] * 2 + ["blue"] * 8)},
+        {"question": "what word ?", "answer": str(["stop"] * 10)},
+    ],
+    "docvqa": [
+        {"question": "what name ?", "answer": str(["abcd", "zz"])},
+        {"question": "what date ?", "answer": str(["monday"])},
+    ],
+    "mme": [
+        {"question": "is it ?", "answer": answer, "category": category, "image_path": f"{k}.png"}
+        for k, category in enumerate(("existence", "code_reasoning"))
+        for answer in ("Yes", "No")
+    ],
+    "hallusion": [
+        {"index": f"VD_figure_x_{s}_{f}_{q}", "question": "so ?", "answer": "Yes"}
+        | {"category": "VD", "l2-category": "figure"}
+        for s, f, q in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1))
+    ],
+    "mathvista": [
+        {"question": "how many ?", "question_type": "free_form", "answer_type": "integer"}
+        | {"answer_option": "", "choices": "", "task": "math", "skills": "['a']", "answer": "7"},
+        {"question": "which ?", "question_type": "multi_choice", "answer_type": "text"}
+        | {"answer_option": "B", "choices": "['x', 'y']", "task": "math", "skills": "['b']"}
+        | {"answer": "y"},
+    ],
+    "mmvet": [
+        {"question": "what is it ?", "answer": "a cat<AND>a dog", "category": "rec,ocr"},
+        {"question": "what does it say ?", "answer": "stop<OR>halt"}
+        | {"category": "know,gen,spat,math"},
+    ],
+    "llava_wild": [
+        {"question": "describe it .", "gpt4_ans": "a cat", "caption": "cat", "category": c}
+        for c in ("conv", "detail")
+    ],
+    "miabench": [
+        {"question": "describe it in two words .", "num_of_component": 2}
+        | {"components": "['describe', 'two words']", "component_weight": "[2, 8]"}
+        | {"component_type": "['a', 'b']"},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("LMUData")
+    return {name: write(folder, name, rows) for name, rows in ROWS.items()}
+
+
+def of(files: dict[str, Path], *names: str) -> dict[str, Path]:
+    return {name: files[name] for name in names}
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def test_the_papers_benchmarks_are_all_there() -> None:
+    found = {b.paper_column: b for b in BENCHMARKS.values() if b.public}
+    table2 = {"seedbench", "mmbench", "llava_wild", "mmvet", "textvqa", "ai2d", "mathvista", "mmmu"}
+    table4 = {"mmlu", "gpqa", "hellaswag", "winogrande", "boolq", "xnli", "arc_challenge",
+              "humaneval"}  # fmt: skip
+    table10 = {"mme_scaled", "hallusion", "docvqa", "miabench"}
+    assert set(found) == table2 | table4 | table10
+    assert {b.engine for c, b in found.items() if c in table4} == {"lm_eval"}
+    assert {b.engine for c, b in found.items() if c not in table4} == {"vlmeval"}
+    judged = {c for c, b in found.items() if b.judge == "required"}
+    assert judged == {"llava_wild", "mmvet", "mathvista", "miabench"}
+
+
+def test_a_malformed_record_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    path.write_text("x: {kind: choice, category: General MCQA, paper_column: y, shot: 3}")
+    with pytest.raises(ValidationError, match="shot"):
+        read_records(path)
+
+
+def test_files_are_found_in_lmudata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    settings = Evaluation(benchmarks=["mmmu", "mini_scene"])
+    found = question_files(Artifacts("x", tmp_path / "a"), settings)
+    assert found["mmmu"] == tmp_path / "MMMU_DEV_VAL.tsv"
+    assert found["mini_scene"] == tmp_path / "a/x/data/benchmarks/mini_scene.tsv"
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_told_with_its_address_and_md5(
+    engine: ScoringEngine, tmp_path: Path
+) -> None:
+    with pytest.raises(MeritError) as caught:
+        engine.prompts({"textvqa": tmp_path / "TextVQA_VAL.tsv"})
+    for part in (
+        str(tmp_path / "TextVQA_VAL.tsv"),
+        "https://opencompass.openxlab.space/utils/VLMEval/TextVQA_VAL.tsv",
+        "b233b31f551bbf4056f2f955da3a92cd",
+    ):
+        assert part in str(caught.value)
+
+
+def test_another_version_of_a_file_is_refused(
+    engine: ScoringEngine, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "checked", True)
+    with pytest.raises(MeritError, match=r"MMMU_DEV_VAL.tsv: MD5 .* 585e8ad75e73f75dcad265dfd0417"):
+        engine.prompts(of(files, "mmmu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("seedbench", {"answer": None}, "column `answer` is missing"),
+        ("seedbench", {"answer": ""}, "index '1': `answer` is empty"),
+        ("mmbench", {"split": None}, "column `split` is missing"),
+        ("mme", {"image_path": None}, "column `image_path` is missing"),
+        ("mathvista", {"skills": None}, "column `skills` is missing"),
+        ("llava_wild", {"gpt4_ans": ""}, "`gpt4_ans` is empty"),
+        ("docvqa", {"index": 0}, "index '0' occurs twice"),
+        ("mmvet", {"question": ""}, "index '1': `question` is empty"),
+    ],
+)
+def test_malformed_files_are_refused(
+    engine: ScoringEngine, tmp_path: Path, name: str, change: Row, message: str
+) -> None:
+    rows = [dict(row) for row in ROWS[name][:2]]
+    rows[1] |= change
+    gone = [column for column, value in change.items() if value is None]
+    rows = [{k: v for k, v in row.items() if k not in gone} for row in rows]
+    file = write(tmp_path, name, rows)
+    with pytest.raises(MeritError, match=message) as caught:
+        engine.prompts({name: file})
+    assert str(file) in str(caught.value)
+
+
+# --- prompts ------------------------------------------------------------------------------------
+
+
+def test_prompts_are_the_kits_with_images_left_where_they_are(
+    engine: ScoringEngine, files: dict[str, Path]
+) -> None:
+    found = engine.prompts(files)
+    options = "Options:\nA. cat\nB. dog\nC. cow\nD. pig\n"
+    tail = "Please select the correct answer from the options above. \n"
+    assert found["ai2d"]["0"] == [
+        {"image": ["0", 0]},
+        {"text": f"Hint: look\nQuestion: which one ?\n{options}{tail}"},
+    ]
+    assert found["mmmu"]["1"] == [
+        {"text": "Question: is "},
+        {"image": ["1", 1]},
+        {"text": " like "},
+        {"image": ["1", 0]},
+        {"text": f" ?\n{options}{tail}"},
+    ]
+    assert found["mmmu"]["2"][1] == {"text": "Question: which one ?\n"}  # an open question
+    short = "what word ?\nAnswer the question using a single word or phrase."
+    assert found["textvqa"]["1"] == [{"image": ["1", 0]}, {"text": short}]
+    assert found["llava_wild"]["0"] == [{"image": ["0", 0]}, {"text": "describe it ."}]
+    assert set(found["mmbench"]) == {"1", "1000001", "2", "1000002", "3"}
+
+
+# --- scores without a judge -----------------------------------------------------------------------
+
+
+def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
+    answers = {
+        "seedbench": {"0": "A", "1": "C", "2": "It looks fine to me , I would say so"},
+        "ai2d": {"0": "cat", "1": "(D)"},
+        "mmbench": {"1": "A", "1000001": "B", "2": "A", "1000002": "C", "3": "cow"},
+        "mmmu": {"0": "C", "1": "B", "2": "42"},
+        "textvqa": {"0": "Red.", "1": "go"},
+        "docvqa": {"0": "abce", "1": "friday!!"},
+        "mme": {"0": "Yes", "1": "no .", "2": "yes", "3": "yes"},
+        "hallusion": dict(
+            zip((r["index"] for r in ROWS["hallusion"]), ("Yes", "No", "yes", "Yes"), strict=True)
+        ),
+    }
+    found = engine.score(of(files, *answers), {"m": answers})["m"]
+    assert found["seedbench"].score == pytest.approx(100 / 3)
+    assert found["seedbench"].questions == {"0": 1, "1": 0, "2": 0}
+    assert found["ai2d"] == BenchmarkScore(100, {"0": 1, "1": 1})
+    # of three questions, the second is wrong with its options in another order
+    assert found["mmbench"].score == pytest.approx(200 / 3)
+    assert found["mmbench"].questions == {"1": 1, "2": 0, "3": 1}
+    # dev's question is wrong and does not count; an open one is matched as "A" for its answer
+    assert found["mmmu"] == BenchmarkScore(100, {"1": 1, "2": 1})
+    # leaving out one of ten: twice 1/3 and eight times 2/3
+    assert found["textvqa"].score == pytest.approx(30)
+    assert found["textvqa"].questions == pytest.approx({"0": 0.6, "1": 0})
+    # one of four letters differs; less than half alike counts nothing
+    assert found["docvqa"].questions == pytest.approx({"0": 0.75, "1": 0})
+    assert found["docvqa"].score == pytest.approx(37.5)
+    # accuracy and accuracy of pairs, in percent: (100 + 100) and (50 + 0)
+    assert found["mme"].also == {"raw": 250, "perception": 200}
+    assert found["mme"].score == pytest.approx(250 / 23)
+    assert found["mme"].questions == {"0": 1, "1": 1, "2": 1, "3": 0}
+    assert found["hallusion"].score == 75
+    # one figure of two and one question of two are right throughout
+    assert found["hallusion"].also == {"kit_mean": pytest.approx((75 + 50 + 50) / 3)}
+
+
+def test_without_a_judge_its_benchmarks_are_refused(
+    engine: ScoringEngine, files: dict[str, Path]
+) -> None:
+    with pytest.raises(MeritError, match=r"mmvet is scored by a judge; set `evaluation\.judge`"):
+        engine.score(of(files, "mmvet"), {"m": {"mmvet": {"0": "a", "1": "b"}}})
+
+
+# --- a judge ------------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """A tiny OpenAI-compatible server; `reply` gives the text, a status, or takes its time."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.reply: Callable[[str], str | int | float | bytes] = lambda text: "hello"
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                endpoint.asked.append(body)
+                endpoint.keys.append(self.headers.get("Authorization"))
+                found = endpoint.reply(json.dumps(body["messages"]))
+                if isinstance(found, float):
+                    time.sleep(found)
+                    found = 503
+                if isinstance(found, int):
+                    self.send_error(found)
+                    return
+                content = {"choices": [{"message": {"content": found}}]}
+                data = found if isinstance(found, bytes) else json.dumps(content).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setattr("eval.judge.WAITS", (0.0,))
+    monkeypatch.setenv("TEST_KEY", KEY)
+    found = Endpoint()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+def judge(endpoint: Endpoint, record: Path, **values: Any) -> Judge:
+    given = {"url": endpoint.url, "model": "m-1", "key_variable": "TEST_KEY", "timeout": 5.0}
+    return Judge(JudgeSettings(**{**given, **values}), record)
+
+
+def asked(text: str = "so ?", **more: Any) -> dict[str, Any]:
+    return {"model": "judge", "messages": [{"role": "user", "content": text}], **more}
+
+
+def test_answers_are_recorded_and_replayed(endpoint: Endpoint, tmp_path: Path) -> None:
+    record = tmp_path / "judgements.jsonl"
+    image = f"data:image/jpeg;base64,{picture()}"
+    shown = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": image}}]
+    first = judge(endpoint, record)
+    assert first.answer(asked(max_tokens=3)) == "hello"
+    assert first.answer(asked(max_tokens=3)) == "hello"
+    assert first.answer({"messages": [{"role": "user", "content": shown}]}) == "hello"
+    assert first.answer(asked(temperature=0.5)) == "hello"
+    assert len(endpoint.asked) == 3  # the second one was known
+    assert endpoint.keys == [f"Bearer {KEY}"] * 3
+    assert [body["model"] for body in endpoint.asked] == ["m-1"] * 3
+    assert [body["temperature"] for body in endpoint.asked] == [0.0, 0.0, 0.5]
+    assert endpoint.asked[1]["messages"][0]["content"] == shown  # the image itself
+    text = record.read_text()
+    assert KEY not in text
+    assert "base64" not in text
+    assert endpoint.url not in text
+    endpoint.reply = lambda text: 500
+    again = judge(endpoint, record, replay_only=True, key_variable="NO_SUCH_VARIABLE")
+    assert again.answer(asked(max_tokens=3)) == "hello"
+    assert again.failure is None
+    assert again.answer(asked("never asked")) is None
+    assert "no recorded answer" in str(again.failure)
+
+
+def test_a_set_temperature_goes_before_the_kits(endpoint: Endpoint, tmp_path: Path) -> None:
+    fixed = judge(endpoint, tmp_path / "j", temperature=0.25)
+    fixed.answer(asked(temperature=2.0))
+    assert endpoint.asked[0]["temperature"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("reply", "message", "tries"),
+    [
+        (401, "HTTP status 401", 1),
+        (503, "HTTP status 503", 2),
+        ("  ", "an empty answer", 2),
+        (b"<html>", "no chat completion", 1),
+        (b'{"choices": []}', "no chat completion", 1),
+        (0.5, "timed out", 2),
+    ],
+)
+def test_no_answer_is_a_failure(
+    endpoint: Endpoint, tmp_path: Path, reply: Any, message: str, tries: int
+) -> None:
+    endpoint.reply = lambda text: reply
+    failing = judge(endpoint, tmp_path / "j", timeout=0.2)
+    assert failing.answer(asked()) is None
+    assert message in str(failing.failure)
+    assert endpoint.url in str(failing.failure)
+    assert KEY not in str(failing.failure)
+    assert len(endpoint.asked) == tries
+    assert failing.answer(asked("another")) is None  # nobody is asked any more
+    assert len(endpoint.asked) == tries
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_missing_key_is_named(endpoint: Endpoint, tmp_path: Path) -> None:
+    keyless = judge(endpoint, tmp_path / "j", key_variable="NO_SUCH_VARIABLE")
+    assert keyless.answer(asked()) is None
+    assert "set the variable NO_SUCH_VARIABLE" in str(keyless.failure)
+    assert endpoint.asked == []
+    free = judge(endpoint, tmp_path / "j", key_variable=None)  # a local server asks for none
+    assert free.answer(asked()) == "hello"
+    assert endpoint.keys == [None]
+
+
+def test_a_torn_record_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "j").write_text('{"request": "a", "answer": "b"}\n{"request"')
+    with pytest.raises(MeritError, match="j, line 2: not valid JSON"):
+        judge(endpoint, tmp_path / "j")
+
+
+JUDGED = {
+    "seedbench": {"0": "A", "1": "woof , it says , as they do", "2": "no idea at all about this"},
+    "mathvista": {"0": "there are seven of them", "1": "B"},
+    "mmvet": {"0": "a cat", "1": "halt"},
+    "llava_wild": {"0": "a cat .", "1": "a dog ."},
+    "miabench": {"0": "a cat"},
+    "hallusion": {r["index"]: "it seems so" for r in ROWS["hallusion"]},
+}
+
+
+def verdict(text: str) -> str:
+    """What a judge says to each of the kit's requests."""
+    if "match an answer with several options" in text:
+        return "B" if "woof" in text else "A"
+    if "extract the answer" in text:
+        return "7"
+    if "correctness score" in text or "Correctness" in text:
+        return "0.8" if "halt" in text else "0.4"
+    if "two AI assistants" in text:
+        return "8 6\nBecause ."
+    if "You need to grade" in text:
+        return "score of component 1: 1/2, score of component 2: 6/8, total score: 7/10. Fine."
+    return "Yes" if "Yes / No" in text else "hello"
+
+
+def test_a_judge_scores_and_is_replayed(
+    engine: ScoringEngine,
+    files: dict[str, Path],
+    endpoint: Endpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint.reply = verdict
+    record = tmp_path / "judgements.jsonl"
+    monkeypatch.setattr(engine, "judge", judge(endpoint, record))
+    chosen = of(files, *JUDGED)
+    found = engine.score(chosen, {"m": JUDGED})["m"]
+    # "woof" is read as B, and what says nothing as the judge's A, which is wrong
+    assert found["seedbench"].questions == {"0": 1, "1": 1, "2": 0}
+    assert found["mathvista"] == BenchmarkScore(100, {"0": 1, "1": 1})
+    assert found["mmvet"].score == pytest.approx(60)
+    assert found["mmvet"].questions == pytest.approx({"0": 0.4, "1": 0.8})
+    assert found["llava_wild"].score == 75  # 6 of 8
+    assert found["miabench"].score == pytest.approx(70)
+    assert found["hallusion"].score == 100
+    assert {body["model"] for body in endpoint.asked} == {"m-1"}
+    num_asked = len(endpoint.asked)
+    assert len(record.read_text().splitlines()) == num_asked
+
+    monkeypatch.setattr(engine, "judge", judge(endpoint, record, replay_only=True))
+    assert engine.score(chosen, {"m": JUDGED})["m"] == found
+    assert len(endpoint.asked) == num_asked
+
+
+@pytest.mark.parametrize(
+    ("name", "nonsense"),
+    [("seedbench", "well , who knows"), ("mmvet", "seven"), ("llava_wild", "fine"),
+     ("miabench", "good")],
+)  # fmt: skip
+def test_a_judge_that_talks_nonsense_is_an_error(
+    engine: ScoringEngine,
+    files: dict[str, Path],
+    endpoint: Endpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    nonsense: str,
+) -> None:
+    endpoint.reply = lambda text: nonsense
+    monkeypatch.setattr(engine, "judge", judge(endpoint, tmp_path / "j"))
+    with pytest.raises(MeritError, match=rf"m: {name}: the judge's answer about index '\d'"):
+        engine.score(of(files, name), {"m": {name: JUDGED[name]}})
+
+
+def test_a_judge_that_does_not_answer_ends_the_scoring(
+    engine: ScoringEngine,
+    files: dict[str, Path],
+    endpoint: Endpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last test: the scoring process is ended, too, or it would go on by exact matching."""
+    endpoint.reply = lambda text: 401
+    monkeypatch.setattr(engine, "judge", judge(endpoint, tmp_path / "j"))
+    with pytest.raises(MeritError, match=r"the judge m-1 at http.*: HTTP status 401") as caught:
+        engine.score(of(files, "seedbench"), {"m": {"seedbench": JUDGED["seedbench"]}})
+    assert KEY not in str(caught.value)

@@ -1,0 +1,204 @@
+"""Overlap of training data and benchmarks: what counts as the same, and the table of it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.measuring.overlap import (
+    NEAR,
+    difference_hash,
+    near,
+    normalised,
+    pixel_hash,
+    question_parts,
+)
+from eval.report.drawings import overlap as drawing
+from eval.studies.overlap import measure, read_questions
+from merit.config_studies import Overlap
+from merit.data.examples import make_example
+from merit.data.tasks import task_file
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, write_json, write_jsonl
+
+
+def scene(seed: int, side: int = 64) -> Image.Image:
+    """A picture of smooth blots, as photographs are and noise is not."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **({"format": "PNG"} | options))
+    return buffer.getvalue()
+
+
+# --- what is the same -----------------------------------------------------------------------------
+
+
+def test_pixels_decide_not_the_file() -> None:
+    image = scene(1)
+    tiff = Image.open(io.BytesIO(encoded(image, format="TIFF")))
+    assert pixel_hash(tiff) == pixel_hash(image)
+    assert pixel_hash(scene(2)) != pixel_hash(image)
+    wide, high = Image.new("RGB", (4, 2)), Image.new("RGB", (2, 4))
+    assert wide.tobytes() == high.tobytes()
+    assert pixel_hash(wide) != pixel_hash(high)
+
+
+def test_an_image_compressed_or_resized_is_near_itself_and_no_other() -> None:
+    images = [scene(seed) for seed in range(50)]
+    rows = np.stack([difference_hash(image) for image in images])
+    worse = Image.open(io.BytesIO(encoded(images[7], format="JPEG", quality=60)))
+    assert near(difference_hash(worse), rows).tolist() == [7]
+    assert near(difference_hash(images[9].resize((150, 150))), rows).tolist() == [9]
+    assert near(difference_hash(scene(99)), rows).tolist() == []
+
+
+def test_near_counts_bits() -> None:
+    one = np.array([2**64 - 1, 0, 0, 2**40 - 1], dtype=np.uint64)
+    rows = np.stack([one, one, one])
+    rows[1, 1] = 2**NEAR - 1
+    rows[2, 1] = 2 ** (NEAR + 1) - 1
+    assert near(one, rows).tolist() == [0, 1]
+
+
+def test_a_plain_image_is_near_nothing() -> None:
+    plain = difference_hash(Image.new("RGB", (30, 30), "white"))
+    assert plain.tolist() == [0, 0, 0, 0]
+    assert near(plain, plain[None]).tolist() == []
+
+
+def test_questions_are_compared_by_their_words() -> None:
+    assert normalised("<image>\nWhat’s  the ＮＡＭＥ_of it?") == "what s the name of it"
+    prompt = "Look closely. Is the sky blue today?\nOptions: (a) yes (b) no\n<image>"
+    assert set(question_parts(prompt)) == {
+        "look closely is the sky blue today options a yes b no",
+        "is the sky blue today",
+        "options a yes b no",
+    }
+    assert list(question_parts("What is this?")) == []
+
+
+# --- the study ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Artifacts:
+    """Two tasks: one on pictures 1 and 2, and FLAN's bool_q, with a prefix."""
+    paths = Artifacts("x", tmp_path / "artifacts")
+    mixture = paths.mixture
+    mixture.mkdir(parents=True)
+    for seed in (1, 2):
+        (mixture / f"{seed}.png").write_bytes(encoded(scene(seed)))
+    flan = make_example("b", "flan/bool_q", [("Text.\nis ice colder than water?", "yes")], ())
+    shown = [
+        make_example(f"{i}", "shown", [(f"Tell me: what is number {i} there?", "x")], (f"{i}.png",))
+        for i in (1, 2)
+    ]
+    for task, examples in (("flan/bool_q", [flan]), ("shown", shown)):
+        write_jsonl(task_file(mixture, task), [example.to_json() for example in examples])
+    write_json(
+        mixture / "tasks.json",
+        [{"task": "flan/bool_q", "num_examples": 1}, {"task": "shown", "num_examples": 2}],
+    )
+    (paths.data / "benchmarks").mkdir()
+    return paths
+
+
+def write_tsv(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def cell(image: Image.Image, **options: Any) -> str:
+    return base64.b64encode(encoded(image, **options)).decode()
+
+
+def test_questions_and_images_of_a_benchmark_are_found(paths: Artifacts) -> None:
+    rows = [
+        {"index": "0", "image": cell(scene(1)), "question": "Tell me: what is number 1 there?"},
+        {"index": "1", "image": cell(scene(2), format="JPEG"), "question": "How many are blue?"},
+        {"index": "2", "image": cell(scene(5)), "question": "what is number 2 there"},
+        {"index": "3", "image": "0", "question": "Is the first one, shown again, red?"},
+        {"index": "4", "image": f"['{cell(scene(6))}', '{cell(scene(2))}']", "question": "Both?"},
+    ]
+    write_tsv(paths.data / "benchmarks/seen.tsv", rows)
+    write_jsonl(
+        paths.data / "benchmarks/boolq.jsonl",
+        [
+            {"question": "Is ice colder than water", "answer": 1},
+            {"question": "Is it?", "answer": 0},
+        ],
+    )
+    result = measure(None, paths, Overlap())  # type: ignore[arg-type]  # settings of no other stage
+    boolq, seen = result["tables"]["overlap"]
+    assert seen == {
+        **{"benchmark": "seen", "num_questions": 5, "num_with_image": 5},
+        "same_question": 1,  # of number 0; number 2's is a part of a sentence only
+        "same_image": 3,  # of numbers 0, 3 and 4
+        "near_image": 4,  # and of number 1, which is compressed
+        "same_question_and_image": 1,
+        "tasks": "shown (4)",
+    }
+    assert boolq == {
+        **{"benchmark": "boolq", "num_questions": 2, "num_with_image": 0, "same_question": 1},
+        **{"same_image": 0, "near_image": 0, "same_question_and_image": 0},
+        "tasks": "flan/bool_q (1)",
+    }
+    assert result["tables"]["overlap_tasks"] == [
+        {"task": "flan/bool_q", "benchmark": "boolq", "num_examples": 1}
+    ]
+    assert "seen: 1 of 5 questions, 3 images to the pixel and 4 nearly" in result["text"]
+    assert "flan/bool_q (boolq)" in result["text"]
+    json.dumps(result)
+
+
+def test_without_images_no_image_is_opened(paths: Artifacts) -> None:
+    for seed in (1, 2):
+        (paths.mixture / f"{seed}.png").write_bytes(b"broken")
+    rows = [{"index": "0", "image": cell(scene(1)), "question": "Another question altogether?"}]
+    write_tsv(paths.data / "benchmarks/seen.tsv", rows)
+    result = measure(None, paths, Overlap(images=False))  # type: ignore[arg-type]
+    assert result["tables"]["overlap"][0]["same_image"] == 0
+    assert result["text"].startswith("No question and no image of a benchmark was found.")
+
+
+def test_files_can_lie_elsewhere(
+    paths: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    write_jsonl(tmp_path / "q.jsonl", [{"query": "is ice colder than water"}])
+    result = measure(None, paths, Overlap(files={"boolq": "$LMUData/q.jsonl"}))  # type: ignore[arg-type]
+    assert [row["same_question"] for row in result["tables"]["overlap"]] == [1]
+
+
+def test_what_cannot_be_compared_is_named(paths: Artifacts, tmp_path: Path) -> None:
+    with pytest.raises(MeritError, match=r"no benchmark there; name their files under `studies\."):
+        measure(None, paths, Overlap())  # type: ignore[arg-type]
+    with pytest.raises(MeritError, match=r"no\.tsv: file not found; key `studies\.overlap\.files`"):
+        measure(None, paths, Overlap(files={"x": "no.tsv"}))  # type: ignore[arg-type]
+    write_jsonl(tmp_path / "a.jsonl", [{"label": 1}])
+    with pytest.raises(MeritError, match=r"a\.jsonl: no column of questions; expected one of"):
+        read_questions(tmp_path / "a.jsonl")
+    broken = {"index": "0", "image": "x" * 100, "question": "is ice colder than water"}
+    write_tsv(tmp_path / "b.tsv", [broken])
+    with pytest.raises(MeritError, match="an image of a benchmark is not readable"):
+        measure(None, paths, Overlap(files={"x": str(tmp_path / "b.tsv")}))  # type: ignore[arg-type]
+
+
+def test_the_figure_is_drawn_from_the_table(tmp_path: Path) -> None:
+    row = {"benchmark": "a", "num_questions": 4, "same_question": 1, "same_image": 0}
+    drawing.draw({"tables": {"overlap": [{**row, "near_image": 2}]}}, tmp_path)
+    assert (tmp_path / "figures/overlap.png").is_file()
