@@ -62,7 +62,6 @@ class BenchmarkFacts(Settings):
     prompt_tokens: float
     answer_tokens: int = 0
     judge_calls: int = 0
-    judge_required: bool = False
     gated: str | None = None
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from merit.config import Experiment
 from merit.preflight.facts import facts
 from merit.preflight.stages import Work
 
 
-def judge_of(experiment: Experiment) -> Any:
-    """The settings of the experiment's judge; None without one."""
-    return getattr(experiment.evaluation, "judge", None)
-
-
 def judge_calls(work: Work) -> int:
     """At most, over all models: without a judge, those that cannot be scored otherwise."""
-    given = judge_of(work.experiment) is not None
-    asked = (k.judge_calls for k in work.questions.values() if given or k.judge_required)
+    given = work.experiment.evaluation.judge is not None
+    asked = (
+        known.judge_calls
+        for name, known in work.questions.items()
+        if work.records[name].judge == "required" or given
+    )
     return sum(asked) * len(work.plan.models)
 
 
@@ -32,7 +28,7 @@ def judge_line(work: Work, price: list[float] | None) -> str:
     calls = judge_calls(work)
     if not calls:
         return "Judge: none is asked."
-    judge = judge_of(work.experiment)
+    judge = work.experiment.evaluation.judge
     model = judge.model if judge else "no model named"
     known = facts().judge_prices.get(model)
     read, written = facts().assumptions.judge_tokens

@@ -103,10 +103,10 @@ def activations(shapes: Shapes, tokens: float, width: int, checkpointing: bool) 
     """What the decoder's layers keep for the backward pass.
 
     A layer keeps, a token, about 10 hidden sizes (two of the four copies before each norm in
-    float32), 4 intermediate ones and keys, values and rotated keys. With checkpointing: every
-    layer's input, and one layer twice, computed again and its gradients.
+    float32), 4 intermediate ones, keys and values. With checkpointing: every layer's input, and one
+    layer twice, computed again and its gradients.
     """
-    layer = tokens * width * (10 * shapes.hidden + 4 * shapes.intermediate + 3 * shapes.kv)
+    layer = tokens * width * (10 * shapes.hidden + 4 * shapes.intermediate + 2 * shapes.kv)
     if not checkpointing:
         return float(shapes.num_layers * layer)
     return float(tokens * width * shapes.hidden * shapes.num_layers + 2 * layer)

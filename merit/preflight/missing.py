@@ -11,7 +11,6 @@ from merit.config_data import PublicData, PublicSource
 from merit.data.sources.public import reader
 from merit.preflight.amounts import folder_of, lies_here
 from merit.preflight.facts import facts
-from merit.preflight.judging import judge_of
 from merit.preflight.stages import Row, Work, training_parts
 
 LARGE = 1e9  # trained parameters from which a processor is no place to train
@@ -26,6 +25,7 @@ class Surroundings:
     has_token: bool  # of the hub
     offline: bool
     variables: Mapping[str, str]
+    kit: Path  # where VLMEvalKit's files of questions are looked for
     base_is_built: bool
     copies: int = 2
 
@@ -35,7 +35,7 @@ def missing(work: Work, rows: Sequence[Row], here: Surroundings, named: bool) ->
     return [
         *_hub(work, here),
         *_sources(work, here),
-        *_judge(work, here),
+        *_benchmarks(work, here),
         *_packages(work),
         *_room(work, rows, here, named),
     ]
@@ -57,6 +57,8 @@ def _hub(work: Work, here: Surroundings) -> Iterator[str]:
     wanted: list[str] = [e.name for e in _absent(work) if reader(e.name).repository]
     if base.hub and not here.base_is_built:
         wanted.append(base.hub)
+    if work.experiment.evaluation.text_data is None:
+        wanted += [n for n, record in work.records.items() if record.kind == "lm_eval"]
     if wanted and here.offline:
         names = ", ".join(dict.fromkeys(wanted))
         yield f"access to the hub, which is off (HF_HUB_OFFLINE=0 turns it on): {names}"
@@ -96,14 +98,23 @@ def _sources(work: Work, here: Surroundings) -> Iterator[str]:
             yield f"image folder {images} of {entry.name} ({'; '.join(also)})"
 
 
-def _judge(work: Work, here: Surroundings) -> Iterator[str]:
-    judge = judge_of(work.experiment)
-    required = [name for name, known in work.questions.items() if known.judge_required]
-    if judge is None:
-        if required:
-            yield f"a judge (`evaluation.judge`), without which {', '.join(required)} have no score"
-    elif judge.key_variable and judge.key_variable not in here.variables and not judge.replay_only:
-        yield f"the judge's key: environment variable {judge.key_variable}"
+def _benchmarks(work: Work, here: Surroundings) -> Iterator[str]:
+    settings, records = work.experiment.evaluation, work.records
+    files = [record.file for record in records.values() if record.kind == "vlmeval"]
+    if absent := [name for name in files if not (here.kit / name).is_file()]:
+        yield f"VLMEvalKit's {', '.join(absent)} in {here.kit} ($LMUData)"
+    if settings.text_data and not Path(settings.text_data).is_dir():
+        yield f"`evaluation.text_data`: no folder {settings.text_data}"
+    code = [name for name, record in records.items() if record.runs_code]
+    if code and not settings.run_model_code:
+        yield f"`evaluation.run_model_code: true`, which {', '.join(code)} needs"
+    required = [name for name, record in records.items() if record.judge == "required"]
+    judge = settings.judge
+    if judge is None and required:
+        yield f"a judge (`evaluation.judge`), without which {', '.join(required)} have no score"
+    key = judge.key_variable if judge and not judge.replay_only else None
+    if key and key not in here.variables:
+        yield f"the judge's key: environment variable {key}"
 
 
 def _packages(work: Work) -> Iterator[str]:

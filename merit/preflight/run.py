@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import pkgutil
 import shutil
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ def gather(name: str, gpu: str | None) -> tuple[Work, list[str]]:
     """(all that the estimate follows from, benchmarks of unknown size)."""
     experiment, params, paths = load_experiment(name), load_params(), Artifacts(name)
     known, unknown = questions(experiment)
+    find = pkgutil.resolve_name("eval.benchmarks:benchmark")
     checkpointing = experiment.training.gradient_checkpointing
     work = Work(
         experiment=experiment,
@@ -60,6 +62,7 @@ def gather(name: str, gpu: str | None) -> tuple[Work, list[str]]:
         mixture=mixture(experiment, paths),
         phases=phases(experiment),
         questions=known,
+        records={name: find(name) for name in experiment.evaluation.benchmarks},
     )
     return work, unknown
 
@@ -76,6 +79,7 @@ def surroundings(paths: Artifacts) -> Surroundings:
         has_token=get_token() is not None,
         offline=is_offline_mode(),
         variables=dict(os.environ),
+        kit=Path(os.environ.get("LMUData", Path.home() / "LMUData")),  # noqa: SIM112
         base_is_built=(paths.base / "config.json").is_file(),
         copies=1 if _links() else 2,
     )
@@ -120,7 +124,7 @@ def page(
 
 def line(row: Row, notes: Sequence[str]) -> dict[str, Any]:
     """A row as it is printed."""
-    unsized = " + unknown" * bool(row.unsized)
+    fetched = [number(row.download_gb)] * bool(row.download_gb or not row.unsized)
     return {
         "stage": row.stage,
         "runs": row.runs,
@@ -129,7 +133,7 @@ def line(row: Row, notes: Sequence[str]) -> dict[str, Any]:
         "GPU GB": number(row.gpu_gb),
         "host GB": number(row.host_gb),
         "disk GB": number(row.disk_gb),
-        "download GB": f"{number(row.download_gb)}{unsized}",
+        "download GB": " + ".join([*fetched, *["unknown"] * bool(row.unsized)]),
         "from": " ".join(f"[{notes.index(note) + 1}]" for note in row.basis if note),
     }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 from merit.config import Experiment, Launch, Phase
 from merit.methods import Branch, Plan, optimizer_of
@@ -51,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """All that an estimate follows from."""
+    """All that an estimate follows from; `records` are those of eval.benchmarks."""
 
     experiment: Experiment
     plan: Plan
@@ -60,7 +61,8 @@ class Work:
     launch: Launch
     mixture: Amount
     phases: Sequence[Amount]
-    questions: dict[str, BenchmarkFacts]
+    questions: Mapping[str, BenchmarkFacts]
+    records: Mapping[str, Any]
 
     @property
     def gpus(self) -> int:
@@ -298,7 +300,7 @@ def evaluate(work: Work) -> Row:
         len(work.plan.models),
         hours=hours * len(work.plan.models),
         devices=min(work.machine.count, len(work.plan.models)),
-        unsized=tuple(name for name in work.questions if not name.startswith("mini_")),
+        unsized=tuple(name for name, record in work.records.items() if record.public),
         basis=(COUNTS, "questions and lengths of answers: facts.yaml"),
     )
     return with_memory(work, row, parts, work.model_gb + facts().assumptions.host_gb_cuda)
