@@ -257,6 +257,7 @@ BIG: dict[str, Any] = {
             {"name": "vision_flan_1k", "tasks": {"draw": 136}, "max_examples": 500},
             {"name": "vlguard"},
             {"name": "lvis_instruct4v"},
+            {"name": "lrv_instruction"},
         ],
     },
     "base": {"hub": "Qwen/Qwen2.5-VL-3B-Instruct", "revision": "66285546"},
@@ -307,7 +308,7 @@ def test_what_is_missing_is_named(big: Path, capsys: pytest.CaptureFixture[str])
     for line in (
         "HF_HUB_OFFLINE=0 turns it on): vision_flan_1k, vlguard, lvis_instruct4v, Qwen/Qwen2.5-VL",
         "HF_TOKEN), and its conditions accepted: vlguard (gated)",
-        "source vlguard: no revision is pinned",
+        "source lrv_instruction in sources/lrv_instruction: it is on Google Drive only",
         "image folder sources/images of lvis_instruct4v (coco, 19 GB)",
         f"VLMEvalKit's MathVista_MINI.tsv in {big / 'kit'}",
         "the judge's key: environment variable NO_KEY",
@@ -321,17 +322,18 @@ def test_the_stages_of_an_experiment_by_hand(big: Path) -> None:
     work, unknown = gather("big", "h100x8")
     assert unknown == []
     found = {row.stage: row for row in rows(work)}
-    # 136 tasks of 500, VLGuard, LVIS; a picture of 640 x 480 is 391.8 tokens
-    examples = 136 * 500 + 2_000 + 222_711
+    # 136 tasks of 500, VLGuard, LVIS, LRV; a picture of 640 x 480 is 391.8 tokens
+    examples = 136 * 500 + 2_000 + 222_711 + 300_000
     assert work.mixture.num_examples == examples
     image = 640 * 480 / 784
     tokens = 68_000 * (120 + image) + 2_000 * (150 + image) + 222_711 * (500 + image)
+    tokens += 300_000 * (100 + image)
     assert work.mixture.num_tokens == pytest.approx(tokens)
     assert found["data"].download_gb == pytest.approx(36.4 + 0.36)
     assert found["data"].unsized == ("vlguard",)
     assert found["base"].download_gb == pytest.approx(7.509245952)
     kept = -(-3_085_938_688 // 5)
-    assert found["gradients"].disk_gb == pytest.approx(4 * kept * 138 / 1e9)
+    assert found["gradients"].disk_gb == pytest.approx(4 * kept * 139 / 1e9)
     # a joint branch and eight of an eighth each, all in float32
     assert found["train"].runs == 9
     assert found["train"].disk_gb == pytest.approx(9 * 4 * 3_085_938_688 / 1e9)
