@@ -17,6 +17,7 @@ from merit.config import Lora
 from merit.io.artifacts import REPORTS_DIR, atomic_write
 from merit.preflight.memory import (
     Parts,
+    adapter_entries,
     generation_memory,
     gradients_memory,
     merging_memory,
@@ -24,6 +25,7 @@ from merit.preflight.memory import (
 )
 from merit.preflight.shapes import CONFIGS, Shapes, shapes_from_config
 
+MODELS = ("Qwen2.5-3B", "Qwen2.5-7B-Instruct", "Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL-7B-Instruct")
 TOKENS = 8192  # of a packed row
 SKETCH = 65_536
 GPUS = (1, 2, 4, 8)
@@ -32,7 +34,7 @@ CARDS = (32, 80, 141)  # GB
 
 def main() -> None:
     quiet()
-    found = {path.stem: shapes_from_config(path) for path in sorted(CONFIGS.glob("*.json"))}
+    found = {name: shapes_from_config(CONFIGS / f"{name}.json") for name in MODELS}
     table = pd.DataFrame([row for name, shapes in found.items() for row in rows(name, shapes)])
     out = REPORTS_DIR / "benchmarks" / "memory"
     text = table.to_csv(index=False, float_format="%.2f", lineterminator="\n")
@@ -45,7 +47,11 @@ def rows(name: str, shapes: Shapes) -> list[dict[str, Any]]:
     """A row a kind of work, GB by part."""
     work: list[tuple[str, int, Parts]] = [
         *(("full fine-tuning", n, training_memory(shapes, n, TOKENS)) for n in GPUS),
-        ("LoRA, rank 64", 1, training_memory(shapes, 1, TOKENS, lora=Lora())),
+        (
+            "LoRA, rank 64",
+            1,
+            training_memory(shapes, 1, TOKENS, entries=adapter_entries(shapes, Lora())),
+        ),
         ("gradients, 4 x 512 tokens, sketched", 1, gradients_memory(shapes, 4 * 512, SKETCH, 2)),
         ("generation, 32 x 1,024 + 64 tokens", 1, generation_memory(shapes, 32, 1024, 64, 2)),
         ("merge of 8 branches (host)", 0, merging_memory(8)),
@@ -58,7 +64,7 @@ def line(name: str, what: str, gpus: int, parts: Parts) -> dict[str, Any]:
     states = ("weights", "float32 weights", "gradients", "optimiser")
     columns = {
         "weights, gradients, states": sum(parts.get(key, 0) for key in states)
-        + parts.get("adapters, gradients, states", 0),
+        + parts.get("trained, gradients, states", 0),
         "vision part": parts.get("vision part", 0) + parts.get("vision part's pass", 0),
         "gathered, in flight": parts.get("gathered", 0) + parts.get("gradients in flight", 0),
         "activations": sum(

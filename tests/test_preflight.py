@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.memory import MODELS
 from benchmarks.memory import rows as memory_rows
 from eval.benchmarks import BENCHMARKS
 from merit.cli import main
@@ -29,7 +30,7 @@ from merit.preflight.memory import (
     training_memory,
 )
 from merit.preflight.run import gather
-from merit.preflight.shapes import CONFIGS, Shapes, base_shapes, shapes_from_config
+from merit.preflight.shapes import CONFIGS, Shapes, assembled, base_shapes, shapes_from_config
 from merit.preflight.stages import branch_hours, flop, rows
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ SMALL = Shapes(
 
 @pytest.fixture(scope="module")
 def public() -> dict[str, Shapes]:
-    return {path.stem: shapes_from_config(path) for path in sorted(CONFIGS.glob("*.json"))}
+    return {name: shapes_from_config(CONFIGS / f"{name}.json") for name in MODELS}
 
 
 # --- counts ---------------------------------------------------------------------------------------
@@ -106,10 +107,17 @@ def test_a_mini_base_is_counted_without_building_it(tmp_path: Path) -> None:
     assert base_shapes(base, tmp_path).components == {"decoder": 761_344}  # as README says
 
 
+def test_a_base_that_is_put_together_counts_both_parts(public: dict[str, Shapes]) -> None:
+    whole, words = public["Qwen2.5-VL-7B-Instruct"], public["Qwen2.5-7B-Instruct"]
+    found = assembled(whole, words)
+    assert (found.components, found.tensors) == (whole.components, whole.tensors)
+    assert adapter_entries(found, Lora()) == adapter_entries(whole, Lora())
+
+
 def test_an_unknown_base_is_refused_by_name(tmp_path: Path) -> None:
     base = load_experiment("mini_text").base
     other = base.model_copy(update={"architecture": None, "hub": "a/none", "revision": "0"})
-    with pytest.raises(MeritError, match=r"no config.json of the base.*none.json"):
+    with pytest.raises(MeritError, match=r"none.json: no config.json of the base"):
         base_shapes(other, tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
     with pytest.raises(MeritError, match="found 'GPT2LMHeadModel', expected Qwen2_5_VL"):
@@ -142,9 +150,9 @@ def test_memory_of_full_fine_tuning_by_hand() -> None:
 
 
 def test_memory_of_adapters_and_of_gradients_by_hand() -> None:
-    lora = training_memory(SMALL, 8, 8, lora=Lora(rank=2, targets=r"model\.layers.*"))
+    lora = training_memory(SMALL, 8, 8, entries=2 * 48)
     assert lora["weights"] == 2 * 380  # whole on every GPU
-    assert lora["adapters, gradients, states"] == 16 * 2 * 48
+    assert lora["trained, gradients, states"] == 16 * 2 * 48
     parts = gradients_memory(SMALL, 8, kept=62, width=2)
     assert (parts["weights"], parts["gradients"], parts["entries kept"]) == (760, 800, 248)
     assert parts["activations"] == 2 * 8 * 2 * 166

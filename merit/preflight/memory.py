@@ -26,21 +26,24 @@ def training_memory(
     *,
     bfloat16: bool = True,
     checkpointing: bool = True,
-    lora: Lora | None = None,
+    entries: int | None = None,
     states: int = 2,
     dense_mask: bool = False,
+    sharded: bool = True,
 ) -> Parts:
     """A GPU's share of a branch whose decoder is trained on `gpus` of them.
 
     Args: tokens: of one forward pass, `pack_tokens` or a padded batch's, all of them an image's in
-    the worst case; states: of the optimiser, a float32 each; dense_mask: packed rows under sdpa.
+    the worst case; entries: of adapters, or of a part that is trained beside a frozen decoder;
+    states: of the optimiser, a float32 each; dense_mask: packed rows under sdpa; sharded: False of
+    a phase of the base, which computes under autocast.
     """
     width = 2 if bfloat16 else 4
-    if lora is not None:
+    if entries is not None:
         # the model stays as it is stored, whole in every process
         parts = {
             "weights": float(shapes.stored_bytes * shapes.total),
-            "adapters, gradients, states": (8 + 4 * states) * adapter_entries(shapes, lora),
+            "trained, gradients, states": (8.0 + 4 * states) * entries,
         }
     else:
         parts = {
@@ -49,7 +52,9 @@ def training_memory(
             "optimiser": 4 * states * shapes.decoder / gpus,
             "vision part": float(shapes.stored_bytes * shapes.vision),
         }
-        if bfloat16 or gpus > 1:
+        if not sharded:
+            parts["copies of autocast"] = 2.0 * shapes.decoder * bfloat16
+        elif bfloat16 or gpus > 1:
             outside, layer = shapes.outside_layers, shapes.layer
             # the next layer is gathered while one computes; the root stays
             parts["gathered"] = width * (outside + 2.0 * layer)

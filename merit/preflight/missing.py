@@ -26,7 +26,6 @@ class Surroundings:
     offline: bool
     variables: Mapping[str, str]
     kit: Path  # where VLMEvalKit's files of questions are looked for
-    base_is_built: bool
     copies: int = 2
 
 
@@ -53,10 +52,8 @@ def _absent(work: Work) -> list[PublicSource]:
 
 
 def _hub(work: Work, here: Surroundings) -> Iterator[str]:
-    base = work.experiment.base
     wanted: list[str] = [e.name for e in _absent(work) if reader(e.name).repository]
-    if base.hub and not here.base_is_built:
-        wanted.append(base.hub)
+    wanted += work.origins
     if work.experiment.evaluation.text_data is None:
         wanted += [n for n, record in work.records.items() if record.kind == "lm_eval"]
     if wanted and here.offline:

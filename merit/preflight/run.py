@@ -21,7 +21,7 @@ from merit.preflight.amounts import mixture, phases, questions
 from merit.preflight.facts import machine
 from merit.preflight.judging import judge_line
 from merit.preflight.missing import Surroundings, missing
-from merit.preflight.shapes import base_shapes
+from merit.preflight.shapes import base_shapes, known_config, origins, shapes_from_config
 from merit.preflight.stages import Row, Work, rows, training_parts
 
 
@@ -38,7 +38,7 @@ def preflight(
         print(comparison(work, Artifacts(name)))
         return
     found = rows(work)
-    lacking = missing(work, found, surroundings(Artifacts(name)), gpu is not None)
+    lacking = missing(work, found, surroundings(), gpu is not None)
     print(page(work, found, unknown, price))
     if not lacking:
         print("\nNothing is missing.")
@@ -61,13 +61,19 @@ def gather(name: str, gpu: str | None) -> tuple[Work, list[str]]:
         launch=params.launch,
         mixture=mixture(experiment, paths),
         phases=phases(experiment),
+        origins={
+            origin.hub: part.stored_bytes * part.total / 1e9
+            for origin in origins(experiment.base)
+            if origin.hub and not (paths.base / "config.json").is_file()
+            for part in [shapes_from_config(known_config(origin))]
+        },
         questions=known,
         records={name: find(name) for name in experiment.evaluation.benchmarks},
     )
     return work, unknown
 
 
-def surroundings(paths: Artifacts) -> Surroundings:
+def surroundings() -> Surroundings:
     """Of this machine, at the folder that artifacts go to."""
     import psutil
     from huggingface_hub import get_token
@@ -80,7 +86,6 @@ def surroundings(paths: Artifacts) -> Surroundings:
         offline=is_offline_mode(),
         variables=dict(os.environ),
         kit=Path(os.environ.get("LMUData", Path.home() / "LMUData")),  # noqa: SIM112
-        base_is_built=(paths.base / "config.json").is_file(),
         copies=1 if _links() else 2,
     )
 

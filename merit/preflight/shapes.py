@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ class Shapes:
     lookup table, `output_layer` what makes logits (the same where tied).
     """
 
-    tensors: Mapping[str, tuple[int, ...]]
-    components: Mapping[str, int]
-    linears: Mapping[str, int]
+    tensors: dict[str, tuple[int, ...]]
+    components: dict[str, int]
+    linears: dict[str, int]
     layer: int  # entries of one decoder layer
     num_layers: int
     hidden: int
@@ -131,27 +130,56 @@ def shapes_from_config(path: Path) -> Shapes:
 
 
 def base_shapes(base: Base, built: Path) -> Shapes:
-    """Of an experiment's theta0: as it was built, else of the checkpoint, else by its hub name.
+    """Of an experiment's theta0: as it was built, else of what it is taken or put together from.
 
-    Args: built: the folder that the base stage writes. Raises MeritError where none is known.
+    Args: built: the folder that the base stage writes. Raises MeritError where no config is known.
     """
     import torch
 
     from merit.base import initialise
 
-    known = [built / "config.json"]
-    if base.checkpoint is not None:
-        known.append(Path(base.checkpoint) / "config.json")
-    if base.hub is not None:
-        known.append(CONFIGS / f"{base.hub.rpartition('/')[2]}.json")
-    for path in known:
-        if path.is_file():
-            return shapes_from_config(path)
-    if base.architecture is None:
+    if (built / "config.json").is_file():
+        return shapes_from_config(built / "config.json")
+    if base.architecture is not None:
+        with torch.device("meta"):
+            model, _ = initialise(base.architecture, base.seed)
+        return shapes_of(model, 4)
+    parts = [shapes_from_config(known_config(origin)) for origin in origins(base)]
+    return assembled(*parts) if len(parts) == 2 else parts[0]
+
+
+def origins(base: Base) -> list[Any]:
+    """What a base begins with, each with `hub` or `checkpoint`: itself, or an encoder's model and a
+    decoder's.
+    """
+    assembly = getattr(base, "assemble", None)
+    return [base] if assembly is None else [assembly.vision, assembly.decoder]
+
+
+def known_config(origin: Any) -> Path:
+    """config.json of a folder, or of a public model by its hub name. Raises MeritError."""
+    if origin.checkpoint is not None:
+        path = Path(origin.checkpoint) / "config.json"
+    else:
+        path = CONFIGS / f"{origin.hub.rpartition('/')[2]}.json"
+    if not path.is_file():
         raise MeritError(
-            f"no config.json of the base is here (looked for {', '.join(map(str, known))}): lay "
-            f"that of the model there, or one of the same sizes into {CONFIGS}"
+            f"{path}: no config.json of the base; lay that of the model there, or one of the same "
+            "sizes"
         )
-    with torch.device("meta"):
-        model, _ = initialise(base.architecture, base.seed)
-    return shapes_of(model, 4)
+    return path
+
+
+def assembled(eyes: Shapes, words: Shapes) -> Shapes:
+    """One model's encoder and projector before another's decoder, of one hidden size."""
+    parts = {name: count for name, count in eyes.components.items() if name != "decoder"}
+    tensors = {name: shape for name, shape in eyes.tensors.items() if name.startswith("visual.")}
+    return replace(
+        words,
+        components=words.components | parts,
+        tensors=words.tensors | tensors,
+        linears={n.replace("model.", "model.language_model."): c for n, c in words.linears.items()},
+        vision_hidden=eyes.vision_hidden,
+        vision_intermediate=eyes.vision_intermediate,
+        patches=eyes.patches,
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from merit.config import Experiment, Launch, Phase
+from merit.config import Experiment, Launch, Phase, Training
 from merit.methods import Branch, Plan, optimizer_of
 from merit.preflight.amounts import Amount, image_tokens
 from merit.preflight.facts import BenchmarkFacts, Machine, Precision, facts
@@ -52,7 +52,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """All that an estimate follows from; `records` are those of eval.benchmarks."""
+    """All that an estimate follows from.
+
+    `origins` are the GB of the hub's models that the base begins with, by name; `records` the
+    benchmarks' of eval.benchmarks.
+    """
 
     experiment: Experiment
     plan: Plan
@@ -61,6 +65,7 @@ class Work:
     launch: Launch
     mixture: Amount
     phases: Sequence[Amount]
+    origins: Mapping[str, float]
     questions: Mapping[str, BenchmarkFacts]
     records: Mapping[str, Any]
 
@@ -130,7 +135,7 @@ def training_parts(work: Work, gpus: int) -> Parts:
         settings.pack_tokens or pass_tokens(work, size),
         bfloat16=settings.precision == "bfloat16",
         checkpointing=settings.gradient_checkpointing,
-        lora=settings.lora,
+        entries=adapter_entries(work.shapes, settings.lora) if settings.lora else None,
         states=STATES[settings.optimizer.algorithm],
         dense_mask=settings.pack_tokens is not None and work.experiment.model.attention == "sdpa",
     )
@@ -170,11 +175,28 @@ def preparation(work: Work) -> list[Row]:
     host = given.host_gb_cuda if work.machine.is_gpu else given.host_gb
     text = (mixture.num_tokens - mixture.num_image_tokens) * given.bytes_a_token / 1e9
     fetched = [mixture, *work.phases]
-    hub = work.model_gb if work.experiment.base.hub else 0.0
     cached = 4 * mixture.num_image_tokens * shapes.hidden / 1e9
     pairs = zip(work.experiment.base.phases, work.phases, strict=True)
     trained = sum(phase_hours(work, phase, amount) for phase, amount in pairs)
     basis = tuple(dict.fromkeys(a.basis for a in fetched))
+    # phases read their examples into memory and encode them there, all before the first step
+    read = sum(3e3 * a.num_examples + 5 * a.num_tokens for a in work.phases) / 1e9
+    base = Row(
+        "base",
+        hours=trained,
+        host_gb=work.model_gb + read + host,
+        disk_gb=work.model_gb,
+        download_gb=sum(work.origins.values()),
+        basis=(COUNTS, work.machine.mfu_from) if work.phases else (COUNTS,),
+    )
+    takes = [
+        phase_memory(work, *pair)
+        for pair in zip(work.experiment.base.phases, work.phases, strict=True)
+    ]
+    if takes:
+        base = with_memory(
+            work, base, max(takes, key=lambda parts: sum(parts.values())), base.host_gb or 0
+        )
     return [
         Row(
             "data",
@@ -184,14 +206,7 @@ def preparation(work: Work) -> list[Row]:
             unsized=tuple(dict.fromkeys(name for amount in fetched for name in amount.unsized)),
             basis=basis,
         ),
-        Row(
-            "base",
-            hours=trained,
-            host_gb=work.model_gb + host,
-            disk_gb=work.model_gb,
-            download_gb=hub,
-            basis=(COUNTS, work.machine.mfu_from) if work.phases else (COUNTS,),
-        ),
+        base,
         Row(
             "encode",
             host_gb=given.host_gb * work.experiment.encoding.workers,
@@ -205,8 +220,31 @@ def preparation(work: Work) -> list[Row]:
 def phase_hours(work: Work, phase: Phase, amount: Amount) -> float:
     """A phase's training; without the decoder, its weights' own gradients are not taken."""
     factor = 6 if "decoder" in phase.trainable else 4
-    precision = work.experiment.training.precision
-    return work.machine.hours(flop(work.shapes, amount, factor), precision, phase.num_steps)
+    needed = flop(work.shapes, amount, factor)
+    return work.machine.hours(needed, phase_settings(phase).precision, phase.num_steps)
+
+
+def phase_settings(phase: Phase) -> Training:
+    """How a phase's steps are computed, as a branch's would be."""
+    keys = ("trainable", "optimizer", "precision", "pack_tokens", "gradient_checkpointing")
+    return Training(**{key: getattr(phase, key) for key in keys if hasattr(phase, key)})
+
+
+def phase_memory(work: Work, phase: Phase, amount: Amount) -> Parts:
+    """Of one process: a phase is not cut over GPUs."""
+    settings = phase_settings(phase)
+    longest = LONGER * phase.optimizer.batch_size * amount.num_tokens / amount.num_examples
+    part = sum(work.shapes.components.get(name, 0) for name in phase.trainable)
+    return training_memory(
+        work.shapes,
+        1,
+        settings.pack_tokens or longest,
+        bfloat16=settings.precision == "bfloat16",
+        checkpointing=settings.gradient_checkpointing,
+        entries=None if "decoder" in phase.trainable else part,
+        states=STATES[phase.optimizer.algorithm],
+        sharded=False,
+    )
 
 
 def gradients(work: Work) -> Row:
