@@ -67,6 +67,10 @@ elif [ -z "$$found" ]; then \
 fi
 endef
 
+# DVC rewrites one small file sixteen times for every stage that it looks at, which costs milliseconds
+# each on a disk and nothing in memory: a link to one there, which DVC makes anew where it is gone.
+RWLOCK = /dev/shm/merit-rwlock-$(shell id -u)-$(shell pwd -P | cksum | cut -d' ' -f1)
+
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -f $(STAMP) ] && $(VENV)/bin/python -c '' 2>/dev/null; then \
 	  echo "Updating $(VENV): $? changed."; \
@@ -81,5 +85,6 @@ $(STAMP): pyproject.toml constraints.txt
 	    $$found -m pip --python $(VENV)/bin/python install --quiet pip; fi; \
 	fi
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@[ ! -d /dev/shm ] || { mkdir -p .dvc/tmp && ln -sf $(RWLOCK) .dvc/tmp/rwlock; }
 	@touch $(STAMP)
 	@echo "Installed."

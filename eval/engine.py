@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -124,9 +124,7 @@ class ScoringEngine:
         }
         request = {"do": "score", "files": _paths(files), "predictions": given}
         if self.judge is None:
-            for name in files:
-                if benchmark(name).judge == "required":
-                    raise MeritError(f"{name} is scored by a judge; set `evaluation.judge`")
+            check_judged(list(files))
             result = self._ask(request)
         else:
             with self.judge.serve(self._process.kill) as client:
@@ -165,6 +163,13 @@ class ScoringEngine:
         return (
             f"the scoring process (VLMEvalKit) ended with status {status}; it last said:\n  {last}"
         )
+
+
+def check_judged(benchmarks: Sequence[str]) -> None:
+    """Raises MeritError where one cannot be scored without a judge."""
+    for name in benchmarks:
+        if benchmark(name).judge == "required":
+            raise MeritError(f"{name} is scored by a judge; set `evaluation.judge`")
 
 
 def _without_keys() -> dict[str, str]:

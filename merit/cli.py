@@ -99,6 +99,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
     command.add_argument("branches", nargs="*", help="all that are not finished by default")
+    command = add(
+        "preflight", "what an experiment takes and lacks, before anything is fetched or trained"
+    )
+    command.add_argument("experiment", help="as in experiments/<name>.yaml, or <name>-<base>")
+    command.add_argument(
+        "--gpu", metavar="h100x8", help="a card and how many; default: what is here"
+    )
+    command.add_argument(
+        "--after", action="store_true", help="what was predicted beside what it took"
+    )
+    command.add_argument(
+        "--judge-price",
+        type=float,
+        nargs=2,
+        metavar=("READ", "WRITTEN"),
+        help="dollars a million tokens",
+    )
     add("index", "the pages over all experiments, and README's tables")
     add("track", "carry the records into MLflow, as the last stage does").add_argument(
         "action", nargs="?", choices=["sync"], help="sync: fail where MLflow cannot be reached"
@@ -146,6 +163,9 @@ def _dispatch(options: argparse.Namespace) -> None:
         run_stage(name, options.experiment, getattr(options, "item", None))
     elif name == "launch":
         importlib.import_module("merit.launch.run").launch(options.experiment, options.branches)
+    elif name == "preflight":
+        run = importlib.import_module("merit.preflight.run")
+        run.preflight(options.experiment, options.gpu, options.after, options.judge_price)
     elif name == "index":
         from merit.plan import check_plans
 

@@ -277,7 +277,8 @@ class Gradients(Settings):
     num_examples: PositiveInt = 200  # at most this many examples a task
     representation: Literal["stride", "sketch"] = "stride"
     stride: PositiveInt = 5  # keep one gradient entry in `stride`, as the paper does
-    sketch_size: PositiveInt = 65_536  # or as many signed sums, whatever the model's size
+    # or as many signed sums, whatever the model's size; a prime, see docs/decisions.md
+    sketch_size: PositiveInt = 65_537
     sketch_seed: Annotated[int, Field(ge=0)] = 0  # of the signs
     batch_size: PositiveInt = 16
     seed: int = 0

@@ -39,7 +39,7 @@ class Fidelity(Study):
 
     strides: Annotated[list[PositiveInt], Field(min_length=1)] = [2, 5, 10]
     trims: list[Annotated[float, Field(ge=0, lt=0.5)]] = [0.0, 0.05, 0.1]
-    sketch_sizes: list[PositiveInt] = [1024, 4096, 16_384, 65_536]
+    sketch_sizes: list[PositiveInt] = [1021, 4093, 16_381, 65_537]
     num_sketches: PositiveInt = 5  # of every size, each of a seed of its own
     # of the calibration examples, with replacement: how stable the partition is in any case; every
     # one takes as long as the gradients stage

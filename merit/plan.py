@@ -87,7 +87,7 @@ def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
         else "merit/errors.py",
         "questions": f"artifacts/{x}/data/benchmarks"
         if experiment.data.source in generated
-        else "eval/benchmarks.yaml",
+        else "eval/engine.py",
         "branches": {branch.id: {"run": branch.run} for branch in todo.branches.values()},
         "models": {model.id: merged_from(model, todo) for model in todo.models.values()},
         "studies": studies,

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import pandas as pd
 from merit.config import Experiment, load_params
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
-from merit.plan import PIPELINE, folder_of, plan_rows, planned_experiments, with_parts, write_plan
+from merit.plan import PIPELINE, folder_of, plan_rows, planned_experiments, write_plan
 
 # Every kind of stage and about how long one takes at mini scale, in seconds: what the estimate of
 # the time left goes by.
@@ -38,8 +38,9 @@ COSTS = {
     **{"train": 5, "merge": 2, "prompts": 12, "evaluate": 5, "score": 15, "study": 60},
     **{"report": 20, "index": 5, "track": 15},
 }
-FIRST = ("settings", "data", "base", "encode", "gradients", "partition", "prompts")
-LAST = ("index", "track")  # over all experiments
+FIRST = ["settings", "data", "base", "encode", "gradients", "partition", "prompts"]
+LAST = ["index", "track"]  # over all experiments
+STUDIES = 4  # their wave
 RAN = re.compile(r"^Running stage '(.+)':")
 # what DVC says at length when it has nothing to say
 NOISE = (
@@ -47,7 +48,7 @@ NOISE = (
     *("core.autostage", "Use `dvc push`", "Updating lock file", "Generating lock file"),
     "Data and pipelines are up to date",
 )
-Chunk = Sequence[str]  # stages of one process of DVC, in their order
+Chunk = list[str]  # stages of one process of DVC, in their order
 
 
 def repro() -> None:
@@ -60,34 +61,36 @@ def repro() -> None:
     if not changed:
         print(f"Everything is up to date ({time.monotonic() - began:.1f} s).")
         return
-    flows = [
-        waves([plan_rows(part, params.level) for part in with_parts(name)])
-        for name in params.experiments
-    ]
-    progress = _Progress([*(stage for flow in flows for stage in stages(flow)), *LAST])
+    planned = planned_experiments(params)
+    flows = {part.name: waves(plan_rows(part, params.level)) for part in planned}
+    progress = _Progress([*(stage for flow in flows.values() for stage in stages(flow)), *LAST])
     with (
         fork_server(),
         ThreadPoolExecutor(params.workers) as slots,
-        ThreadPoolExecutor(len(flows)) as experiments,
+        ThreadPoolExecutor(len(flows)) as threads,
     ):
-        run = _Runner(slots, progress)
-        list(experiments.map(lambda flow: run.flow(flow, changed), flows))
+        run, ends = _Runner(slots, progress, changed), []
+        for name in params.experiments:
+            own, *parts = (flow for x, flow in flows.items() if x.partition("-")[0] == name)
+            names = [stage for flow in (own, *parts) for stage in stages(flow)]
+            if changed.isdisjoint(names):  # no experiment changes another
+                progress.skip(names)
+                continue
+            before = [threads.submit(run.flow, part) for part in parts]
+            ends.append(threads.submit(run.flow, own, before))
+        for end in ends:
+            end.result()
         run.wave([LAST])
-    print(summary(planned_experiments(params)))
+    print(summary(planned))
     print(f"Everything is up to date ({clock(time.monotonic() - began)}).")
 
 
-def waves(parts: Sequence[Mapping[str, Any]]) -> list[list[Chunk]]:
-    """The stages of an experiment and of its parts that start from other bases: wave after wave of
-    chunks that need nothing of each other.
+def waves(rows: Mapping[str, Any]) -> list[list[Chunk]]:
+    """The stages of an experiment, or of its part that starts from another base: wave after wave
+    of chunks that need nothing of each other.
 
-    Args: parts: their rows (merit.plan.plan_rows).
+    Args: rows: what pipeline.yaml reads of it (merit.plan.plan_rows).
     """
-    flows = [waves_of(rows) for rows in parts]
-    return [[chunk for wave in level for chunk in wave] for level in zip(*flows, strict=True)]
-
-
-def waves_of(rows: Mapping[str, Any]) -> list[list[Chunk]]:
     runs: dict[str, list[str]] = defaultdict(list)  # by what their models are merged from
     for key, row in rows["branches"].items():
         runs[f"branches/{row['run']}"].append(f"train@{key}")
@@ -140,22 +143,22 @@ def stale(targets: Sequence[str]) -> set[str]:
 class _Runner:
     """Chunks in processes of DVC, as many side by side as there are `slots`."""
 
-    def __init__(self, slots: ThreadPoolExecutor, progress: _Progress) -> None:
+    def __init__(self, slots: ThreadPoolExecutor, progress: _Progress, changed: set[str]) -> None:
         self.slots, self.progress = slots, progress
+        self.changed = changed  # what DVC found at the start
         self.failed = threading.Event()
 
-    def flow(self, flow: Sequence[Sequence[Chunk]], changed: set[str]) -> None:
-        """The waves of one experiment; `changed` is what DVC found changed at the start.
+    def flow(self, flow: Sequence[Sequence[Chunk]], parts: Sequence[Future[None]] = ()) -> None:
+        """Wave after wave; studies wait for the experiment's parts, whose scores one of them reads.
 
-        No experiment changes another, so one that is up to date is skipped.
+        Where not all of a wave was to be run from the start, DVC is asked what is now.
         """
-        if changed.isdisjoint(stages(flow)):
-            self.progress.skip(stages(flow))
-            return
-        for wave in flow:
+        for number, wave in enumerate(flow):
+            for part in parts if number == STUDIES else ():
+                part.result()
             todo = wave
-            if len(wave) > 1 and not changed.issuperset(stages([wave])):
-                now = stale(sorted({stage.partition(":")[0] for stage in stages([wave])}))
+            if len(wave) > 1 and not self.changed.issuperset(stages([wave])):
+                now = stale(sorted({stage.partition("@")[0] for stage in stages([wave])}))
                 todo = [chunk for chunk in wave if not now.isdisjoint(chunk)]
                 self.progress.skip(stages([[chunk for chunk in wave if chunk not in todo]]))
             self.wave(todo)

@@ -75,7 +75,8 @@ class Stubs:
     def __init__(self, folder: Path, **launch: object) -> None:
         self.folder = folder
         self.paths = Artifacts(NAME, folder / "artifacts")
-        shutil.copytree(ROOT / "experiments", folder / "experiments")
+        others = shutil.ignore_patterns("dvc.*")  # a test that uses DVC has a pipeline of its own
+        shutil.copytree(ROOT / "experiments", folder / "experiments", ignore=others)
         values = yaml.safe_load((ROOT / PARAMS_FILE).read_text(encoding="utf-8"))
         self.params = Params.model_validate(values | {"launch": launch})
         text = yaml.safe_dump(self.params.model_dump(mode="json"))

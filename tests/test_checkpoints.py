@@ -19,7 +19,8 @@ from merit.io.artifacts import (
     read_json,
     write_json,
 )
-from merit.io.checkpoints import Checkpoint, check_same_tensors, save_tensors
+from merit.io.checkpoint_writer import CheckpointWriter
+from merit.io.checkpoints import Checkpoint, TensorInfo, check_same_tensors, save_tensors
 from merit.methods import plan
 from merit.plan import recipe
 from merit.stages import merge
@@ -217,6 +218,25 @@ def test_the_merge_by_hand(experiment: Artifacts) -> None:
     assert {key: record[key] for key in of} == of
     assert record["branches"] == list(BRANCHES)
     assert record["checkpoint_hash"] == file_hash(folder / "model.safetensors")
+
+
+def test_a_sharded_base_and_an_output_in_fewer_bits(experiment: Artifacts) -> None:
+    """Shifts of 1 and 5 at 1/4 and 3/4, from a base in two files, written in bfloat16."""
+    (experiment.base / "model.safetensors").unlink()
+    layout = {name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in BASE.items()}
+    with CheckpointWriter(experiment.base, layout, max_shard_bytes=40) as writer:
+        for name, tensor in BASE.items():
+            writer.write(name, tensor)
+    rewrite(experiment.recipe(MODEL), merge_dtype="bfloat16")
+    atomic_write(experiment.base / "config.json", '{"dtype": "float32"}')
+    merge.run("synthetic", MODEL)
+    folder = experiment.model(MODEL)
+    merged = Checkpoint(folder / "model.safetensors")
+    assert merged.read("a").dtype == torch.bfloat16
+    assert merged.read("a").tolist() == (BASE["a"] + 4).tolist()
+    assert sorted(contents(folder)) == ["config.json", "merge.json", "model.safetensors"]
+    assert read_json(folder / "config.json") == {"dtype": "bfloat16"}
+    assert read_json(folder / "merge.json")["rounding_error"] == 0.0  # small whole numbers
 
 
 def test_the_base_as_a_model_is_the_base(experiment: Artifacts) -> None:

@@ -134,6 +134,27 @@ def test_sketched_cosines_are_unbiased_with_the_error_of_the_formula() -> None:
     assert abs(np.mean(products) - float(x @ y)) < 4 * spread
 
 
+def test_a_prime_size_spreads_the_heavy_columns_of_a_matrix() -> None:
+    """Two of 256 columns hold half of the squared norm: with k a multiple of 256 they share few
+    buckets, and the error is far above eq. (54); with a prime k it is what the formula says.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.ones(256)
+    scale[[3, 77]] = 127**0.5
+    x, y = ((torch.randn(256, 256, generator=generator) * scale).reshape(-1) for _ in range(2))
+    exact = float(torch.cosine_similarity(x, y, dim=0))
+    errors = {}
+    for buckets in (1024, 1021):
+        found = [
+            torch.cosine_similarity(*(represent(Sketch(buckets, seed), [z]) for z in (x, y)), dim=0)
+            for seed in range(60)
+        ]
+        errors[buckets] = float((torch.stack(found) - exact).square().mean().sqrt())
+    predicted = (1 - exact**2) / math.sqrt(1021)
+    assert errors[1021] == pytest.approx(predicted, rel=0.3)
+    assert errors[1024] > 3 * predicted
+
+
 # --- mean gradients -----------------------------------------------------------------------------
 
 

@@ -199,6 +199,6 @@ def test_the_page_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tasks = [[{"labels": torch.tensor([[0, i]])}] * 2 for i in range(2)]
     exec(code, {"model": Model(), "tasks": tasks})
     rows = np.load(tmp_path / "mine.npy")
-    signs = Sketch(65_536).signs(0, 3).numpy()
-    assert rows.shape == (2, 65_536)
+    signs = Sketch(65_537).signs(0, 3).numpy()
+    assert rows.shape == (2, 65_537)
     assert rows[:, :3].tolist() == [[2 * signs[0], 0, 0], [0, 2 * signs[1], 0]]

@@ -213,6 +213,26 @@ def test_jobs_that_cannot_be_watched_from_here(
         launch(NAME, [A])
 
 
+def test_a_job_that_nothing_remembers(make: Make) -> None:
+    """jobs.json was deleted, or never written: a branch is not started twice all the same."""
+    stubs = make()
+    stubs.branch(A, "waits")
+    first = start(stubs, A)
+    stubs.wait_for(A)
+    first.kill()
+    first.communicate()
+    until(lambda: A in stubs.jobs())
+    (stubs.paths.launch / "jobs.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(MeritError, match=rf"{A} runs already, though .*jobs\.json does not say so"):
+        launch(NAME, [A])
+    (stubs.paths.launch / "jobs.json").write_text('{"a": 1}', encoding="utf-8")
+    with pytest.raises(MeritError, match=r"jobs\.json: not what a launch writes"):
+        launch(NAME, [A])
+    (stubs.folder / "go").touch()
+    until(lambda: stubs.finished(A))
+    assert stubs.attempts(A) == 1
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -363,7 +383,8 @@ def test_dvc_takes_what_was_launched_and_trains_nothing_again(
     code.write_text("1", encoding="utf-8")
     pipeline = PIPELINE.format(name=NAME, a=A, b=B)
     (stubs.folder / "dvc.yaml").write_text(pipeline, encoding="utf-8")
-    dvc("init", "--no-scm", "--quiet")
+    (stubs.folder / ".dvc").mkdir()
+    (stubs.folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     launch(NAME, [A])
     monkeypatch.setattr("merit.launch.watch.code_hash", lambda: "of another time")
     launch(NAME, [B])

@@ -135,6 +135,32 @@ def test_the_rounding_of_a_narrow_output_by_hand(tmp_path: Path) -> None:
     }
 
 
+def test_half_precision_is_averaged_in_float32(tmp_path: Path) -> None:
+    """As near to the exact average as bfloat16 allows; equal branches are their own average."""
+    noise = {name: t.bfloat16() for name, t in random_tensors(0).items()}
+    base = saved(tmp_path / "base", noise)
+    parts = [
+        saved(tmp_path / str(k), {n: t.bfloat16() for n, t in random_tensors(k, noise).items()})
+        for k in (1, 2, 3)
+    ]
+    weights = [0.5, 0.3, 0.2]
+    found = {}
+    for name, sources in (("same", [parts[0]] * 3), ("other", parts)):
+        (tmp_path / name).mkdir()
+        rule = rules.average(base.names, sources, weights)
+        found[name] = write_merged(tmp_path / name, base, rule)
+    assert (tmp_path / "same" / SINGLE).read_bytes() == (tmp_path / "1" / SINGLE).read_bytes()
+    assert found["same"]["rounding_error"] < 1e-5
+    lost = wanted = 0.0
+    for name, theta0 in base.items():
+        exact = weighted_average([part.read(name) for part in parts], weights, torch.float64)
+        cast = Checkpoint(tmp_path / "other").read(name)
+        assert torch.equal(cast, exact.bfloat16())
+        lost += float((cast.double() - exact).square().sum())
+        wanted += float((exact - theta0.double()).square().sum())
+    assert found["other"]["rounding_error"] == pytest.approx((lost / wanted) ** 0.5, rel=1e-5)
+
+
 def test_integers_stay_and_must_agree(tmp_path: Path) -> None:
     tensors = {"n": torch.tensor([1, 2]), "o": torch.tensor(3), "w": torch.ones(2)}
     base = saved(tmp_path / "base", tensors)
@@ -177,13 +203,17 @@ def test_a_merge_that_is_not_finite_names_whose_fault_it_is(
 # --- memory ---------------------------------------------------------------------------------------
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
 from merit.io.checkpoints import Checkpoint
 from merit.merging.rules import average
 from merit.merging.write import write_merged
 torch.set_num_threads(1)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def peak():  # in MB; getrusage would count what the process was forked from
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
 base, *parts = (Checkpoint(Path(name)) for name in sys.argv[1:5])
 before = peak()
 write_merged(Path(sys.argv[5]), base, average(base.names, parts, [0.2, 0.3, 0.5]), threads=2)
@@ -191,6 +221,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is Linux's here")
 def test_memory_does_not_follow_the_tensors(tmp_path: Path) -> None:
     """A tensor of 200 MB and three branches: whole, they would take 200 MB many times over."""
     head, _ = header({"w": TensorInfo(torch.bfloat16, (10_000, 10_000))})

@@ -347,7 +347,7 @@ def test_a_file_a_stage_a_model_a_study(folder: Path) -> None:
     assert read_json(written / "data.json")["num_new_skills"] == 6
     assert read_json(written / "gradients.json") == {
         **{"num_examples": 200, "stride": 5, "batch_size": 16, "seed": 0},
-        **{"representation": "stride", "sketch_size": 65_536, "sketch_seed": 0},
+        **{"representation": "stride", "sketch_size": 65_537, "sketch_seed": 0},
         "trainable": ["decoder"],
         "model": Runtime().model_dump(),
     }

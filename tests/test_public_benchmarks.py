@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from eval.answering.answers import question_files
+from eval.answering.answers import Respondent, question_files
 from eval.benchmarks import BENCHMARKS, read_records
 from eval.engine import BenchmarkScore, ScoringEngine
 from eval.judge import Judge
 from merit.config import Evaluation, JudgeSettings
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
+from tests.conftest import ARCHITECTURE
 
 KEY = "sk-not-a-real-one"
 Row = dict[str, Any]
@@ -268,6 +269,30 @@ def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
     assert found["hallusion"].score == 75
     # one figure of two and one question of two are right throughout
     assert found["hallusion"].also == {"kit_mean": pytest.approx((75 + 50 + 50) / 3)}
+
+
+def test_a_tiny_model_answers_and_is_scored(
+    engine: ScoringEngine, files: dict[str, Path], processor: Any
+) -> None:
+    """Several images and none among words, a record's own limits: nothing lost on the way."""
+    from merit.mini.nets import build_model
+
+    chosen = of(files, "mmmu", "textvqa", "ai2d")
+    settings = Evaluation(
+        benchmarks=list(chosen), batch_size=2, max_new_tokens=2, min_pixels=196, max_pixels=784
+    )
+    prompts = engine.prompts(chosen)
+    model = build_model(processor, ARCHITECTURE, seed=1)
+    answers, _ = Respondent(settings, chosen, prompts).answer(model, processor)
+    assert {n: list(a) for n, a in answers.items()} == {n: list(p) for n, p in prompts.items()}
+    found = engine.score(chosen, {"m": answers})["m"]
+    assert {name: len(result.questions) for name, result in found.items()} == {
+        "mmmu": 2, "textvqa": 2, "ai2d": 2,
+    }  # fmt: skip
+    right = {"mmmu": {"0": "A", "1": "B", "2": "42"}, "ai2d": {"0": "A", "1": "D"}}
+    best = engine.score(of(files, *right), {"m": right})["m"]
+    assert [best[name].score for name in right] == [100, 100]
+    assert all(found[name].score < 100 for name in chosen)
 
 
 def test_without_a_judge_its_benchmarks_are_refused(

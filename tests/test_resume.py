@@ -102,6 +102,28 @@ def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) ->
         run(tiny, settings, lambda *logs: Checkpoints(tmp_path, None, *logs))
 
 
+def test_processes_go_on_from_the_last_step_that_all_have(tmp_path: Path) -> None:
+    """This one was killed after it had written step 5, and before the others had."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    checkpoints = Checkpoints(tmp_path, None, [], [])
+    for step in (3, 5):
+        weight.data.fill_(step)
+        checkpoints.save(Progressed(step=step), {"w": weight}, [])
+    for least, found in ((5, 5), (3, 3), (0, 0)):
+        weight.data.zero_()
+        assert (
+            checkpoints.restore({"w": weight}, [], lambda own, n=least: min(own, n)).step == found
+        )
+        assert weight.tolist() == [found, found]
+    checkpoints.path.unlink()  # killed between two renames
+    assert checkpoints.restore({"w": weight}, []).step == 3
+    checkpoints.save(Progressed(step=7), {"w": weight}, [])
+    checkpoints.forget_previous()
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0.safetensors"]
+    with pytest.raises(MeritError, match=r"checkpoint-0\.safetensors: not of step 5, as those of"):
+        checkpoints.restore({"w": weight}, [], lambda own: 5)
+
+
 def test_a_checkpoint_is_due_when_its_time_has_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

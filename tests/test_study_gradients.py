@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.measuring.gradients import fill_gradients
+from eval.measuring.gradients import fill_gradients, spread
 from eval.report.drawings import cost as drawing
 from eval.report.drawings import fidelity as fidelity_drawing
 from eval.report.figures_partition import _contours
@@ -382,13 +382,13 @@ def test_spread_over_draws_by_hand() -> None:
     full[0, 1] = full[1, 0] = 0.5
     groups = {1: np.array([0, 0, 1, 1])}
     swapped, crossed = {1: np.array([1, 1, 0, 0])}, {1: np.array([0, 1, 0, 1])}
-    cells = fidelity.spread(full, [full, full + 0.02], groups, [swapped, crossed])
+    cells = spread(full, [full, full + 0.02], groups, [swapped, crossed])
     assert cells["draws"] == 2
     assert cells["rmse"] == pytest.approx(0.01)
     assert cells["rmse_std"] == pytest.approx(0.02 / 2**0.5)
     # of equal groups, 1, whatever their numbers; of these crossed ones, -1/2
     assert cells["rand_index_1d"] == pytest.approx(0.25)
-    one = fidelity.spread(full, [full], groups, [swapped])
+    one = spread(full, [full], groups, [swapped])
     assert (one["rand_index_1d"], one["rand_index_1d_std"], one["rmse_std"]) == (1.0, None, None)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eval.benchmarks import benchmark, engine_of
 from eval.engine import BenchmarkScore, ScoringEngine
 from merit.config import Evaluation
+from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_jsonl
 from merit.progress import Progress
 
@@ -93,6 +94,11 @@ class Respondent:
             from eval.answering.vllm_engine import VllmModel
 
             prompts = self._prompts()
+            if len({prompt.pixels for prompt in prompts}) > 1:
+                raise MeritError(
+                    "key `evaluation.generator`: vllm takes one range of pixels for a model, and "
+                    "the benchmarks have several; set `generator: transformers`"
+                )
             return VllmModel(folder, max(len(p.images) for p in prompts), prompts[0].pixels)
         from merit.training.models import load_model
 

@@ -7,7 +7,9 @@ hub's repositories as they are there (`<folder>/aps/super_glue/README.md`, ...).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +35,22 @@ def answer_public(
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     records = [benchmark(name) for name in names]
     check_code(records, settings)
-    manager = TaskManager()
+    manager = all_tasks()
     language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     found = {}
     for record in records:
-        with quiet(), _folder_of_data(settings.text_data), _named(record, settings.text_data):
+        place = settings.text_data
+        with quiet(), _folder_of_data(place), _named(record, place), _without_cache():
             results = simple_evaluate(
                 model=language_model,
-                tasks=[task(record, settings)],
+                tasks=[load_task(manager, record, settings)],
                 num_fewshot=record.shots,
                 limit=settings.max_questions,
                 task_manager=manager,
                 apply_chat_template=settings.chat_template,
-                gen_kwargs=None,
                 random_seed=SEED,
                 numpy_random_seed=SEED,
                 torch_random_seed=SEED,
@@ -62,6 +63,14 @@ def answer_public(
     return found
 
 
+@functools.lru_cache(maxsize=1)
+def all_tasks() -> Any:
+    """lm-eval's index of its own tasks, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
 def check_code(records: list[Benchmark], settings: Evaluation) -> None:
     """Raises MeritError where a benchmark runs what models write, and may not or cannot safely."""
     for record in records:
@@ -72,6 +81,41 @@ def check_code(records: list[Benchmark], settings: Evaluation) -> None:
                     "true`, or leave it out of `evaluation.benchmarks`"
                 )
             check_isolation(Path())
+
+
+def load_task(manager: Any, record: Benchmark, settings: Evaluation) -> Any:
+    """lm-eval's task or group, with what it makes of its data the same every time.
+
+    GPQA shuffles its options anew whenever its questions are looked at, by Python's generator or
+    (with examples) one of its own, and `datasets` keeps the first outcome on disk, whatever the
+    seed was: without that cache, and seeded right before, there is one order.
+    """
+    found = manager.load([task(record, settings)])
+    for each in found["tasks"].values():
+        process = each.config.process_docs
+        if process is not None:
+            each.config.process_docs = functools.partial(_seeded, process)
+    return found["groups"].get(record.dataset) or found["tasks"][record.dataset]
+
+
+def _seeded(process: Callable[[Any], Any], dataset: Any) -> Any:
+    generator = getattr(process, "__globals__", {}).get("rng", random)
+    generator.seed(SEED)
+    return process(dataset)
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """What is made of a dataset is not kept on disk; the dataset itself is."""
+    import datasets
+
+    before = datasets.is_caching_enabled()
+    datasets.disable_caching()
+    try:
+        yield
+    finally:
+        if before:
+            datasets.enable_caching()
 
 
 def task(record: Benchmark, settings: Evaluation) -> Any:

@@ -12,19 +12,30 @@ from typing import Any
 
 from eval.answering.answers import CACHE, Respondent, question_files
 from eval.answering.lm_engine import task_file
-from eval.benchmarks import engine_of
-from eval.engine import ScoringEngine
+from eval.answering.lm_public import check_code
+from eval.benchmarks import benchmark, engine_of
+from eval.engine import ScoringEngine, check_judged
 from merit.config import load_experiment
 from merit.io.artifacts import Artifacts, atomic_folder, file_hash, read_json, write_json
 
 
 def run(name: str, item: str | None = None) -> None:
-    """Write artifacts/<name>/evaluation/questions: what `evaluate` depends on."""
+    """Write artifacts/<name>/evaluation/questions: what `evaluate` depends on.
+
+    Raises MeritError where a benchmark's file, judge or sandbox is missing.
+    """
     from merit.training.models import load_model, load_processor, use_one_thread
 
     settings, paths = load_experiment(name).evaluation, Artifacts(name)
+    # now, and not after days of training
+    check_code([benchmark(b) for b in settings.benchmarks], settings)
+    if settings.judge is None:
+        check_judged(settings.benchmarks)
     files = question_files(paths, settings)
-    asked: dict[str, Any] = {"files": {b: file_hash(path) for b, path in files.items()}}
+    asked: dict[str, Any] = {
+        "files": {b: file_hash(path) for b, path in files.items()},
+        "records": {b: benchmark(b).model_dump(mode="json") for b in settings.benchmarks},
+    }
     if engine_of(settings.benchmarks) == "vlmeval":
         with ScoringEngine.of(settings, paths) as engine:
             asked["prompts"] = engine.prompts(files)

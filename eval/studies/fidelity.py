@@ -7,19 +7,20 @@ at 3B parameters and 136 tasks that is 1.7 TB of scratch space.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score
 
 from eval.measuring.gradients import (
     fill_gradients,
+    predicted_rmse,
+    resampled_cosines,
     row_norm,
     sketched_cosines,
+    spread,
     stored_difference,
 )
 from merit.config import Experiment
@@ -27,7 +28,7 @@ from merit.config_studies import Fidelity
 from merit.core.diagnostics import matrix_fidelity, norm_concentration
 from merit.core.gradients import Sketch
 from merit.core.partition import merit_groups
-from merit.core.similarity import cosine_matrix, pca, sketch_error
+from merit.core.similarity import cosine_matrix, pca
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_array, read_json
 from merit.io.rows import scratch_rows
@@ -48,9 +49,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
     if max(settings.strides) == experiment.gradients.stride == 1:
         raise MeritError("studies.fidelity.strides: give a stride above 1")
-    with ExitStack() as scratch:
-        shape = len(base.tasks), base.num_parameters
-        gradients = scratch.enter_context(scratch_rows(paths.folder, *shape))
+    with scratch_rows(paths.folder, len(base.tasks), base.num_parameters) as gradients:
         fill_gradients(gradients, base, experiment.gradients)
         return _measure(experiment, paths, settings, base, gradients)
 
@@ -89,29 +88,25 @@ def _measure(
     table19 = norm_table(norms, settings.trims)
 
     finest = range(min(2, num_axes), num_axes + 1)  # merit-2d and finer
-    exact = {axes: groups_of(full, axes) for axes in finest}
 
     def row(name: str, num_entries: int, found: Sequence[Array], error: float | None) -> Row:
-        grouped = [{axes: groups_of(matrix, axes) for axes in finest} for matrix in found]
+        grouped = [{axes: groups_of(m, axes) for axes in finest} for m in (full, *found)]
         return {
             "gradients": name,
             "num_entries": num_entries,
-            **spread(full, found, exact, grouped),
+            **spread(full, found, grouped[0], grouped[1:]),
             "predicted_rmse": error,
         }
 
     whole = base.num_parameters
-    table = [
-        row(f"stride {every}", -(-whole // every), [matrix], None)
-        for every, matrix in matrices.items()
-    ]
+    table = [row(f"stride {n}", -(-whole // n), [matrix], None) for n, matrix in matrices.items()]
     for size in settings.sketch_sizes:
-        seeds = range(settings.num_sketches)
-        sketched = [sketched_cosines(gradients, Sketch(size, seed)) for seed in seeds]
-        table.append(row(f"sketch {size}", size, sketched, _predicted_rmse(full, size)))
+        sketches = [Sketch(size, seed) for seed in range(settings.num_sketches)]
+        found = [sketched_cosines(gradients, sketch) for sketch in sketches]
+        table.append(row(f"sketch {size}", size, found, predicted_rmse(full, size)))
     if settings.num_resamples:
-        resampled = list(_resampled_cosines(experiment, paths, base, settings.num_resamples))
-        table.append(row("resampled examples", whole, resampled, None))
+        found = resampled_cosines(base, experiment.gradients, paths, settings.num_resamples)
+        table.append(row("resampled examples", whole, found, None))
 
     values = {row["metric"]: row["value"] for row in table16}
     errors = {row["metric"]: row["std_error"] for row in table16}
@@ -153,48 +148,6 @@ def _measure(
         "norms": norms.tolist(),
         "trims": settings.trims,
     }
-
-
-def _predicted_rmse(full: Array, size: int) -> float:
-    """Eq. (54) over the pairs of tasks."""
-    errors = sketch_error(full[np.triu_indices(len(full), k=1)], size)
-    return float(np.sqrt(np.square(errors).mean()))
-
-
-def _resampled_cosines(
-    experiment: Experiment, paths: Artifacts, base: AtBase, num_resamples: int
-) -> Iterator[Array]:
-    """Cosines of full gradients from other draws of the calibration examples."""
-    with scratch_rows(paths.folder, len(base.tasks), base.num_parameters) as rows:
-        for resample in range(num_resamples):
-            fill_gradients(rows, base, experiment.gradients, resample)
-            yield cosine_matrix(rows)
-
-
-def spread(
-    full: Array,
-    found: Sequence[Array],
-    exact: dict[int, Groups],
-    grouped: Sequence[dict[int, Groups]],
-) -> dict[str, Any]:
-    """Means over draws of table 16's measures, and the adjusted Rand index of the partitions.
-
-    `exact` and every one of `grouped` are the groups of r axes, by r. Spreads are the standard
-    deviation over draws, None for one draw.
-    """
-
-    def over_draws(name: str, values: list[float]) -> dict[str, float | None]:
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return {name: float(np.mean(values)), f"{name}_std": std}
-
-    measures = [matrix_fidelity(full, matrix) for matrix in found]
-    cells: dict[str, Any] = {"draws": len(found)}
-    for metric in measures[0]:
-        cells |= over_draws(metric, [m[metric] for m in measures])
-    for axes, groups in exact.items():
-        scores = [float(adjusted_rand_score(groups, draw[axes])) for draw in grouped]
-        cells |= over_draws(f"rand_index_{axes}d", scores)
-    return cells
 
 
 def _num_axes(experiment: Experiment, num_tasks: int) -> int:

@@ -18,7 +18,7 @@ from merit.config import PARAMS_FILE, Launch
 from merit.errors import MeritError
 from merit.io.artifacts import ARTIFACTS_DIR
 from merit.io.locks import try_lock
-from merit.launch.work import Work
+from merit.launch.work import Work, environment
 
 Slots = list[list[str]]  # the GPUs of each slot; none where the CPU trains
 
@@ -35,28 +35,31 @@ class Local:
         self.slots = slots
         self._children: dict[str, subprocess.Popen[bytes]] = {}  # those that were started here
 
-    def submit(self, work: Work) -> str | None:
+    def submit(self, work: Work, again: bool) -> str | None:
         """Start it in a free slot; None where there is none at present."""
         for number, gpus in enumerate(self.slots):
             slot = try_lock(slot_file(number))
             if slot is not None:
                 with slot:
-                    return self._start(work, gpus, slot)
+                    return self._start(work, again, gpus, slot)
         return None
 
-    def _start(self, work: Work, gpus: Sequence[str], slot: IO[str]) -> str:
-        environment = {key: value for key, value in os.environ.items() if key != "MERIT_FORK"}
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    def _start(self, work: Work, again: bool, gpus: Sequence[str], slot: IO[str]) -> str:
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         job = try_lock(job_file(work))
-        assert job is not None  # the one launch of an experiment starts a branch once
+        if job is None:  # started by a launch that was killed before it noted so
+            raise MeritError(
+                f"launch: {work.branch} runs already, though {work.folder / 'jobs.json'} does not "
+                f"say so; wait for it, or end it ({work.log} is its log), then launch again"
+            )
+        work.clear(again)
         with job, work.log.open("ab") as log:
             process = subprocess.Popen(
                 work.shell,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment() | visible,
                 start_new_session=True,  # Ctrl-C ends the launch alone
                 pass_fds=(job.fileno(), slot.fileno()),
             )

@@ -21,7 +21,7 @@ from typing import Any
 
 from merit.config import PARAMS_FILE, Launch
 from merit.errors import MeritError
-from merit.launch.work import STOPPED, Work
+from merit.launch.work import STOPPED, Work, environment
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
@@ -52,7 +52,7 @@ class Slurm:
             )
         self.settings = settings
 
-    def submit(self, work: Work) -> str:
+    def submit(self, work: Work, again: bool) -> str:
         """Raises MeritError with sbatch's own words where it refuses."""
         import submitit
 
@@ -60,6 +60,7 @@ class Slurm:
         executor.update_parameters(
             job_name=f"merit-{work.experiment}-{work.branch}", **batch_options(self.settings)
         )
+        work.clear(again)
         try:
             return str(executor.submit(Job(work, self.settings.retries)).job_id)
         except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
@@ -145,7 +146,11 @@ class Job:
         self._ending = False
         with self.work.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.work.shell, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                self.work.shell,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                start_new_session=True,
             )
         signal.signal(signal.SIGTERM, self._terminate)
         code = self._wait()

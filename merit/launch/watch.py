@@ -28,7 +28,7 @@ class Backend(Protocol):
     lag: float  # seconds until a file that a job wrote is seen here
     requeues: bool  # whether it starts a stopped job again by itself
 
-    def submit(self, work: Work) -> str | None:
+    def submit(self, work: Work, again: bool) -> str | None:
         """The job's name; None where there is no room at present."""
 
     def states(self, jobs: Mapping[str, Work]) -> dict[str, tuple[str, str]]:
@@ -88,11 +88,8 @@ class Watch:
         return failures
 
     def submit(self, work: Work) -> bool:
-        """Whether there was room for it. Another attempt's words follow those of the first."""
-        if not self.stops[work.branch]:
-            work.log.unlink(missing_ok=True)
-        work.status.unlink(missing_ok=True)
-        job = self.backend.submit(work)
+        """Whether there was room for it."""
+        job = self.backend.submit(work, again=self.stops[work.branch] > 0)
         if job is not None:
             self.jobs[work.branch] = Submitted(
                 self.backend.name, gethostname(), job, time.time(), code_hash()
@@ -167,7 +164,10 @@ def read_jobs(file: Path, backend: str) -> dict[str, Submitted]:
     """The jobs of earlier launches. Raises MeritError where `backend` cannot watch them here."""
     if not file.is_file():
         return {}
-    jobs = {branch: Submitted(**values) for branch, values in read_json(file).items()}
+    try:
+        jobs = {branch: Submitted(**values) for branch, values in read_json(file).items()}
+    except (AttributeError, TypeError):
+        raise MeritError(f"{file}: not what a launch writes; delete it if nothing runs") from None
     for branch, job in jobs.items():
         if job.backend != backend:
             raise MeritError(

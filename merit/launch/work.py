@@ -45,6 +45,12 @@ class Work:
         """The command as it is started: it leaves its exit status behind."""
         return ["sh", "-c", SHELL, str(self.status), *self.command]
 
+    def clear(self, again: bool) -> None:
+        """Before an attempt: no status; the words of another one follow those of the first."""
+        if not again:
+            self.log.unlink(missing_ok=True)
+        self.status.unlink(missing_ok=True)
+
     def exit_status(self) -> int | None:
         """None while it runs, and where it died without one."""
         try:
@@ -84,6 +90,15 @@ def train_command(experiment: str, branch: str, num_gpus: int) -> tuple[str, ...
     if num_gpus < 2:
         return ("bin/merit", *stage)
     return (sys.executable, "-m", "merit.launch.ranks", str(num_gpus), *stage)
+
+
+def environment() -> dict[str, str]:
+    """This process's, with its own Python first on the path, as bin/merit looks for one there; and
+    without the process that `make repro` forks stages from.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    kept = {key: value for key, value in os.environ.items() if key != "MERIT_FORK"}
+    return {**kept, "PATH": path}
 
 
 def ending(status: int) -> str:

@@ -1,9 +1,10 @@
-"""Rules: from theta0's rows and the branches' to the merged rows in float64."""
+"""Rules: from theta0's rows and the branches' to the merged rows, wide enough for one cast."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from merit.core.merge.star import star
 from merit.core.merge.ties import sign_balance, ties, trim_threshold
 from merit.core.merge.tsv import tsv
 from merit.merging.pieces import Piece, Source, in_order, pieces_of
+from merit.progress import Progress
 
 MATRIX_MERGERS: dict[str, Callable[..., torch.Tensor]] = {
     "star": star,
@@ -24,9 +26,12 @@ MATRIX_MERGERS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class Rule:
-    """How tensors are merged: (name, theta0, its branches) -> the merged tensor in float64.
+    """How tensors are merged: (name, theta0, its branches) -> the merged tensor, not yet cast.
 
     `names` are those that are merged; all others stay the base's. With `whole_matrices` the rule
     wants matrices in one piece.
@@ -49,12 +54,19 @@ def unchanged() -> Rule:
 
 
 def average(names: Collection[str], sources: Sequence[Source], weights: Sequence[float]) -> Rule:
-    """sum_k w_k theta_k (docs/method.md, eq. (14))."""
-    return Rule(
-        names,
-        sources,
-        lambda name, theta0, branches: weighted_average(branches, weights, torch.float64),
-    )
+    """sum_k w_k theta_k (docs/method.md, eq. (14)).
+
+    Where base and branches are half precision float32 is wide enough, and twice as fast.
+    """
+    half = {
+        name for name in names if all(s.info(name).dtype in HALF for s in sources if s.has(name))
+    }
+
+    def merge(name: str, theta0: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
+        working = torch.float32 if name in half and theta0.dtype in HALF else torch.float64
+        return weighted_average(branches, weights, working, working)
+
+    return Rule(names, sources, merge)
 
 
 def shrunk(source: Source, alpha: float) -> Rule:
@@ -101,15 +113,27 @@ def _ties(
 
         return trim_threshold(Lazy(delta, len(pieces)), density=0.2)
 
-    thresholds = list(in_order(threshold, range(len(sources)), threads))
+    thresholds = []
+    with (
+        Progress("TIES, thresholds of branches", len(sources)) as progress,
+        closing(in_order(threshold, range(len(sources)), threads)) as results,
+    ):
+        for found in results:
+            thresholds.append(found)
+            progress.advance()
 
     def balance(piece: Piece) -> int:
         return sign_balance(base.read(*piece), rule.branches(base, piece), thresholds)
 
     matrices = [piece for piece in pieces if len(base.info(piece.name).shape) > 1]
     majority: Counter[str] = Counter()
-    for piece, found in zip(matrices, in_order(balance, matrices, threads), strict=True):
-        majority[piece.name] += found
+    with (
+        Progress("TIES, signs of pieces", len(matrices)) as progress,
+        closing(in_order(balance, matrices, threads)) as balances,
+    ):
+        for piece, more in zip(matrices, balances, strict=True):
+            majority[piece.name] += more
+            progress.advance()
 
     def merge(name: str, theta0: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
         return ties(

@@ -36,7 +36,7 @@ OUTPUT_DTYPES: dict[str, torch.dtype | None] = {
 
 
 class Totals(NamedTuple):
-    """Sums of squares over tensors, in float64."""
+    """Sums of squares over tensors."""
 
     moved: float = 0.0  # what is written, from theta0
     lost: float = 0.0  # by the one cast at the end
@@ -47,8 +47,11 @@ class Totals(NamedTuple):
 
 
 def measured(theta0: torch.Tensor, exact: torch.Tensor, cast: torch.Tensor) -> Totals:
-    """Of one piece; with m = cast - theta0 and d = cast - exact, |exact - theta0|^2 = |m - d|^2."""
-    wide = cast.double()
+    """Of one piece, in the type of `exact`.
+
+    With m = cast - theta0 and d = cast - exact: |exact - theta0|^2 = |m - d|^2.
+    """
+    wide = cast.to(exact.dtype)
     d = (wide - exact).flatten()
     m = wide - theta0 if wide is cast else wide.sub_(theta0)
     moved = float(m.square().sum())
@@ -77,7 +80,8 @@ def write_merged(
 ) -> dict[str, float]:
     """Write the merged checkpoint into `folder`; all tensors of the base, in its order.
 
-    Floating tensors are computed in float64 and cast once to `dtype` (None: each to the base's).
+    Floating tensors are computed as wide as their rule says (float64; float32 where base and
+    branches are half precision) and cast once to `dtype` (None: each to the base's).
     Returns `displacement`, |theta - theta0| of what is written, and `rounding_error`, |theta -
     exact| / |exact - theta0|: the share of the displacement that the cast took away or added.
 

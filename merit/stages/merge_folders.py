@@ -35,11 +35,12 @@ A folder with a config.json must hold every tensor of the base; one without may 
 that were trained, and the others stay the base's. Adapters merge as what they add to the weights,
 never factor by factor.
 
-Everything is read a few rows at a time and computed in float64: memory does not grow with the
-model or the number of branches (star, tsv and iso decompose whole matrices: about ten times the
-largest one in float32). The output is cast once; what that cast takes away is printed as the
-rounding error, a share of the displacement: a bfloat16 model cannot hold steps much smaller than
-1/256 of a weight. --dtype float32 keeps them.
+Everything is read a few rows at a time and computed in float64 (averages of half-precision
+branches in float32, in which they are as good): memory does not grow with the model or the
+number of branches (star, tsv and iso decompose whole matrices: about ten times the largest one
+in float32). The output is cast once; what that cast takes away is printed as the rounding error,
+a share of the displacement: a bfloat16 model cannot hold steps much smaller than 1/256 of a
+weight. --dtype float32 keeps them.
 
 Nothing is written unless all of it is: --out appears when it is complete. Config, tokenizer and
 processor files are copied from the base; merge.json says what was merged, and how.
@@ -82,7 +83,6 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Merge and say what came of it; every input is checked before anything is written."""
-    began = time.monotonic()
     if options.experiment or None in (options.base, options.branches, options.out):
         options.refuse("give an experiment and a model, or --base, --branches and --out")
     if options.threads is not None and options.threads < 1:
@@ -100,6 +100,7 @@ def run(options: argparse.Namespace) -> None:
     from merit.merging.rules import average, post_hoc
     from merit.merging.write import OUTPUT_DTYPES, copy_model_files, write_merged
 
+    began = time.monotonic()
     base = Checkpoint(options.base)
     forget_tied(base, options.base)
     branches = [opened(path, base, options.base) for path in options.branches]

@@ -137,7 +137,7 @@ def train(
     optimizers = build_optimizers(parameters, optimizer)
     now = Progressed()
     if checkpoints is not None:
-        now = checkpoints.restore(parameters, optimizers)
+        now = checkpoints.restore(parameters, optimizers, crew.least)
     model.train()
     mine = [crew.share(steps.rows[step]) for step in range(now.step, num_steps)]
     reader = RowReader(data, [row for rows in mine for row in rows], steps.packed)
@@ -191,9 +191,14 @@ def train(
                 },
             )
             last, tokens_since, now.loss_since, now.count_since = clock, 0, 0.0, 0
-        if checkpoints is not None and now.step < num_steps and checkpoints.due():
-            checkpoints.save(now, parameters, optimizers)
-            if checkpoints.stop:
+        if checkpoints is not None and now.step < num_steps:
+            # clocks differ, and a signal reaches one process before another
+            due, stop = crew.any(checkpoints.due(), checkpoints.stop)
+            if due:
+                checkpoints.save(now, parameters, optimizers)
+                crew.any(False)  # until all have written theirs
+                checkpoints.forget_previous()
+            if stop:
                 raise Stopped(f"{what}: stopped after step {now.step} of {num_steps}")
     # the last step has no loss after it that would show what it did
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class Checkpoints:
         rank: int = 0,
     ) -> None:
         self.path = folder / f"checkpoint-{rank}.safetensors"
+        # while the other processes write theirs
+        self.previous = folder / f"checkpoint-{rank}-previous.safetensors"
         self.seconds = None if minutes is None else 60 * minutes
         self.logs = {"records": records, "timings": timings}
         self.stop = False
@@ -64,28 +66,46 @@ class Checkpoints:
         parameters: Mapping[str, torch.nn.Parameter],
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
-        """Write the whole state, or leave the last one. Raises OSError where the disk is full."""
+        """Write the whole state; the last one is kept until all processes have done so.
+
+        Raises OSError where the disk is full; then the last one is left.
+        """
         state = {"progressed": asdict(progressed), **self.logs}
         temporary = self.path.with_suffix(".new")
         tensors = {k: t.contiguous() for k, t in _tensors(parameters, optimizers).items()}
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        if self.path.is_file():
+            os.replace(self.path, self.previous)
         os.replace(temporary, self.path)
         self.saved = time.monotonic()
+
+    def forget_previous(self) -> None:
+        """Every process has written the last state."""
+        self.previous.unlink(missing_ok=True)
 
     def restore(
         self,
         parameters: Mapping[str, torch.nn.Parameter],
         optimizers: Sequence[torch.optim.Optimizer],
+        common: Callable[[int], int] = lambda step: step,
     ) -> Progressed:
-        """Put back the last state that was saved, if there is one; how far it had come.
+        """Put back the last state that every process saved, if there is one; how far it had come.
 
-        Raises MeritError where the file cannot be read or is of another model or number of
-        processes.
+        Args: common: the smallest step of all processes, given this one's last.
+        Raises MeritError where a file cannot be read or is of another model or number of processes.
         """
-        if not self.path.is_file():
+        steps = {_step(path): path for path in (self.previous, self.path) if path.is_file()}
+        step = common(max(steps, default=0))
+        if not step:
             return Progressed()
+        if step not in steps:
+            raise MeritError(
+                f"{self.path}: not of step {step}, as those of other processes; delete "
+                f"{self.path.parent} to start anew"
+            )
+        path = steps[step]
         try:
-            with safe_open(self.path, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["state"])
                 _fill_states(optimizers)
                 targets = _tensors(parameters, optimizers)
@@ -94,12 +114,23 @@ class Checkpoints:
                 for name, target in targets.items():
                     target.copy_(file.get_tensor(name))
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise MeritError(
-                f"{self.path}: no checkpoint to go on from ({error}); delete it to start anew"
-            ) from None
+            raise _unreadable(path, error) from None
         for name, rows in self.logs.items():
             rows[:] = state[name]
         return Progressed(**state["progressed"])
+
+
+def _step(path: Path) -> int:
+    """The step that a checkpoint was written after. Raises MeritError where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["state"])["progressed"]["step"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> MeritError:
+    return MeritError(f"{path}: no checkpoint to go on from ({error}); delete it to start anew")
 
 
 @torch.no_grad()

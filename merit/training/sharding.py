@@ -59,6 +59,22 @@ class Crew:
         dist.all_reduce(tensor)
         return float(tensor)
 
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each, whether it holds in one of the processes; none goes on before all have asked."""
+        if self.size == 1:
+            return list(flags)
+        tensor = torch.tensor(flags, dtype=torch.int32, device=_device())
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in tensor]
+
+    def least(self, value: int) -> int:
+        """The smallest over all processes."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], device=_device())
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return int(tensor)
+
     def precision(self) -> AbstractContextManager[Any]:
         """bfloat16 arithmetic, where the sharding does not see to it."""
         if self.sharded or not self.bfloat16:

@@ -1,0 +1,98 @@
+"""`merit preflight EXPERIMENT --after`: predicted beside actual, beside the paper's table 15."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from pathlib import Path
+
+import pandas as pd
+
+from merit.config import Method
+from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json, read_jsonl
+from merit.methods import Model
+from merit.preflight.stages import Work, branch_hours, rows
+
+PAPER = REPORTS_DIR / "paper" / "table15_wall_clock.csv"
+COLUMNS = {"table02": "v100x8_3b", "table03": "a100x8_7b"}  # of the paper's table that is compared
+STAGES = {
+    "base": "basin preparation",
+    "gradients": "gradient extraction",
+    "partition": "cosine similarity matrix",
+}
+
+
+def comparison(work: Work, paths: Artifacts) -> str:
+    """A line a step: hours predicted, hours taken, tokens a second of both, the paper's words."""
+    column = COLUMNS.get(work.experiment.report.paper_table[:7])
+    paper = paper_times(PAPER, column) if column else {}
+    predicted = {row.stage: row.hours for row in rows(work)}
+    lines = [
+        {
+            "step": stage,
+            "predicted hours": predicted.get(stage),
+            "actual hours": hours(paths, stage),
+            "paper": paper.get(name, ""),
+        }
+        for stage, name in STAGES.items()
+    ]
+    for name, method in work.experiment.methods.items():
+        models = [m for m in work.plan.models.values() if m.method == name and m.branches]
+        if models:
+            said = paper.get(paper_name(method), "")
+            lines.append({"step": name} | training(work, paths, models[0]) | {"paper": said})
+    table = pd.DataFrame([{k: shown(v) for k, v in line.items()} for line in lines]).fillna("")
+    head = (
+        f"{work.experiment.name}, hours of one {work.machine.card.name}, or of a branch's "
+        f"{work.gpus}; a method's are its branches' and its merge's of one seed, one after the "
+        "other. Blank: not run here, or restored from the cache."
+    )
+    if column:
+        head += f" The paper's: wall-clock time on 8 GPUs ({column})."
+    columns = [c for c in table.columns if c != "paper"] + ["paper"] * bool(column)
+    return f"{head}\n\n{table[columns].to_markdown(index=False, disable_numparse=True)}"
+
+
+def training(work: Work, paths: Artifacts, model: Model) -> dict[str, float | None]:
+    """Of one model's branches and merge."""
+    expected = sum(branch_hours(work, work.plan.branches[b]) for b in model.branches) / work.gpus
+    tokens = work.mixture.num_tokens * sum(
+        work.plan.branches[b].epochs / work.plan.branches[b].num_groups for b in model.branches
+    )
+    taken = [hours(paths, f"train-{branch}") for branch in model.branches]
+    known = [h for h in taken if h is not None]
+    whole = sum(known) + (hours(paths, f"merge-{model.id}") or 0)
+    rates = [
+        row["tokens_per_second"]
+        for branch in model.branches
+        if paths.timing(branch).is_file()
+        for row in read_jsonl(paths.timing(branch))
+    ]
+    return {
+        "predicted hours": expected,
+        "actual hours": whole if len(known) == len(taken) else None,
+        "predicted tokens/s": tokens / expected / 3600,
+        "actual tokens/s": statistics.median(rates) if rates else None,
+    }
+
+
+def shown(value: float | str | None) -> str:
+    return value if isinstance(value, str) else "" if value is None else f"{value:.4g}"
+
+
+def hours(paths: Artifacts, stage: str) -> float | None:
+    """What the stage took when it last ran here."""
+    path = paths.folder / "timings" / f"{stage}.json"
+    return float(read_json(path)["seconds"]) / 3600 if path.is_file() else None
+
+
+def paper_times(path: Path, column: str) -> dict[str, str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["stage"]: row[column] for row in csv.DictReader(file)}
+
+
+def paper_name(method: Method) -> str:
+    """The row of table 15 that the method is; of another method one that there is not."""
+    if method.partition == "joint":
+        return f"joint training {method.epochs:g} ep"
+    return f"merit-{method.axes}d branches + merge" if method.epochs == 1 else ""
