@@ -239,10 +239,10 @@ def report(
         "",
         f"Four bfloat16 checkpoints of {size / 1e9:.2f} GB ({size // 2:,} parameters, shapes of "
         f"Qwen2.5-1.5B), weights 0.1 to 0.4; {len(rounds)} rounds on {os.cpu_count()} processors.",
-        f"The load was {load:.0f}: beside other work, ratios and processor time alone mean something.",
-        "Medians; ratios are within a round, their range in brackets. After start: without Python's",
-        "start and torch's import. Error: distance from the exact average, as a share of the exact",
-        "average's distance from the base. `merit merge` reads the base, too, for the displacement.",
+        f"At a load of {load:.0f}, that is beside other work: only ratios and processor time tell.",
+        "Medians; ratios are within a round, with their range. After start: without Python's start",
+        "and torch's import. Error: distance from the exact average, as a share of the exact one's",
+        "distance from the base. `merit merge` reads the base, too, for the displacement.",
         "",
         "| | seconds | processor seconds | peak memory, MB | `merit merge` takes | after start | "
         "error |",
