@@ -336,6 +336,7 @@ class Evaluation(Settings):
     checkpoint's own. `cache_images` encodes the images once for all models (`prompts`): for small
     experiments whose fine-tuning leaves the vision part as it is. A benchmark's record may have
     limits of its own. `check_files` refuses files of VLMEvalKit's whose MD5 it does not know.
+    `num_questions` asks the first ones of every public benchmark alone: a rehearsal.
 
     Of lm-eval's own tasks: `text_data` is a folder with their repositories as on the hub, null for
     the hub; `chat_template` whether their questions are put into the model's; `run_model_code`
@@ -350,6 +351,7 @@ class Evaluation(Settings):
     max_pixels: PositiveInt | None = None
     cache_images: bool = False
     check_files: bool = True
+    num_questions: PositiveInt | None = None
     judge: JudgeSettings | None = None
     text_data: str | None = None
     chat_template: bool = True
