@@ -57,13 +57,13 @@ class ScoringEngine:
     VLMEvalKit's files (`$LMUData`) live in a temporary folder, gone when the block ends.
     Args: checked: refuse files of VLMEvalKit's own whose MD5 it does not know. judge: who is asked
     where matching does not do; without one, answers are matched exactly, and a benchmark that a
-    judge must score is refused. max_questions: only a benchmark's first ones.
+    judge must score is refused. limit: of VLMEvalKit's own questions, the first ones alone.
     """
 
     def __init__(
-        self, checked: bool = True, judge: Judge | None = None, max_questions: int | None = None
+        self, checked: bool = True, judge: Judge | None = None, limit: int | None = None
     ) -> None:
-        self.checked, self.judge, self.max_questions = checked, judge, max_questions
+        self.checked, self.judge, self.limit = checked, judge, limit
 
     @classmethod
     def of(cls, settings: Evaluation, paths: Artifacts) -> ScoringEngine:
@@ -138,10 +138,8 @@ class ScoringEngine:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write(
-                json.dumps(request | {"checked": self.checked, "max_questions": self.max_questions})
-                + "\n"
-            )
+            how = {"checked": self.checked, "limit": self.limit}
+            self._process.stdin.write(json.dumps(request | how) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
@@ -208,8 +206,8 @@ def main() -> None:
 
 
 def _answer(request: dict[str, Any], datasets: Any) -> dict[str, Any]:
-    files, how = request["files"], (request["checked"], request["max_questions"])
-    built = {name: datasets.build(name, Path(path), *how) for name, path in files.items()}
+    how = (request["checked"], request["limit"])
+    built = {n: datasets.build(n, Path(path), *how) for n, path in request["files"].items()}
     if request["do"] == "prompts":
         return {name: datasets.prompts(dataset) for name, dataset in built.items()}
     judge = request.get("judge")

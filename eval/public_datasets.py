@@ -60,8 +60,10 @@ def dataset_class(dataset: str) -> type[ImageBaseDataset]:
     raise MeritError(f"VLMEvalKit has no dataset {dataset!r}; see eval/benchmarks.yaml")
 
 
-def build_public(record: Benchmark, file: Path, checked: bool) -> ImageBaseDataset:
-    """The kit's dataset over a local file.
+def build_public(
+    record: Benchmark, file: Path, checked: bool, limit: int | None
+) -> ImageBaseDataset:
+    """The kit's dataset over a local file, of its first `limit` questions alone where one is given.
 
     Raises MeritError where the file is missing, is another one than the kit's (`checked`), or lacks
     a column, naming where the kit would fetch it from.
@@ -70,7 +72,8 @@ def build_public(record: Benchmark, file: Path, checked: bool) -> ImageBaseDatas
     check_file(kit_class, record.dataset, file, checked)
 
     def load_data(self: Any, dataset: str) -> pd.DataFrame:
-        return read_public(file, kit_class, dataset)
+        data = read_public(file, kit_class, dataset)
+        return data if limit is None else first_questions(data, record, limit)
 
     def dump_image(self: Any, line: Any) -> list[str]:
         # who asks opens them when it needs them; VLMEvalKit would decode and write every one
@@ -126,6 +129,18 @@ def read_public(file: Path, kit_class: type[ImageBaseDataset], dataset: str) -> 
         if len(empty):
             raise MeritError(f"{file}: index {str(empty.iloc[0])!r}: `{column}` is empty")
     return data
+
+
+def first_questions(data: pd.DataFrame, record: Benchmark, limit: int) -> pd.DataFrame:
+    """The first questions of the split that counts, with all rotations of their options."""
+    if "image" in data:  # a row may show another's image, which would be cut off
+        shown = dict(zip(data["index"].astype(str), data["image"], strict=True))
+        data = data.assign(image=[shown.get(str(cell), cell) for cell in data["image"]])
+    if record.split:
+        data = data[data["split"] == record.split]
+    circular = record.dataset.startswith("MMBench")
+    groups = data["index"].astype(int) % 1_000_000 if circular else data["index"]
+    return data[groups.isin(groups.drop_duplicates().head(limit))]
 
 
 # --- scores -------------------------------------------------------------------------------------

@@ -474,7 +474,7 @@ class Evaluation(Settings):
     text_data: str | None = None
     chat_template: bool = True
     run_model_code: bool = False
-    max_questions: PositiveInt | None = None  # a benchmark (or subtask): a rehearsal's
+    max_questions: PositiveInt | None = None  # the first of every public benchmark: a rehearsal's
 
     @model_validator(mode="after")
     def _pixels_are_a_range(self) -> Evaluation:

@@ -31,7 +31,8 @@ from merit.preflight.memory import (
 )
 from merit.preflight.run import gather
 from merit.preflight.shapes import CONFIGS, Shapes, assembled, base_shapes, shapes_from_config
-from merit.preflight.stages import branch_hours, flop, rows
+from merit.preflight.stages import branch_hours, rows
+from merit.preflight.work import flop
 
 ROOT = Path(__file__).parents[1]
 

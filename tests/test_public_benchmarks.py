@@ -295,6 +295,21 @@ def test_a_tiny_model_answers_and_is_scored(
     assert all(found[name].score < 100 for name in chosen)
 
 
+def test_a_rehearsal_asks_the_first_questions_that_count(
+    engine: ScoringEngine, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "limit", 1)
+    chosen = of(files, "mmbench", "mmmu")
+    found = engine.prompts(chosen)
+    assert {name: list(prompts) for name, prompts in found.items()} == {
+        "mmbench": ["1", "1000001"],  # a question with its rotations
+        "mmmu": ["1"],  # the first one is of another split
+    }
+    answers = {"mmbench": {"1": "A", "1000001": "B"}, "mmmu": {"1": "A"}}
+    scores = engine.score(chosen, {"m": answers})["m"]
+    assert (scores["mmbench"].score, scores["mmmu"].score) == (100, 0)
+
+
 def test_without_a_judge_its_benchmarks_are_refused(
     engine: ScoringEngine, files: dict[str, Path]
 ) -> None:

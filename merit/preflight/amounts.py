@@ -164,15 +164,23 @@ def total(amounts: Sequence[Amount]) -> Amount:
 
 def questions(experiment: Experiment) -> tuple[dict[str, BenchmarkFacts], list[str]]:
     """(what each benchmark asks, the benchmarks whose size nobody has counted)."""
-    known, data = facts().benchmarks, experiment.data
-    found = {n: known[n] for n in experiment.evaluation.benchmarks if n in known}
+    known, data, names = facts().benchmarks, experiment.data, experiment.evaluation.benchmarks
+    found = {name: known[name] for name in names if name in known}
     if isinstance(data, MiniWorldData | MiniTextData):
         images = int(isinstance(data, MiniWorldData))
         mini = BenchmarkFacts(
             requests=data.num_questions, images=images, prompt_tokens=30, answer_tokens=8
         )
-        found |= {n: mini for n in experiment.evaluation.benchmarks if n.startswith("mini_")}
-    return found, [n for n in experiment.evaluation.benchmarks if n not in found]
+        found |= {name: mini for name in names if name.startswith("mini_")}
+    if limit := getattr(experiment.evaluation, "max_questions", None):
+        found = {name: fewer(entry, limit) for name, entry in found.items()}
+    return found, [name for name in names if name not in found]
+
+
+def fewer(known: BenchmarkFacts, limit: int) -> BenchmarkFacts:
+    """With at most so many requests and calls of a judge."""
+    calls = min(known.judge_calls, limit)
+    return known.model_copy(update={"requests": min(known.requests, limit), "judge_calls": calls})
 
 
 def image_tokens(experiment: Experiment, evaluation: Evaluation) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merit.preflight.facts import facts
-from merit.preflight.stages import Work
+from merit.preflight.work import Work
 
 
 def judge_calls(work: Work) -> int:

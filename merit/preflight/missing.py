@@ -11,7 +11,8 @@ from merit.config_data import PublicData, PublicSource
 from merit.data.sources.public import reader
 from merit.preflight.amounts import folder_of, lies_here
 from merit.preflight.facts import facts
-from merit.preflight.stages import Row, Work, training_parts
+from merit.preflight.stages import training_parts
+from merit.preflight.work import Row, Work
 
 LARGE = 1e9  # trained parameters from which a processor is no place to train
 
@@ -151,11 +152,11 @@ def _room(work: Work, rows: Sequence[Row], here: Surroundings, named: bool) -> I
 
 def _remedy(work: Work, row: Row) -> str:
     """What would make it fit."""
-    if row.stage == "train":
-        room = work.machine.card.memory_gb * 1e9
-        for gpus in (2, 4, 8):
-            if gpus > work.gpus and sum(training_parts(work, gpus).values()) <= room:
-                return f"`launch.gpus_per_branch: {gpus}` would do"
-        return "lower `training.pack_tokens` or use `training.lora`"
-    key = "gradients" if row.stage == "gradients" else "evaluation"
-    return f"lower `{key}.batch_size`"
+    room = work.machine.card.memory_gb * 1e9
+    enough = [n for n in (2, 4, 8) if sum(training_parts(work, n).values()) <= room]
+    return {
+        "base": "its phases run in one process: take a larger card",
+        "train": f"`launch.gpus_per_branch: {enough[0]}` would do"
+        if enough
+        else "lower `training.pack_tokens` or use `training.lora`",
+    }.get(row.stage, f"lower `{row.stage.replace('evaluate', 'evaluation')}.batch_size`")

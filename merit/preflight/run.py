@@ -22,7 +22,8 @@ from merit.preflight.facts import machine
 from merit.preflight.judging import judge_line
 from merit.preflight.missing import Surroundings, missing
 from merit.preflight.shapes import base_shapes, known_config, origins, shapes_from_config
-from merit.preflight.stages import Row, Work, rows, training_parts
+from merit.preflight.stages import rows, training_parts
+from merit.preflight.work import Row, Work
 
 
 def preflight(

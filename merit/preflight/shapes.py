@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from merit.config import Base
+from merit.config import Base, Origin
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
 
@@ -148,20 +148,19 @@ def base_shapes(base: Base, built: Path) -> Shapes:
     return assembled(*parts) if len(parts) == 2 else parts[0]
 
 
-def origins(base: Base) -> list[Any]:
-    """What a base begins with, each with `hub` or `checkpoint`: itself, or an encoder's model and a
-    decoder's.
-    """
-    assembly = getattr(base, "assemble", None)
-    return [base] if assembly is None else [assembly.vision, assembly.decoder]
+def origins(base: Base) -> list[Base | Origin]:
+    """The models that a base begins with: one, or an encoder's and a decoder's."""
+    if base.assemble is not None:
+        return [base.assemble.vision, base.assemble.decoder]
+    return [base] if base.architecture is None else []
 
 
-def known_config(origin: Any) -> Path:
+def known_config(origin: Base | Origin) -> Path:
     """config.json of a folder, or of a public model by its hub name. Raises MeritError."""
     if origin.checkpoint is not None:
         path = Path(origin.checkpoint) / "config.json"
     else:
-        path = CONFIGS / f"{origin.hub.rpartition('/')[2]}.json"
+        path = CONFIGS / f"{(origin.hub or '').rpartition('/')[2]}.json"
     if not path.is_file():
         raise MeritError(
             f"{path}: no config.json of the base; lay that of the model there, or one of the same "
