@@ -67,7 +67,8 @@ def test_the_pages_commands_in_their_order(world: Artifacts) -> None:
     """
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     Path("experiments").mkdir()
-    shutil.copy(ROOT / "experiments/template_text.yaml", "experiments")
+    for path in (ROOT / "experiments").glob("*.yaml"):
+        shutil.copy(path, "experiments")
     write_own(world, Path("own"))
     making, settings, *rest = BLOCKS
     assert "python -m merit.mini.own own" in making
