@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.memory import MODELS
+from benchmarks.memory import MODELS, beside_measured
 from benchmarks.memory import rows as memory_rows
 from eval.benchmarks import BENCHMARKS
 from merit.cli import main
@@ -207,6 +207,14 @@ def test_the_committed_table_is_what_the_command_writes(public: dict[str, Shapes
     assert states < full < 80  # fits one card of 80 GB
     assert totals["Qwen2.5-VL-7B-Instruct", "full fine-tuning", 4] < 80
     assert totals["Qwen2.5-VL-7B-Instruct", "full fine-tuning", 1] > 141
+
+
+def test_a_measured_peak_stands_beside_the_predicted_one() -> None:
+    runs = [{"gradient_checkpointing": True, "peak_memory_gb": 60.0}]
+    result = {"shape": "Qwen2.5-VL-3B-Instruct", "mfu_tokens": 8192, "mfu": runs}
+    row = beside_measured(result).iloc[0]
+    assert row["predicted GB"] == pytest.approx(62.79 - OVERHEAD / 1e9, abs=0.01)
+    assert row["ratio"] == pytest.approx(row["predicted GB"] / 60)
 
 
 # --- time and amounts -----------------------------------------------------------------------------
