@@ -172,19 +172,28 @@ def _problem(row: dict[Any, str], kind: Kind, known: set[str]) -> str | None:
     return None
 
 
-def build(name: str, file: Path, checked: bool = True) -> ImageBaseDataset:
+def build(
+    name: str, file: Path, checked: bool = True, max_questions: int | None = None
+) -> ImageBaseDataset:
     """The dataset of one benchmark over one file, built by VLMEvalKit from `$LMUData`.
 
-    Args: checked: refuse a file of VLMEvalKit's own whose MD5 is not the one that it knows.
+    Args: checked: refuse a file of VLMEvalKit's own whose MD5 is not the one that it knows;
+    max_questions: only the first ones, of the split that counts.
     """
     record = benchmark(name)  # a name that VLMEvalKit knows, but our table does not, is refused
     link = Path(LMUDataRoot()) / f"{record.dataset or name}.tsv"
     link.unlink(missing_ok=True)
     link.symlink_to(file.resolve())
     if record.public:
-        return build_public(record, file, checked)
-    read_tsv(file, record.kind)  # so that a complaint names the user's own path
-    return registry.build_dataset(name)
+        dataset = build_public(record, file, checked)
+    else:
+        read_tsv(file, record.kind)  # so that a complaint names the user's own path
+        dataset = registry.build_dataset(name)
+    if max_questions is not None:
+        data = dataset.data
+        counted = data[data["split"] == record.split] if record.split else data
+        dataset.data = counted.head(max_questions).reset_index(drop=True)
+    return dataset
 
 
 def prompts(dataset: ImageBaseDataset) -> dict[str, list[dict[str, Any]]]:

@@ -57,17 +57,19 @@ class ScoringEngine:
     VLMEvalKit's files (`$LMUData`) live in a temporary folder, gone when the block ends.
     Args: checked: refuse files of VLMEvalKit's own whose MD5 it does not know. judge: who is asked
     where matching does not do; without one, answers are matched exactly, and a benchmark that a
-    judge must score is refused.
+    judge must score is refused. max_questions: only a benchmark's first ones.
     """
 
-    def __init__(self, checked: bool = True, judge: Judge | None = None) -> None:
-        self.checked, self.judge = checked, judge
+    def __init__(
+        self, checked: bool = True, judge: Judge | None = None, max_questions: int | None = None
+    ) -> None:
+        self.checked, self.judge, self.max_questions = checked, judge, max_questions
 
     @classmethod
     def of(cls, settings: Evaluation, paths: Artifacts) -> ScoringEngine:
         """The engine of an experiment, whose judge, where there is one, keeps its answers."""
         judge = Judge(settings.judge, paths.judgements) if settings.judge else None
-        return cls(settings.check_files, judge)
+        return cls(settings.check_files, judge, settings.max_questions)
 
     def __enter__(self) -> ScoringEngine:
         self._temporary = tempfile.TemporaryDirectory(prefix="merit-engine-")
@@ -136,7 +138,10 @@ class ScoringEngine:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(request | {"checked": self.checked}) + "\n")
+            self._process.stdin.write(
+                json.dumps(request | {"checked": self.checked, "max_questions": self.max_questions})
+                + "\n"
+            )
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
@@ -203,8 +208,8 @@ def main() -> None:
 
 
 def _answer(request: dict[str, Any], datasets: Any) -> dict[str, Any]:
-    files, checked = request["files"], request["checked"]
-    built = {name: datasets.build(name, Path(path), checked) for name, path in files.items()}
+    files, how = request["files"], (request["checked"], request["max_questions"])
+    built = {name: datasets.build(name, Path(path), *how) for name, path in files.items()}
     if request["do"] == "prompts":
         return {name: datasets.prompts(dataset) for name, dataset in built.items()}
     judge = request.get("judge")

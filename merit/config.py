@@ -29,6 +29,7 @@ from merit.settings import (
 PARAMS_FILE = Path("params.yaml")
 EXPERIMENTS_DIR = Path("experiments")
 MAIN = "main"  # what `base` calls the experiment's own base
+REHEARSAL = "rehearsal"  # <name>-rehearsal: the experiment cut down (merit.rehearsal)
 
 Rule = Literal["base", "joint", "random", "soup", "merit", "rawpca", "kmeans", "conflict", "shrunk"]
 Reading = Literal["within", "between"]  # of conflict-2; see merit.core.partition.conflict_groups
@@ -473,6 +474,7 @@ class Evaluation(Settings):
     text_data: str | None = None
     chat_template: bool = True
     run_model_code: bool = False
+    max_questions: PositiveInt | None = None  # a benchmark (or subtask): a rehearsal's
 
     @model_validator(mode="after")
     def _pixels_are_a_range(self) -> Evaluation:
@@ -537,10 +539,10 @@ class Experiment(Settings):
         for name, sweep in self.sweeps.items():
             self._check_sweep(f"sweeps.{name}", sweep)
         for name in self.bases:
-            if name == MAIN or not name.isidentifier():
+            if name in (MAIN, REHEARSAL) or not name.isidentifier():
                 raise ValueError(
-                    f"bases.{name}: letters, digits and _ only, and not {MAIN!r}, which is the "
-                    "experiment's own"
+                    f"bases.{name}: letters, digits and _ only, and neither {MAIN!r}, which is the "
+                    f"experiment's own, nor {REHEARSAL!r}"
                 )
             other_base(self, name)
         return self
@@ -695,8 +697,9 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
     """experiments/<name>.yaml, checked, at the level of the params.yaml beside `folder`.
 
-    <name>-<base> is the part of it that starts from one of its `bases`. Without a params.yaml, at
-    the default level. Raises MeritError that names the file and the key.
+    <name>-<base> is the part of it that starts from one of its `bases`, <name>-rehearsal what
+    merit.rehearsal makes of it. Without a params.yaml, at the default level. Raises MeritError that
+    names the file and the key.
     """
     stem, _, base = name.partition("-")
     path = folder / f"{stem}.yaml"
@@ -708,6 +711,10 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
         raise MeritError(
             f"{path}: key `name`: found {experiment.name!r}, the file is called {stem!r}"
         )
+    if base == REHEARSAL:
+        from merit.rehearsal import rehearsed
+
+        return rehearsed(experiment)
     params = folder.parent / PARAMS_FILE
     level = load_params(params).level if params.is_file() else "default"
     if not base:

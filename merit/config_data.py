@@ -132,3 +132,13 @@ class JsonlData(_Read):
     folder: str
     tasks: TaskChoice = TaskRule()
     max_examples: PositiveInt | None = None
+
+    def cut_down(self, num_tasks: int, num_examples: int) -> JsonlData:
+        """`num_tasks` of the tasks, the first of a list, else drawn, of few examples each."""
+        few = min(num_examples, self.max_examples or num_examples)
+        if isinstance(self.tasks, list):
+            tasks: TaskChoice = self.tasks[:num_tasks]
+        else:
+            drawn = min(num_tasks, self.tasks.draw or num_tasks)
+            tasks = self.tasks.model_copy(update={"draw": drawn})
+        return self.model_copy(update={"tasks": tasks, "max_examples": few})

@@ -174,13 +174,14 @@ def check_planned(stage: str, name: str, item: str | None) -> None:
     Every stage asks this first. Of other experiments nothing is read.
     """
     params = load_params()
-    stem = name.partition("-")[0]
-    if stem not in params.experiments:
+    # a rehearsal is named in params.yaml itself, a part of an experiment is not
+    planned = name if name in params.experiments else name.partition("-")[0]
+    if planned not in params.experiments:
         raise MeritError(
-            f"{stage}: no experiment {stem!r} in params.yaml.{nearest(stem, params.experiments)} "
-            "Where it was taken out, run `merit plan`"
+            f"{stage}: no experiment {planned!r} in params.yaml."
+            f"{nearest(planned, params.experiments)} Where it was taken out, run `merit plan`"
         )
-    parts = {part.name: part for part in with_parts(stem)}
+    parts = {part.name: part for part in with_parts(planned)}
     if name not in parts:
         raise MeritError(
             f"{stage}: nothing is trained from the base of {name!r} at the level "

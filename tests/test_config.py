@@ -326,9 +326,9 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         (
             "bases",
             {"main": {}},
-            "bases.main: letters, digits and _ only, and not 'main', which is the experiment's own",
+            "bases.main: letters, digits and _ only, and neither 'main', which is the",
         ),
-        ("bases", {"we-ak": {}}, "bases.we-ak: letters, digits and _ only, and not 'main', "),
+        ("bases", {"we-ak": {}}, "bases.we-ak: letters, digits and _ only, and neither 'main', "),
         (
             "bases",
             {"weak": {"data": {"num_image": 3}}},

@@ -261,7 +261,7 @@ def test_two_branches_spend_what_joint_training_spends(vision: Run, text: Run, l
 def test_every_task_has_a_sketch_and_a_group(vision: Run, text: Run, llama: Run) -> None:
     for done in (vision, text, llama):
         rows = np.load(done.paths.gradients / "gradients.npy")
-        assert rows.shape == (len(done.tasks), 65_536 if done is llama else 512)
+        assert rows.shape == (len(done.tasks), 65_537 if done is llama else 512)
         assert (np.linalg.norm(rows, axis=1) > 0).all()
         groups = read_json(done.paths.partition / "partitions.json")["merit-1d"]
         assert set(groups) == set(done.tasks)

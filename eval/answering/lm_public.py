@@ -48,6 +48,7 @@ def answer_public(
                 model=language_model,
                 tasks=[load_task(manager, record, settings)],
                 num_fewshot=record.shots,
+                limit=settings.max_questions,
                 task_manager=manager,
                 apply_chat_template=settings.chat_template,
                 random_seed=SEED,
