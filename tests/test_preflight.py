@@ -419,6 +419,26 @@ def test_a_folder_of_ones_own_is_counted(big: Path) -> None:
     assert mixture.num_image_tokens == 0
 
 
+@pytest.mark.parametrize(
+    # `cards` of 80 GB would hold a branch uncut; an epoch of joint training is within `hours`
+    ("name", "cards", "hours"),
+    [
+        ("vision_flan_3b", 1, 3),
+        ("vision_flan_3b_llava", 1, 3),
+        ("vision_176_7b", 2, 80),
+        ("vision_176_7b_scaled", 2, 80),
+        ("text_flan_3b", 1, 20),
+    ],
+)
+def test_the_papers_experiments_can_be_estimated(name: str, cards: int, hours: float) -> None:
+    work, unknown = gather(name, "h100x8")
+    found = {row.stage: row for row in rows(work)}
+    assert unknown == []
+    assert 80 * (cards - 1) < (found["train"].gpu_gb or 0) < 80 * cards
+    assert hours / 10 < branch_hours(work, work.plan.branches["joint-1ep-s1"]) < hours
+    assert found["train"].runs == len(work.plan.branches)
+
+
 def test_a_miniature_lacks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main(["preflight", "mini_vision"])
     page = capsys.readouterr().out
