@@ -1,8 +1,8 @@
 """`python -m merit.mini.own FOLDER`: a small mixture and a small model, as if they were yours.
 
-For the tutorial docs/own-mixture.md: a few tasks of the mini text world as JSONL files in chat form,
-and that world's base as an ordinary Hugging Face folder. `merit data mini_text` and `merit base
-mini_text` make what it takes them from.
+For the tutorial docs/own-mixture.md: a few tasks of the mini text world as JSONL files in chat
+form, and that world's base as an ordinary Hugging Face folder. `merit data mini_text` and `merit
+base mini_text` make what it takes them from.
 """
 
 from __future__ import annotations
