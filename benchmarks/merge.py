@@ -242,8 +242,8 @@ def report(
         f"At a load of {load:.0f}, that is beside other work: only ratios and processor time tell.",
         "Medians; ratios are within a round, with their range. After start: without Python's start",
         "and torch's import. Error: distance from the exact average, as a share of the exact one's",
-        "distance from the base. `merit merge` reads the base, too, for the displacement. Peak memory",
-        "is what is resident, pages of mapped files included, as mergekit's inputs are.",
+        "distance from the base. `merit merge` reads the base, too, for the displacement.",
+        "Peak memory is what is resident, pages of mapped files (mergekit's inputs) included.",
         "",
         "| | seconds | processor seconds | peak memory, MB | `merit merge` takes | after start | "
         "error |",
