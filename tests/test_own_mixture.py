@@ -1,0 +1,114 @@
+"""docs/own-mixture.md: its commands in their order, with a tiny model in place of the mini one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from merit.cli import main
+from merit.config import load_experiment
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, write_json
+from merit.methods import plan
+from merit.mini.own import write_own
+from merit.stages import train
+from tests import tiny_models
+from tests.public_fixtures import save
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "own-mixture.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+TASKS = [f"task_{letter}" for letter in "abcdefgh"]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
+    """What `merit data mini_text` and `merit base mini_text` leave, at a tiny size."""
+    monkeypatch.chdir(tmp_path)
+    paths = Artifacts("mini_text")
+    for i, task in enumerate(TASKS):
+        turns = [("user", f"{i} and {i}?"), ("assistant", f"{2 * i}")]
+        messages = [{"role": role, "content": words} for role, words in turns]
+        example = {"id": "x", "task": task, "messages": messages, "images": []}
+        save(paths.mixture / f"{task}.jsonl", (json.dumps(example) + "\n") * 4)
+    write_json(paths.mixture / "tasks.json", [{"task": task} for task in TASKS])
+    tiny_models.llama(paths.base)
+    write_json(paths.base / "base.json", {"base_hash": "0"})
+    return paths
+
+
+def test_a_mixture_and_a_model_as_if_they_were_ones_own(world: Artifacts) -> None:
+    write_own(world, Path("own"), num_tasks=4, num_examples=3)
+    found = sorted(path.name for path in Path("own/mixture").iterdir())
+    assert found == ["task_a.jsonl", "task_c.jsonl", "task_e.jsonl", "task_g.jsonl"]
+    lines = [json.loads(line) for line in Path("own/mixture/task_c.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [["messages"]] * 3
+    assert lines[0]["messages"][1] == {"role": "assistant", "content": "4"}
+    assert not Path("own/model/base.json").exists()
+    assert Path("own/model/tokenizer.json").read_bytes()
+
+
+def test_a_world_that_was_not_made_is_named(world: Artifacts) -> None:
+    shutil.rmtree(world.base)
+    with pytest.raises(MeritError, match=r"config\.json: not made yet; run `merit base mini_text`"):
+        write_own(world, Path("own"))
+    assert not Path("own").exists()
+
+
+def test_the_pages_commands_in_their_order(world: Artifacts) -> None:
+    """All but the first block, which takes minutes; `merit launch` starts processes, so its
+    branches are trained in this one.
+    """
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    Path("experiments").mkdir()
+    shutil.copy(ROOT / "experiments/template_text.yaml", "experiments")
+    write_own(world, Path("own"))
+    making, settings, *rest = BLOCKS
+    assert "python -m merit.mini.own own" in making
+    edit, planned = settings.rsplit("merit plan", 1)
+    assert planned.strip() == ""
+    subprocess.run(["bash", "-ec", edit], check=True)
+    main(["plan"])
+    experiment = load_experiment("own")
+    assert experiment.training.optimizer.learning_rate == 2e-4
+    ran = []
+    for line in "".join(rest).splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "merit"
+        ran.append(arguments[0])
+        if arguments[0] == "launch":
+            for branch in plan(experiment).branches:
+                train.run("own", branch)
+        else:
+            main(arguments)
+    assert ran == [
+        *("settings", "data", "base", "encode", "gradients", "partition", "launch"),
+        *(["merge"] * 5),
+        "study",
+    ]
+    paths = Artifacts("own")
+    assert {path.name for path in (paths.folder / "models").iterdir()} == set(
+        plan(experiment).models
+    )
+    groups = read_json(paths.partition / "partitions.json")["merit-2d"]
+    assert set(groups) == set(TASKS)
+    assert set(groups.values()) == {0, 1, 2, 3}
+    assert (paths.model("merit-2d-s1") / "README.md").is_file()
+    result = read_json(Path("reports/studies/own/held_out/result.json"))
+    assert set(result["summary"]["loss"]) == set(plan(experiment).models)
+    assert result["summary"]["num_tasks"] == len(TASKS)
+    # the page's files are where it says
+    for named in re.findall(r"`(artifacts/own/[\w./-]+)`", PAGE):
+        assert Path(named).exists()
+
+
+def test_the_pages_python_loads_the_merged_model() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    compile(code, "own-mixture.md", "exec")
+    assert code.count("artifacts/own/models/merit-2d-s1") == 2
