@@ -142,7 +142,7 @@ def test_dvc_sees_what_a_change_reaches(
 def test_dvc_sees_a_changed_default_value_where_it_matters(smoke_folder: Path) -> None:
     default, other = "max_grad_norm: PositiveFloat = 1.0", "max_grad_norm: PositiveFloat = 0.1"
     settings = ("dvc", "repro", "-s", f"{PIPELINE}:settings")
-    with edited(smoke_folder / "merit/config.py", default, other):
+    with edited(smoke_folder / "merit/config/fine_tuning.py", default, other):
         assert changed(smoke_folder) == {f"{PIPELINE}:settings"}
         assert run(smoke_folder, *settings).returncode == 0
         found = kinds(changed(smoke_folder))

@@ -17,7 +17,7 @@ from benchmarks.memory import rows as memory_rows
 from eval.benchmarks import BENCHMARKS
 from merit.cli import main
 from merit.config import Lora, load_experiment
-from merit.config_data import SourceName
+from merit.config.mixtures import SourceName
 from merit.errors import MeritError
 from merit.preflight.amounts import Amount
 from merit.preflight.facts import Machine, facts, machine

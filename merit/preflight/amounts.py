@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from merit.config import Evaluation, Experiment, MiniTextData, MiniWorldData
-from merit.config_data import JsonlData, PublicData, PublicSource, TaskRule
+from merit.config.mixtures import JsonlData, PublicData, PublicSource, TaskRule
 from merit.data.hub import files
 from merit.data.sources.public import reader
 from merit.io.artifacts import Artifacts, read_array, read_json
