@@ -248,6 +248,29 @@ def test_a_plain_text_begins_as_the_tokenizer_begins_it(text: Run, llama: Run) -
         assert template_of(processor, "plain") == Template(opening, "\n", "\n", "", end)
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (  # Llama 2: a space before the end mark, a beginning at every question
+            "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] "
+            "{{ m['content'] }} [/INST]{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}"
+            "{% endfor %}",
+            Template("<s>[INST] ", " [/INST] ", "<s>[INST] ", "", " </s>"),
+        ),
+        (  # an end mark that is special, but neither of the tokenizer's own
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<turn_end>{% endfor %}",
+            Template("user: ", "<turn_end>assistant: ", "user: ", "", "<turn_end>"),
+        ),
+    ],
+)
+def test_templates_of_other_llamas(tmp_path: Path, template: str, expected: Template) -> None:
+    marks = ("<unk>", "<s>", "</s>", "<turn_end>")
+    tiny_models.tokenizer(
+        tmp_path, marks, "PreTrainedTokenizerFast", eos="</s>", bos="<s>", template=template
+    )
+    assert template_of(load_processor(tmp_path), "chat") == expected
+
+
 def test_two_branches_spend_what_joint_training_spends(vision: Run, text: Run, llama: Run) -> None:
     for done in (vision, text, llama):
         summaries = [read_json(folder / "summary.json") for folder in done.branches]

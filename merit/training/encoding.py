@@ -71,9 +71,12 @@ def template_of(processor: Any, kind: Literal["chat", "plain"]) -> Template:
     ]
     text = processor.apply_chat_template(messages, tokenize=False)
     pieces = text.replace(PROBE[1], PROBE[0]).split(PROBE[0])
-    specials = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+    marked = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    specials = sorted(marked | set(tokenizer.all_special_tokens), key=len, reverse=True)
     opening, to_answer, after, again, last = (*pieces, *[""] * 5)[:5]
-    end = next((s for s in specials if after.startswith(s) and last.startswith(s)), None)
+    space = after[: len(after) - len(after.lstrip())]  # Llama 2 has one before its end mark
+    ends = (space + special for special in specials)
+    end = next((e for e in ends if after.startswith(e) and last.startswith(e)), None)
     if len(pieces) != 5 or again != to_answer or end is None:
         raise MeritError(
             "the base's chat template does not put the turns one behind the other, each answer "
