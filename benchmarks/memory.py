@@ -14,7 +14,8 @@ import pandas as pd
 
 from merit.cli import quiet
 from merit.config import Lora
-from merit.io.artifacts import REPORTS_DIR, atomic_write
+from merit.io.artifacts import REPORTS_DIR, atomic_write, read_json
+from merit.preflight.facts import MEASURED
 from merit.preflight.memory import (
     Parts,
     adapter_entries,
@@ -39,8 +40,9 @@ def main() -> None:
     out = REPORTS_DIR / "benchmarks" / "memory"
     text = table.to_csv(index=False, float_format="%.2f", lineterminator="\n")
     atomic_write(out.with_suffix(".csv"), text)
-    atomic_write(out.with_suffix(".md"), page(found, table))
-    print(page(found, table))
+    whole = page(found, table) + measured_section()
+    atomic_write(out.with_suffix(".md"), whole)
+    print(whole)
 
 
 def rows(name: str, shapes: Shapes) -> list[dict[str, Any]]:
@@ -84,6 +86,31 @@ def line(name: str, what: str, gpus: int, parts: Parts) -> dict[str, Any]:
     }
 
 
+def beside_measured(result: dict[str, Any]) -> pd.DataFrame:
+    """The peaks that `benchmarks.training` measured, and what is predicted of the same rows.
+
+    torch counts its own tensors, so the overhead is left out.
+    """
+    shapes = shapes_from_config(CONFIGS / f"{result['shape']}.json")
+    lines = []
+    for row in result.get("mfu", []):
+        kept = row["gradient_checkpointing"]
+        parts = training_memory(shapes, 1, result["mfu_tokens"], checkpointing=kept)
+        predicted = (sum(parts.values()) - parts["overhead"]) / 1e9
+        measured = row["peak_memory_gb"]
+        lines.append(
+            {
+                "model": result["shape"],
+                "tokens a row": result["mfu_tokens"],
+                "checkpointing": kept,
+                "predicted GB": predicted,
+                "measured GB": measured,
+                "ratio": predicted / measured,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
 def page(found: dict[str, Shapes], table: pd.DataFrame) -> str:
     counts = pd.DataFrame(
         {
@@ -118,6 +145,14 @@ each part follows from is said in merit/preflight/memory.py.
 
 {table.to_markdown(index=False, floatfmt=".2f")}
 """
+
+
+def measured_section() -> str:
+    if not MEASURED.is_file():
+        return "\nNone of it has been held against a GPU yet.\n"
+    result = read_json(MEASURED)
+    table = beside_measured(result).to_markdown(index=False, floatfmt=".2f")
+    return f"\n## Beside what was measured on {result['device']}\n\n{table}\n"
 
 
 if __name__ == "__main__":

@@ -243,6 +243,7 @@ def report(
         "Medians; ratios are within a round, with their range. After start: without Python's start",
         "and torch's import. Error: distance from the exact average, as a share of the exact one's",
         "distance from the base. `merit merge` reads the base, too, for the displacement.",
+        "Peak memory is what is resident, pages of mapped files (mergekit's inputs) included.",
         "",
         "| | seconds | processor seconds | peak memory, MB | `merit merge` takes | after start | "
         "error |",
@@ -280,7 +281,7 @@ def verdicts(rows: dict[str, dict[str, Any]]) -> list[str]:
             ("a smaller error than mergekit's", ours["error"] / theirs["error"], 1.0),
         ]
     return [
-        f"- {what}: {value:.2f}, {'met' if value < bound else '**not met**'}"
+        f"- {what}: {value:.4g}, {'met' if value < bound else '**not met**'}"
         for what, value, bound in found
     ]
 

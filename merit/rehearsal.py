@@ -7,8 +7,8 @@ and batches are as they will be; tasks, examples, steps of the base and question
 from __future__ import annotations
 
 from merit.config import REHEARSAL, Experiment, Method
-from merit.config_data import JsonlData, PublicData
-from merit.config_studies import Studies
+from merit.config.measurements import Studies
+from merit.config.mixtures import JsonlData, PublicData
 from merit.errors import MeritError
 
 NUM_TASKS, NUM_EXAMPLES, NUM_QUESTIONS = 3, 50, 20

@@ -117,6 +117,8 @@ def stages(flow: Sequence[Sequence[Chunk]]) -> list[str]:
 def summary(experiments: Sequence[Experiment]) -> str:
     """Time and memory of every kind of stage, as they were when each stage last ran here."""
     files = [p for e in experiments for p in (Artifacts(e.name).folder / "timings").glob("*.json")]
+    if not files:
+        return "No stage ran here: every result came from DVC's cache."
     frame = pd.DataFrame([read_json(path) for path in files])
     frame["stage"] = frame["stage"].str.partition("-")[0]
     table = frame.groupby("stage").agg(

@@ -31,7 +31,7 @@ from eval.report.intervals import compare
 from eval.report.study_sections import StudyResult, load_studies, studies_part
 from eval.results import Results
 from eval.verdict import OUTSIDE, Evidence, Link
-from merit.config_studies import STUDIES
+from merit.config.measurements import STUDIES
 from merit.errors import MeritError
 from merit.io.artifacts import write_json
 from tests import synthetic

@@ -23,7 +23,7 @@ from eval.report.drawings import readiness as drawings_readiness
 from eval.report.markdown import line_to_html, picture, to_html
 from eval.report.tables import markdown_table
 from eval.stages.study import write_table
-from merit.config_studies import Cost, Hessian, Readiness, Studies
+from merit.config.measurements import Cost, Hessian, Readiness, Studies
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from public_fixtures import flan_record, pack, picture, said, save
 
 from merit.config import load_experiment
-from merit.config_data import JsonlData, PublicData, TaskRule
+from merit.config.mixtures import JsonlData, PublicData, TaskRule
 from merit.data import mixture
 from merit.data.examples import Example, load_image, read_examples
 from merit.data.sources import the_cauldron, writer

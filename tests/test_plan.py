@@ -27,7 +27,7 @@ from merit.config import (
     load_experiment,
     load_params,
 )
-from merit.config_studies import STUDIES as STUDY_SETTINGS
+from merit.config.measurements import STUDIES as STUDY_SETTINGS
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.plan import (

@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.memory import MODELS
+from benchmarks.memory import MODELS, beside_measured
 from benchmarks.memory import rows as memory_rows
 from eval.benchmarks import BENCHMARKS
 from merit.cli import main
 from merit.config import Lora, load_experiment
-from merit.config_data import SourceName
+from merit.config.mixtures import SourceName
 from merit.errors import MeritError
 from merit.preflight.amounts import Amount
 from merit.preflight.facts import Machine, facts, machine
@@ -207,6 +207,14 @@ def test_the_committed_table_is_what_the_command_writes(public: dict[str, Shapes
     assert states < full < 80  # fits one card of 80 GB
     assert totals["Qwen2.5-VL-7B-Instruct", "full fine-tuning", 4] < 80
     assert totals["Qwen2.5-VL-7B-Instruct", "full fine-tuning", 1] > 141
+
+
+def test_a_measured_peak_stands_beside_the_predicted_one() -> None:
+    runs = [{"gradient_checkpointing": True, "peak_memory_gb": 60.0}]
+    result = {"shape": "Qwen2.5-VL-3B-Instruct", "mfu_tokens": 8192, "mfu": runs}
+    row = beside_measured(result).iloc[0]
+    assert row["predicted GB"] == pytest.approx(62.79 - OVERHEAD / 1e9, abs=0.01)
+    assert row["ratio"] == pytest.approx(row["predicted GB"] / 60)
 
 
 # --- time and amounts -----------------------------------------------------------------------------
@@ -409,6 +417,26 @@ def test_a_folder_of_ones_own_is_counted(big: Path) -> None:
     assert (mixture.num_tasks, mixture.num_examples) == (2, 3)
     assert mixture.num_tokens == pytest.approx(99 / 4.5)
     assert mixture.num_image_tokens == 0
+
+
+@pytest.mark.parametrize(
+    # `cards` of 80 GB would hold a branch uncut; an epoch of joint training is within `hours`
+    ("name", "cards", "hours"),
+    [
+        ("vision_flan_3b", 1, 3),
+        ("vision_flan_3b_llava", 1, 3),
+        ("vision_176_7b", 2, 80),
+        ("vision_176_7b_scaled", 2, 80),
+        ("text_flan_3b", 1, 20),
+    ],
+)
+def test_the_papers_experiments_can_be_estimated(name: str, cards: int, hours: float) -> None:
+    work, unknown = gather(name, "h100x8")
+    found = {row.stage: row for row in rows(work)}
+    assert unknown == []
+    assert 80 * (cards - 1) < (found["train"].gpu_gb or 0) < 80 * cards
+    assert hours / 10 < branch_hours(work, work.plan.branches["joint-1ep-s1"]) < hours
+    assert found["train"].runs == len(work.plan.branches)
 
 
 def test_a_miniature_lacks_nothing(capsys: pytest.CaptureFixture[str]) -> None:

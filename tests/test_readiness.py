@@ -14,7 +14,7 @@ from eval.measuring.geometry import CONDITIONS, Split, conditions, geometry
 from eval.report.drawings import readiness as drawing
 from eval.studies import readiness
 from eval.studies.readiness import outcome, reference_models
-from merit.config_studies import Readiness, Thresholds
+from merit.config.measurements import Readiness, Thresholds
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from tests import synthetic

@@ -16,7 +16,7 @@ from eval.report.drawings import control as drawing
 from eval.studies import control
 from eval.studies.control.tables import fate
 from merit.config import Experiment
-from merit.config_studies import Control
+from merit.config.measurements import Control
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from tests import synthetic

@@ -19,7 +19,7 @@ from eval.report.figures_partition import _contours
 from eval.report.style import new_figure, styled
 from eval.studies import calibration, cost, fidelity, hessian
 from merit.config import Gradients
-from merit.config_studies import Calibration, Cost, Fidelity
+from merit.config.measurements import Calibration, Cost, Fidelity
 from merit.core.gradients import Stride, mean_gradient
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, write_json, write_jsonl

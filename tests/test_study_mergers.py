@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from eval.measuring.candidates import Candidate, moved
 from eval.report.drawings import mergers as drawing
 from eval.studies import mergers
-from merit.config_studies import Mergers
+from merit.config.measurements import Mergers
 from merit.core.merge.iso import iso_c, iso_cts
 from merit.core.merge.star import star
 from merit.core.merge.ties import ties, trim_threshold

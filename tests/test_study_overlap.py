@@ -23,7 +23,7 @@ from eval.measuring.overlap import (
 )
 from eval.report.drawings import overlap as drawing
 from eval.studies.overlap import measure, read_questions
-from merit.config_studies import Overlap
+from merit.config.measurements import Overlap
 from merit.data.examples import make_example
 from merit.data.tasks import task_file
 from merit.errors import MeritError

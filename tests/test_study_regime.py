@@ -15,7 +15,7 @@ from eval.measuring.scores import Interval
 from eval.report.drawings import regime as drawing
 from eval.studies import regime
 from merit.config import Experiment, Sweep, load_experiment
-from merit.config_studies import Readiness, Regime, Thresholds
+from merit.config.measurements import Readiness, Regime, Thresholds
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic

@@ -14,7 +14,7 @@ from eval.measuring.scores import Scores
 from eval.report.drawings import sgd as drawing
 from eval.studies import sgd
 from merit.config import Experiment, Optimizer
-from merit.config_studies import Sgd
+from merit.config.measurements import Sgd
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.methods import plan

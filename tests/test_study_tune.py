@@ -13,7 +13,7 @@ from eval.measuring.candidates import Candidate
 from eval.report.drawings import tune as drawing
 from eval.studies import tune
 from merit.config import Experiment
-from merit.config_studies import Readiness, Thresholds, Tune
+from merit.config.measurements import Readiness, Thresholds, Tune
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, write_json
 from tests import synthetic

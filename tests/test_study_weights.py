@@ -13,7 +13,7 @@ from eval.measuring.candidates import Candidate
 from eval.report.drawings import weights as drawing
 from eval.studies import weights
 from merit.config import Experiment
-from merit.config_studies import Weights
+from merit.config.measurements import Weights
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic

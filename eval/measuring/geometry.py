@@ -13,7 +13,7 @@ import torch
 
 from eval.measuring.loss import Losses, Meter
 from eval.measuring.scores import Row
-from merit.config_studies import Thresholds
+from merit.config.measurements import Thresholds
 from merit.core.diagnostics import barrier
 from merit.errors import MeritError
 from merit.progress import Progress

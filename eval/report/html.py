@@ -20,7 +20,7 @@ from eval.report.markdown import line_to_html, picture, to_html
 from eval.report.render import TEMPLATES, render
 from eval.report.study_sections import StudyResult, load_studies
 from eval.verdict import OUTSIDE, VERDICTS
-from merit.config_studies import STUDIES
+from merit.config.measurements import STUDIES
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_write, read_json, report_name
 

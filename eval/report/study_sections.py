@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.render import render
-from merit.config_studies import STUDIES
+from merit.config.measurements import STUDIES
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
 

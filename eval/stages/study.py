@@ -1,4 +1,4 @@
-"""study: one of the paper's measurements besides its main tables (merit.config_studies)."""
+"""study: one of the paper's measurements besides its main tables (merit.config.measurements)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from eval.report.provenance import git_commit
 from eval.report.tables import latex_table, markdown_table
 from merit.config import load_experiment
-from merit.config_studies import STUDIES
+from merit.config.measurements import STUDIES
 from merit.io.artifacts import (
     Artifacts,
     atomic_folder,

@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from merit.config import Experiment
-from merit.config_studies import Calibration
+from merit.config.measurements import Calibration
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.rows import scratch_rows

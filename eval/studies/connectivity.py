@@ -22,7 +22,7 @@ from eval.measuring.loss import (
     planned_model,
 )
 from merit.config import Experiment
-from merit.config_studies import Connectivity
+from merit.config.measurements import Connectivity
 from merit.core.diagnostics import barrier
 from merit.io.artifacts import Artifacts
 from merit.progress import Progress

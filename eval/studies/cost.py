@@ -16,7 +16,7 @@ from scipy import stats
 
 from eval.verdict import Link
 from merit.config import Experiment
-from merit.config_studies import Cost
+from merit.config.measurements import Cost
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.methods import Model, plan

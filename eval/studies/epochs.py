@@ -18,7 +18,7 @@ from eval.measuring.loss import Meter, base_vector, model_vector, open_meter, pl
 from eval.results import Results, load_results
 from eval.statistics import LEVEL, NUM_RESAMPLES, paired_bootstrap
 from merit.config import Experiment
-from merit.config_studies import Epochs
+from merit.config.measurements import Epochs
 from merit.core.diagnostics import flatness_auc
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json

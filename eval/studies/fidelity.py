@@ -24,7 +24,7 @@ from eval.measuring.gradients import (
     stored_difference,
 )
 from merit.config import Experiment
-from merit.config_studies import Fidelity
+from merit.config.measurements import Fidelity
 from merit.core.diagnostics import matrix_fidelity, norm_concentration
 from merit.core.gradients import Sketch
 from merit.core.partition import merit_groups

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from eval.measuring.loss import Meter, base_vector, open_meter, planned_model
 from merit.config import Experiment
-from merit.config_studies import Gain
+from merit.config.measurements import Gain
 from merit.core.merge.average import weighted_average
 from merit.core.merging_gain import measured_gain, merging_gain_from_products
 from merit.io.artifacts import Artifacts, read_json

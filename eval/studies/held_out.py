@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from merit.config import Encoding, Experiment
-from merit.config_studies import HeldOut
+from merit.config.measurements import HeldOut
 from merit.data.examples import read_examples
 from merit.data.tasks import task_file
 from merit.errors import MeritError

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merit.config import Experiment
-from merit.config_studies import Hessian
+from merit.config.measurements import Hessian
 from merit.core.gradients import Representation
 from merit.core.hessian import (
     abs_cosines,

@@ -28,7 +28,7 @@ from eval.measuring.scores import (
     verdict,
 )
 from merit.config import Experiment
-from merit.config_studies import Mergers
+from merit.config.measurements import Mergers
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from eval.measuring.overlap import difference_hash, near, normalised, pixel_hash, question_parts
 from merit.config import Experiment
-from merit.config_studies import Overlap
+from merit.config.measurements import Overlap
 from merit.data.examples import TEXT_ROLE, iter_examples, load_image
 from merit.data.tasks import task_file
 from merit.errors import MeritError

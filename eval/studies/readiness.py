@@ -23,7 +23,7 @@ from eval.measuring.geometry import Split, conditions, geometry, of_kind
 from eval.measuring.loss import base_vector, branch_vectors, model_vector, open_meter
 from eval.measuring.scores import Row, difference, num_questions
 from merit.config import Experiment
-from merit.config_studies import Readiness
+from merit.config.measurements import Readiness
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint

@@ -14,7 +14,7 @@ import numpy as np
 from eval.answering.answers import stored_questions
 from eval.measuring.scores import Row, average, difference, num_questions, rate_label, verdict
 from merit.config import MAIN, Experiment, Sweep, load_experiment, suffix
-from merit.config_studies import Readiness, Regime, Thresholds
+from merit.config.measurements import Readiness, Regime, Thresholds
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 

@@ -18,7 +18,7 @@ from eval.measuring.scores import (
     verdict,
 )
 from merit.config import Experiment, Sweep, combinations, suffix
-from merit.config_studies import Sgd
+from merit.config.measurements import Sgd
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 

@@ -21,7 +21,7 @@ from eval.measuring.loss import (
     planned_model,
 )
 from merit.config import Experiment
-from merit.config_studies import Surface
+from merit.config.measurements import Surface
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from merit.progress import Progress

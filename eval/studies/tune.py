@@ -19,7 +19,7 @@ from eval.measuring.geometry import Split, conditions, geometry, of_kind
 from eval.measuring.loss import Meter, base_vector, branch_vectors, model_vector, open_meter
 from eval.measuring.scores import Row, Scores, difference, mean
 from merit.config import Experiment, combinations, suffix
-from merit.config_studies import Readiness, Tune
+from merit.config.measurements import Readiness, Tune
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.methods import plan

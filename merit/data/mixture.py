@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from merit.config_data import OnBadRecord, TaskRule
+from merit.config.mixtures import OnBadRecord, TaskRule
 from merit.data.conversations import ESCAPED, BadRecord, split_turns
 from merit.data.examples import Example, has_image, load_image
 from merit.data.pictures import Pictures

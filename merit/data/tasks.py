@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from merit.config_data import TaskRule
+from merit.config.mixtures import TaskRule
 from merit.errors import MeritError
 from merit.settings import nearest
 

@@ -24,8 +24,6 @@ MATRIX_MERGERS: dict[str, Callable[..., torch.Tensor]] = {
     "iso-c": iso_c,
     "iso-cts": iso_cts,
 }
-
-
 HALF = (torch.bfloat16, torch.float16)
 
 

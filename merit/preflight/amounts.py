@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from merit.config import Evaluation, Experiment, MiniTextData, MiniWorldData
-from merit.config_data import JsonlData, PublicData, PublicSource, TaskRule
+from merit.config.mixtures import JsonlData, PublicData, PublicSource, TaskRule
 from merit.data.hub import files
 from merit.data.sources.public import reader
 from merit.io.artifacts import Artifacts, read_array, read_json
@@ -172,7 +172,7 @@ def questions(experiment: Experiment) -> tuple[dict[str, BenchmarkFacts], list[s
             requests=data.num_questions, images=images, prompt_tokens=30, answer_tokens=8
         )
         found |= {name: mini for name in names if name.startswith("mini_")}
-    if limit := getattr(experiment.evaluation, "max_questions", None):
+    if limit := experiment.evaluation.max_questions:
         found = {name: fewer(entry, limit) for name, entry in found.items()}
     return found, [name for name in names if name not in found]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merit.config_data import PublicData, PublicSource
+from merit.config.mixtures import PublicData, PublicSource
 from merit.data.sources.public import reader
 from merit.preflight.amounts import folder_of, lies_here
 from merit.preflight.facts import facts

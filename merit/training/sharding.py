@@ -135,10 +135,12 @@ class Crew:
         return float(_whole(norm))
 
     def gathered(self, parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
-        """The whole parameters, on the CPU; every process must ask."""
+        """The whole parameters on the first process' CPU, none on the others; all must ask."""
         found = {}
         for name, parameter in parameters.items():
-            found[name] = torch.nn.Parameter(_whole(parameter).detach().cpu())
+            whole = _whole(parameter)  # of one parameter at a time
+            if self.rank == 0:
+                found[name] = torch.nn.Parameter(whole.detach().cpu())
         return found
 
 

@@ -31,7 +31,7 @@ from eval.studies.control.tables import (
     text,
 )
 from merit.config import Experiment
-from merit.config_studies import Control
+from merit.config.measurements import Control
 from merit.core.merge.average import interpolate, matching_alpha
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts

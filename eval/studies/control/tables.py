@@ -23,7 +23,7 @@ from eval.measuring.scores import (
     points,
     verdict,
 )
-from merit.config_studies import Control
+from merit.config.measurements import Control
 from merit.methods import Model
 
 Models = dict[str, list[Model]]  # method -> its models, seed by seed

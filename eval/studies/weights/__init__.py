@@ -19,7 +19,7 @@ from eval.measuring.loss import planned_model
 from eval.measuring.scores import Row, average, num_questions
 from eval.studies.weights.tables import READINGS, score_row, summary, text
 from merit.config import Experiment
-from merit.config_studies import Weights
+from merit.config.measurements import Weights
 from merit.core.merge.average import merge_weights
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json

@@ -65,7 +65,8 @@ def apply_delta(
     base: torch.Tensor, delta: torch.Tensor, scale: float, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """theta0 + scale delta, computed in float64 and cast once to `dtype`, or the base's type."""
-    return base.double().add(delta.double(), alpha=scale).to(dtype or base.dtype)
+    start = base.to(torch.float64, copy=True)
+    return start.add_(delta, alpha=scale).to(dtype or base.dtype)
 
 
 def mean_delta(deltas: Sequence[torch.Tensor]) -> torch.Tensor:

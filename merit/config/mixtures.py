@@ -1,12 +1,12 @@
-"""The `data` blocks of mixtures that are read: public sources, and one's own files."""
+"""The `data` block: a generated world, public sources, or one's own files."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from merit.settings import Fraction, PositiveInt, Seed, Settings
+from merit.settings import Fraction, PositiveFloat, PositiveInt, Seed, Settings
 
 SourceName = Literal[
     "vision_flan_1k",
@@ -142,3 +142,40 @@ class JsonlData(_Read):
             drawn = min(num_tasks, self.tasks.draw or num_tasks)
             tasks = self.tasks.model_copy(update={"draw": drawn})
         return self.model_copy(update={"tasks": tasks, "max_examples": few})
+
+
+class MiniWorldData(Settings):
+    """The generated visual world (merit.mini.world)."""
+
+    num_skills: ClassVar[int] = 32
+
+    source: Literal["mini_world"]
+    seed: int
+    units: Literal["tasks", "sources"] = "tasks"  # 136 tasks, or 176 sources that include them
+    size_spread: PositiveFloat = 0.6  # standard deviation of the units' log sizes
+    num_examples: PositiveInt  # fine-tuning examples over all tasks
+    num_images: PositiveInt  # distinct images behind them; tasks share images, as in Vision-FLAN
+    num_conversations: PositiveInt  # multi-turn conversations of the base's instruction tuning
+    # of the 32 skills, those that the base has not seen; see merit.mini.world.conversations
+    num_new_skills: Annotated[int, Field(ge=0, le=16)] = 6
+    num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5
+    num_questions: PositiveInt  # test questions a benchmark
+    num_validation_questions: PositiveInt
+
+
+class MiniTextData(Settings):
+    """The generated text world (merit.mini.text)."""
+
+    source: Literal["mini_text"]
+    seed: int
+    num_examples: PositiveInt  # fine-tuning examples over all tasks
+    num_recall: PositiveInt  # paragraphs that are looked up in themselves, read by the base first
+    num_documents: PositiveInt  # plain text that the base is pre-trained on
+    num_conversations: PositiveInt  # the base's few questions and answers
+    num_questions: PositiveInt  # test questions a benchmark
+    num_validation_questions: PositiveInt
+
+
+DataSettings = Annotated[
+    MiniWorldData | MiniTextData | PublicData | JsonlData, Field(discriminator="source")
+]

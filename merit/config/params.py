@@ -1,0 +1,68 @@
+"""params.yaml: which experiments are run, how much of each, where, and what is tracked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from merit.settings import Level, PositiveInt, Settings, load_yaml
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class Tracking(Settings):
+    """Where MLflow keeps its runs: a SQLite file, or a server's address."""
+
+    uri: str = "sqlite:///mlflow.db"
+
+
+# what `merit launch` says to sbatch itself, besides the keys of the block
+OWN_SBATCH = ("array", "error", "job-name", "open-mode", "output", "partition", "signal", "time")
+
+
+class Launch(Settings):
+    """How `merit launch` trains branches (docs/machines.md); no result depends on it.
+
+    `local` is processes on this host: a slot a branch, with GPUs of its own. `slurm` is a job a
+    branch; what concerns Slurm alone stands below it.
+    """
+
+    backend: Literal["local", "slurm"] = "local"
+    gpus_per_branch: Annotated[int, Field(ge=0)] = 1  # on a host without any, the CPU trains
+    # branches side by side on this host; by default what its GPUs allow, without any `workers`
+    slots: PositiveInt | None = None
+    retries: Annotated[int, Field(ge=0)] = 20  # how often a branch that was stopped goes on
+    minutes: PositiveInt = 24 * 60  # a Slurm job's time limit; then the branch goes on in another
+    seconds_to_stop: PositiveInt = 300  # before the limit: what writing a checkpoint may take
+    partition: str | None = None  # Slurm's, which has nothing to do with the partition of tasks
+    sbatch: dict[str, str | int | bool] = {}  # further options: {account: x, cpus-per-task: 16}
+    setup: list[str] = []  # shell lines before the command: `module load cuda`
+
+    @model_validator(mode="after")
+    def _own_options(self) -> Launch:
+        for key in self.sbatch:
+            if key.replace("_", "-").lstrip("-") in OWN_SBATCH:
+                raise ValueError(f"`sbatch`: `{key}` is set by `merit launch`; take it out")
+        if self.seconds_to_stop >= 60 * self.minutes:
+            raise ValueError(
+                f"`seconds_to_stop`: {self.seconds_to_stop} s before the end of {self.minutes} "
+                "minutes is before the beginning; lower it or raise `minutes`"
+            )
+        return self
+
+
+class Params(Settings):
+    """params.yaml: what the pipeline as a whole runs."""
+
+    experiments: Annotated[list[str], Field(min_length=1)]
+    level: Level = "default"  # "full": every method, seed and study; "tune": the search of settings
+    workers: PositiveInt = 2  # stages side by side in `make repro`
+    launch: Launch = Launch()
+    tracking: Tracking = Tracking()
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """params.yaml, checked. Raises MeritError that names the file and the key."""
+    return load_yaml(path, Params)
