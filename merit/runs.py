@@ -248,7 +248,10 @@ def _step_points(rows: Sequence[Row], written: Path) -> list[Point]:
 
 def _checkpoint(folder: Path, record: Mapping[str, Any]) -> str:
     """Where the run's weights lie; "" where it has none, as what diverged."""
-    return (folder / "model.safetensors").as_posix() if "checkpoint_hash" in record else ""
+    if "checkpoint_hash" not in record:
+        return ""
+    single = folder / "model.safetensors"
+    return (single if single.is_file() else folder).as_posix()  # shards, an adapter
 
 
 def _modified(path: Path) -> int:

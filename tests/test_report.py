@@ -438,10 +438,10 @@ def test_trajectories_by_hand(tmp_path: Path) -> None:
     expected = np.array(moves) @ np.array(moves).T
     assert displacement_gram(tmp_path / "base.safetensors", files) == pytest.approx(expected)
     save_file({"a": base["a"]}, tmp_path / "1.safetensors")
-    with pytest.raises(MeritError, match=r"1\.safetensors: tensor 'b' does not match"):
+    with pytest.raises(MeritError, match=r"1\.safetensors: tensors differ .* missing \['b'\]"):
         displacement_gram(tmp_path / "base.safetensors", files)
     (tmp_path / "1.safetensors").write_bytes(b"cut")
-    with pytest.raises(MeritError, match="not a readable safetensors file"):
+    with pytest.raises(MeritError, match="truncated or not a safetensors file"):
         displacement_gram(tmp_path / "base.safetensors", files)
 
 

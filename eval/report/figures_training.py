@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from eval.report.style import BLACK, GREY, VERMILION, group_mark, method_color, new_figure
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
+from merit.io.checkpoints import Checkpoint, check_same_tensors
 from merit.methods import Model, Plan, plan
 
 GRID = 100  # points an epoch-fraction axis at which branch losses are averaged
@@ -156,8 +155,8 @@ def load_trajectories(experiment: Experiment, artifacts: Artifacts, method: str)
     joint = _joint_model(experiment, todo, method, model.seed)
     ids = [*model.branches, *(joint.branches if joint else ())]
     gram = displacement_gram(
-        artifacts.base / "model.safetensors",
-        [artifacts.branch(branch) / "model.safetensors" for branch in ids],
+        artifacts.base,
+        [artifacts.branch(branch) for branch in ids],
     )
     k = len(model.branches)
     values, vectors = np.linalg.eigh(gram[:k, :k])
@@ -188,45 +187,22 @@ def load_trajectories(experiment: Experiment, artifacts: Artifacts, method: str)
 def displacement_gram(base: Path, branches: list[Path]) -> NDArray[np.float64]:
     """(K, K) inner products of theta_k - theta0, float64, tensor by tensor.
 
-    Raises MeritError where a file cannot be read, or a branch's tensors differ from the other
+    Raises MeritError where a checkpoint cannot be read, or a branch's tensors differ from the other
     branches' or are not the base's.
     """
     gram = np.zeros((len(branches), len(branches)))
-    read_base, base_shapes = _open(base)
-    opened = [_open(path) for path in branches]
-    shapes = opened[0][1]
-    for path, (_, found) in zip(branches, opened, strict=True):
-        wrong = sorted(set(found.items()) ^ set(shapes.items()))
-        wrong += sorted(item for item in found.items() if base_shapes.get(item[0]) != item[1])
-        if wrong:
-            raise MeritError(
-                f"{path}: tensor {wrong[0][0]!r} does not match {base} and the other branches; "
-                "train the branch again from this base"
-            )
-    for name in sorted(shapes):
-        origin = read_base(name)
-        deltas = np.stack([read(name) - origin for read, _ in opened])
+    start, opened = Checkpoint(base), [Checkpoint(path) for path in branches]
+    for checkpoint in opened:
+        check_same_tensors(checkpoint, start, set(opened[0].names))
+    for name in opened[0].names:
+        origin = _flat(start, name)
+        deltas = np.stack([_flat(checkpoint, name) - origin for checkpoint in opened])
         gram += deltas @ deltas.T
     return gram
 
 
-Reader = Callable[[str], NDArray[np.float64]]
-
-
-def _open(path: Path) -> tuple[Reader, dict[str, tuple[int, ...]]]:
-    """A function that reads one tensor, flat and as float64, and the shapes of all."""
-    try:
-        file = safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; `dvc repro` writes it") from None
-    except (OSError, SafetensorError) as error:
-        raise MeritError(f"{path}: not a readable safetensors file ({error})") from None
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-    def read(name: str) -> NDArray[np.float64]:
-        return np.asarray(file.get_tensor(name).double().numpy().reshape(-1))
-
-    return read, shapes
+def _flat(checkpoint: Checkpoint, name: str) -> NDArray[np.float64]:
+    return np.asarray(checkpoint.read(name).double().numpy().reshape(-1))
 
 
 def _joint_model(experiment: Experiment, todo: Plan, method: str, seed: int | None) -> Model | None:
