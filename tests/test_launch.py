@@ -137,7 +137,7 @@ def test_leave_and_come_back(make: Make) -> None:
     with pytest.raises(MeritError, match=rf"being launched by process {first.pid} on .* already"):
         launch(NAME, [A])  # two launches at once
     first.send_signal(signal.SIGINT)
-    output, told = first.communicate(timeout=20)
+    output, told = first.communicate(timeout=120)
     job = stubs.jobs()[A]["job"]
     assert (first.returncode, output) == (130, "")
     assert "Branches that go on: 1; that the next launch starts: 1" in told
@@ -158,7 +158,7 @@ def test_a_job_that_ended_while_nobody_looked(make: Make) -> None:
     stubs.wait_for(A)
     until(lambda: A in stubs.jobs())
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=20)
+    first.communicate(timeout=120)
     os.killpg(int(stubs.jobs()[A]["job"]), signal.SIGTERM)  # what the launch said would stop it
     work = Work(NAME, A, ())
     until(lambda: work.exit_status() == 75)
@@ -444,7 +444,7 @@ def test_ranks(tmp_path: Path) -> None:
     ranks = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE)
     until(lambda: len(list((tmp_path / "up").iterdir())) == 2)
     ranks.send_signal(signal.SIGUSR2)
-    ranks.communicate(timeout=60)
+    ranks.communicate(timeout=180)
     assert ranks.returncode == 75
     notes = [path.read_text(encoding="utf-8") for path in (tmp_path / "stopped").iterdir()]
     assert notes == ["SIGUSR2 train x b"] * 2

@@ -117,7 +117,7 @@ def ask(*command: str) -> str:
 
 def refusal(launched: Future[None]) -> str:
     with pytest.raises(MeritError) as caught:
-        launched.result(timeout=60)
+        launched.result(timeout=180)
     return str(caught.value)
 
 
@@ -166,14 +166,14 @@ def test_leave_and_come_back_to_jobs(cluster: Callable[..., Stubs]) -> None:
     until(lambda: A in stubs.jobs())
     job = stubs.jobs()[A]["job"]
     first.send_signal(signal.SIGINT)
-    _, told = first.communicate(timeout=20)
+    _, told = first.communicate(timeout=120)
     assert first.returncode == 130
     assert f"scancel {job}" in told
     assert ask("squeue", "--noheader", "--format=%i %T", f"--jobs={job}") == f"{job} RUNNING\n"
     with ThreadPoolExecutor(1) as pool:
         launched = pool.submit(launch, NAME, [A])
         (stubs.folder / "go").touch()
-        launched.result(timeout=30)
+        launched.result(timeout=120)
     assert stubs.finished(A)
     assert stubs.attempts(A) == 1
 

@@ -591,4 +591,4 @@ def test_the_data_stage_depends_on_ones_own_files_or_on_what_reads_public_ones(
     save(Path("experiments/x.yaml"), yaml.safe_dump(values))
     rows = plan_rows(load_experiment("x"), "default")
     assert rows["source"] == source
-    assert rows["questions"] == "eval/benchmarks.yaml"
+    assert rows["questions"] == "eval/engine.py"

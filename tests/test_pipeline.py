@@ -122,7 +122,7 @@ def test_nothing_imports_dvc() -> None:
             {"train"},
         ),
         # training loop
-        ("merit/training/loop.py", "loss.backward()", "loss.backward( )", {"train"}, {"data"}),
+        ("merit/training/loop.py", ".backward()", ".backward( )", {"train"}, {"data"}),
         # a plotting module's comment
         ("eval/report/style.py", "\n", "\n# x\n", {"report"}, {"train", "evaluate", "study"}),
         # a text world's file, where the world is of images
