@@ -234,7 +234,12 @@ def test_a_sharded_base_and_an_output_in_fewer_bits(experiment: Artifacts) -> No
     merged = Checkpoint(folder / "model.safetensors")
     assert merged.read("a").dtype == torch.bfloat16
     assert merged.read("a").tolist() == (BASE["a"] + 4).tolist()
-    assert sorted(contents(folder)) == ["README.md", "config.json", "merge.json", "model.safetensors"]
+    assert sorted(contents(folder)) == [
+        "README.md",
+        "config.json",
+        "merge.json",
+        "model.safetensors",
+    ]
     assert read_json(folder / "config.json") == {"dtype": "bfloat16"}
     assert read_json(folder / "merge.json")["rounding_error"] == 0.0  # small whole numbers
 
