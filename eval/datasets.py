@@ -26,7 +26,7 @@ from vlmeval.dataset.image_mcq import CustomMCQDataset
 from vlmeval.dataset.utils import multiple_choice
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
-from eval.answering.images import MAX_REFERENCE
+from eval.answering.question_images import MAX_REFERENCE
 from eval.benchmarks import BENCHMARKS, Kind, benchmark
 from eval.public_datasets import IN_CELL, build_public, score_public
 from eval.rubric import exact_score, parse_reference, rubric_score

@@ -162,9 +162,11 @@ def _dispatch(options: argparse.Namespace) -> None:
     elif name in STAGES:
         run_stage(name, options.experiment, getattr(options, "item", None))
     elif name == "launch":
-        importlib.import_module("merit.launch.run").launch(options.experiment, options.branches)
+        importlib.import_module("merit.launch.launcher").launch(
+            options.experiment, options.branches
+        )
     elif name == "preflight":
-        run = importlib.import_module("merit.preflight.run")
+        run = importlib.import_module("merit.preflight.account")
         run.preflight(options.experiment, options.gpu, options.after, options.judge_price)
     elif name == "index":
         from merit.plan import check_plans

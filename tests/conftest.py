@@ -93,7 +93,7 @@ def picture(world: Path, image: str) -> Path:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data stage's output at a tiny size."""
-    from merit.mini.world.write import write_mini_world
+    from merit.mini.world.write_world import write_mini_world
 
     folder = tmp_path_factory.mktemp("world")
     write_mini_world(WORLD, folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from merit.base import INITIALISERS, PRETRAINING
+from merit.base_phases import INITIALISERS, PRETRAINING
 from merit.data.sources import SOURCES, writer
 from merit.errors import MeritError
 
@@ -50,7 +50,9 @@ def test_nothing_general_imports_the_miniature_worlds() -> None:
 
 def test_the_miniature_worlds_do_not_know_the_evaluation() -> None:
     assert importers("merit/mini", "eval") == set()
-    assert "merit/mini/world/write.py" in importers("merit/mini", MINI)  # the search finds imports
+    assert "merit/mini/world/write_world.py" in importers(
+        "merit/mini", MINI
+    )  # the search finds imports
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from eval.answering import batches, generate
 from eval.answering.answers import Parts, Respondent
 from eval.answering.batches import Prompt, load_batches, prepared, save_batches, split
 from eval.answering.generate import Partial
-from eval.answering.images import Picture
+from eval.answering.question_images import Picture
 from merit.config import Architecture, Evaluation
 from merit.errors import MeritError
 from merit.mini.nets import TEXT_VOCABULARY, build_model, build_text_model, build_tokenizer

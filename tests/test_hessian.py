@@ -1,4 +1,4 @@
-"""merit.core.hessian: known spectra, analytical Hessians, hand-made geometry."""
+"""merit.core.curvature: known spectra, analytical Hessians, hand-made geometry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merit.core import hessian as h
+from merit.core import curvature as h
 from merit.errors import MeritError
 
 seeds = st.integers(0, 2**31 - 1)

@@ -19,13 +19,13 @@ from merit.config import Launch, Params
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, file_hash, write_json
 from merit.io.locks import exclusive
-from merit.launch import run as launching
+from merit.launch import launcher as launching
+from merit.launch.jobs import Work, ending, train_command
+from merit.launch.launcher import launch
 from merit.launch.local import Local, make_slots, visible_gpus
 from merit.launch.ranks import common_status
-from merit.launch.run import launch
 from merit.launch.table import Row, Table, clock
 from merit.launch.watch import TRAIN_CODE
-from merit.launch.work import Work, ending, train_command
 from merit.settings import load_yaml
 from tests.stub_branches import NAME, ROOT, Stubs, until
 

@@ -16,9 +16,9 @@ import submitit
 
 from merit.config import Launch
 from merit.errors import MeritError
-from merit.launch.run import launch
+from merit.launch.jobs import Work, train_command
+from merit.launch.launcher import launch
 from merit.launch.slurm import Job, Slurm, batch_options
-from merit.launch.work import Work, train_command
 from tests.slurm import missing, slurm
 from tests.stub_branches import NAME, ROOT, Stubs, until
 

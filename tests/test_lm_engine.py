@@ -15,7 +15,7 @@ from eval.benchmarks import BENCHMARKS, engine_of
 from merit.config import Architecture
 from merit.errors import MeritError
 from merit.mini.nets import TEXT_VOCABULARY, build_text_model, build_tokenizer
-from merit.mini.text.benchmarks import RECIPES, benchmark_rows
+from merit.mini.text.text_benchmarks import RECIPES, benchmark_rows
 from merit.training.models import load_model, load_processor
 
 ARCHITECTURE = Architecture(

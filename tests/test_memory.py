@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eval.measuring.gradients import fill_gradients, sketched_cosines, stored_difference
+from eval.measuring.full_gradients import fill_gradients, sketched_cosines, stored_difference
 from eval.studies import calibration, gain, hessian
 from merit.config import Gradients
-from merit.core import hessian as core
+from merit.core import curvature as core
 from merit.core import merging_gain, similarity
 from merit.core.gradients import Sketch, Stride
 from merit.io.rows import scratch_rows

@@ -16,7 +16,7 @@ from merit.config import load_experiment
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
 from merit.methods import plan
-from merit.mini.own import write_own
+from merit.mini.own_mixture import write_own
 from merit.stages import train
 from tests import tiny_models
 from tests.public_fixtures import save
@@ -71,7 +71,7 @@ def test_the_pages_commands_in_their_order(world: Artifacts) -> None:
         shutil.copy(path, "experiments")
     write_own(world, Path("own"))
     making, settings, *rest = BLOCKS
-    assert "python -m merit.mini.own own" in making
+    assert "python -m merit.mini.own_mixture own" in making
     edit, planned = settings.rsplit("merit plan", 1)
     assert planned.strip() == ""
     subprocess.run(["bash", "-ec", edit], check=True)

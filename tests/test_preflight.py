@@ -19,7 +19,9 @@ from merit.cli import main
 from merit.config import Lora, load_experiment
 from merit.config.mixtures import SourceName
 from merit.errors import MeritError
+from merit.preflight.account import gather
 from merit.preflight.amounts import Amount
+from merit.preflight.estimate import flop
 from merit.preflight.facts import Machine, facts, machine
 from merit.preflight.judging import judge_cost
 from merit.preflight.memory import (
@@ -29,10 +31,8 @@ from merit.preflight.memory import (
     gradients_memory,
     training_memory,
 )
-from merit.preflight.run import gather
 from merit.preflight.shapes import CONFIGS, Shapes, assembled, base_shapes, shapes_from_config
 from merit.preflight.stages import branch_hours, rows
-from merit.preflight.work import flop
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from merit.data.examples import read_examples
+from merit.mini.world.cell_labels import CHARACTERS, HEADS, cell_labels
 from merit.mini.world.draw import draw_scene
-from merit.mini.world.labels import CHARACTERS, HEADS, cell_labels
 from merit.mini.world.questions import Question
 from merit.mini.world.scene import COLOURS, GROUNDS, Bar, Scene, Thing
 from merit.mini.world.skills import SKILLS, skill
-from merit.mini.world.tasks import lettered
+from merit.mini.world.world_tasks import lettered
 
 # --- answers ------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import torch
 from eval.measuring.candidates import Candidate
 from eval.report.drawings import control as drawing
 from eval.studies import control
-from eval.studies.control.tables import fate
+from eval.studies.control.distances import fate
 from merit.config import Experiment
 from merit.config.measurements import Control
 from merit.errors import MeritError

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.measuring.gradients import fill_gradients, spread
+from eval.measuring.full_gradients import fill_gradients, spread
 from eval.report.drawings import cost as drawing
 from eval.report.drawings import fidelity as fidelity_drawing
 from eval.report.figures_partition import _contours

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from eval.measuring.loss import Meter, flatten, make_meter, open_meter, planned_model
+from eval.measuring.loss_meter import Meter, flatten, make_meter, open_meter, planned_model
 from eval.studies import connectivity, epochs, gain, surface
 from merit.config import Experiment
 from merit.config.measurements import STUDIES, Connectivity, Epochs, Gain, Study, Surface
-from merit.core.hessian import hvp_central_difference
+from merit.core.curvature import hvp_central_difference
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.progress import Progress

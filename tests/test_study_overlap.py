@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.measuring.overlap import (
+from eval.measuring.likeness import (
     NEAR,
     difference_hash,
     near,

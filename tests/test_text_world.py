@@ -15,12 +15,12 @@ from merit.data.examples import read_examples
 from merit.errors import MeritError
 from merit.mini.nets import TEXT_VOCABULARY, build_tokenizer
 from merit.mini.text import corpus, inference, knowledge, reading, sentences, stories, writing
-from merit.mini.text.benchmarks import RECIPES, benchmark_rows
 from merit.mini.text.items import draw, part_of
 from merit.mini.text.lexicon import ANIMALS, OTHER, PROPERTY, THINGS, fact, values
 from merit.mini.text.sentences import Sight, say, say_other
-from merit.mini.text.tasks import MIN_EXAMPLES, TASKS, ask, task_sizes
-from merit.mini.text.write import write_mini_text
+from merit.mini.text.text_benchmarks import RECIPES, benchmark_rows
+from merit.mini.text.text_tasks import MIN_EXAMPLES, TASKS, ask, task_sizes
+from merit.mini.text.write_text import write_mini_text
 from merit.training.encoded import IGNORED
 from merit.training.encoding import encode_examples
 

@@ -22,8 +22,7 @@ from merit.config import MiniWorldData
 from merit.data.examples import IMAGE_TOKEN, load_image, read_examples
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
-from merit.mini.world import conversations, tasks
-from merit.mini.world.benchmarks import DESCRIBE_WORDING, EXPLAIN_WORDING, RECIPES
+from merit.mini.world import base_conversations, world_tasks
 from merit.mini.world.draw import Pen
 from merit.mini.world.scene import (
     COLOURS,
@@ -36,14 +35,15 @@ from merit.mini.world.scene import (
     sample_scene,
 )
 from merit.mini.world.skills import SKILLS
-from merit.mini.world.tasks import (
+from merit.mini.world.world_benchmarks import DESCRIBE_WORDING, EXPLAIN_WORDING, RECIPES
+from merit.mini.world.world_tasks import (
     all_sources,
     all_tasks,
     ask_task,
     option_prompt,
     task_sizes,
 )
-from merit.mini.world.write import mixture_examples, write_conversations, write_mini_world
+from merit.mini.world.write_world import mixture_examples, write_conversations, write_mini_world
 from tests.conftest import WORLD
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -125,32 +125,32 @@ def test_pictures_stand_in_one_archive_a_part_in_the_order_of_their_numbers(worl
 
 def test_a_base_knows_all_skills_but_the_first_new_ones() -> None:
     every = {skill.name for skill in SKILLS}
-    new = conversations.NEW_SKILLS
+    new = base_conversations.NEW_SKILLS
     assert len(new) == len(set(new)) == 16
     assert set(new) < every
-    assert conversations.known_skills(0) == every
-    assert every - conversations.known_skills(1) == {new[0]} == {"row_mate"}
+    assert base_conversations.known_skills(0) == every
+    assert every - base_conversations.known_skills(1) == {new[0]} == {"row_mate"}
     for count in (6, 12, 16):
-        known = conversations.known_skills(count)
+        known = base_conversations.known_skills(count)
         assert known == every - set(new[:count])
         assert len(known) == 32 - count
     # whoever knows fewer knows nothing else
-    assert conversations.known_skills(16) < conversations.known_skills(6)
+    assert base_conversations.known_skills(16) < base_conversations.known_skills(6)
 
 
 def test_conversations_ask_for_known_skills_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: set[str] = set()
-    draw = conversations.draw_questions
+    draw = base_conversations.draw_questions
 
     def spy(scene: Scene, *arguments: Any) -> Any:
         found = draw(scene, *arguments)
         asked.update(skill.name for skill, _ in found)
         return found
 
-    monkeypatch.setattr(conversations, "draw_questions", spy)
-    rng, known = np.random.default_rng(2), conversations.known_skills(6)
+    monkeypatch.setattr(base_conversations, "draw_questions", spy)
+    rng, known = np.random.default_rng(2), base_conversations.known_skills(6)
     for _ in range(300):
-        conversations.converse(sample_scene(rng), rng, known)
+        base_conversations.converse(sample_scene(rng), rng, known)
     assert asked == known
 
 
@@ -247,7 +247,7 @@ def test_no_benchmark_question_occurs_in_training(world: Path) -> None:
     prompts = training_prompts(world)
     assert len(prompts) > 300
     everything = "\n\n".join(sorted(prompts))
-    instruction = tasks.SHORT[0]
+    instruction = world_tasks.SHORT[0]
     for split in ("", "validation"):
         for _, row in questions(world, split):
             asked = {row["question"], row["question"].removesuffix(instruction).strip()}
@@ -274,8 +274,8 @@ def test_no_benchmark_wording_is_a_training_wording() -> None:
             for other in SKILLS:
                 asked = other.wordings[0].format(what="red circle", other="blue star")
                 assert not re.fullmatch(pattern, asked), (wording, asked)
-    assert DESCRIBE_WORDING not in conversations.DESCRIBE
-    assert EXPLAIN_WORDING not in conversations.EXPLAIN
+    assert DESCRIBE_WORDING not in base_conversations.DESCRIBE
+    assert EXPLAIN_WORDING not in base_conversations.EXPLAIN
 
 
 def test_no_handwritten_digit_is_in_both_splits() -> None:
@@ -330,15 +330,21 @@ def test_no_template_has_an_unknown_word(processor: Any) -> None:
     words = [*SHAPES, *(f"{s}s" if s != "cross" else "crosses" for s in SHAPES), *COLOURS]
     words += [*SIZES, *GROUNDS, *LEXICON, *WORDS, *(str(n) for n in range(100))]
     texts = [w.format(what="red", other="blue") for s in SKILLS for w in s.wordings]
-    texts += [*tasks.SHORT, *tasks.SENTENCE, *tasks.RATIONALE, *tasks.BRIEF, *tasks.LIST]
-    texts += [*conversations.DESCRIBE, *conversations.READ, *conversations.EXPLAIN]
+    texts += [
+        *world_tasks.SHORT,
+        *world_tasks.SENTENCE,
+        *world_tasks.RATIONALE,
+        *world_tasks.BRIEF,
+        *world_tasks.LIST,
+    ]
+    texts += [*base_conversations.DESCRIBE, *base_conversations.READ, *base_conversations.EXPLAIN]
     texts += [DESCRIBE_WORDING, EXPLAIN_WORDING]
     texts += [option_prompt("what ?", ["yes", "no", "1", "2"], variant) for variant in range(3)]
     rng = np.random.default_rng(0)
     for _ in range(400):
         scene = sample_scene(rng)
-        texts += [conversations.description(scene), conversations.reading(scene)]
-        texts += [tasks.brief_caption(scene), tasks.list_caption(scene)]
+        texts += [base_conversations.description(scene), base_conversations.reading(scene)]
+        texts += [world_tasks.brief_caption(scene), world_tasks.list_caption(scene)]
         for s in SKILLS:
             question = s.ask(scene, rng) if scene.kind in s.kinds else None
             if question is not None:

@@ -142,7 +142,7 @@ class Respondent:
 
     def _prompts(self) -> list[Prompt]:
         from eval.answering.batches import Prompt
-        from eval.answering.images import Picture
+        from eval.answering.question_images import Picture
 
         def limits(name: str) -> tuple[int, tuple[int, int] | None]:
             own, given = benchmark(name), self.settings

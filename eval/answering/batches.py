@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from eval.answering.images import Picture
+from eval.answering.question_images import Picture
 from merit.errors import MeritError
 from merit.training.models import has_vision
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eval.measuring.loss import Losses, Meter
+from eval.measuring.loss_meter import Losses, Meter
 from eval.measuring.scores import Row
 from merit.config.measurements import Thresholds
 from merit.core.diagnostics import barrier

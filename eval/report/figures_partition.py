@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from eval.report.labels import place_labels
+from eval.report.point_labels import place_labels
 from eval.report.style import LARGER, group_mark, new_figure
 from merit.config import Experiment
 from merit.errors import MeritError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.measuring.loss import (
+from eval.measuring.loss_meter import (
     Losses,
     Meter,
     base_vector,

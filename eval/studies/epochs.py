@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.measuring.loss import Meter, base_vector, model_vector, open_meter, planned_model
+from eval.measuring.loss_meter import Meter, base_vector, model_vector, open_meter, planned_model
 from eval.results import Results, load_results
 from eval.statistics import LEVEL, NUM_RESAMPLES, paired_bootstrap
 from merit.config import Experiment

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from eval.measuring.gradients import (
+from eval.measuring.full_gradients import (
     fill_gradients,
     predicted_rmse,
     resampled_cosines,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.measuring.loss import Meter, base_vector, open_meter, planned_model
+from eval.measuring.loss_meter import Meter, base_vector, open_meter, planned_model
 from merit.config import Experiment
 from merit.config.measurements import Gain
 from merit.core.merge.average import weighted_average

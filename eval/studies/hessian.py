@@ -22,8 +22,7 @@ from torch import Tensor
 
 from merit.config import Experiment
 from merit.config.measurements import Hessian
-from merit.core.gradients import Representation
-from merit.core.hessian import (
+from merit.core.curvature import (
     abs_cosines,
     alignment_z_score,
     conflict_directions,
@@ -34,6 +33,7 @@ from merit.core.hessian import (
     principal_angles,
     quadrant_tasks,
 )
+from merit.core.gradients import Representation
 from merit.core.similarity import cosine_matrix, pca
 from merit.io.artifacts import Artifacts
 from merit.io.rows import scratch_rows

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.measuring.overlap import difference_hash, near, normalised, pixel_hash, question_parts
+from eval.measuring.likeness import difference_hash, near, normalised, pixel_hash, question_parts
 from merit.config import Experiment
 from merit.config.measurements import Overlap
 from merit.data.examples import TEXT_ROLE, iter_examples, load_image

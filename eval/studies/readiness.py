@@ -20,7 +20,7 @@ import torch
 
 from eval.measuring.candidates import Candidate, score_candidates
 from eval.measuring.geometry import Split, conditions, geometry, of_kind
-from eval.measuring.loss import base_vector, branch_vectors, model_vector, open_meter
+from eval.measuring.loss_meter import base_vector, branch_vectors, model_vector, open_meter
 from eval.measuring.scores import Row, difference, num_questions
 from merit.config import Experiment
 from merit.config.measurements import Readiness

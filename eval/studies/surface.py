@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.measuring.loss import (
+from eval.measuring.loss_meter import (
     Meter,
     base_vector,
     branch_vectors,

@@ -16,7 +16,7 @@ import numpy as np
 
 from eval.measuring.candidates import Candidate, score_candidates
 from eval.measuring.geometry import Split, conditions, geometry, of_kind
-from eval.measuring.loss import Meter, base_vector, branch_vectors, model_vector, open_meter
+from eval.measuring.loss_meter import Meter, base_vector, branch_vectors, model_vector, open_meter
 from eval.measuring.scores import Row, Scores, difference, mean
 from merit.config import Experiment, combinations, suffix
 from merit.config.measurements import Readiness, Tune

@@ -156,7 +156,7 @@ class MiniWorldData(Settings):
     num_examples: PositiveInt  # fine-tuning examples over all tasks
     num_images: PositiveInt  # distinct images behind them; tasks share images, as in Vision-FLAN
     num_conversations: PositiveInt  # multi-turn conversations of the base's instruction tuning
-    # of the 32 skills, those that the base has not seen; see merit.mini.world.conversations
+    # of the 32 skills, those that the base has not seen; see merit.mini.world.base_conversations
     num_new_skills: Annotated[int, Field(ge=0, le=16)] = 6
     num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5
     num_questions: PositiveInt  # test questions a benchmark

@@ -18,7 +18,7 @@ from merit.config import PARAMS_FILE, Launch
 from merit.errors import MeritError
 from merit.io.artifacts import ARTIFACTS_DIR
 from merit.io.locks import try_lock
-from merit.launch.work import Work, environment
+from merit.launch.jobs import Work, environment
 
 Slots = list[list[str]]  # the GPUs of each slot; none where the CPU trains
 

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from merit.launch.work import STOPPED
+from merit.launch.jobs import STOPPED
 
 
 def main(num_ranks: str, *stage: str) -> int:

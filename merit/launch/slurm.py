@@ -21,7 +21,7 @@ from typing import Any
 
 from merit.config import PARAMS_FILE, Launch
 from merit.errors import MeritError
-from merit.launch.work import STOPPED, Work, environment
+from merit.launch.jobs import STOPPED, Work, environment
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")

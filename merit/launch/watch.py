@@ -13,8 +13,8 @@ from typing import Protocol
 from merit.config import PARAMS_FILE
 from merit.errors import MeritError
 from merit.io.artifacts import file_hash, read_json, value_hash, write_json
+from merit.launch.jobs import STOPPED, Work, ending
 from merit.launch.table import Row, Table
-from merit.launch.work import STOPPED, Work, ending
 
 # what the stage `train` depends on besides a branch's manifest, as in pipeline.yaml
 TRAIN_CODE = ("merit/training", "merit/stages/train.py")

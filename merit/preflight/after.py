@@ -11,8 +11,8 @@ import pandas as pd
 from merit.config import Method
 from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json, read_jsonl
 from merit.methods import Model
+from merit.preflight.estimate import Work
 from merit.preflight.stages import branch_hours, rows
-from merit.preflight.work import Work
 
 PAPER = REPORTS_DIR / "paper" / "table15_wall_clock.csv"
 COLUMNS = {"table02": "v100x8_3b", "table03": "a100x8_7b"}  # of the paper's table that is compared

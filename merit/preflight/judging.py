@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from merit.preflight.estimate import Work
 from merit.preflight.facts import facts
-from merit.preflight.work import Work
 
 
 def judge_calls(work: Work) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 from merit.config.mixtures import PublicData, PublicSource
 from merit.data.sources.public import reader
 from merit.preflight.amounts import folder_of, lies_here
+from merit.preflight.estimate import Row, Work
 from merit.preflight.facts import facts
 from merit.preflight.stages import training_parts
-from merit.preflight.work import Row, Work
 
 LARGE = 1e9  # trained parameters from which a processor is no place to train
 

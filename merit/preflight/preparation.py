@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from merit.config import Phase, Training
 from merit.preflight.amounts import Amount
+from merit.preflight.estimate import COUNTS, LONGER, Row, Work, flop, with_memory
 from merit.preflight.facts import facts
 from merit.preflight.memory import STATES, Parts, training_memory
-from merit.preflight.work import COUNTS, LONGER, Row, Work, flop, with_memory
 
 
 def preparation(work: Work) -> list[Row]:

@@ -136,7 +136,7 @@ def base_shapes(base: Base, built: Path) -> Shapes:
     """
     import torch
 
-    from merit.base import initialise
+    from merit.base_phases import initialise
 
     if (built / "config.json").is_file():
         return shapes_from_config(built / "config.json")

@@ -6,6 +6,7 @@ from math import ceil
 
 from merit.methods import Branch, optimizer_of
 from merit.preflight.amounts import Amount, image_tokens
+from merit.preflight.estimate import COUNTS, LONGER, Row, Work, flop, pass_tokens, with_memory
 from merit.preflight.facts import facts
 from merit.preflight.memory import (
     STATES,
@@ -17,7 +18,6 @@ from merit.preflight.memory import (
     training_memory,
 )
 from merit.preflight.preparation import preparation
-from merit.preflight.work import COUNTS, LONGER, Row, Work, flop, pass_tokens, with_memory
 
 
 def branch_hours(work: Work, branch: Branch) -> float:

@@ -93,7 +93,7 @@ def check_finite(folder: Path, what: str) -> None:
 
 def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     """Train theta0 by its phases, from scratch or from what lies in `folder`; all their records."""
-    from merit.base import PRETRAINING, initialise, pretrain, run_phase
+    from merit.base_phases import PRETRAINING, initialise, pretrain, run_phase
     from merit.training.models import load_model, load_processor, use_one_thread
 
     settings = experiment.base

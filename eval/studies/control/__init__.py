@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import benchmark
 from eval.measuring.candidates import Candidate, moved, score_candidates
-from eval.measuring.loss import Meter, base_vector, model_vector, open_meter, planned_model
+from eval.measuring.loss_meter import Meter, base_vector, model_vector, open_meter, planned_model
 from eval.measuring.scores import mean, num_questions
-from eval.studies.control.tables import (
+from eval.studies.control.distances import (
     WHOLE,
     Models,
     Point,

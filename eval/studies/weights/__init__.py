@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from eval.measuring.candidates import Candidate, average_files, score_candidates
-from eval.measuring.loss import planned_model
+from eval.measuring.loss_meter import planned_model
 from eval.measuring.scores import Row, average, num_questions
-from eval.studies.weights.tables import READINGS, score_row, summary, text
+from eval.studies.weights.readings import READINGS, score_row, summary, text
 from merit.config import Experiment
 from merit.config.measurements import Weights
 from merit.core.merge.average import merge_weights

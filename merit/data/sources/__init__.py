@@ -14,8 +14,8 @@ from typing import Any
 from merit.errors import MeritError
 
 SOURCES = {  # `data.source` -> module:function
-    "mini_world": "merit.mini.world.write:write_mini_world",
-    "mini_text": "merit.mini.text.write:write_mini_text",
+    "mini_world": "merit.mini.world.write_world:write_mini_world",
+    "mini_text": "merit.mini.text.write_text:write_mini_text",
     "public": "merit.data.sources.public:write_public",
     "jsonl": "merit.data.sources.public:write_own",
 }

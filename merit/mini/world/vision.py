@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from merit.base import Log
+from merit.base_phases import Log
 from merit.config import Phase
 from merit.errors import MeritError
+from merit.mini.world.cell_labels import HEADS, labelled_batch
 from merit.mini.world.draw import Pen
-from merit.mini.world.labels import HEADS, labelled_batch
 from merit.training.models import set_trainable
 from merit.training.optimizers import build_optimizers, learning_rate_at, step_all
 

@@ -1,4 +1,4 @@
-"""`python -m merit.mini.own FOLDER`: a small mixture and a small model, as if they were yours.
+"""`python -m merit.mini.own_mixture FOLDER`: a small mixture and a small model, as if yours.
 
 For the tutorial docs/own-mixture.md: a few tasks of the mini text world as JSONL files in chat
 form, and that world's base as an ordinary Hugging Face folder. `merit data mini_text` and `merit
@@ -44,7 +44,7 @@ def write_own(source: Artifacts, folder: Path, num_tasks: int = 12, num_examples
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m merit.mini.own", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m merit.mini.own_mixture", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     try:

@@ -14,8 +14,7 @@ from merit.config import MiniWorldData
 from merit.data.examples import Example, make_example
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_write, write_json, write_jsonl
-from merit.mini.world.benchmarks import RECIPES, benchmark_rows, png
-from merit.mini.world.conversations import (
+from merit.mini.world.base_conversations import (
     DESCRIBE,
     READ,
     converse,
@@ -25,7 +24,8 @@ from merit.mini.world.conversations import (
 )
 from merit.mini.world.draw import Pen, draw_scene
 from merit.mini.world.scene import KINDS, Scene, sample_scene
-from merit.mini.world.tasks import Task, all_sources, all_tasks, ask_task, task_sizes
+from merit.mini.world.world_benchmarks import RECIPES, benchmark_rows, png
+from merit.mini.world.world_tasks import Task, all_sources, all_tasks, ask_task, task_sizes
 from merit.progress import Progress
 
 # one independent stream of random numbers for each part, so that resizing one leaves the others

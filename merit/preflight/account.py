@@ -18,12 +18,12 @@ from merit.io.artifacts import Artifacts
 from merit.methods import plan
 from merit.preflight.after import comparison
 from merit.preflight.amounts import mixture, phases, questions
+from merit.preflight.estimate import Row, Work
 from merit.preflight.facts import machine
 from merit.preflight.judging import judge_line
 from merit.preflight.missing import Surroundings, missing
 from merit.preflight.shapes import base_shapes, known_config, origins, shapes_from_config
 from merit.preflight.stages import rows, training_parts
-from merit.preflight.work import Row, Work
 
 
 def preflight(

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from merit.config import Experiment
-from merit.core.hessian import hvp_exact
+from merit.core.curvature import hvp_exact
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint

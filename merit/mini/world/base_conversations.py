@@ -11,7 +11,7 @@ import numpy as np
 from merit.mini.world.questions import Question
 from merit.mini.world.scene import COLOURS, GRID, SHAPES, Scene, cell, phrase
 from merit.mini.world.skills import SKILLS, Skill, askable
-from merit.mini.world.tasks import SHORT, option_turn, training_wording
+from merit.mini.world.world_tasks import SHORT, option_turn, training_wording
 
 DESCRIBE = (
     "describe this image .",

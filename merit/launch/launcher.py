@@ -16,10 +16,10 @@ from merit.config import Params, load_experiment, load_params
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.locks import exclusive, lock_file, lock_owner, try_lock
+from merit.launch.jobs import Work, train_command
 from merit.launch.local import Local, make_slots, visible_gpus
 from merit.launch.slurm import Slurm
 from merit.launch.watch import TRAIN_CODE, Backend, Submitted, Watch, code_hash, read_jobs
-from merit.launch.work import Work, train_command
 from merit.methods import plan
 from merit.plan import PIPELINE, check_planned, folder_of
 from merit.settings import nearest

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from merit.mini.world.conversations import (
+from merit.mini.world.base_conversations import (
     NEW_SKILLS,
     description,
     draw_questions,
@@ -25,7 +25,7 @@ from merit.mini.world.draw import Pen, draw_scene
 from merit.mini.world.questions import Question
 from merit.mini.world.scene import Scene, sample_scene
 from merit.mini.world.skills import SKILLS, Skill
-from merit.mini.world.tasks import SHORT, lettered
+from merit.mini.world.world_tasks import SHORT, lettered
 
 DESCRIBE_WORDING = "please describe this whole image ."
 EXPLAIN_WORDING = "please answer both at length and say why ."
