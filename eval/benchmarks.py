@@ -54,6 +54,9 @@ class Benchmark(Settings):
     nothing). "vlmeval" and "lm_eval" are the engines' own: dataset or task `dataset`, prompts and
     scorer.
 
+    A "likelihood" or "generation" is asked as eval/tasks/mini_text/<name>.yaml says, or the file
+    `task`, which several may share.
+
     `score` says where VLMEvalKit's number stands, `also` what is reported beside it, `key` which of
     lm-eval's metrics counts; reported in 0..100, `direction` says whether more is better. Of a file
     with several splits only the questions of `split` count. `judge`: whether a judge is asked where
@@ -70,6 +73,7 @@ class Benchmark(Settings):
     direction: Literal["higher", "lower"] = "higher"
     version: int = 1
     dataset: str = ""
+    task: str = ""
     split: str | None = None
     key: str = "acc"
     score: Cell | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import pkgutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ from typing import Any
 
 import yaml
 
+from eval.benchmarks import BENCHMARKS
 from merit.errors import MeritError
 from merit.io.artifacts import read_jsonl
 
-TASKS_DIR = Path(__file__).parents[1] / "tasks" / "mini_text"
-METRICS = ("acc", "exact_match")
+TASKS_DIR = Path(__file__).parents[1] / "tasks"
+# a task file's `scorer`, imported only where it is asked for
+SCORERS = {"reasoning_gym": "eval.answering.reasoning:score"}
+METRICS = ("acc", "exact_match", "score")
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,14 @@ class Answers:
 
 
 def task_file(benchmark: str) -> Path:
-    """The YAML that says how lm-eval asks and scores. Raises MeritError where there is none."""
-    path = TASKS_DIR / f"{benchmark}.yaml"
+    """The YAML that says how lm-eval asks and scores: the record's `task`, or one of its own.
+
+    Raises MeritError where there is none.
+    """
+    record = BENCHMARKS.get(benchmark)
+    path = TASKS_DIR / f"{record.task if record and record.task else f'mini_text/{benchmark}'}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in TASKS_DIR.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in (TASKS_DIR / "mini_text").glob("*.yaml")))
         raise MeritError(f"{path}: no such lm-eval task; known: {known}")
     return path
 
@@ -54,6 +62,10 @@ def task_config(benchmark: str, questions: Path, cache: Path, max_new_tokens: in
     check_questions(questions, config["output_type"])
     files = {"data_files": {config["test_split"]: str(questions.resolve())}}
     config["dataset_kwargs"] = {**files, "cache_dir": str(cache)}
+    config["task"] = benchmark  # several may share a file
+    scorer = config.pop("scorer", None)
+    if scorer is not None:
+        config["process_results"] = pkgutil.resolve_name(SCORERS[scorer])
     if config["output_type"] == "generate_until":
         config["generation_kwargs"]["max_gen_toks"] = max_new_tokens
     return config

@@ -176,6 +176,17 @@ class MiniTextData(Settings):
     num_validation_questions: PositiveInt
 
 
+class ReasoningData(Settings):
+    """Tasks that the package reasoning-gym generates, with its own scorers."""
+
+    source: Literal["reasoning_gym"]
+    seed: Seed
+    tasks: Annotated[list[str], Field(min_length=1)]
+    num_examples: PositiveInt  # of each task
+    num_questions: PositiveInt  # of each task, none of which is among its examples
+
+
 DataSettings = Annotated[
-    MiniWorldData | MiniTextData | PublicData | JsonlData, Field(discriminator="source")
+    MiniWorldData | MiniTextData | PublicData | JsonlData | ReasoningData,
+    Field(discriminator="source"),
 ]

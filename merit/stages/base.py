@@ -16,6 +16,7 @@ from merit.config import Encoding, Experiment, Origin, Phase, load_experiment
 from merit.data.examples import Example, read_examples
 from merit.data.hub import fetch
 from merit.errors import MeritError
+from merit.gguf import SUFFIX, checkpoint_place, unpack
 from merit.io.artifacts import Artifacts, atomic_folder, write_json
 from merit.progress import Progress
 from merit.training.encoded import Encoded
@@ -34,7 +35,7 @@ def run(name: str, item: str | None = None) -> None:
     settings = experiment.base
     with atomic_folder(paths.base) as folder:
         if settings.checkpoint is not None:
-            take_checkpoint(Path(settings.checkpoint), folder, name)
+            take_checkpoint(settings.checkpoint, folder, name)
         elif settings.hub is not None:
             missing = f"the base {settings.hub} is not here: set `base.checkpoint` to its folder"
             fetch(folder, FILES, settings.hub, settings.revision, missing, kind="model")
@@ -70,8 +71,15 @@ def place_of(origin: Origin, folder: Path, name: str, key: str) -> Path:
     return found
 
 
-def take_checkpoint(source: Path, folder: Path, name: str) -> None:
-    """Copy a Hugging Face folder's files; weights that are not safetensors stay behind."""
+def take_checkpoint(text: str, folder: Path, name: str) -> None:
+    """Copy a Hugging Face folder's files, or unpack a GGUF file.
+
+    Weights that are not safetensors stay behind.
+    """
+    source = checkpoint_place(text, "base.checkpoint")
+    if source.suffix == SUFFIX:
+        unpack(source, folder, "base.checkpoint")
+        return
     if not (source / "config.json").is_file():
         raise MeritError(f"experiments/{name}.yaml: key `base.checkpoint`: no model in {source}")
     for path in sorted(source.iterdir()):

@@ -18,6 +18,7 @@ SOURCES = {  # `data.source` -> module:function
     "mini_text": "merit.mini.text.write_text:write_mini_text",
     "public": "merit.data.sources.public:write_public",
     "jsonl": "merit.data.sources.public:write_own",
+    "reasoning_gym": "merit.data.sources.reasoning:write_reasoning",
 }
 
 

@@ -1,0 +1,34 @@
+"""reasoning-gym's own scorer, for questions that merit.data.sources.reasoning wrote."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from merit.data.sources.reasoning import open_task, reasoning_gym
+from merit.errors import MeritError
+
+
+@functools.lru_cache(maxsize=256)
+def _task(task: str, seed: int) -> Any:
+    return open_task(reasoning_gym(), task, seed)
+
+
+def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """{"score": what the task's `score_answer` gives the answer, in 0..1}, as lm-eval takes it.
+
+    The instance is generated again from its task, seed and item. A scorer that stumbles over what a
+    model wrote (a number expected) gives 0. Raises MeritError where the package asks another
+    question now than the one that was stored.
+    """
+    dataset = _task(doc["task"], doc["seed"])
+    entry = dataset[doc["item"]]
+    if entry["question"] != doc["question"]:
+        raise MeritError(
+            f"question {doc['index']!r} is not what reasoning-gym generates; run the data stage "
+            "again"
+        )
+    try:
+        return {"score": float(dataset.score_answer(results[0].strip(), entry))}
+    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError):
+        return {"score": 0.0}

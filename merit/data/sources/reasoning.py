@@ -1,0 +1,150 @@
+"""Tasks of the package reasoning-gym (0.1.25, Apache-2.0): generated questions with own scorers.
+
+`<benchmark>.jsonl` holds the questions as lm-eval asks them; `task`, `seed` and `item` say which
+instance of the package each one is, so that its own `score_answer` judges the answer
+(eval.answering.reasoning). No question is among the examples of its task, word for word.
+
+Quirks: some tasks have no stored answer, some draw from Python sets and so differ from process to
+process, and some scorers evaluate what the model wrote as Python: these are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from merit.config.mixtures import ReasoningData
+from merit.data.examples import make_example
+from merit.errors import MeritError
+from merit.io.artifacts import write_json, write_jsonl
+from merit.progress import Progress
+from merit.settings import nearest
+
+VERSION = "0.1.25"
+INSTALL = ".venv/bin/pip install --constraint constraints.txt '.[reasoning]'"
+# the package's categories, in three benchmarks of about as many tasks each
+BENCHMARKS = {
+    **dict.fromkeys(("algebra", "arithmetic", "geometry", "probability"), "reasoning_mathematics"),
+    **dict.fromkeys(("algorithmic", "code"), "reasoning_algorithms"),
+    **dict.fromkeys(("cognition", "games", "graphs", "induction", "logic"), "reasoning_logic"),
+}
+# `score_answer` runs the answer: eval, exec, or sympy.parse_expr, which is eval
+RUNS_ANSWERS = {
+    *("binary_matrix", "codeio", "countdown", "intermediate_integration", "n_queens"),
+    *("polynomial_multiplication", "puzzle24", "simple_integration", "spiral_matrix"),
+    "string_insertion",
+}
+# other questions or answers under another PYTHONHASHSEED
+CHANGES = {
+    *("intermediate_integration", "isomorphic_strings", "knight_swap", "list_functions"),
+    *("polynomial_multiplication", "ransom_note", "word_ladder"),
+}
+MOST = 20  # instances looked at for each one that is wanted: small tasks repeat themselves
+
+
+def write_reasoning(settings: ReasoningData, folder: Path) -> None:
+    """The mixture, a file a task, and the benchmarks' questions. Raises MeritError as `instances`
+    does, and for a package that is missing or of another version.
+    """
+    package = reasoning_gym()
+    entries: list[dict[str, Any]] = []
+    questions: dict[str, list[dict[str, Any]]] = {name: [] for name in BENCHMARKS.values()}
+    with Progress("data", len(settings.tasks)) as progress:
+        for task in sorted(settings.tasks):
+            dataset = open_task(package, task, settings.seed)
+            found = instances(dataset, task, settings.num_examples + settings.num_questions)
+            chosen = list(found)
+            examples = [
+                make_example(f"{task}-{item}", task, [(e["question"], e["answer"])], ())
+                for item, e in chosen[: settings.num_examples]
+            ]
+            rows = [example.to_json() for example in examples]
+            write_jsonl(folder / "mixture" / f"{task}.jsonl", rows)
+            questions[BENCHMARKS[dataset.category]] += [
+                {
+                    "index": f"{task}/{item}",
+                    "question": entry["question"],
+                    "answer": entry["answer"],
+                    "task": task,
+                    "seed": settings.seed,
+                    "item": item,
+                }
+                for item, entry in chosen[settings.num_examples :]
+            ]
+            entries.append(
+                {
+                    "task": task,
+                    "family": dataset.category,
+                    "style": "",
+                    "num_examples": len(examples),
+                }
+            )
+            progress.advance()
+    write_json(folder / "mixture" / "tasks.json", entries)
+    for name, asked in questions.items():
+        if asked:
+            write_jsonl(folder / "benchmarks" / f"{name}.jsonl", asked)
+    (folder / "pretraining").mkdir()
+
+
+def reasoning_gym() -> Any:
+    """The package. Raises MeritError where it is missing, or of a version that asks otherwise."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("reasoning-gym")
+    except PackageNotFoundError:
+        raise MeritError(
+            f"`data.source: reasoning_gym` needs the package reasoning-gym; install it: {INSTALL}"
+        ) from None
+    if found != VERSION:
+        raise MeritError(f"reasoning-gym {found} is installed, {VERSION} is needed: {INSTALL}")
+    import reasoning_gym as package
+
+    return package
+
+
+def open_task(package: Any, task: str, seed: int) -> Any:
+    """The task's instances at its default difficulty, as the package's `ProceduralDataset`.
+
+    Raises MeritError for a task that there is not, or that cannot be used (see above).
+    """
+    from reasoning_gym.factory import DATASETS
+
+    if task not in DATASETS:
+        raise MeritError(f"key `data.tasks`: no task {task!r}.{nearest(task, sorted(DATASETS))}")
+    for tasks, problem in (
+        (RUNS_ANSWERS, "its scorer runs what the model writes"),
+        (CHANGES, "it is generated differently in every process"),
+    ):
+        if task in tasks:
+            raise MeritError(f"key `data.tasks`: {task!r} cannot be used: {problem}; leave it out")
+    dataset = package.create_dataset(task, seed=seed, size=1_000_000)
+    if dataset.category not in BENCHMARKS:
+        raise MeritError(
+            f"key `data.tasks`: {task!r} is of the category {dataset.category!r}, which belongs to "
+            f"no benchmark; known: {', '.join(BENCHMARKS)}"
+        )
+    return dataset
+
+
+def instances(dataset: Any, task: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(item, instance) of the first `count` instances whose questions all differ.
+
+    Raises MeritError where the task repeats itself too soon, or has no stored answer.
+    """
+    seen: set[str] = set()
+    for item in range(MOST * count):
+        entry = dataset[item]
+        if not isinstance(entry["answer"], str) or not entry["answer"].strip():
+            raise MeritError(f"key `data.tasks`: {task!r} has no stored answers; leave it out")
+        if entry["question"] not in seen:
+            seen.add(entry["question"])
+            yield item, entry
+        if len(seen) == count:
+            return
+    raise MeritError(
+        f"key `data.tasks`: {task!r} has {len(seen)} different questions among its first "
+        f"{MOST * count}, not the {count} wanted; lower `num_examples`, or leave it out"
+    )
