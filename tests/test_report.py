@@ -36,9 +36,10 @@ from eval.report.intervals import (
 from eval.report.render import render
 from eval.report.study_sections import StudyResult
 from eval.report.style import method_color
-from eval.report.tables import caption, latex_escape, latex_table, markdown_table
+from eval.report.tables import caption
 from eval.results import load_results
 from eval.stages import index
+from eval.table_files import latex_escape, latex_table, markdown_table
 from merit.config import PARAMETERS, Experiment, Method
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl

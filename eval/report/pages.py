@@ -26,13 +26,13 @@ from eval.report.tables import (
     DASH,
     HEADINGS,
     caption,
-    markdown_table,
     paper_caption,
     published_rows,
     text_table,
 )
 from eval.results import Results
 from eval.statistics import LEVEL, NUM_RESAMPLES
+from eval.table_files import markdown_table
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_write
