@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from merit.cli import main
-from merit.core.diagnostics import displacement
 from merit.core.merge.average import interpolate, weighted_average
 from merit.core.merge.ties import ties
 from merit.errors import MeritError
@@ -25,6 +24,7 @@ from merit.io.checkpoint_writer import header
 from merit.io.checkpoints import INDEX, SINGLE, Checkpoint, TensorInfo, save_tensors
 from merit.merging import pieces, rules
 from merit.merging.write import write_merged
+from merit.training.displacement import displacement
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"e": (7, 5), "m": (6, 8), "t": (3, 2, 4), "v": (9,), "x": ()}

@@ -163,8 +163,8 @@ def write_tensors(
     folder: Path,
 ) -> dict[str, Any]:
     """The branch's checkpoint: the trained tensors, or its adapters; what the summary gains."""
-    from merit.core.diagnostics import displacement
     from merit.io.checkpoints import Checkpoint, save_tensors
+    from merit.training.displacement import displacement
     from merit.training.lora import save_adapters
     from merit.training.models import stored_tensors
 
