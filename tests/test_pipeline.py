@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from merit.config import Base, load_params
 from merit.plan import folder_of, plan_rows, planned_experiments, render
@@ -63,6 +64,12 @@ def kinds(stages: set[str]) -> set[str]:
 def test_the_pipelines_are_short() -> None:
     lines = [(ROOT / name).read_text(encoding="utf-8") for name in ("dvc.yaml", "pipeline.yaml")]
     assert sum(len(text.splitlines()) for text in lines) < 160
+
+
+def test_metrics_are_those_of_all_experiments() -> None:
+    params = load_params(ROOT / "params.yaml")
+    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["metrics"]
+    assert listed == [f"reports/{name}/metrics.json" for name in params.experiments]
 
 
 def test_side_by_side_every_stage_runs_once_and_after_what_it_needs() -> None:
@@ -172,9 +179,9 @@ JUDGE = "  judge: {url: http://here/v1, model: first, replay_only: true}\n"
 
 
 def test_another_judge_scores_the_answers_that_there_are(smoke_folder: Path) -> None:
-    yaml = smoke_folder / f"experiments/{NAME}.yaml"
+    settings_file = smoke_folder / f"experiments/{NAME}.yaml"
     settings = ("dvc", "repro", "-s", f"{PIPELINE}:settings")
-    with edited(yaml, "evaluation:\n", f"evaluation:\n{JUDGE}"):
+    with edited(settings_file, "evaluation:\n", f"evaluation:\n{JUDGE}"):
         assert changed(smoke_folder) == {f"{PIPELINE}:settings"}
         assert run(smoke_folder, *settings).returncode == 0
         # parameters are part of every report, and some studies score models of their own
