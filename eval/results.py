@@ -17,7 +17,9 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.methods import Model, plan
 
-TOLERANCE = 0.05  # points by which a stored score may differ from the mean of its questions
+# points by which a stored score may differ from the mean of its questions: VLMEvalKit rounds
+# LLaVA-Bench's to a tenth
+TOLERANCE = 0.05 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Results:
     """Everything a table needs; methods and benchmarks in the order of the experiment's YAML.
 
     `scores[method]` is float64 (num_seeds, num_benchmarks) in 0..100. `answers[method][b]` is
-    float64 (num_seeds, num_questions of benchmark b) in 0..1, questions in one order for all
-    methods, so that differences are paired. The base has no seed and one row.
+    float64 (num_seeds, num_questions of benchmark b): what every question adds to the score, whose
+    mean over the questions is a hundredth of it (0..1, but for MME and LLaVA-Bench); questions in
+    one order for all methods, so that differences are paired. The base has no seed and one row.
     """
 
     benchmarks: tuple[str, ...]
