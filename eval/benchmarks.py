@@ -87,6 +87,11 @@ class Benchmark(Settings):
         return "lm_eval" if self.kind in ("likelihood", "generation", "lm_eval") else "vlmeval"
 
     @property
+    def open_ended(self) -> bool:
+        """Whether answers are free text, judged or held against a rubric."""
+        return self.metric == "rubric"
+
+    @property
     def file(self) -> str | None:
         """The name of its file of questions; of lm-eval's own tasks, which load theirs, None."""
         if self.kind == "lm_eval":

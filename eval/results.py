@@ -90,7 +90,7 @@ def load_results(experiment: Experiment, artifacts: Artifacts) -> Results:
         ]
     return Results(
         benchmarks=benchmarks,
-        open_ended=tuple(n for n in benchmarks if n in BENCHMARKS and BENCHMARKS[n].kind == "open"),
+        open_ended=tuple(n for n in benchmarks if n in BENCHMARKS and BENCHMARKS[n].open_ended),
         num_questions={name: len(questions[name]) for name in benchmarks},
         seeds={m: tuple(x.seed for x in models[m] if x.seed is not None) for m in scores},
         scores=scores,

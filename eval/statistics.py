@@ -1,9 +1,10 @@
 """Uncertainty of every reported number: intervals, paired tests, where a gain comes from.
 
 A *score* is one question's part of the reported one, in 0..1 but for the benchmarks whose number is
-no plain accuracy (MME, LLaVA-Bench), where it may be more. Score arrays are (num_seeds, num_questions), one row a model
-of the method, or (num_questions,) for one model. An *average* is the plain mean over benchmarks,
-whatever their sizes (docs/method.md 15). All methods answer the same questions in the same order.
+no plain accuracy (MME, LLaVA-Bench), where it may be more. Score arrays are (num_seeds,
+num_questions), one row a model of the method, or (num_questions,) for one model. An *average* is
+the plain mean over benchmarks, whatever their sizes (docs/method.md 15). All methods answer the
+same questions in the same order.
 
 The bootstrap is hierarchical: it resamples seeds and questions together, so that an interval speaks
 of other seeds and of other questions. Both are crossed, since every seed's model answers the same
