@@ -265,9 +265,10 @@ def test_markdown_tables_are_unpadded_and_escape_bars() -> None:
 
 
 def test_a_template_refuses_a_value_that_is_not_given() -> None:
-    assert render("paper_caption.md.j2", scale="7B").startswith("Published numbers, **another")
+    values = {"scale": "7B", "same": False}
+    assert render("paper_caption.md.j2", **values).startswith("Published numbers, **another")
     with pytest.raises(UndefinedError, match="'scale' is undefined"):
-        render("paper_caption.md.j2")
+        render("paper_caption.md.j2", same=True)
 
 
 def test_html_is_escaped_and_markdown_is_not() -> None:
@@ -275,7 +276,8 @@ def test_html_is_escaped_and_markdown_is_not() -> None:
     out = render("explorer.html.j2", name="a & b", content=content)
     assert 'id="a &amp; b-task"' in out
     assert r'{"tasks":["\u003c/script\u003e"]}' in out
-    values = {"caption": "a & b", "ours": "", "paper_caption": "", "published": ""}
+    values = dict.fromkeys(("ours", "beside", "paper_caption", "published"), "")
+    values["caption"] = "a & b"
     assert render("table.md.j2", title="R&D", **values) == "# R&D\n\na & b\n"
 
 
@@ -364,7 +366,7 @@ def test_the_headline_in_full(made: tuple[Experiment, Artifacts]) -> None:
 def test_the_map_takes_the_place_of_the_average() -> None:
     average = FigureFile("average", "The average.")
     values = {"headline": "- one", "claims_line": "Two.", "ours": "| a |", "caption": "Three."}
-    values |= {"scale": "7B", "average": average, "regime": ""}
+    values |= {"scale": "7B", "average": average, "regime": "", "published": "x", "same": False}
     without = render("summary.md.j2", **values)
     assert without == (
         "- one\n\nTwo.\n\n| a |\n\nThree. The last column is the paper's (7B): another scale.\n\n"

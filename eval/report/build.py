@@ -16,6 +16,7 @@ from eval.report.html import write_html
 from eval.report.intervals import table_cells
 from eval.report.pages import score_values, write_pages, write_sections
 from eval.report.provenance import load_provenance
+from eval.report.published import base_part, further_tables, layout, write_layout
 from eval.report.study_sections import draw_studies, load_studies, studies_part
 from eval.report.tables import write_tables
 from eval.results import load_results
@@ -47,7 +48,11 @@ def build_report(
         case = Case(experiment, results, studies, provenance.base_hash)
         records = ledger(case)
         figures = write_figures(experiment, artifacts, results, cells, out)
+        write_layout(layout(results, cells, paper), paper, out)
+        further = further_tables(experiment, artifacts, reports_dir, provenance, out)
         values = score_values(experiment, results, cells, paper) | {
+            "base": base_part(experiment, results, cells, paper),
+            "further": further,
             "headline": headline(case),
             "regime": regime_map(case),
             "claims_line": claims_line(records, case),

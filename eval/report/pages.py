@@ -25,10 +25,12 @@ from eval.report.render import points, render
 from eval.report.tables import (
     DASH,
     HEADINGS,
+    beside_table,
     caption,
     markdown_table,
     paper_caption,
-    published_rows,
+    published_part,
+    same_benchmarks,
     text_table,
 )
 from eval.results import Results
@@ -68,8 +70,10 @@ def score_values(
     return {
         "ours": markdown_table(text_table(results, cells, paper)),
         "caption": caption(results),
-        "published": markdown_table(published_rows(paper)),
-        "paper_caption": paper_caption(paper),
+        "beside": beside_table(results),
+        "published": published_part(paper),
+        "paper_caption": paper_caption(paper, same_benchmarks(results, paper)),
+        "same": same_benchmarks(results, paper),
         "scale": paper.scale,
         "stem": paper.stem,
         "method": method if found else "",
