@@ -547,6 +547,46 @@ def test_the_index_names_an_experiment_without_a_report(
         index.run()
 
 
+def test_the_index_keeps_what_was_run_once(
+    made: tuple[Experiment, Artifacts], reports: Path, tmp_path: Path
+) -> None:
+    """A report of an experiment that params.yaml does not name; README has the default's alone."""
+    copies = tmp_path / "reports"
+    for name in ("synthetic", "other"):
+        shutil.copytree(reports / "synthetic", copies / name)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
+    own = made[0].report
+    other, absent = (
+        made[0].model_copy(
+            update={"name": name, "report": own.model_copy(update={"title": name.title()})}
+        )
+        for name in ("other", "absent")
+    )
+    build_index([made[0]], copies, readme, others=[absent, other])
+    page = (copies / "README.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## Synthetic (`synthetic`)",
+        "## Other (run once, not part of the default) (`other`)",
+    ]
+    html = (copies / "index.html").read_text(encoding="utf-8")
+    assert "Other (run once, not part of the default) <code>other</code>" in html
+    top = readme.read_text(encoding="utf-8")
+    assert "(`synthetic`)" in top
+    assert "`other`" not in top
+
+
+def test_the_index_looks_for_reports_of_other_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("once", "twice-full"):
+        (tmp_path / "reports" / folder).mkdir(parents=True)
+        (tmp_path / "reports" / folder / "section.md").write_text("x", encoding="utf-8")
+    found = [name for name in ("once", "twice", "never") if index.has_report(name)]
+    assert found == ["once", "twice"]
+
+
 def test_an_unknown_paper_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MeritError, match=r"table99\.csv: no such table.*table02_vision_flan_3b"):
         load_paper_table("table99", tmp_path)

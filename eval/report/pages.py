@@ -150,16 +150,23 @@ def interval_rows(cells: Cells) -> Rows:
 
 
 def write_pages(
-    experiments: Sequence[tuple[str, str]], fuller: Sequence[str], reports_dir: Path, readme: Path
+    experiments: Sequence[tuple[str, str]],
+    fuller: Sequence[str],
+    reports_dir: Path,
+    readme: Path,
+    once: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Join the experiments ((name, title), in order) into reports/README.md and the top README.
 
     The top README shows the first one's table and figure and what the others found; `fuller` names
-    those of them that are another one's full study, which it leaves to reports/README.md.
+    those of them that are another one's full study. These it leaves to reports/README.md, and
+    `once`, too, those that are not run by default.
     `readme` is left alone where it does not exist. Raises MeritError where an experiment has no
     report yet, or `readme` does not hold the two markers once each and in order.
     """
-    sections = [(n, title, _part(reports_dir, n, "section.md", "")) for n, title in experiments]
+    sections = [
+        (n, title, _part(reports_dir, n, "section.md", "")) for n, title in (*experiments, *once)
+    ]
     atomic_write(reports_dir / "README.md", render("results.md.j2", experiments=sections))
     if readme.is_file():
         shown = [(name, title) for name, title in experiments if name not in fuller]
