@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from merit.config import load_params
+from merit.dvc_processes import environment
 from merit.plan import folder_of, plan_rows, planned_experiments
-from merit.repro import COSTS, LAST, STUDIES, environment, stages, waves
+from merit.repro import COSTS, LAST, STUDIES, stages, waves
 from merit.smoke import NAME
 
 ROOT = Path(__file__).parent.parent
