@@ -29,10 +29,10 @@ from typing import Any
 import yaml
 
 from merit.config import EXPERIMENTS_DIR, PARAMS_FILE, Experiment, Params, load_experiment
+from merit.dvc_processes import environment, fork_server
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, file_hash, read_json, read_jsonl, write_json
 from merit.methods import plan
-from merit.repro import environment, fork_server
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, NAME = "mini_vision", "smoke"

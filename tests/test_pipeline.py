@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from merit.config import Base, load_params
+from merit.dvc_processes import environment
 from merit.plan import folder_of, plan_rows, planned_experiments, render
-from merit.repro import COSTS, LAST, STUDIES, environment, stages, waves
+from merit.repro import COSTS, LAST, STUDIES, stages, waves
 from merit.smoke import NAME
 from tests.synthetic import experiment
 
