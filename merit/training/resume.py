@@ -56,9 +56,9 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def due(self) -> bool:
-        """Whether to save now: the time has come, or the training is to stop."""
+        """Whether the time to save has come."""
         waited = time.monotonic() - self.saved
-        return self.stop or (self.seconds is not None and waited >= self.seconds)
+        return self.seconds is not None and waited >= self.seconds
 
     def save(
         self,
