@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.testing import assert_close
 
 from merit.config import Lora, Optimizer, Training
@@ -212,6 +212,24 @@ def test_processes_go_on_from_the_last_step_that_all_have(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0.safetensors"]
     with pytest.raises(MeritError, match=r"checkpoint-0\.safetensors: not of step 5, as those of"):
         checkpoints.restore({"w": weight}, [], lambda own: 5)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    checkpoints = Checkpoints(tmp_path, None, [], [])
+    checkpoints.save(Progressed(step=3), {"w": weight}, [])
+    monkeypatch.setattr("merit.training.resume.save_file", full)
+    weight.data.zero_()
+    with pytest.raises(MeritError, match=r"checkpoint-0\.new: cannot be written .* GB are free"):
+        checkpoints.save(Progressed(step=4), {"w": weight}, [])
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0.safetensors"]
+    assert checkpoints.restore({"w": weight}, []).step == 3
+    assert weight.tolist() == [1, 1]
 
 
 def test_a_checkpoint_is_due_when_its_time_has_come(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -29,6 +30,7 @@ from merit.io.artifacts import (
 from merit.io.checkpoints import Checkpoint
 from merit.stages import train as stage
 from merit.stages.merge_folders import stored_names
+from merit.training.encoded import Encoded
 from merit.training.loop import train
 from merit.training.models import set_trainable, stored_tensors
 from merit.training.optimizers import learning_rate_at
@@ -85,10 +87,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_branch_is_the_loop_over_its_own_tasks(tiny: Tiny, paths: Artifacts) -> None:
+def test_a_branch_is_the_loop_over_its_own_tasks(
+    tiny: Tiny, paths: Artifacts, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage.run("x", BRANCH)
     model = copy.deepcopy(tiny.model)
     parameters = set_trainable(model, ["decoder"])
+    assert re.fullmatch(
+        rf"{BRANCH}: 3 steps in \d+\.\d s \({len(parameters)} trainable tensors, "
+        rf"{sum(p.numel() for p in parameters.values()):,} parameters\)",
+        capsys.readouterr().out.splitlines()[-1],
+    )
     before = {name: p.detach().clone() for name, p in parameters.items()}
     order = np.array(MINE)[data_order(4, 2.0, 3)]
     optimizer = Optimizer(learning_rate=3e-3, batch_size=3, warmup_ratio=0.0)
@@ -168,6 +177,20 @@ def test_another_branch_that_diverges_is_refused(paths: Artifacts) -> None:
     with pytest.raises(MeritError, match=f"^{WHY}"):
         stage.run("x", BRANCH)
     assert contents(paths.branch(BRANCH)) == before
+
+
+def test_an_image_that_is_gone_is_no_divergence(
+    paths: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(paths, may_diverge=True)
+
+    def gone(data: Encoded, indices: Any) -> Any:
+        raise MeritError("x.png: image not found")
+
+    monkeypatch.setattr(Encoded, "batch", gone)
+    with pytest.raises(MeritError, match=r"^x\.png: image not found$"):
+        stage.run("x", BRANCH)
+    assert not paths.branch(BRANCH).exists()
 
 
 def test_a_branch_that_may_diverge_and_does_not_is_as_any_other(paths: Artifacts) -> None:

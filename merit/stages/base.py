@@ -17,6 +17,7 @@ from merit.data.examples import Example, read_examples
 from merit.data.hub import fetch
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, write_json
+from merit.io.disk import writing
 from merit.progress import Progress
 from merit.training.encoded import Encoded
 from merit.training.encoding import encode_examples
@@ -130,8 +131,9 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
                 encoded = encoded or _encode(model, processor, data, examples, experiment.encoding)
                 run_phase(model, encoded[phase.data], phase, seed, log)
             before += phase.num_steps
-    model.to(stored).save_pretrained(folder)  # what learnt is float32
-    processor.save_pretrained(folder)
+    with writing(folder):
+        model.to(stored).save_pretrained(folder)  # what learnt is float32
+        processor.save_pretrained(folder)
     return records
 
 

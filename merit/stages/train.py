@@ -62,6 +62,8 @@ def run(name: str, item: str | None = None) -> None:
         summary = train_branch(paths, manifest, settings, members)
     if members.rank == 0:
         steps = f"{summary['num_steps']} steps in {time.monotonic() - began:.1f} s"
+        tensors, entries = summary["num_trained_tensors"], summary["num_trained_parameters"]
+        steps += f" ({tensors} trainable tensors, {entries:,} parameters)"
         print(f"{item}: {summary['failure'] or steps}")
 
 
@@ -72,7 +74,7 @@ def train_branch(
     import torch
 
     from merit.training.images import open_mixture
-    from merit.training.loop import Record, Stopped, train
+    from merit.training.loop import Diverged, Record, Stopped, train
     from merit.training.lora import add_adapters
     from merit.training.models import decoder, load_model, set_trainable
     from merit.training.resume import Checkpoints
@@ -126,7 +128,7 @@ def train_branch(
         except Stopped as stopped:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr)
             sys.exit(GO_ON)
-        except MeritError as error:  # the loop's own: its loss or its parameters are not finite
+        except Diverged as error:
             if not manifest["may_diverge"]:
                 raise
             failure = str(error)

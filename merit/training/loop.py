@@ -23,6 +23,10 @@ from merit.training.sharding import Crew
 Record = dict[str, float]
 
 
+class Diverged(MeritError):
+    """A loss, a gradient or a parameter that is not finite."""
+
+
 class Stopped(Exception):
     """Training was asked to stop; its checkpoint is written, and it goes on from there."""
 
@@ -119,8 +123,9 @@ def train(
     an example is called in messages; checkpoints: where the training goes on after it was stopped;
     crew: the processes that share the branch.
 
-    Raises MeritError, naming `what`, the step and its examples, where the loss, its gradient, or at
-    the end a parameter, is not finite; Stopped where `checkpoints` was told to stop.
+    Raises Diverged, naming `what`, the step and its examples, where the loss, its gradient, or at
+    the end a parameter, is not finite; another MeritError where an image cannot be read or a
+    checkpoint cannot be written; Stopped where `checkpoints` was told to stop.
     """
     settings = settings or Training(trainable=["decoder"], optimizer=optimizer)
     crew = crew or Crew.alone(settings.precision)
@@ -141,7 +146,7 @@ def train(
 
     def check_finite(found: str, value: float, step: int, indices: np.ndarray) -> None:
         if not math.isfinite(value):
-            raise MeritError(
+            raise Diverged(
                 f"{what}: the {found} {value} at step {step + 1} of {num_steps}; lower "
                 f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data: "
                 f"{_names(indices, name_of)}"
@@ -209,7 +214,7 @@ def train(
                 raise Stopped(f"{what}: stopped after step {now.step} of {num_steps}")
     # the last step has no loss after it that would show what it did
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise MeritError(
+        raise Diverged(
             f"{what}: the parameters are not finite after step {num_steps} of {num_steps}; lower "
             f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
         )

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from merit.errors import MeritError
+from merit.io.disk import writing
 
 
 @dataclass
@@ -68,12 +69,13 @@ class Checkpoints:
     ) -> None:
         """Write the whole state; the last one is kept until all processes have done so.
 
-        Raises OSError where the disk is full; then the last one is left.
+        Raises MeritError where the disk is full; then the last one is left.
         """
         state = {"progressed": asdict(progressed), **self.logs}
         temporary = self.path.with_suffix(".new")
         tensors = {k: t.contiguous() for k, t in _tensors(parameters, optimizers).items()}
-        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        with writing(temporary):
+            save_file(tensors, temporary, metadata={"state": json.dumps(state)})
         if self.path.is_file():
             os.replace(self.path, self.previous)
         os.replace(temporary, self.path)
