@@ -27,7 +27,7 @@ from merit.training.loop import Record, Stopped, train
 from merit.training.lora import add_adapters
 from merit.training.models import set_trainable
 from merit.training.order import data_order
-from merit.training.resume import Checkpoints, Progressed
+from merit.training.resume import Checkpoints, Progressed, stopping
 from merit.training.sharding import Crew
 from tests.conftest import Tiny
 
@@ -397,8 +397,6 @@ def test_a_pattern_that_matches_nothing_is_refused(tiny: Tiny) -> None:
 
 
 def test_signals_end_a_training_after_its_step(tmp_path: Path) -> None:
-    from merit.stages.train import stopping
-
     checkpoints = Checkpoints(tmp_path, None, [], [])
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
     try:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +23,8 @@ from safetensors.torch import save_file
 
 from merit.errors import MeritError
 from merit.io.disk import writing
+
+GO_ON = 75  # exit status of a training that was asked to stop and can go on (EX_TEMPFAIL)
 
 
 @dataclass
@@ -120,6 +125,19 @@ class Checkpoints:
         for name, rows in self.logs.items():
             rows[:] = state[name]
         return Progressed(**state["progressed"])
+
+
+def stopping(checkpoints: Checkpoints) -> None:
+    """Let SIGTERM and SIGUSR2 (Slurm, before the time is up) end the training after its step."""
+
+    def stop(number: int, frame: Any) -> None:
+        checkpoints.stop = True
+        for again in (signal.SIGTERM, signal.SIGUSR2):  # Slurm and the job may say it twice, and
+            signal.signal(again, signal.SIG_IGN)  # the second would end a process that is leaving
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, stop)
 
 
 def _step(path: Path) -> int:
