@@ -120,7 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     add("track", "carry the records into MLflow, as the last stage does").add_argument(
         "action", nargs="?", choices=["sync"], help="sync: fail where MLflow cannot be reached"
     )
-    add("repro", "bring every result up to date, stages side by side")
+    command = add("repro", "bring every result up to date, stages side by side")
+    command.add_argument(
+        "experiments",
+        nargs="*",
+        metavar="experiment",
+        help="these alone, which params.yaml names from then on; default: all that it names",
+    )
+    command.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="the same cut down to minutes: 3 tasks, 50 examples, two branches, 20 questions",
+    )
     add("smoke", "the whole pipeline at a tiny size in a temporary folder")
     add("ui", "MLflow's UI on 127.0.0.1").add_argument("--port", type=int, default=5000)
     return parser
@@ -166,6 +177,10 @@ def _dispatch(options: argparse.Namespace) -> None:
             options.experiment, options.branches
         )
     elif name == "preflight":
+        from merit.access import set_access, uses_hub
+        from merit.config import load_experiment
+
+        set_access(uses_hub(load_experiment(options.experiment)))
         run = importlib.import_module("merit.preflight.account")
         run.preflight(options.experiment, options.gpu, options.after, options.judge_price)
     elif name == "index":
@@ -174,37 +189,67 @@ def _dispatch(options: argparse.Namespace) -> None:
         check_plans()
         importlib.import_module("eval.stages.index").run()
     elif name == "repro":
-        importlib.import_module("merit.repro").repro()
+        importlib.import_module("merit.repro").repro(options.experiments, options.rehearse)
     elif name == "smoke":
         importlib.import_module("merit.smoke").smoke()
     else:
-        from merit import track
+        from merit import track, ui
         from merit.config import load_params
         from merit.plan import planned_experiments
 
         params = load_params()
         if name == "ui":
-            track.serve(params, options.port)
+            ui.serve(params, options.port)
         else:
             track.sync(params, planned_experiments(params), strict=options.action == "sync")
 
 
 def run_stage(stage: str, experiment: str, item: str | None) -> None:
     """Run one stage in this process, unless the plan is stale; write its time and memory."""
+    from merit.access import needs_hub, set_access
+    from merit.config import load_experiment
     from merit.io.artifacts import Artifacts
     from merit.plan import check_planned
     from merit.progress import write_timing
 
     began = time.monotonic()
     check_planned(stage, experiment, item)
+    set_access(needs_hub(load_experiment(experiment), stage))
+    if stage == "train" and item is not None:
+        become_ranks(experiment, item)
     importlib.import_module(STAGES[stage][0]).run(experiment, item)
     write_timing(Artifacts(experiment).folder, stage, item and item.replace("/", "-of-"), began)
 
 
+def become_ranks(experiment: str, branch: str) -> None:
+    """Where a branch is to have several GPUs of this host, start it anew as so many processes.
+
+    One of these processes, which torchrun starts, goes on; so does a training on the CPU. Raises
+    MeritError where fewer GPUs are visible than a branch is to have.
+    """
+    from merit.config import load_experiment, load_params
+
+    wanted = load_params().launch.gpus_per_branch
+    if wanted < 2 or "RANK" in os.environ or load_experiment(experiment).model.device == "cpu":
+        return
+    from merit.launch.jobs import train_command
+    from merit.launch.local import visible_gpus
+
+    visible = visible_gpus()
+    if not visible:
+        return
+    if len(visible) < wanted:
+        raise MeritError(
+            f"params.yaml: key `launch.gpus_per_branch`: {wanted} GPUs are asked for, "
+            f"{len(visible)} are visible here; lower it"
+        )
+    command = train_command(experiment, branch, wanted)
+    os.execv(command[0], command)
+
+
 def quiet() -> None:
-    """No telemetry, no hub, no progress bars of libraries, one thread; what is set stays."""
+    """No telemetry, no progress bars of libraries, one thread; what is set stays."""
     for name, value in {
-        "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -23,6 +23,8 @@ PRELOADED = (
     "transformers.models.qwen2.modeling_qwen2",
 )
 
+GPUS = "CUDA_VISIBLE_DEVICES"  # the child's own, since it has the server's environment
+
 
 def client(path: str, arguments: list[str]) -> int:
     """Run `merit <arguments>` in a child of the server; its exit status."""
@@ -31,7 +33,9 @@ def client(path: str, arguments: list[str]) -> int:
             connection.connect(path)
         except OSError:
             os.execv(sys.executable, [sys.executable, "-m", "merit", *arguments])
-        request = json.dumps({"arguments": arguments, "folder": os.getcwd()}).encode()
+        gpus = os.environ.get(GPUS)
+        asked = {"arguments": arguments, "folder": os.getcwd(), "gpus": gpus}
+        request = json.dumps(asked).encode()
         streams = array.array("i", [0, 1, 2])
         connection.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
         reply = connection.recv(64)
@@ -48,9 +52,11 @@ def serve(path: str) -> None:
     """Answer until the parent process ends. One thread: a forked child must not miss any."""
     import importlib
 
+    from merit.access import set_access
     from merit.cli import quiet
 
     quiet()
+    set_access(False)  # stages that may ask the hub are not forked
     for name in PRELOADED:
         importlib.import_module(name)
     parent = os.getppid()
@@ -84,6 +90,8 @@ def _start(connection: socket.socket, listener: socket.socket) -> dict[int, sock
         os.dup2(stream, number)
         os.close(stream)
     os.chdir(request["folder"])
+    if request["gpus"] is not None:
+        os.environ[GPUS] = request["gpus"]
     status = 1
     try:
         from merit.cli import main

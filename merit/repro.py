@@ -4,32 +4,30 @@ DVC runs one stage at a time; but it holds its lock only while it looks and reco
 `dvc repro --single-item` may run at once. Every experiment goes its own way, in waves: all up to
 the partition, its runs (a run is its branches, the models averaged from them and their answers),
 models made of models, scores, studies, report. A chunk is what one process of DVC runs in order;
-`workers` of them run side by side. One progress line a chunk: its last stage, done/all, time left.
+`workers` of them run side by side, with GPUs of their own where there are any. One progress line a
+chunk: its last stage, done/all, time left.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
 
-from merit.config import Experiment, load_params
+from merit.access import uses_hub
+from merit.choice import chosen, put_in, take_out
+from merit.config import PARAMS_FILE, REHEARSAL, Experiment, Params, load_params
+from merit.dvc_processes import Chunk, Places, dvc_repro, experiment_of, fork_server, stale
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_json
-from merit.plan import PIPELINE, folder_of, plan_rows, planned_experiments, write_plan
+from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json, report_name
+from merit.launch.local import make_slots, visible_gpus
+from merit.plan import PIPELINE, folder_of, plan_rows, with_parts, write_plan
 
 # Every kind of stage and about how long one takes at mini scale, in seconds: what the estimate of
 # the time left goes by.
@@ -41,48 +39,82 @@ COSTS = {
 FIRST = ["settings", "data", "base", "encode", "gradients", "partition", "prompts"]
 LAST = ["index", "track"]  # over all experiments
 STUDIES = 4  # their wave
-RAN = re.compile(r"^Running stage '(.+)':")
-# what DVC says at length when it has nothing to say
-NOISE = (
-    *("didn't change, skipping", "To track the changes", "git add", "To enable auto staging"),
-    *("core.autostage", "Use `dvc push`", "Updating lock file", "Generating lock file"),
-    "Data and pipelines are up to date",
-)
-Chunk = list[str]  # stages of one process of DVC, in their order
 
 
-def repro() -> None:
-    """Bring every result up to date. Raises MeritError where a stage fails; the rest is kept."""
+def repro(names: Sequence[str] = (), rehearse: bool = False) -> None:
+    """Bring every result up to date, or those of some experiments, which params.yaml then names.
+
+    A rehearsal is named there while it runs, and no longer when it has ended well. Raises
+    MeritError where a stage fails; the rest is kept.
+    """
     began = time.monotonic()
+    if rehearse and not names:
+        raise MeritError("repro: name what is to be rehearsed, as in `merit repro NAME --rehearse`")
+    wanted = chosen(names, rehearse)
+    for name in put_in(wanted):
+        print(f"{PARAMS_FILE}: {name} is among its `experiments` from now on", flush=True)
     for path in write_plan():
         print(f"{path} was renewed", flush=True)
     params = load_params()
-    changed = stale([])
+    run_all(params, wanted or params.experiments, not names)
+    if done := [name for name in wanted if is_rehearsal(name)]:
+        take_out(done)
+        write_plan()
+        print(f"Rehearsed: {', '.join(done)}; {PARAMS_FILE} names it no longer.")
+    print(f"Everything is up to date ({clock(time.monotonic() - began)}).")
+
+
+def run_all(params: Params, names: Sequence[str], everything: bool) -> None:
+    """The stages of these experiments that DVC finds changed, then what is over all of them."""
+    parts = {name: with_parts(name) for name in names}
+    planned = [part for those in parts.values() for part in those]
+    pipelines = [str(folder_of(part.name) / PIPELINE) for part in planned]
+    changed = stale([] if everything else pipelines)
     if not changed:
-        print(f"Everything is up to date ({time.monotonic() - began:.1f} s).")
         return
-    planned = planned_experiments(params)
     flows = {part.name: waves(plan_rows(part, params.level)) for part in planned}
     progress = _Progress([*(stage for flow in flows.values() for stage in stages(flow)), *LAST])
+    alone = {part.name for part in planned if uses_hub(part)}
+    slots = make_slots(params.launch, visible_gpus(), params.workers)[: params.workers]
+    on_gpu = {part.name for part in planned if slots[0] and part.model.device != "cpu"}
+    server = fork_server() if alone != flows.keys() else nullcontext()
     with (
-        fork_server(),
-        ThreadPoolExecutor(params.workers) as slots,
+        server,
+        ThreadPoolExecutor(params.workers) as pool,
         ThreadPoolExecutor(len(flows)) as threads,
     ):
-        run, ends = _Runner(slots, progress, changed), []
-        for name in params.experiments:
-            own, *parts = (flow for x, flow in flows.items() if x.partition("-")[0] == name)
-            names = [stage for flow in (own, *parts) for stage in stages(flow)]
-            if changed.isdisjoint(names):  # no experiment changes another
-                progress.skip(names)
+        run, ends = _Runner(pool, progress, changed, Places(slots, on_gpu, alone)), []
+        for own, *others in parts.values():
+            names_of = [stage for part in (own, *others) for stage in stages(flows[part.name])]
+            if changed.isdisjoint(names_of):  # no experiment changes another
+                progress.skip(names_of)
                 continue
-            before = [threads.submit(run.flow, part) for part in parts]
-            ends.append(threads.submit(run.flow, own, before))
+            before = [threads.submit(run.flow, flows[part.name]) for part in others]
+            ends.append(threads.submit(run.flow, flows[own.name], before))
         for end in ends:
             end.result()
-        run.wave([LAST])
+        run.wave([LAST if everything else last_of(params, names)])
     print(summary(planned))
-    print(f"Everything is up to date ({clock(time.monotonic() - began)}).")
+
+
+def last_of(params: Params, names: Sequence[str]) -> Chunk:
+    """What is over all experiments, after some of them: the pages need every report there is to be,
+    and say nothing of a rehearsal.
+    """
+    if any(map(is_rehearsal, names)):
+        return []
+    reports = {
+        name: Artifacts(name).root / f"{REPORTS_DIR / report_name(name, params.level)}.json"
+        for name in params.experiments
+    }
+    absent = [name for name, path in reports.items() if not path.is_file()]
+    if absent:
+        print(f"The pages over all experiments wait for {', '.join(absent)} (`make repro`).")
+    return [stage for stage in LAST if stage != "index" or not absent]
+
+
+def is_rehearsal(name: str) -> bool:
+    return name.endswith(f"-{REHEARSAL}")
 
 
 def waves(rows: Mapping[str, Any]) -> list[list[Chunk]]:
@@ -128,25 +160,13 @@ def summary(experiments: Sequence[Experiment]) -> str:
     return table.loc[kinds].to_markdown(floatfmt=".0f")
 
 
-def stale(targets: Sequence[str]) -> set[str]:
-    """The stages that DVC finds changed, of these targets (all by default)."""
-    result = subprocess.run(
-        [*dvc(), "--wait-for-lock", "status", "--json", *targets],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
-    if result.returncode:
-        raise MeritError(f"`dvc status` failed:\n{result.stderr.strip()}")
-    return set(json.loads(result.stdout))
-
-
 class _Runner:
     """Chunks in processes of DVC, as many side by side as there are `slots`."""
 
-    def __init__(self, slots: ThreadPoolExecutor, progress: _Progress, changed: set[str]) -> None:
-        self.slots, self.progress = slots, progress
+    def __init__(
+        self, slots: ThreadPoolExecutor, progress: _Progress, changed: set[str], places: Places
+    ) -> None:
+        self.slots, self.progress, self.places = slots, progress, places
         self.changed = changed  # what DVC found at the start
         self.failed = threading.Event()
 
@@ -172,52 +192,12 @@ class _Runner:
             raise MeritError("a stage failed; the lines above say which and why")
 
     def _chunk(self, chunk: Chunk) -> None:
-        if not self.failed.is_set() and not _dvc_repro(chunk):
-            self.failed.set()
+        if not chunk:
+            return
+        with self.places.place(chunk) as variables:
+            if not self.failed.is_set() and not dvc_repro(chunk, variables):
+                self.failed.set()
         self.progress.show(chunk)
-
-
-def _dvc_repro(chunk: Chunk) -> bool:
-    """Whether it succeeded. The stages' own lines are passed on, DVC's chatter is not."""
-    command = [*dvc(), "--wait-for-lock", "repro", "--single-item", *chunk]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            chatter = line.startswith("> ") or any(words in line for words in NOISE)
-            if line.strip() and not chatter and not RAN.match(line):
-                print(line, end="", flush=True)
-    return process.returncode == 0
-
-
-def dvc() -> list[str]:
-    return [sys.executable, "-m", "dvc"]
-
-
-def environment() -> dict[str, str]:
-    """This process's, with its own Python first on the path and no telemetry."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-
-
-@contextmanager
-def fork_server(code: Path = Path()) -> Iterator[None]:
-    """A process with torch loaded, which the stages are forked from while the block runs.
-
-    Args: code: the repository whose code it loads.
-    """
-    with tempfile.TemporaryDirectory(prefix="merit-") as folder:
-        path = str(Path(folder) / "socket")
-        command = "import sys; from merit.forkserver import serve; serve(sys.argv[1])"
-        process = subprocess.Popen([sys.executable, "-c", command, path], cwd=code)
-        os.environ["MERIT_FORK"] = path
-        try:
-            yield
-        finally:
-            del os.environ["MERIT_FORK"]
-            process.terminate()
-            process.wait()
 
 
 class _Progress:
@@ -250,8 +230,8 @@ class _Progress:
 
 def _label(stage: str) -> str:
     """experiments/mini_vision/dvc.yaml:score -> "mini_vision: score"."""
-    pipeline, _, name = stage.rpartition(":")
-    return f"{Path(pipeline).parent.name}: {name}" if pipeline else name
+    x, name = experiment_of(stage), stage.rpartition(":")[2]
+    return f"{x}: {name}" if x else name
 
 
 def _cost(stage: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants, errors
 from public_fixtures import pack, save
 
-from merit.data.hub import NOTES, describe, files, noted_revision, provide
+from merit.data.hub import NOTES, describe, fetch, files, noted_revision, provide
 from merit.errors import MeritError
 
 REVISION = "a" * 40
@@ -127,6 +127,14 @@ def test_an_abbreviated_revision_is_looked_up(tmp_path: Path, hub: None) -> None
     assert noted_revision(tmp_path, tmp_path / "x.json") == REVISION
     with pytest.raises(MeritError, match="owner/name: 0 commits begin with bbbbbbb"):
         call(tmp_path / "b", revision="bbbbbbb")
+
+
+def test_a_models_address_is_no_data_sets(
+    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_commits", lambda *_, **__: [])
+    with pytest.raises(MeritError, match=r"https://huggingface\.co/owner/name: 0 commits begin"):
+        fetch(tmp_path, ["x"], "owner/name", "bbbbbbb", "missing", kind="model")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import yaml
 
 from eval.answering import lm_public
 from eval.answering.answers import Respondent
-from eval.answering.lm_public import answer_public, run_tests
+from eval.answering.lm_public import answer_public, limit_of_each, run_tests
 from eval.benchmarks import BENCHMARKS
 from merit.config import Architecture, Evaluation
 from merit.errors import MeritError
@@ -149,6 +149,16 @@ def test_xnli_is_the_mean_over_fifteen_languages(model: Any, tokenizer: Any, hub
     assert found.score == pytest.approx(100 * sum(found.questions.values()) / 19)
 
 
+def test_a_rehearsals_questions_are_divided_over_the_subtasks(
+    model: Any, tokenizer: Any, hub: Path
+) -> None:
+    few = settings(hub, "xnli").model_copy(update={"max_questions": 20})
+    found = answer_public(model, tokenizer, ["xnli"], few)["xnli"]
+    assert sorted(found.questions) == sorted(f"xnli_{k}/0" for k in LANGUAGES)  # 15, and not 300
+    assert [limit_of_each(n, 57) for n in (None, 20, 114)] == [None, 1, 2]
+    assert limit_of_each(20, 1) == 20
+
+
 def test_shots_and_metric_are_the_records(
     model: Any, tokenizer: Any, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +209,7 @@ def test_humaneval_runs_in_the_sandbox(
 
 
 def test_a_completion_is_judged_by_its_tests(tmp_path: Path) -> None:
-    from eval.sandbox import check_isolation
+    from eval.answering.sandbox import check_isolation
 
     try:
         check_isolation(tmp_path)

@@ -474,6 +474,18 @@ def test_a_rehearsal_is_the_same_sources_cut_down() -> None:
     assert [entry.tasks for entry in small.sources] == [TaskRule(minimum=50, draw=1), ["ai2d"]]
     assert [entry.max_examples for entry in small.sources] == [50, 50]
     assert small.pretraining["captions"][0].max_examples == 50
+    assert small.pretraining["captions"][0].max_records == 1000
+    assert [entry.max_records for entry in small.sources] == [None, None]
+    listed = public(VISION, pretraining={"captions": [{"name": "the_cauldron", "tasks": ["ai2d"]}]})
+    assert listed.cut_down(2, 50).pretraining["captions"][0].max_records is None
+
+
+def test_reading_ends_early_where_it_is_told_to() -> None:
+    lay(records("a", 40))
+    manifest = write(public({**VISION, "max_examples": 5, "max_records": 8}))["mixture"][0]
+    assert (manifest["num_records"], manifest["tasks"][0]["num_available"]) == (8, 8)
+    assert len(ids("a")) == 5
+    assert {int(name.split("@")[0].split("-")[1]) for name in ids("a")} <= set(range(8))
 
 
 def test_what_a_mixture_needs_is_told_before_anything_is_fetched() -> None:

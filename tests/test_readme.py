@@ -16,8 +16,8 @@ import pytest
 from eval.report.pages import BEGIN, END
 from merit.cli import STAGES, _parser, main
 from merit.config import load_experiment
+from merit.dvc_processes import environment
 from merit.methods import plan
-from merit.repro import environment
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from eval.answering.lm_engine import Answers, quiet
+from eval.answering.sandbox import check_isolation, passes
 from eval.benchmarks import Benchmark, benchmark
-from eval.sandbox import check_isolation, passes
 from merit.config import Evaluation
 from merit.errors import MeritError
 
@@ -44,11 +44,12 @@ def answer_public(
     for record in records:
         place = settings.text_data
         with quiet(), _folder_of_data(place), _named(record, place), _without_cache():
+            asked, num_subtasks = load_task(manager, record, settings)
             results = simple_evaluate(
                 model=language_model,
-                tasks=[load_task(manager, record, settings)],
+                tasks=[asked],
                 num_fewshot=record.shots,
-                limit=settings.max_questions,
+                limit=limit_of_each(settings.max_questions, num_subtasks),
                 task_manager=manager,
                 apply_chat_template=settings.chat_template,
                 random_seed=SEED,
@@ -83,8 +84,17 @@ def check_code(records: list[Benchmark], settings: Evaluation) -> None:
             check_isolation(Path())
 
 
-def load_task(manager: Any, record: Benchmark, settings: Evaluation) -> Any:
-    """lm-eval's task or group, with what it makes of its data the same every time.
+def limit_of_each(max_questions: int | None, num_subtasks: int) -> int | None:
+    """What lm-eval, which limits every subtask by itself, is told: 20 of XNLI are one a language.
+
+    At least one: MMLU's 57 subjects are 57 questions, whatever the limit.
+    """
+    return None if max_questions is None else max(1, max_questions // num_subtasks)
+
+
+def load_task(manager: Any, record: Benchmark, settings: Evaluation) -> tuple[Any, int]:
+    """lm-eval's task or group, with what it makes of its data the same every time; and of how many
+    tasks it is.
 
     GPQA shuffles its options anew whenever its questions are looked at, by Python's generator or
     (with examples) one of its own, and `datasets` keeps the first outcome on disk, whatever the
@@ -95,7 +105,8 @@ def load_task(manager: Any, record: Benchmark, settings: Evaluation) -> Any:
         process = each.config.process_docs
         if process is not None:
             each.config.process_docs = functools.partial(_seeded, process)
-    return found["groups"].get(record.dataset) or found["tasks"][record.dataset]
+    tasks = found["tasks"]
+    return found["groups"].get(record.dataset) or tasks[record.dataset], len(tasks)
 
 
 def _seeded(process: Callable[[Any], Any], dataset: Any) -> Any:

@@ -125,9 +125,9 @@ def fetch(
 
     if is_offline_mode():
         raise MeritError(
-            f"{missing}, or allow the hub for this run: HF_HUB_OFFLINE=0 (access is off by default)"
+            f"{missing}, or let the hub be asked: it is switched off (HF_HUB_OFFLINE=0 turns it on)"
         )
-    place = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    place = _place(repository, kind)
     try:
         snapshot_download(
             repository,
@@ -161,10 +161,14 @@ def _in_full(repository: str, revision: str | None, kind: str) -> str | None:
     found = [c.commit_id for c in commits if c.commit_id.startswith(revision)]
     if len(found) != 1:
         raise MeritError(
-            f"https://huggingface.co/datasets/{repository}: {len(found)} commits begin with "
-            f"{revision}; check `revision`"
+            f"{_place(repository, kind)}: {len(found)} commits begin with {revision}; check "
+            "`revision`"
         )
     return found[0]
+
+
+def _place(repository: str, kind: str) -> str:
+    return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,6 +73,7 @@ class Part:
     prefix: str = ""
     max_examples: int | None = None
     max_turns: int | None = None
+    max_records: int | None = None  # the first so many are read, whatever their tasks
     download: bool = False
 
 
@@ -97,8 +99,10 @@ def wanted_before_reading(part: Part, seed: int) -> list[str] | None:
 
 
 def convert_all(part: Part, spool: Spool, wanted: Collection[str] | None) -> None:
-    """Every record of the wanted tasks into the spool, or among its bad records."""
-    for record in part.source.records(part.folder, wanted):
+    """Every record of the wanted tasks into the spool, or among its bad records; of the first
+    `max_records` alone where that is set.
+    """
+    for record in islice(part.source.records(part.folder, wanted), part.max_records):
         spool.num_records += 1
         if record.task and wanted is not None and record.task not in wanted:
             spool.left_out.add(record.task)

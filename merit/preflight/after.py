@@ -25,7 +25,7 @@ STAGES = {
 
 def comparison(work: Work, paths: Artifacts) -> str:
     """A line a step: hours predicted, hours taken, tokens a second of both, the paper's words."""
-    column = COLUMNS.get(work.experiment.report.paper_table[:7])
+    column = COLUMNS.get(work.experiment.report.stem)
     paper = paper_times(PAPER, column) if column else {}
     predicted = {row.stage: row.hours for row in rows(work)}
     lines = [

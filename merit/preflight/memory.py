@@ -99,7 +99,7 @@ def generation_memory(
 def merging_memory(num_branches: int) -> Parts:
     """Host memory of a weighted average: pieces of 2^18 entries in float64, whatever the model.
 
-    Checkpoints are memory-mapped: their pages are the system's to drop.
+    Checkpoints are read a piece at a time (merit.io.checkpoints): no file is held.
     """
     return {"pieces": 8 * 2.0**18 * (num_branches + 4), "overhead": 1e9}
 

@@ -42,6 +42,22 @@ def decoder(model: Any) -> Any:
     return model.model.language_model if has_vision(model) else model.model
 
 
+def check_architecture(folder: Path) -> str:
+    """The class of a Hugging Face folder's model, as its config.json says; no weights are needed.
+
+    Raises MeritError without a config.json, and for an architecture that this project cannot train.
+    """
+    if not (folder / "config.json").is_file():
+        raise MeritError(f"{folder}: no model here (config.json is missing); `dvc repro` writes it")
+    found = read_json(folder / "config.json").get("architectures") or [""]
+    if found[0] not in ARCHITECTURES:
+        raise MeritError(
+            f"{folder}/config.json: key `architectures`: found {found}, expected "
+            f"{' or '.join(ARCHITECTURES)}"
+        )
+    return str(found[0])
+
+
 def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
     """A model from a Hugging Face folder, sharded or not, in evaluation mode.
 
@@ -53,22 +69,15 @@ def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
     from safetensors import SafetensorError
 
     runtime = runtime or Runtime()
-    if not (folder / "config.json").is_file():
-        raise MeritError(f"{folder}: no model here (config.json is missing); `dvc repro` writes it")
-    architectures = read_json(folder / "config.json").get("architectures") or [""]
-    if architectures[0] not in ARCHITECTURES:
-        raise MeritError(
-            f"{folder}/config.json: key `architectures`: found {architectures}, expected "
-            f"{' or '.join(ARCHITECTURES)}"
-        )
+    architecture = check_architecture(folder)
     if runtime.attention == "varlen":
         import merit.training.attention  # noqa: F401 - registers it with transformers
     try:
-        loaded: Any = getattr(transformers, architectures[0]).from_pretrained(
+        loaded: Any = getattr(transformers, architecture).from_pretrained(
             folder,
             dtype="auto" if runtime.dtype == "stored" else getattr(torch, runtime.dtype),
             device_map=placement(runtime),
-            attn_implementation=_attention(runtime, architectures[0]),
+            attn_implementation=_attention(runtime, architecture),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -83,6 +92,13 @@ def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
             f"{missing[:3]}, unexpected {sorted(report['unexpected_keys'])[:3]}"
         )
     return model.eval()
+
+
+def for_generation(runtime: Runtime) -> Runtime:
+    """The same but for `varlen`, which is for packed rows: padded ones with a cache need a mask."""
+    if runtime.attention != "varlen":
+        return runtime
+    return runtime.model_copy(update={"attention": "sdpa"})
 
 
 def _attention(runtime: Runtime, architecture: str) -> Any:

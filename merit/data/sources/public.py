@@ -138,6 +138,7 @@ def _part(entry: PublicSource, settings: PublicData, folder: Path, key: str) -> 
         prefix=entry.prefix,
         max_examples=entry.max_examples,
         max_turns=entry.max_turns,
+        max_records=entry.max_records,
         download=settings.download,
     )
 
