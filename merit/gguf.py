@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from merit.errors import MeritError
 
@@ -50,10 +51,12 @@ def unpack(file: Path, folder: Path, key: str) -> None:
             "`.venv/bin/pip install --constraint constraints.txt '.[gguf]'`"
         )
     disable_progress_bar()
-    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    model: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise MeritError(
             f"key `{key}`: {file} cannot be read as a GGUF file of a model that transformers "

@@ -34,7 +34,7 @@ SHARED_PIPELINE = Path("pipeline.yaml")
 # what a stage that is run for one item loops over
 LOOPED = {"train": "branches", "merge": "models", "evaluate": "models", "study": "studies"}
 # the studies that are a package; the others are a file
-STUDY_CODE = {name: f"eval/studies/{name}" for name in ("weights", "control")}
+STUDY_CODE = {name: f"eval/studies/{name}" for name in ("weights", "control", "retention")}
 # what writes an experiment's own questions, beside its mixture
 GENERATED = {
     "mini_world": "merit/mini/world",

@@ -21,7 +21,7 @@ from merit.config import Experiment
 from merit.core.curvature import hvp_exact
 from merit.errors import MeritError
 from merit.io.adapters import CONFIG
-from merit.io.artifacts import Artifacts
+from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.io.rows import scratch_rows
 from merit.methods import Model, plan
@@ -224,3 +224,20 @@ def planned_model(
             "needed; name a method that merges more"
         )
     return model
+
+
+def failed(paths: Artifacts, model: Model) -> bool:
+    """Whether a branch of the model diverged, so that there is none."""
+    return read_json(paths.model(model.id) / "merge.json")["failure"] is not None
+
+
+def mean_loss(model: Any, data: Encoded, batch_size: int) -> float:
+    """Mean loss per loss-bearing token, in nats: sum_b m_b L_b / sum_b m_b over batches b."""
+    total, count = 0.0, 0
+    for start in range(0, len(data), batch_size):
+        indices = np.arange(start, min(start + batch_size, len(data)))
+        targets = int(data.num_targets(indices).sum())
+        with torch.inference_mode():
+            total += targets * forward_loss(model, data.batch(indices), None).item()
+        count += targets
+    return total / count

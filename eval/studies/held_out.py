@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
+from eval.measuring.loss_meter import failed, mean_loss
 from merit.config import Encoding, Experiment
 from merit.config.measurements import HeldOut
 from merit.data.examples import read_examples
@@ -22,7 +22,6 @@ from merit.progress import Progress
 from merit.training.encoded import Encoded
 from merit.training.encoding import encode_examples
 from merit.training.images import ImageReader
-from merit.training.loss import forward_loss
 from merit.training.models import load_model, load_processor, use_one_thread
 
 Row = dict[str, Any]
@@ -67,11 +66,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
     }
 
 
-def failed(paths: Artifacts, model: Model) -> bool:
-    """Whether a branch of the model diverged, so that there is none."""
-    return read_json(paths.model(model.id) / "merge.json")["failure"] is not None
-
-
 def held_out(paths: Artifacts, task: str, encoding: Encoding, settings: HeldOut) -> Encoded:
     """At most `num_examples` of the task's held-out examples, the first ones, encoded."""
     path = task_file(paths.data / "held_out", task)
@@ -86,18 +80,6 @@ def held_out(paths: Artifacts, task: str, encoding: Encoding, settings: HeldOut)
         grids = np.array([read.grid(image) for image in images], dtype=np.int32)
     found = encode_examples(examples, processor, ids, grids, encoding)
     return replace(found, read_images=read)
-
-
-def mean_loss(model: Any, data: Encoded, batch_size: int) -> float:
-    """Mean loss per loss-bearing token, in nats: sum_b m_b L_b / sum_b m_b over batches b."""
-    total, count = 0.0, 0
-    for start in range(0, len(data), batch_size):
-        indices = np.arange(start, min(start + batch_size, len(data)))
-        targets = int(data.num_targets(indices).sum())
-        with torch.inference_mode():
-            total += targets * forward_loss(model, data.batch(indices), None).item()
-        count += targets
-    return total / count
 
 
 def row_of(model: Model, losses: dict[str, list[float]]) -> Row:

@@ -284,6 +284,19 @@ class HeldOut(Study):
     batch_size: PositiveInt = 8
 
 
+class Retention(Study):
+    """Every model's loss on the base's own answers to everyday prompts, and the length of its own.
+
+    For bases that chat: what fine-tuning on other things takes from them.
+    """
+
+    title = "What is kept of the base"
+    reads = ("models", "base")
+
+    max_new_tokens: PositiveInt = 96
+    batch_size: PositiveInt = 24
+
+
 class Studies(Settings):
     """The studies of one experiment, by name, in the order of the pages."""
 
@@ -304,6 +317,7 @@ class Studies(Settings):
     tune: Tune | None = None
     overlap: Overlap | None = None
     held_out: HeldOut | None = None
+    retention: Retention | None = None
 
     @property
     def named(self) -> dict[str, Study]:

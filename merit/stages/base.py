@@ -33,7 +33,7 @@ from merit.progress import Progress
 from merit.training.encoded import Encoded
 from merit.training.encoding import encode_examples
 from merit.training.loop import Record
-from merit.training.models import vision_hidden_states
+from merit.training.models import check_architecture, vision_hidden_states
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # of a model's folder
 
@@ -49,6 +49,9 @@ def run(name: str, item: str | None = None) -> None:
             take_checkpoint(settings.checkpoint, folder, name)
         elif settings.hub is not None:
             missing = f"the base {settings.hub} is not here: set `base.checkpoint` to its folder"
+            # a model that cannot be trained is told before its weights are fetched
+            fetch(folder, ("config.json",), settings.hub, settings.revision, missing, kind="model")
+            check_architecture(folder)
             fetch(folder, FILES, settings.hub, settings.revision, missing, kind="model")
         elif settings.assemble is not None:
             from merit.assembly import assemble
@@ -59,6 +62,8 @@ def run(name: str, item: str | None = None) -> None:
                     for key in ("vision", "decoder")
                 )
                 assemble(vision, decoder, folder, settings.seed)
+        if settings.architecture is None:
+            check_architecture(folder)
         if settings.phases:
             records = build(experiment, paths.data / "pretraining", folder)
             lines = "".join(json.dumps(record) + "\n" for record in records)
