@@ -24,6 +24,7 @@ from tests.test_fence import ROOT, imported
 EVERYWHERE = (
     *("merit/config", "merit/settings.py", "merit/rehearsal.py", "merit/plan.py"),
     *("merit/errors.py", "merit/progress.py", "merit/io/artifacts.py", "merit/io/locks.py"),
+    "merit/io/disk.py",
 )
 MODULES = {stage: module for stage, (module, *_) in STAGES.items()} | {
     **{"index": "eval.stages.index", "track": "merit.track"},

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from merit.config import Optimizer
-from merit.core.diagnostics import displacement
 from merit.core.gradients import Sketch, Stride, mean_gradients
 from merit.core.merge.average import interpolate, weighted_average
 from merit.core.merge.ties import ties
 from merit.core.partition import conflict_groups, kmeans_groups, merit_groups, random_groups
 from merit.core.similarity import cosine_matrix, gradient_coordinates, pca
+from merit.training.displacement import displacement
 from merit.training.encoded import IGNORED
 from merit.training.loop import Record, train
 from merit.training.loss import forward_loss

@@ -592,7 +592,7 @@ def test_a_folder_that_is_not_there_or_empty_is_named() -> None:
     ("data", "source"),
     [
         ({"source": "jsonl", "folder": "mine"}, "mine"),
-        ({"source": "public", "sources": [{"name": "flan"}]}, "merit/data"),
+        ({"source": "public", "sources": [{"name": "flan"}]}, "merit/data/sources"),
     ],
 )
 def test_the_data_stage_depends_on_ones_own_files_or_on_what_reads_public_ones(
@@ -602,5 +602,5 @@ def test_the_data_stage_depends_on_ones_own_files_or_on_what_reads_public_ones(
     values |= {"name": "x", "data": data, "base": {"checkpoint": "theta0"}}
     save(Path("experiments/x.yaml"), yaml.safe_dump(values))
     rows = plan_rows(load_experiment("x"), "default")
-    assert rows["source"] == source
-    assert rows["questions"] == "eval/engine.py"
+    assert (rows["source"], rows["reader"]) == (source, "merit/data")
+    assert rows["questions"] == "merit/errors.py"  # none are written
