@@ -40,7 +40,7 @@ CHANGES = {
     *("intermediate_integration", "isomorphic_strings", "knight_swap", "list_functions"),
     *("polynomial_multiplication", "ransom_note", "word_ladder"),
 }
-MOST = 20  # instances looked at for each one that is wanted: small tasks repeat themselves
+SIZE = 10_000  # instances of a task: some make all of them at once, and a few make others then
 
 
 def write_reasoning(settings: ReasoningData, folder: Path) -> None:
@@ -120,7 +120,7 @@ def open_task(package: Any, task: str, seed: int) -> Any:
     ):
         if task in tasks:
             raise MeritError(f"key `data.tasks`: {task!r} cannot be used: {problem}; leave it out")
-    dataset = package.create_dataset(task, seed=seed, size=1_000_000)
+    dataset = package.create_dataset(task, seed=seed, size=SIZE)
     if dataset.category not in BENCHMARKS:
         raise MeritError(
             f"key `data.tasks`: {task!r} is of the category {dataset.category!r}, which belongs to "
@@ -135,7 +135,7 @@ def instances(dataset: Any, task: str, count: int) -> Iterator[tuple[int, dict[s
     Raises MeritError where the task repeats itself too soon, or has no stored answer.
     """
     seen: set[str] = set()
-    for item in range(MOST * count):
+    for item in range(SIZE):
         entry = dataset[item]
         if not isinstance(entry["answer"], str) or not entry["answer"].strip():
             raise MeritError(f"key `data.tasks`: {task!r} has no stored answers; leave it out")
@@ -146,5 +146,5 @@ def instances(dataset: Any, task: str, count: int) -> Iterator[tuple[int, dict[s
             return
     raise MeritError(
         f"key `data.tasks`: {task!r} has {len(seen)} different questions among its first "
-        f"{MOST * count}, not the {count} wanted; lower `num_examples`, or leave it out"
+        f"{SIZE}, not the {count} wanted; lower `num_examples`, or leave it out"
     )
