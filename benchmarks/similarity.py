@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.tables import markdown_table
+from eval.table_files import markdown_table
 from merit.cli import quiet
 from merit.core.gradients import Sketch, Stride
 from merit.core.similarity import cosine_matrix, pca

@@ -59,13 +59,13 @@ class Benchmark(Settings):
     with several splits only the questions of `split` count. `judge`: whether a judge is asked where
     matching finds no answer ("optional") or scores everything ("required"). `shots`, `min_pixels`,
     `max_pixels` and `max_new_tokens` go before the experiment's `evaluation`. `paper_column` is the
-    column of the paper's table that it is or stands for.
+    column of the paper's table that it is or stands for, "" where there is none.
     """
 
     name: str
     kind: Kind
     category: Category
-    paper_column: str
+    paper_column: str = ""
     metric: Literal["accuracy", "rubric"] = "accuracy"
     direction: Literal["higher", "lower"] = "higher"
     version: int = 1
@@ -85,6 +85,11 @@ class Benchmark(Settings):
     def engine(self) -> Engine:
         """What puts the questions to a model and scores the answers."""
         return "lm_eval" if self.kind in ("likelihood", "generation", "lm_eval") else "vlmeval"
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether answers are free text, judged or held against a rubric."""
+        return self.metric == "rubric"
 
     @property
     def file(self) -> str | None:

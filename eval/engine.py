@@ -44,7 +44,8 @@ _NUM_ERROR_LINES = 8
 
 @dataclass(frozen=True)
 class BenchmarkScore:
-    """One model on one benchmark: `score` in 0..100, `questions` {index: 0..1}."""
+    """One model on one benchmark: `score` in percent, `questions` {index: part of it}, whose mean
+    times 100 is the score: eval.public_datasets.score_public."""
 
     score: float
     questions: dict[str, float]

@@ -131,9 +131,7 @@ class Judge:
                 f"{self.record}: no recorded answer to a request, and `judge.replay_only` is set; "
                 "score once with the judge"
             )
-        key = os.environ.get(s.key_variable, "") if s.key_variable else ""
-        if s.key_variable and not key:
-            raise MeritError(f"{where}: its key is missing: set the variable {s.key_variable}")
+        key = check_key(s)
         headers = {"Content-Type": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -161,6 +159,18 @@ class Judge:
             if wait is not None:
                 time.sleep(wait)
         raise MeritError(f"{where}: {found}; nothing was scored, and answers so far are kept")
+
+
+def check_key(settings: JudgeSettings) -> str:
+    """The endpoint's key, "" where none is needed. Raises MeritError where it is not set."""
+    name = settings.key_variable
+    key = os.environ.get(name, "") if name else ""
+    if name and not key and not settings.replay_only:
+        raise MeritError(
+            f"the judge {settings.model} at {settings.url}: its key is missing: set the variable "
+            f"{name}"
+        )
+    return key
 
 
 def _without_images(value: Any) -> Any:

@@ -17,12 +17,16 @@ SCALES = {
     "table02": "Qwen2.5-VL-3B-Instruct, 136 Vision-FLAN tasks, the public benchmarks",
     "table03": "7B vision-language models, 176 sources, the public benchmarks",
     "table04": "Qwen2.5-3B, 66 FLAN tasks, the public benchmarks",
+    "table10": "Qwen2.5-VL-3B-Instruct, 136 Vision-FLAN tasks, eleven public benchmarks",
 }
+
+
+LABELS = ("build", "method", "train_examples", "run")  # columns that are no scores
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One published table: `header`, and `rows` of as many strings each.
+    """One published table: `header`, and `rows` of as many strings each; UNPUBLISHED has neither.
 
     `build` is the model in the column `build` that the experiment stands for, where there is one.
     """
@@ -38,29 +42,46 @@ class PaperTable:
         return self.name.split("_")[0]
 
     @property
+    def published(self) -> bool:
+        return bool(self.header)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of benchmarks, without their average."""
+        return [head for head in self.header if head not in (*LABELS, "avg")]
+
+    @property
     def scale(self) -> str:
         """Models, data and benchmarks behind the numbers, in words."""
         return SCALES.get(self.stem, "the paper's models, data and public benchmarks")
 
     def averages(self) -> dict[str, str]:
         """Published average by method; methods that stand in several rows are left out."""
-        if "method" not in self.header or "avg" not in self.header:
+        if "avg" not in self.header:
             return {}
-        method, average = self.header.index("method"), self.header.index("avg")
-        rows = self.rows
-        if self.build is not None:
-            build = self.header.index("build")
-            rows = tuple(row for row in rows if row[build] == self.build)
-        names = [row[method] for row in rows]
-        return {row[method]: row[average] for row in rows if names.count(row[method]) == 1}
+        return {method: cells["avg"] for method, cells in self.by_method().items()}
+
+    def by_method(self) -> dict[str, dict[str, str]]:
+        """{method: {column: cell}} of `build`; methods that stand in several rows are left out."""
+        if "method" not in self.header:
+            return {}
+        rows = [dict(zip(self.header, row, strict=True)) for row in self.rows]
+        own = [row for row in rows if self.build is None or row["build"] == self.build]
+        names = [row["method"] for row in own]
+        return {row["method"]: row for row in own if names.count(row["method"]) == 1}
 
 
-def load_paper_table(name: str, reports_dir: Path, build: str | None = None) -> PaperTable:
+UNPUBLISHED = PaperTable("results", (), ())  # of an experiment that stands for none of the paper's
+
+
+def load_paper_table(name: str | None, reports_dir: Path, build: str | None = None) -> PaperTable:
     """`reports_dir`/paper/<name>.csv, or the repository's copy where that folder is missing.
 
-    Raises MeritError where there is no such table, a row has another number of cells, or no row is
-    about `build`.
+    Without a name UNPUBLISHED. Raises MeritError where there is no such table, a row has another
+    number of cells, or no row is about `build`.
     """
+    if name is None:
+        return UNPUBLISHED
     folder = reports_dir / "paper"
     folder = folder if folder.is_dir() else PAPER_DIR
     path = folder / f"{name}.csv"

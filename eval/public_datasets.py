@@ -149,7 +149,14 @@ def first_questions(data: pd.DataFrame, record: Benchmark, limit: int) -> pd.Dat
 def score_public(
     record: Benchmark, dataset: ImageBaseDataset, file: Path, judge: Mapping[str, Any] | None
 ) -> tuple[float, dict[str, float], dict[str, float]]:
-    """(score in 0..100, {index: 0..1}, what is reported beside it) of the predictions in `file`.
+    """(score, {index: part of it}, what is reported beside it) of the predictions in `file`.
+
+    100 times the mean of the parts is the score: a part is the question's own score in 0..1 where
+    the score is their plain mean. LLaVA-Bench's is relative, 100 mean(score) / mean(score of
+    GPT-4's answer), a part score_i / mean(GPT-4's). MME's is a sum over categories c of accuracy
+    and accuracy of pairs (images right throughout), times 1/23; a part of N questions is
+
+        N / 23 (hit_i / n_c + pair_i / (m_c k_i)),  n_c questions, m_c images, k_i of i's image.
 
     Args: file: the kit's table of predictions, a pickle; its own tables are left beside it. judge:
     what the kit's client is called with; None for exact matching.
@@ -160,7 +167,7 @@ def score_public(
     table = dataset.evaluate(str(file), **options)
     if isinstance(table, dict):  # MIA-Bench
         table = pd.DataFrame(list(table.items())).rename(columns=str)
-    questions, bad = _questions(dataset, file)
+    questions, bad = _questions(record, dataset, file)
     if bad:
         raise MeritError(
             f"the judge's answer about index {bad[0]!r} says nothing that VLMEvalKit understands "
@@ -189,14 +196,19 @@ def read_cell(table: pd.DataFrame, cell: Cell) -> float:
     return cell.times * float(sum(rows[column].iloc[0] for column in cell.columns))
 
 
-def _questions(dataset: ImageBaseDataset, file: Path) -> tuple[dict[str, float], list[str]]:
-    """({index: score in 0..1}, indices of judgements that the kit did not understand)."""
+def _questions(
+    record: Benchmark, dataset: ImageBaseDataset, file: Path
+) -> tuple[dict[str, float], list[str]]:
+    """({index: part of the score}, indices of judgements that the kit did not understand)."""
     judged = _Tables(file)
     if isinstance(dataset, ImageMCQDataset):
         records = judged.records()
         hits = {str(index): float(r["hit"]) for index, r in records.items()}
         return hits, [str(i) for i, r in records.items() if _unusable(r["log"])]
     if isinstance(dataset, ImageYORNDataset):
+        if dataset.dataset_name == "MME":
+            assert record.score is not None
+            return mme_parts(judged.table("_auxmatch"), record.score.times), []
         return judged.column("_auxmatch", lambda row: float(row["score"])), []
     if isinstance(dataset, ImageVQADataset):
         name = dataset.dataset_name
@@ -207,10 +219,13 @@ def _questions(dataset: ImageBaseDataset, file: Path) -> tuple[dict[str, float],
             ),
         ), []
     if isinstance(dataset, LLaVABench):
-        rows = judged.column("_openai_result", lambda row: float(row["score"]))
-        return {i: max(value, 0) / 10 for i, value in rows.items()}, [
-            i for i, value in rows.items() if value < 0
-        ]
+        ours, gpt4 = (
+            judged.column("_openai_result", lambda row, key=key: float(row[key]))
+            for key in ("score", "gpt4_score")
+        )
+        bad = [i for i, value in ours.items() if value < 0]
+        scale = float(np.mean(list(gpt4.values())))
+        return ({} if bad else {i: value / scale for i, value in ours.items()}), bad
     if isinstance(dataset, MIABench):
         rows = judged.column(f"_{JUDGE}", _mia_score)
         bad = [i for i, value in rows.items() if np.isnan(value)]
@@ -221,6 +236,21 @@ def _questions(dataset: ImageBaseDataset, file: Path) -> tuple[dict[str, float],
     if isinstance(dataset, MMVet):
         return judged.column(f"_{JUDGE}", lambda row: float(row["score"])), bad
     return judged.column(f"_{JUDGE}", lambda row: float(post_check(row, prefetch=False))), bad
+
+
+def mme_parts(table: pd.DataFrame, times: float) -> dict[str, float]:
+    """{index: its part of MME's score}; see `score_public`. Args: times: of the kit's raw sum.
+
+    Of an image the kit multiplies the first two scores: a pair is right where both are.
+    """
+    hit = table["score"].astype(float)
+    image = [table["category"], table["image_path"]]
+    pair = hit.groupby(image, sort=False).transform(lambda scores: float(np.prod(scores[:2])))
+    num_of_image = hit.groupby(image).transform("size")
+    num_questions = hit.groupby(table["category"]).transform("size")
+    num_images = (1 / num_of_image).groupby(table["category"]).transform("sum")
+    parts = len(table) * times * (hit / num_questions + pair / (num_images * num_of_image))
+    return dict(zip(table["index"].astype(str), parts.tolist(), strict=True))
 
 
 def _unusable(log: Any) -> bool:
@@ -241,9 +271,12 @@ class _Tables:
     def __init__(self, file: Path) -> None:
         self.stem = str(file.with_suffix(""))
 
+    def table(self, suffix: str) -> pd.DataFrame:
+        found: pd.DataFrame = load(f"{self.stem}{suffix}.tsv")
+        return found
+
     def column(self, suffix: str, value: Any) -> dict[str, float]:
-        table = load(f"{self.stem}{suffix}.tsv")
-        return {str(row["index"]): value(row) for row in table.to_dict("records")}
+        return {str(row["index"]): value(row) for row in self.table(suffix).to_dict("records")}
 
     def records(self) -> dict[Any, Any]:
         for name in ("exact_matching", JUDGE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.methods import Model, plan
 
-TOLERANCE = 0.05  # points by which a stored score may differ from the mean of its questions
+# points by which a stored score may differ from the mean of its questions: VLMEvalKit rounds
+# LLaVA-Bench's to a tenth
+TOLERANCE = 0.05 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,11 @@ class Results:
     """Everything a table needs; methods and benchmarks in the order of the experiment's YAML.
 
     `scores[method]` is float64 (num_seeds, num_benchmarks) in 0..100. `answers[method][b]` is
-    float64 (num_seeds, num_questions of benchmark b) in 0..1, questions in one order for all
-    methods, so that differences are paired. The base has no seed and one row.
+    float64 (num_seeds, num_questions of benchmark b): what every question adds to the score, whose
+    mean over the questions is a hundredth of it (0..1, but for MME and LLaVA-Bench); questions in
+    one order for all methods, so that differences are paired. The base has no seed and one row.
+    `also[method]` has what the engine reports beside its scores, {name: (num_seeds,)}: "mme_raw"
+    is MME's raw sum.
     """
 
     benchmarks: tuple[str, ...]
@@ -35,6 +40,7 @@ class Results:
     seeds: dict[str, tuple[int, ...]]
     scores: dict[str, NDArray[np.float64]]
     answers: dict[str, list[NDArray[np.float64]]]
+    also: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
 
     def answers_by_name(
         self, method: str, benchmarks: Sequence[int]
@@ -57,8 +63,12 @@ class Results:
         return (scores if benchmarks is None else scores[:, list(benchmarks)]).mean(axis=1)
 
 
-def load_results(experiment: Experiment, artifacts: Artifacts) -> Results:
+def load_results(
+    experiment: Experiment, artifacts: Artifacts, benchmarks: Sequence[str] | None = None
+) -> Results:
     """Read evaluation/scores.json and the predictions of every model of the plan.
+
+    Args: benchmarks: which ones; by default those of the report's own table.
 
     Models of sweeps are scored, but are no rows of tables. Raises MeritError where a model or
     benchmark has no score (or the model diverged), where a model answered other questions than the
@@ -66,7 +76,7 @@ def load_results(experiment: Experiment, artifacts: Artifacts) -> Results:
     """
     path = artifacts.evaluation / "scores.json"
     stored = read_json(path)
-    benchmarks = tuple(experiment.evaluation.benchmarks)
+    benchmarks = tuple(experiment.table_benchmarks if benchmarks is None else benchmarks)
     models: dict[str, list[Model]] = defaultdict(list)
     for model in plan(experiment).models.values():
         models[model.method].append(model)
@@ -87,12 +97,25 @@ def load_results(experiment: Experiment, artifacts: Artifacts) -> Results:
         ]
     return Results(
         benchmarks=benchmarks,
-        open_ended=tuple(n for n in benchmarks if n in BENCHMARKS and BENCHMARKS[n].kind == "open"),
+        open_ended=tuple(n for n in benchmarks if n in BENCHMARKS and BENCHMARKS[n].open_ended),
         num_questions={name: len(questions[name]) for name in benchmarks},
         seeds={m: tuple(x.seed for x in models[m] if x.seed is not None) for m in scores},
         scores=scores,
         answers=answers,
+        also={m: _beside(stored.get("also", {}), models[m], benchmarks) for m in scores},
     )
+
+
+def _beside(
+    stored: Any, models: Sequence[Model], benchmarks: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """{"<benchmark>_<what>": (num_seeds,)}: what every model of a method has."""
+    found = [
+        {f"{b}_{key}": x for b in benchmarks for key, x in stored.get(m.id, {}).get(b, {}).items()}
+        for m in models
+    ]
+    names = [name for name in found[0] if all(name in values for values in found)]
+    return {name: np.array([values[name] for values in found]) for name in names}
 
 
 def _stored_scores(path: Path, stored: Any, model: str, benchmarks: Sequence[str]) -> list[float]:

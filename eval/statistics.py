@@ -1,8 +1,10 @@
 """Uncertainty of every reported number: intervals, paired tests, where a gain comes from.
 
-A *score* is one question's, in 0..1. Score arrays are (num_seeds, num_questions), one row a model
-of the method, or (num_questions,) for one model. An *average* is the plain mean over benchmarks,
-whatever their sizes (docs/method.md 15). All methods answer the same questions in the same order.
+A *score* is one question's part of the reported one, in 0..1 but for the benchmarks whose number is
+no plain accuracy (MME, LLaVA-Bench), where it may be more. Score arrays are (num_seeds,
+num_questions), one row a model of the method, or (num_questions,) for one model. An *average* is
+the plain mean over benchmarks, whatever their sizes (docs/method.md 15). All methods answer the
+same questions in the same order.
 
 The bootstrap is hierarchical: it resamples seeds and questions together, so that an interval speaks
 of other seeds and of other questions. Both are crossed, since every seed's model answers the same
@@ -34,6 +36,9 @@ LEVEL = 0.95  # of every interval that is reported
 Scores = Mapping[str, ArrayLike]  # benchmark -> (num_seeds, num_questions) or (num_questions,)
 RESAMPLE_BLOCK = 2**22  # counts that are held in memory at once
 SEED_STREAM = 0x5EED  # of the seeds' draws: three numbers, so that no benchmark has the same key
+MARGIN = 1e-9  # by which rounding may put a score outside its limits
+# no question's score is more (of MME's some 5), and a percentage would be
+LARGEST = 20.0
 TIE = 1e-12  # below it a resampled value is 0: rounding must not break a tie
 
 
@@ -180,12 +185,14 @@ def bootstrap_interval(
 ) -> Interval:
     """Interval of one method's average over benchmarks (of one benchmark: give that one alone).
 
-    Cut to 0..1: the weights of `contrast_bootstrap` may reach beyond.
+    Cut to 0..1, the weights of `contrast_bootstrap` may reach beyond; without an upper limit where
+    a question's score does.
     """
     _, found = contrast_bootstrap(
         [(1.0, scores)], num_resamples=num_resamples, seed=seed, confidence=confidence
     )
-    return Interval(max(0.0, found.low), min(1.0, found.high))
+    most = 1.0 if all(np.max(values) <= 1 + MARGIN for values in scores.values()) else math.inf
+    return Interval(max(0.0, found.low), min(most, found.high))
 
 
 def _checked(terms: Sequence[Scores]) -> list[dict[str, Array]]:
@@ -212,8 +219,11 @@ def _checked(terms: Sequence[Scores]) -> list[dict[str, Array]]:
 def _matrix(values: ArrayLike, name: str) -> Array:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or not array.size:
-        return _vector(array, name, low=0, high=1)[None]
-    return _vector(array.ravel(), name, low=0, high=1).reshape(array.shape)
+        array = _vector(array, name, low=0, high=LARGEST)[None]
+    else:
+        array = _vector(array.ravel(), name, low=0, high=LARGEST).reshape(array.shape)
+    # an average of ones may have come out as 1 + 1e-16
+    return np.where((array > 1) & (array <= 1 + MARGIN), 1.0, array)
 
 
 def _seed_groups(num_seeds: Sequence[int], paired: bool) -> list[list[int]]:
@@ -299,9 +309,9 @@ def _vector(values: ArrayLike, name: str, low: float = -math.inf, high: float = 
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
         raise MeritError(f"{name}: expected a list of numbers, found shape {array.shape}")
-    # the margin lets an average of ones come out as 1 + 1e-16
-    if not np.isfinite(array).all() or array.min() < low - 1e-9 or array.max() > high + 1e-9:
-        bad = array[~(np.isfinite(array) & (array >= low - 1e-9) & (array <= high + 1e-9))][0]
+    fits = np.isfinite(array) & (array >= low - MARGIN) & (array <= high + MARGIN)
+    if not fits.all():
+        bad = array[~fits][0]
         raise MeritError(f"{name}: found {bad}, expected finite numbers in {low:g}..{high:g}")
     return np.clip(array, low, high)
 

@@ -23,7 +23,7 @@ def needs_hub(experiment: Experiment, stage: str) -> bool:
         return isinstance(data, PublicData) and data.download
     if stage == "base":
         parts = [base.assemble.vision, base.assemble.decoder] if base.assemble else []
-        return any(origin.hub is not None for origin in (base, *parts))
+        return base.hub is not None or any(origin.hub is not None for origin in parts)
     if stage in ANSWERING and evaluation.text_data is None:
         find = pkgutil.resolve_name("eval.benchmarks:benchmark")
         return any(find(name).kind == "lm_eval" for name in evaluation.benchmarks)

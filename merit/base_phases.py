@@ -10,17 +10,27 @@ from a public checkpoint and needs neither.
 
 from __future__ import annotations
 
+import json
+import os
 import pkgutil
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
 from merit.config import Architecture, Phase, Training
+from merit.errors import MeritError
+from merit.io.disk import writing
 from merit.training.encoded import Encoded
 from merit.training.loop import Record, train
 from merit.training.models import decoder, project, set_trainable
 from merit.training.order import data_order, grouped_by_length
+from merit.training.resume import Checkpoints
 
+KEPT = "phases.safetensors"  # the parameters after the phases that are finished
 Log = Callable[[Record, Record], None]
 
 # module:function of (architecture, seed) -> (model, processor), weights random
@@ -44,8 +54,47 @@ def pretrain(model: Any, processor: Any, phase: Phase, seed: int, log: Log) -> N
     pkgutil.resolve_name(PRETRAINING[phase.data])(model, processor, phase, seed, log)
 
 
-def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> None:
-    """One language phase on `data`: pixels, or features, the vision encoder's hidden states."""
+def save_phases(model: Any, finished: int, records: list[Record], folder: Path) -> None:
+    """The model after `finished` phases, and their records, in place of what was kept before."""
+    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    path = folder / KEPT
+    temporary = path.with_suffix(".new")
+    state = {"finished": finished, "records": records}
+    with writing(temporary):
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+    os.replace(temporary, path)
+
+
+def restore_phases(model: Any, folder: Path) -> tuple[int, list[Record]]:
+    """How many phases `save_phases` kept, in the model from now on, and their records.
+
+    Raises MeritError where the file cannot be read.
+    """
+    path = folder / KEPT
+    if not path.is_file():
+        return 0, []
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            for name, parameter in model.named_parameters():
+                parameter.data = file.get_tensor(name).to(parameter.device)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MeritError(f"{path}: no phases to go on from ({error}); delete it") from None
+    return state["finished"], state["records"]
+
+
+def run_phase(
+    model: Any,
+    data: Encoded,
+    phase: Phase,
+    seed: int,
+    log: Log,
+    checkpoints: Checkpoints | None = None,
+) -> None:
+    """One language phase on `data`: pixels, or features, the vision encoder's hidden states.
+
+    Raises as `merit.training.loop.train`.
+    """
     parameters = set_trainable(model, phase.trainable)
     if phase.gradient_checkpointing:
         decoder(model).activation_checkpointing_enable()
@@ -69,4 +118,5 @@ def run_phase(model: Any, data: Encoded, phase: Phase, seed: int, log: Log) -> N
         project=partial(project, model) if len(data.features) else None,
         log=log,
         num_records=50,
+        checkpoints=checkpoints,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -101,7 +102,7 @@ def _names(text: str) -> list[str]:
 
 def _sequence(text: str) -> yaml.SequenceNode:
     """The value of `experiments`, with its place in the text. It has been checked before."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     return next(value for key, value in root.value if key.value == "experiments")
 
 

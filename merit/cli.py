@@ -193,13 +193,13 @@ def _dispatch(options: argparse.Namespace) -> None:
     elif name == "smoke":
         importlib.import_module("merit.smoke").smoke()
     else:
-        from merit import track
+        from merit import track, ui
         from merit.config import load_params
         from merit.plan import planned_experiments
 
         params = load_params()
         if name == "ui":
-            track.serve(params, options.port)
+            ui.serve(params, options.port)
         else:
             track.sync(params, planned_experiments(params), strict=options.action == "sync")
 

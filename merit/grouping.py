@@ -36,12 +36,12 @@ class Rows:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What of the gradients was kept, where the gradients stage has written it beside them."""
+        """What of which model's gradients was kept, where the gradients stage has written it."""
         beside = self.path.parent / "tasks.json"
         stored = read_json(beside) if beside.is_file() else {}
         if not isinstance(stored, dict):
             return {}
-        keys = ("stride", "sketch_size", "sketch_seed", "num_parameters")
+        keys = ("stride", "sketch_size", "sketch_seed", "num_parameters", "base_hash")
         return {key: stored[key] for key in keys if key in stored}
 
 

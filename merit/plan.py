@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from merit.config import EXPERIMENTS_DIR, Experiment, Params, load_experiment, load_params
+from merit.config import EXPERIMENTS_DIR, Base, Experiment, Params, load_experiment, load_params
 from merit.errors import MeritError
 from merit.io.artifacts import (
     REPORTS_DIR,
@@ -35,6 +35,14 @@ SHARED_PIPELINE = Path("pipeline.yaml")
 LOOPED = {"train": "branches", "merge": "models", "evaluate": "models", "study": "studies"}
 # the studies that are a package; the others are a file
 STUDY_CODE = {name: f"eval/studies/{name}" for name in ("weights", "control")}
+# what writes an experiment's own questions, beside its mixture
+GENERATED = {
+    "mini_world": "merit/mini/world",
+    "mini_text": "merit/mini/text",
+    "reasoning_gym": "merit/data/sources/reasoning.py",
+}
+SELF_TAUGHT = "labels"  # the base phase that makes its examples itself (merit.base_phases)
+SCORING = ("judge", "check_files")  # of `evaluation`: what decides neither questions nor answers
 Row = dict[str, str]
 HEADER = """\
 # Written by `merit plan` from params.yaml and {yaml}; not to be edited. What
@@ -64,11 +72,7 @@ def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
     """What pipeline.yaml reads of an experiment: four names, and a row a stage that is looped."""
     x, todo = experiment.name, plan(experiment)
     stem, _, part = x.partition("-")
-    generated = {"mini_world": "merit/mini/world", "mini_text": "merit/mini/text"}
-    source = generated.get(experiment.data.source, "merit/data")
-    if experiment.data.source == "jsonl":
-        source = experiment.data.folder  # one's own files change more often than what reads them
-    built = experiment.base.architecture is not None
+    source, reader = data_code(experiment)
     studies = {}
     for name, study in experiment.studies.named.items():
         reads, also = study_inputs(experiment, name, study.reads)
@@ -80,19 +84,50 @@ def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
         "x": x,
         "yaml": f"{EXPERIMENTS_DIR}/{stem}.yaml",
         "source": source,
-        "builder": "merit/mini/nets.py" if built else "merit/data/hub.py",
+        "reader": reader,
+        "builder": builder(experiment.base),
+        "world": world(experiment.base),
         # what a base learns from and what models are asked, where the data stage writes them
         "lessons": f"artifacts/{x}/data/pretraining"
         if experiment.base.phases
         else "merit/errors.py",
         "questions": f"artifacts/{x}/data/benchmarks"
-        if experiment.data.source in generated
-        else "eval/engine.py",
+        if experiment.data.source in GENERATED
+        else "merit/errors.py",
         "branches": {branch.id: {"run": branch.run} for branch in todo.branches.values()},
         "models": {model.id: merged_from(model, todo) for model in todo.models.values()},
         "studies": studies,
         "reports": {} if part else {level: report},
     }
+
+
+def data_code(experiment: Experiment) -> tuple[str, str]:
+    """What the examples come from, and the code that brings them into the canonical form."""
+    data = experiment.data
+    if data.source in GENERATED:
+        alone = data.source.startswith("mini_")  # a world needs nothing of what reads real data
+        return GENERATED[data.source], "merit/data/examples.py" if alone else "merit/data"
+    return data.folder if data.source == "jsonl" else "merit/data/sources", "merit/data"
+
+
+def builder(base: Base) -> str:
+    """Where a base's first tensors come from: code, or the user's own folder or file."""
+    if base.architecture is not None:
+        return "merit/mini/nets.py"
+    if base.assemble is not None:
+        return "merit/assembly.py"
+    if base.checkpoint is None:
+        return "merit/data/hub.py"
+    return "merit/gguf.py" if base.checkpoint.startswith("package:") else base.checkpoint
+
+
+def world(base: Base) -> str:
+    """What a base takes from a miniature world besides lessons: its words, or drawn scenes."""
+    if any(phase.data == SELF_TAUGHT for phase in base.phases):
+        return "merit/mini/world"
+    if base.architecture is None:
+        return "merit/__init__.py"  # nothing: a file that hardly ever changes
+    return f"merit/mini/{'world' if base.architecture.has_vision else 'text'}/vocabulary.txt"
 
 
 def merged_from(model: Model, todo: Plan) -> Row:
@@ -231,21 +266,31 @@ def settings_files(experiment: Experiment) -> dict[str, Any]:
         "partition": {
             key: dump[key] for key in ("methods", "sweeps", "training", "model", "encoding")
         },
-        "evaluation": dump["evaluation"],
+        "evaluation": asking(experiment),
+        "scoring": {key: dump["evaluation"][key] for key in ("benchmarks", *SCORING)},
         "report": {key: dump[key] for key in ("data", "methods", "evaluation", "report")},
     }
     for model in plan(experiment).models.values():
         files[f"models/{model.id}"] = recipe(experiment, model)
     for name in experiment.studies.named:
         # what a study computes by itself follows the settings of training and evaluation
-        shared = ("gradients", "training", "merge_weights", "methods", "sweeps", "evaluation")
+        shared = ("model", "gradients", "training", "merge_weights", "methods", "sweeps")
         readiness = dump["studies"]["readiness"] if name in ("regime", "tune") else None
         files[f"studies/{name}"] = {
-            **{key: dump[key] for key in shared},
+            **{key: dump[key] for key in (*shared, "evaluation")},
             "settings": dump["studies"][name],
             "readiness": readiness,
         }
     return files
+
+
+def asking(experiment: Experiment) -> dict[str, Any]:
+    """What decides questions and answers: `evaluation` without its judge, and how models are run.
+
+    So another judge scores the answers that there are.
+    """
+    asked = experiment.evaluation.model_dump(mode="json", exclude=set(SCORING))
+    return {"evaluation": asked, "model": experiment.model.model_dump(mode="json")}
 
 
 def recipe(experiment: Experiment, model: Model) -> dict[str, Any]:

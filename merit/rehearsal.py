@@ -35,7 +35,7 @@ def rehearsed(experiment: Experiment) -> Experiment:
         phase.model_copy(update={"num_steps": min(NUM_STEPS, phase.num_steps)})
         for phase in experiment.base.phases
     ]
-    report = {"curves": [], "partition": "merit-1d"}
+    report = {"curves": [], "partition": "merit-1d", "also_tables": {}}
     return experiment.model_copy(
         update={
             "name": f"{experiment.name}-{REHEARSAL}",

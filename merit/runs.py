@@ -6,8 +6,9 @@ Nothing here knows MLflow; `merit.track` carries these runs into it. Which runs 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +86,24 @@ def runs(experiment: Experiment, artifacts: Artifacts) -> list[Run]:
         if trained or merged or built or model.id in scores:
             result.append(_model(experiment, artifacts, model, trained, scores.get(model.id, {})))
     return [*result, *branches.values()]
+
+
+def mixture(experiment: Experiment, artifacts: Artifacts) -> dict[str, str] | None:
+    """What the branches train on, by MLflow's names for a dataset; None before it is written.
+
+    The digest is that of the data's settings and of every task's name and number of examples.
+    """
+    if not (path := artifacts.mixture / "tasks.json").is_file():
+        return None
+    tasks = read_json(path)
+    counts = {"num_tasks": len(tasks), "num_examples": sum(task["num_examples"] for task in tasks)}
+    return {
+        "name": f"{experiment.name}-mixture",
+        "digest": value_hash([experiment.data.model_dump(mode="json"), tasks])[:16],
+        "source_type": "local",
+        "source": json.dumps({"uri": artifacts.data.as_posix()}),
+        "profile": json.dumps(counts),
+    }
 
 
 def _branch(
@@ -196,9 +215,18 @@ def loss_by_epoch(
     first = math.ceil(round(max(e[0] for e in epochs) * steps_per_epoch, 6))
     last = math.ceil(round(max(e[-1] for e in epochs) * steps_per_epoch, 6))
     grid = np.arange(first, last + 1)
-    curves = [np.interp(grid / steps_per_epoch, e, y) for e, y in zip(epochs, losses, strict=True)]
-    mean = np.average(np.stack(curves), axis=0, weights=num_tokens)
+    mean = mean_loss(grid / steps_per_epoch, zip(epochs, losses, strict=True), num_tokens)
     return [(int(step), float(value)) for step, value in zip(grid, mean, strict=True)]
+
+
+def mean_loss(
+    epochs: np.ndarray,
+    curves: Iterable[tuple[np.ndarray, np.ndarray]],
+    num_tokens: Sequence[float],
+) -> np.ndarray:
+    """sum_k N_k loss_k(p) / sum_k N_k at every p of `epochs`; a curve is (epochs, losses)."""
+    losses = np.stack([np.interp(epochs, *curve) for curve in curves])
+    return np.asarray(np.average(losses, axis=0, weights=num_tokens))
 
 
 def _settings_and_tags(

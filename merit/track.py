@@ -1,4 +1,4 @@
-"""MLflow as a view of the records, and its UI. mlflow is imported where it is used: it takes 4 s.
+"""MLflow as a view of the records. mlflow is imported where it is used: it takes 4 s.
 
 DVC's files are the truth. `sync` makes MLflow show what `merit.runs` reads from them: an experiment
 a YAML, a run a model, below it a run a branch. A branch that several models share is one run, below
@@ -24,7 +24,6 @@ import json
 import logging
 import math
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -35,37 +34,22 @@ from typing import TYPE_CHECKING
 
 from merit.config import Experiment, Params
 from merit.errors import MeritError
-from merit.io.artifacts import ARTIFACTS_DIR, Artifacts, file_hash, read_json, value_hash
-from merit.runs import Run, keys, runs
+from merit.io.artifacts import ARTIFACTS_DIR, Artifacts, file_hash, value_hash
+from merit.io.locks import exclusive
+from merit.runs import Run, keys, mixture, runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
     from mlflow.entities import Run as MlflowRun
 
 LOCK_TIMEOUT = 10.0  # seconds to wait for a locked database or a silent server
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's limits
-TABLES = ("params", "metrics", "latest_metrics")  # MLflow's, by run_uuid
 KEY, CONTENT_HASH, NOTE_HASH = "merit.key", "merit.content_hash", "merit.note_hash"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 MODEL_NOTE = (
     "Scores are percent on the test split. `loss_by_epoch` is the token-weighted mean of the "
     "branches' training loss at equal progress; its step is the percentage of an epoch."
 )
-HOST = "127.0.0.1"
-CHART_VIEW = "workflowType=machine_learning&compareRunsMode=CHART"
-ADVICE = {  # by a word of what went wrong
-    "locked": "another process holds the database: stop it (`make ui`, another sync) or wait",
-    "readonly": "make the file and its folder writable, or set `tracking.uri` to another place",
-    "read-only": "make the file and its folder writable, or set `tracking.uri` to another place",
-    "no space": "free some space on the disk",
-    "disk is full": "free some space on the disk",
-    "not a database": "the file is damaged: delete it",
-    "malformed": "the file is damaged: delete it",
-    "out-of-date": "another MLflow version wrote it: delete it (or run `mlflow db upgrade`)",
-    "uri=http": "start the server, or correct `tracking.uri` in params.yaml",
-    "": "check `tracking.uri` in params.yaml",
-}
 
 
 class StoreError(MeritError):
@@ -73,12 +57,9 @@ class StoreError(MeritError):
 
     def __init__(self, uri: str, error: Exception) -> None:
         self.reason = (str(error).strip().splitlines() or ["unknown error"])[0]
-        text = f"{error} uri={uri.partition(':')[0]}".lower()
         super().__init__(
-            f"{uri}: MLflow's store cannot be used: {self.reason}\n"
-            f"To do: {next(ADVICE[word] for word in ADVICE if word in text)}; then `merit track "
-            "sync`. No result is lost: the records under artifacts/ are the truth, MLflow only "
-            "shows them."
+            f"{uri}: MLflow's store cannot be used: {self.reason}; put that right (`tracking.uri` "
+            "in params.yaml?) and run `merit track sync`: no result is lost, MLflow only shows them"
         )
 
 
@@ -95,23 +76,31 @@ def sync(
     Makes MLflow show the records of `experiments`; prints and returns how many runs were "created",
     "updated", "deleted" and "unchanged". Outputs that do not exist yet are skipped. Runs of methods
     that are no longer in the YAML are deleted; if the method comes back, so do they. Raises
-    MeritError where a record is unreadable and, if `strict`, StoreError where the store fails;
-    otherwise that is one line on stderr.
+    MeritError where a record is unreadable and, if `strict`, where the store fails or another sync
+    is running; otherwise that is one line on stderr.
     """
     begun = time.monotonic()
     counts: Counter[str] = Counter()
-    wanted = [(e, Artifacts(e.name, root), runs(e, Artifacts(e.name, root))) for e in experiments]
+    wanted = []
+    for experiment in experiments:
+        artifacts = Artifacts(experiment.name, root)
+        shown = runs(experiment, artifacts)
+        wanted.append((experiment, shown, mixture(experiment, artifacts)))
     try:
-        with open_store(params.tracking.uri, timeout) as client:
-            for experiment, artifacts, those in wanted:
-                counts += _mirror(client, experiment, artifacts, those)
+        with (
+            exclusive(root / "mlflow", "MLflow is being written"),
+            open_store(params.tracking.uri, timeout) as client,
+        ):
+            for one in wanted:
+                counts += _mirror(client, *one)
         done = ", ".join(f"{counts[k]} {k}" for k in ("created", "updated", "deleted", "unchanged"))
         print(f"{params.tracking.uri}: runs: {done} ({time.monotonic() - begun:.1f} s)")
-    except StoreError as error:
+    except MeritError as error:  # the records have been read: it is the store or the lock
         if strict:
             raise
+        reason = error.reason if isinstance(error, StoreError) else error
         print(
-            f"MLflow at {params.tracking.uri} cannot be reached ({error.reason}); results are "
+            f"MLflow at {params.tracking.uri} cannot be reached ({reason}); results are "
             "complete; `merit track sync` carries them over later",
             file=sys.stderr,
         )
@@ -122,11 +111,13 @@ def sync(
 
 
 def _mirror(
-    client: MlflowClient, experiment: Experiment, artifacts: Artifacts, wanted: Sequence[Run]
+    client: MlflowClient,
+    experiment: Experiment,
+    wanted: Sequence[Run],
+    trained_on: dict[str, str] | None,
 ) -> Counter[str]:
     experiment_id = _experiment_id(client, experiment.name)
     known = _known(client, experiment_id)
-    mixture = _mixture(experiment, artifacts)
     counts: Counter[str] = Counter()
     for key in set(known) - keys(experiment):
         if not _is_deleted(known[key]):
@@ -142,11 +133,11 @@ def _mirror(
             known[run.key].data.tags.pop(CONTENT_HASH, None)  # what it holds may be old
     ids = {key: run.info.run_id for key, run in known.items()}
     for run in wanted:
-        inputs = mixture if run.parent or run.branches else []
+        inputs = [trained_on] if trained_on and (run.parent or run.branches) else []
         tags = run.tags | {KEY: run.key} | _links(run, ids, experiment_id)
         values = [run.params, tags, [(p.key, p.step, p.value) for p in run.points]]
         files = {name: file_hash(path) for name, path in run.files.items()}
-        content = value_hash([values, files, [one.dataset.digest for one in inputs]])
+        content = value_hash([values, files, [one["digest"] for one in inputs]])
         if known[run.key].data.tags.get(CONTENT_HASH) == content:
             counts["unchanged"] += 1
             continue
@@ -168,23 +159,27 @@ def _links(run: Run, ids: dict[str, str], experiment_id: str) -> dict[str, str]:
 
 
 def _write(
-    client: MlflowClient, run: Run, old: MlflowRun, tags: dict[str, str], inputs: list[DatasetInput]
+    client: MlflowClient,
+    run: Run,
+    old: MlflowRun,
+    tags: dict[str, str],
+    inputs: list[dict[str, str]],
 ) -> None:
     """Put what the records say into the run `old`, whatever it holds."""
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     run_id, params = old.info.run_id, run.params
     note = old.data.tags.get(NOTE)
     if note and value_hash(note) != old.data.tags.get(NOTE_HASH):
         tags = {key: tag for key, tag in tags.items() if key != NOTE}  # a user's own
-    if _is_server(client.tracking_uri):
+    if is_server(client.tracking_uri):
         changed = {k: v for k, v in params.items() if old.data.params.get(k, v) != v}
         params = {k: v for k, v in params.items() if k not in changed}
         tags = tags | ({"merit.changed_params": json.dumps(changed)} if changed else {})
     for key in old.data.tags:
         if key.startswith("merit.") and not tags.get(key):
             client.delete_tag(run_id, key)
-    if not _is_server(client.tracking_uri) and (old.data.params or old.data.metrics):
+    if not is_server(client.tracking_uri) and (old.data.params or old.data.metrics):
         _clear(client.tracking_uri, run_id, run.start)
     # MLflow's stores do not give NaN and infinity back as they were; such values stay records
     points = sorted(point for point in run.points if math.isfinite(point.value))
@@ -196,8 +191,8 @@ def _write(
         client.log_batch(run_id, params=some[i : i + PARAMS_PER_CALL])
     tags = tags | {"mlflow.source.git.commit": _git_commit()}
     client.log_batch(run_id, tags=[RunTag(key, tag) for key, tag in tags.items() if tag])
-    if inputs:
-        client.log_inputs(run_id, datasets=inputs)
+    context = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**one), context) for one in inputs])
     for path, file in run.files.items():
         client.log_artifact(run_id, str(file), str(PurePosixPath(path).parent))
     client.set_terminated(run_id, "FINISHED", max((p.time for p in points), default=None))
@@ -211,7 +206,9 @@ def _clear(uri: str, run_id: str, start_time: int) -> None:
     inputs = "inputs WHERE source_type = 'DATASET' AND destination_id = :run"
     with create_engine(uri, poolclass=NullPool).begin() as connection:
         for statement in (
-            *(f"DELETE FROM {table} WHERE run_uuid = :run" for table in TABLES),
+            "DELETE FROM params WHERE run_uuid = :run",
+            "DELETE FROM metrics WHERE run_uuid = :run",
+            "DELETE FROM latest_metrics WHERE run_uuid = :run",
             f"DELETE FROM input_tags WHERE input_uuid IN (SELECT input_uuid FROM {inputs})",
             f"DELETE FROM {inputs}",
             "UPDATE runs SET start_time = :start WHERE run_uuid = :run",
@@ -219,35 +216,13 @@ def _clear(uri: str, run_id: str, start_time: int) -> None:
             connection.execute(text(statement), {"run": run_id, "start": start_time})
 
 
-def _mixture(experiment: Experiment, artifacts: Artifacts) -> list[DatasetInput]:
-    """What the branches train on, as an input of their runs; [] where it has not been written.
-
-    The digest is that of the data's settings and of every task's name and number of examples.
-    """
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    if not (path := artifacts.mixture / "tasks.json").is_file():
-        return []
-    tasks = read_json(path)
-    digest = value_hash([experiment.data.model_dump(mode="json"), tasks])[:16]
-    source = json.dumps({"uri": artifacts.data.as_posix()})
-    counts = {"num_tasks": len(tasks), "num_examples": sum(task["num_examples"] for task in tasks)}
-    name, profile = f"{experiment.name}-mixture", json.dumps(counts)
-    dataset = Dataset(name, digest, "local", source, profile=profile)
-    return [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-
-
 def _known(client: MlflowClient, experiment_id: str) -> dict[str, MlflowRun]:
     """The experiment's runs by key; a deleted one where there is no other."""
     from mlflow.entities import ViewType
 
     found = client.search_runs([experiment_id], "", ViewType.ALL, max_results=50_000)
-    known: dict[str, MlflowRun] = {}
-    for run in sorted(found, key=_is_deleted):
-        key = run.data.tags.get(KEY)
-        if key and known.setdefault(key, run) is not run and not _is_deleted(run):
-            client.delete_run(run.info.run_id)  # two syncs at once: one copy is enough
-    return known
+    last_alive = sorted(found, key=_is_deleted, reverse=True)
+    return {run.data.tags[KEY]: run for run in last_alive if KEY in run.data.tags}
 
 
 def _is_deleted(run: MlflowRun) -> bool:
@@ -293,7 +268,7 @@ def _probe(uri: str, timeout: float) -> None:
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
-    if path := _sqlite_path(uri):
+    if path := sqlite_path(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(uri, poolclass=NullPool, connect_args={"timeout": timeout})
     with engine.connect() as connection:
@@ -302,11 +277,11 @@ def _probe(uri: str, timeout: float) -> None:
         connection.rollback()
 
 
-def _is_server(uri: str) -> bool:
+def is_server(uri: str) -> bool:
     return uri.startswith("http")
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
     """The file behind sqlite:///<path>; None for memory, file: URIs and servers."""
     path = uri.removeprefix("sqlite:///")
     return None if path in (uri, ":memory:") or path.startswith("file:") else Path(path)
@@ -316,47 +291,10 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     """The id of the MLflow experiment `name`, created where it is absent or was deleted."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        path = _sqlite_path(client.tracking_uri)  # artifacts lie beside the database
+        path = sqlite_path(client.tracking_uri)  # artifacts lie beside the database
         location = (path.parent.resolve() / "mlruns" / name).as_uri() if path else None
         kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens at the runs
         return str(client.create_experiment(name, location, kind))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
-
-
-# --- the UI -------------------------------------------------------------------------------------
-
-
-def serve(params: Params, port: int) -> None:
-    """The command `merit ui`: print where the experiments' charts are, then be MLflow's server.
-
-    It listens on 127.0.0.1 alone. Raises MeritError where nothing has been tracked yet, where the
-    port is taken, or where `tracking.uri` is a server already.
-    """
-    uri = params.tracking.uri
-    if _is_server(uri):
-        raise MeritError(f"params.yaml: key `tracking.uri`: a server already: open {uri}")
-    nothing = f"{uri}: nothing has been tracked yet; `make repro` does (or `merit track sync`)"
-    if (path := _sqlite_path(uri)) and not path.is_file():
-        raise MeritError(nothing)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            raise MeritError(
-                f"port {port} of {HOST} cannot be used ({error}); choose another: "
-                f"`merit ui --port {port + 1}`"
-            ) from None
-    with open_store(uri) as client:
-        found = [client.get_experiment_by_name(name) for name in params.experiments]
-    if not any(found):
-        raise MeritError(nothing)
-    for experiment in filter(None, found):
-        charts = f"experiments/{experiment.experiment_id}/runs?{CHART_VIEW}"
-        print(f"{experiment.name}: http://{HOST}:{port}/#/{charts}")
-    print("Ctrl-C stops the server.", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, command)  # it takes this process's place, and with it every signal

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,14 @@ import torch
 import yaml
 
 from merit.assembly import NORM, PROJECTOR, assemble
+from merit.config import Optimizer
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.io.checkpoints import Checkpoint
 from merit.stages import base, data
 from merit.training.models import load_model, load_processor
+from merit.training.optimizers import learning_rate_at
+from merit.training.resume import Checkpoints
 from tests import tiny_models
 from tests.public_fixtures import llava_mix665k, llava_pretrain
 
@@ -103,10 +109,9 @@ def test_other_parts_are_refused(parts: Path, tmp_path: Path) -> None:
         assemble(parts / "words", parts / "words", tmp_path, 0)
 
 
-def test_phases_train_what_they_name(
-    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stages 1 and 2 on images that are not cached, packed, in bfloat16: the encoder stays."""
+@pytest.fixture
+def llava(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
+    """What the base stage reads of LLaVA's recipe, in the working folder."""
     monkeypatch.chdir(tmp_path)
     for part in ("eyes", "words"):
         (tmp_path / part).symlink_to(parts / part)
@@ -115,8 +120,59 @@ def test_phases_train_what_they_name(
     Path("experiments").mkdir()
     Path("experiments/llava.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
     data.run("llava")
+    return Artifacts("llava")
+
+
+def test_phases_that_are_stopped_go_on_to_the_same_bytes(
+    llava: Artifacts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM after the second step of the second phase."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
     base.run("llava")
-    paths = Artifacts("llava")
+    expected = contents(llava.base)
+    shutil.rmtree(llava.base)
+    asked: list[Path] = []
+
+    def ask(checkpoints: Checkpoints) -> bool:
+        asked.append(checkpoints.path.parent)
+        if len(asked) == 4:  # after the last step of a phase nobody asks
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "due", ask)
+        with pytest.raises(SystemExit) as end:
+            base.run("llava")
+    assert end.value.code == 75
+    assert [path.name for path in asked] == ["0", "0", "1", "1"]
+    assert "base phase 'stage 2': stopped after step 2 of 3; the same" in capsys.readouterr().err
+    assert not llava.base.exists()
+    (kept,) = llava.folder.glob(".base-phases.*")
+    assert sorted(p.name for p in kept.iterdir()) == ["1", "phases.safetensors"]
+    steps: list[int] = []
+
+    def rate(step: int, num_steps: int, optimizer: Optimizer) -> float:
+        steps.append(step)
+        return learning_rate_at(step, num_steps, optimizer)
+
+    monkeypatch.setattr("merit.training.loop.learning_rate_at", rate)
+    base.run("llava")
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert steps == [2]
+    assert contents(llava.base) == expected
+    assert not kept.exists()
+    assert not list(llava.folder.glob(".base*"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_phases_train_what_they_name(llava: Artifacts, tmp_path: Path, parts: Path) -> None:
+    """Stages 1 and 2 on images that are not cached, packed, in bfloat16: the encoder stays."""
+    base.run("llava")
+    paths = llava
     assemble(parts / "eyes", parts / "words", tmp_path, seed=3)
     before, after = Checkpoint(tmp_path), Checkpoint(paths.base)
     assert set(before.names) == set(after.names)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from merit.errors import MeritError
@@ -29,6 +31,8 @@ from merit.io.checkpoints import (
     checkpoint_hash,
     save_tensors,
 )
+from merit.io.disk import writing
+from merit.io.rows import create_array
 
 Tensors = dict[str, torch.Tensor]
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -100,18 +104,20 @@ def test_shards_come_back(
     for name, tensor in tensors.items():
         assert found.info(name) == (tensor.dtype, tuple(tensor.shape))
         assert raw(found.read(name)) == raw(tensor)
-        if tensor.ndim:
-            start = data.draw(st.integers(0, len(tensor)))
-            stop = data.draw(st.integers(start, len(tensor)))
-            assert raw(found.read(name, start, stop)) == raw(tensor[start:stop])
+    for name, tensor in ((n, t) for n, t in tensors.items() if t.ndim):
+        start = data.draw(st.integers(0, len(tensor)))
+        stop = data.draw(st.integers(start, len(tensor)))
+        assert raw(found.read(name, start, stop)) == raw(tensor[start:stop])
     total = sum(tensor.nbytes for tensor in tensors.values())
-    if (folder / SINGLE).exists():
-        assert not (folder / INDEX).exists()
-        return
-    index = json.loads((folder / INDEX).read_text())
-    assert index["metadata"]["total_size"] == total > max_shard_bytes
+    files = {path.name for path in folder.glob("*.safetensors")}
+    assert (files == {SINGLE}) == (not (folder / INDEX).exists())
+    assert files == {SINGLE} or total > max_shard_bytes
+    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(tensors, SINGLE)}
+    if files != {SINGLE}:
+        index = json.loads((folder / INDEX).read_text())
+    assert index["metadata"]["total_size"] == total
     held: Tensors = {}
-    for file in sorted(set(index["weight_map"].values())):
+    for file in sorted(files):
         part = load_file(folder / file)
         assert sum(t.nbytes for t in part.values()) <= max_shard_bytes or len(part) == 1
         assert {name for name, at in index["weight_map"].items() if at == file} == set(part)
@@ -165,6 +171,44 @@ def test_a_disk_that_gets_full_leaves_nothing(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(MeritError, match="no space left on the disk"):
         attempt()
+
+
+def test_a_full_disk_says_so_whichever_library_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors raises an error of its own; what stood there is left. Other errors pass."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
+
+    path = tmp_path / "model.safetensors"
+    save_tensors({"a": torch.zeros(3)}, path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_230_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("merit.io.checkpoints.save_file", full)
+    with pytest.raises(MeritError, match=rf"^{path}: cannot be .*error 28.*; 0\.00 GB are free"):
+        save_tensors({"a": torch.ones(3)}, path)
+    assert load_file(path)["a"].tolist() == [0, 0, 0]
+    monkeypatch.setattr(os, "posix_fallocate", no_space, raising=False)
+    with pytest.raises(MeritError, match=r"rows\.npy: cannot be written \(.*No space left"):
+        create_array(tmp_path / "rows.npy", np.dtype(np.float32), (2, 3))
+    with pytest.raises(PermissionError), writing(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_array_of_zeros_is_the_file_that_numpy_saves(tmp_path: Path) -> None:
+    array = create_array(tmp_path / "a.npy", np.dtype(np.int32), (2, 3))
+    array[1] = 7
+    array.flush()
+    np.save(tmp_path / "b.npy", np.array([[0, 0, 0], [7, 7, 7]], dtype=np.int32))
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert len(create_array(tmp_path / "c.npy", np.dtype(np.int32), (0,))) == 0
 
 
 # --- broken folders -----------------------------------------------------------------------------

@@ -114,7 +114,11 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ),
         ("methods.merit-1d.axis", 1, "unknown key `methods.merit-1d.axis`. Did you mean `axes`?"),
         # far from anything known: the known keys
-        ("report.zzz", 1, "unknown key `report.zzz`. Known here: curves, paper_build, paper_table"),
+        (
+            "report.zzz",
+            1,
+            "unknown key `report.zzz`. Known here: also_tables, benchmarks, curves",
+        ),
         # a key of another rule: those that this one has
         (
             "methods.joint-1ep.groups",

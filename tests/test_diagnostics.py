@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from merit.core.diagnostics import (
     barrier,
-    displacement,
     flatness_auc,
     matrix_fidelity,
     norm_concentration,
     trimmed,
 )
+from merit.training.displacement import displacement
 
 
 def test_displacement_sums_over_tensors_in_float64() -> None:

@@ -12,6 +12,7 @@ import yaml
 from eval.benchmarks import BENCHMARKS, engine_of
 from eval.paper import load_paper_table
 from merit.config import EXPERIMENTS_DIR, Experiment, load_experiment, load_params
+from merit.config.mixtures import JsonlData, PublicData, TaskRule
 from merit.data.sources.public import reader
 from merit.errors import MeritError
 from merit.methods import plan
@@ -126,6 +127,24 @@ def test_none_of_them_runs_by_default() -> None:
 # --- rehearsals ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_a_rehearsal_draws_few_examples_of_few_tasks(name: str) -> None:
+    data = load(f"{name}-rehearsal").data
+    assert isinstance(data, PublicData)
+    assert [source.max_examples for source in data.sources] == [50] * len(data.sources)
+    drawn = [s.tasks if isinstance(s.tasks, list) else s.tasks.draw for s in data.sources]
+    assert drawn[0] == (3 if len(drawn) == 1 else 1)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_templates_rehearsal_draws_three_tasks(name: str) -> None:
+    data = load(f"{name}-rehearsal").data
+    assert isinstance(data, JsonlData)
+    assert data.max_examples == 50
+    assert isinstance(data.tasks, TaskRule)
+    assert data.tasks.draw == 3
+
+
 @pytest.mark.parametrize("name", [*PAPER, *TEMPLATES])
 def test_a_rehearsal_is_the_experiment_cut_down(name: str) -> None:
     whole, found = load(name), load(f"{name}-rehearsal")
@@ -135,13 +154,6 @@ def test_a_rehearsal_is_the_experiment_cut_down(name: str) -> None:
     assert found.evaluation.max_questions == 20
     assert found.gradients.num_examples == 50
     assert all(phase.num_steps == 2 for phase in found.base.phases)
-    if found.data.source == "public":
-        assert all(source.max_examples == 50 for source in found.data.sources)
-        drawn = [s.tasks if isinstance(s.tasks, list) else s.tasks.draw for s in found.data.sources]
-        assert drawn == [3] if len(drawn) == 1 else drawn[0] == 1
-    else:
-        assert found.data.max_examples == 50  # type: ignore[union-attr]
-        assert found.data.tasks.draw == 3  # type: ignore[union-attr]
     # what decides memory and credentials is as it will be
     same = ("encoding", "training", "model", "merge_dtype")
     assert all(getattr(found, key) == getattr(whole, key) for key in same)

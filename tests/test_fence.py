@@ -55,6 +55,14 @@ def test_the_miniature_worlds_do_not_know_the_evaluation() -> None:
     )  # the search finds imports
 
 
+def test_measuring_does_not_know_drawing() -> None:
+    """Studies give numbers and files; what the report draws from them is its own."""
+    measuring = ("eval/studies/", "eval/measuring/", "eval/stages/study.py")
+    drawing = importers("eval", "eval.report")
+    assert "eval/stages/report.py" in drawing  # the search finds imports
+    assert [path for path in sorted(drawing) if path.startswith(measuring)] == []
+
+
 @pytest.mark.parametrize(
     "location", [*SOURCES.values(), *INITIALISERS.values(), *PRETRAINING.values()]
 )

@@ -22,7 +22,7 @@ from eval.answering.answers import Parts, Respondent
 from eval.answering.batches import Prompt, load_batches, prepared, save_batches, split
 from eval.answering.generate import Partial
 from eval.answering.question_images import Picture
-from merit.config import Architecture, Evaluation
+from merit.config import Architecture, Evaluation, Runtime
 from merit.errors import MeritError
 from merit.mini.nets import TEXT_VOCABULARY, build_model, build_text_model, build_tokenizer
 from tests.conftest import ARCHITECTURE, Tiny
@@ -374,9 +374,10 @@ def fake_vllm(calls: dict[str, Any]) -> types.ModuleType:
 
     class LLM:
         def __init__(
-            self, *, model: str, seed: int, limit_mm_per_prompt: Any, mm_processor_kwargs: Any
-        ) -> None:
-            calls["loaded"] = (model, seed, limit_mm_per_prompt, mm_processor_kwargs)
+            self, *, model: str, seed: int, dtype: str, limit_mm_per_prompt: Any,
+            mm_processor_kwargs: Any,
+        ) -> None:  # fmt: skip
+            calls["loaded"] = (model, seed, dtype, limit_mm_per_prompt, mm_processor_kwargs)
 
         def generate(
             self, requests: Sequence[Any], sampling: Sequence[Any], use_tqdm: bool
@@ -399,10 +400,10 @@ def test_vllm_is_given_the_same_questions(
     calls: dict[str, Any] = {}
     monkeypatch.setitem(sys.modules, "vllm", fake_vllm(calls))
     respondent = Respondent(settings(generator="vllm"), {NAME: tsv}, {NAME: asked})
-    model = respondent.load(tmp_path)
+    model = respondent.load(tmp_path, Runtime(dtype="bfloat16"))
     found, _ = respondent.answer(model, tiny.processor)
     size = {"size": {"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}}
-    assert calls["loaded"] == (str(tmp_path), 0, {"image": 3}, size)
+    assert calls["loaded"] == (str(tmp_path), 0, "bfloat16", {"image": 3}, size)
     assert calls["sampling"] == [(0.0, 6, 1.0)] * 7
     prompts = respondent._prompts()
     texts = [batches.chat_text(tiny.processor, prompt) for prompt in prompts]
@@ -419,7 +420,7 @@ def test_without_vllm_a_sentence_says_so(
     monkeypatch.setitem(sys.modules, "vllm", None)
     respondent = Respondent(settings(generator="vllm"), {NAME: tsv}, {NAME: asked})
     with pytest.raises(MeritError, match=r"`evaluation\.generator`: vllm is not installed"):
-        respondent.load(Path())
+        respondent.load(Path(), Runtime())
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_the_files_are_those_of_the_whole_matrix_saved_at_once(
         "num_examples": [3, 3, 3],
         "stride": 5,
         "num_parameters": place.base.num_parameters,
+        "base_hash": read_json(place.paths.base / "base.json")["base_hash"],
     }
 
 

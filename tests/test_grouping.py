@@ -141,6 +141,12 @@ def test_what_does_not_fit_is_not_extended(rows: np.ndarray, tmp_path: Path) -> 
     write_json(tmp_path / "stage/tasks.json", {"stride": 5})
     with pytest.raises(MeritError, match=r"found entries 50, stride 5; .* of entries 50:"):
         extend(tmp_path, "by-old", "stage/new", "more")
+    write_json(tmp_path / "tasks.json", {"stride": 5, "base_hash": "one"})
+    partition_files(tmp_path / "old.npy", tmp_path / "old.json", 2, tmp_path / "of-one")
+    write_json(tmp_path / "stage/tasks.json", {"stride": 5, "base_hash": "another"})
+    with pytest.raises(MeritError, match=r"found .*, base_hash another; .* of .*, base_hash one, "):
+        extend(tmp_path, "of-one", "stage/new", "more")
+    (tmp_path / "tasks.json").unlink()
     np.save(tmp_path / "old.npy", rows[1:7])
     with pytest.raises(MeritError, match=r"old.npy: not the gradients that .*by-old was made of"):
         extend(tmp_path, "by-old", "last", "more")

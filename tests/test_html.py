@@ -18,11 +18,12 @@ from PIL import Image
 
 from eval.report import html as page_module
 from eval.report.build import build_index, build_report
+from eval.report.drawings import cost as drawings_cost
 from eval.report.drawings import hessian as drawings_hessian
 from eval.report.drawings import readiness as drawings_readiness
 from eval.report.markdown import line_to_html, picture, to_html
-from eval.report.tables import markdown_table
 from eval.stages.study import write_table
+from eval.table_files import markdown_table
 from merit.config.measurements import Cost, Hessian, Readiness, Studies
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
@@ -91,7 +92,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     write_table(folder, "table15_wall_clock", rows, "Cost", "tab:x")
-    save_picture(folder, "cost")
     folder = reports / "studies" / "synthetic" / "hessian"
     rows = [{"direction": "first </script>", "alignment": 0.25}]
     write_json(
@@ -114,6 +114,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"tables": {}, "summary": readiness, "text": "Words.", "provenance": {}},
     )
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawings_cost, "draw", lambda _, out: save_picture(out, "cost"))
         patch.setattr(drawings_hessian, "draw", lambda _, out: save_picture(out, "hessian"))
         patch.setattr(drawings_readiness, "draw", lambda *_: None)
         build_report(experiment, artifacts, reports)
@@ -263,7 +264,7 @@ def test_seconds_stand_in_no_page(page: str, reports: Path) -> None:
     assert "Its numbers differ from run to run" in read(page).text
     assert '<a href="synthetic/../studies/synthetic/cost/table15_wall_clock.md">' in page
     # a picture of seconds is one of them, too: other seconds leave the page as it is
-    assert '<a href="synthetic/../studies/synthetic/cost/figures/cost.png">' in page
+    assert '<a href="synthetic/studies/cost/figures/cost.png">' in page
 
 
 def test_numbers_are_those_of_the_tables(page: str, reports: Path) -> None:

@@ -209,7 +209,7 @@ def test_humaneval_runs_in_the_sandbox(
 
 
 def test_a_completion_is_judged_by_its_tests(tmp_path: Path) -> None:
-    from eval.sandbox import check_isolation
+    from eval.answering.sandbox import check_isolation
 
     try:
         check_isolation(tmp_path)

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from merit.cli import main
-from merit.core.diagnostics import displacement
 from merit.core.merge.average import interpolate, weighted_average
 from merit.core.merge.ties import ties
 from merit.errors import MeritError
@@ -25,6 +24,7 @@ from merit.io.checkpoint_writer import header
 from merit.io.checkpoints import INDEX, SINGLE, Checkpoint, TensorInfo, save_tensors
 from merit.merging import pieces, rules
 from merit.merging.write import write_merged
+from merit.training.displacement import displacement
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"e": (7, 5), "m": (6, 8), "t": (3, 2, 4), "v": (9,), "x": ()}
@@ -84,9 +84,9 @@ def test_pieces_and_threads_change_no_bit(
     save_tensors(whole, folder / "whole.safetensors")
     assert (folder / "out" / SINGLE).read_bytes() == (folder / "whole.safetensors").read_bytes()
     expected = displacement((whole[name], base[name]) for name in sorted(base))
-    if piece == 2**18:
-        assert measured["displacement"] == expected
     assert measured["displacement"] == pytest.approx(expected)
+    # in one piece a tensor, the same sum in the same order
+    assert measured["displacement"] == expected or piece < 2**18
     assert 0 < measured["rounding_error"] < 1e-5  # float32
 
 
@@ -166,18 +166,16 @@ def test_integers_stay_and_must_agree(tmp_path: Path) -> None:
     base = saved(tmp_path / "base", tensors)
     same = saved(tmp_path / "same", tensors | {"w": torch.zeros(2)})
     other = saved(tmp_path / "other", tensors | {"o": torch.tensor(4)})
-    for branches in ([same, same], [same, other]):
-        rule = rules.average(base.names, branches, [0.5, 0.5])
-        folder = tmp_path / f"out{len({b.path for b in branches})}"
-        folder.mkdir()
-        if branches == [same, same]:
-            write_merged(folder, base, rule, dtype=torch.bfloat16)
-            assert {n: t.tolist() for n, t in load_file(folder / SINGLE).items()} == {
-                **{"n": [1, 2], "o": 3, "w": [0.0, 0.0]}
-            }
-            continue
-        with pytest.raises(MeritError, match=r"other/.*: tensor 'o' \(torch.int64\) differs from"):
-            write_merged(folder, base, rule)
+    for name in ("agree", "differ"):
+        (tmp_path / name).mkdir()
+    rule = rules.average(base.names, [same, same], [0.5, 0.5])
+    write_merged(tmp_path / "agree", base, rule, dtype=torch.bfloat16)
+    assert {n: t.tolist() for n, t in load_file(tmp_path / "agree" / SINGLE).items()} == {
+        **{"n": [1, 2], "o": 3, "w": [0.0, 0.0]}
+    }
+    rule = rules.average(base.names, [same, other], [0.5, 0.5])
+    with pytest.raises(MeritError, match=r"other/.*: tensor 'o' \(torch.int64\) differs from"):
+        write_merged(tmp_path / "differ", base, rule)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
-from merit.config import load_params
+from merit.config import Base, load_params
 from merit.dvc_processes import environment
-from merit.plan import folder_of, plan_rows, planned_experiments
+from merit.plan import folder_of, plan_rows, planned_experiments, render
 from merit.repro import COSTS, LAST, STUDIES, stages, waves
 from merit.smoke import NAME
+from tests.synthetic import experiment
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = folder_of(NAME) / "dvc.yaml"
@@ -35,9 +37,9 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def changed(folder: Path) -> set[str]:
-    """The stages whose own inputs or outputs DVC finds changed."""
-    status = run(folder, "dvc", "status", "--json")
+def changed(folder: Path, *stages: str) -> set[str]:
+    """The stages, of these or of all, whose own inputs or outputs DVC finds changed."""
+    status = run(folder, "dvc", "status", "--json", *stages)
     assert status.returncode == 0, status.stderr
     return set(json.loads(status.stdout))
 
@@ -63,6 +65,12 @@ def kinds(stages: set[str]) -> set[str]:
 def test_the_pipelines_are_short() -> None:
     lines = [(ROOT / name).read_text(encoding="utf-8") for name in ("dvc.yaml", "pipeline.yaml")]
     assert sum(len(text.splitlines()) for text in lines) < 160
+
+
+def test_metrics_are_those_of_all_experiments() -> None:
+    params = load_params(ROOT / "params.yaml")
+    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["metrics"]
+    assert listed == [f"reports/{name}/metrics.json" for name in params.experiments]
 
 
 def test_side_by_side_every_stage_runs_once_and_after_what_it_needs() -> None:
@@ -106,7 +114,7 @@ def test_nothing_imports_dvc() -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "seen", "unseen"),
     [
-        # vocabulary
+        # vocabulary: its words are the base's, too
         ("merit/mini/world/vocabulary.txt", "\n", "\nzebra\n", {"data", "base"}, {"train"}),
         # lm-eval task file
         ("eval/tasks/mini_text/mini_facts.yaml", "\n", "\n# x\n", {"prompts"}, {"evaluate"}),
@@ -121,6 +129,21 @@ def test_nothing_imports_dvc() -> None:
             "do_sample=True",
             {"evaluate"},
             {"train"},
+        ),
+        # what judges, and what asks it
+        ("eval/judge.py", "\n", "\n# x\n", {"score", "study"}, {"prompts", "evaluate"}),
+        ("eval/engine.py", "\n", "\n# x\n", {"score", "prompts"}, {"evaluate", "train"}),
+        # how a checkpoint is written
+        ("merit/io/checkpoints.py", "\n", "\n# x\n", {"train", "merge"}, {"evaluate", "score"}),
+        # the rule of verdicts
+        ("eval/verdict.py", "\n", "\n# x\n", {"report", "index", "study"}, {"score"}),
+        # a real source's file, where the world is generated
+        (
+            "merit/data/sources/vlguard.py",
+            "\n",
+            "\n# x\n",
+            set(),
+            {"data", "base", "encode", "train"},
         ),
         # training loop
         ("merit/training/loop.py", ".backward()", ".backward( )", {"train"}, {"data"}),
@@ -153,18 +176,79 @@ def test_dvc_sees_a_changed_default_value_where_it_matters(smoke_folder: Path) -
     assert changed(smoke_folder) == set()
 
 
-def test_a_hub_model_does_not_depend_on_the_miniatures_builder(tmp_path: Path) -> None:
-    from tests.synthetic import experiment
-
-    rows = plan_rows(experiment(), "default")  # its base is a checkpoint
-    assert rows["builder"] == "merit/data/hub.py"
+JUDGE = "  judge: {url: http://here/v1, model: first, replay_only: true}\n"
 
 
-def test_without_studies_their_folder_is_not_missed() -> None:
-    from tests.synthetic import experiment
+def test_another_judge_scores_the_answers_that_there_are(smoke_folder: Path) -> None:
+    settings_file = smoke_folder / f"experiments/{NAME}.yaml"
+    settings = ("dvc", "repro", "-s", f"{PIPELINE}:settings")
+    with edited(settings_file, "evaluation:\n", f"evaluation:\n{JUDGE}"):
+        assert changed(smoke_folder) == {f"{PIPELINE}:settings"}
+        assert run(smoke_folder, *settings).returncode == 0
+        # parameters are part of every report, and some studies score models of their own
+        assert kinds(changed(smoke_folder)) == {"score", "study", "report"}
+    assert run(smoke_folder, *settings).returncode == 0
+    assert changed(smoke_folder) == set()
 
-    reports = plan_rows(experiment(), "default")["reports"]
-    assert reports["default"]["studies"] == "reports/paper"
+
+def test_models_are_asked_again_where_they_are_held_in_another_way(smoke_folder: Path) -> None:
+    settings = ("dvc", "repro", "-s", f"{PIPELINE}:settings")
+    name = f"name: {NAME}\n"
+    with edited(
+        smoke_folder / f"experiments/{NAME}.yaml", name, f"{name}model: {{spread: true}}\n"
+    ):
+        assert run(smoke_folder, *settings).returncode == 0
+        found = kinds(changed(smoke_folder))
+    assert {"base", "encode", "gradients", "partition", "prompts", "study"} <= found
+    assert not {"data", "score", "report"} & found
+    assert run(smoke_folder, *settings).returncode == 0
+    assert changed(smoke_folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("base", "seen"),
+    [
+        (Base(hub="a/b", revision="c0ffee"), "merit/data/hub.py"),
+        (Base(checkpoint="own/model"), "own/model/config.json"),
+    ],
+    ids=["hub", "folder"],
+)
+def test_a_finished_model_does_not_depend_on_the_miniatures(
+    tmp_path: Path, base: Base, seen: str
+) -> None:
+    """Of a base that DVC has recorded: where it comes from is seen, small models' code is not."""
+    shutil.copytree(ROOT / "merit", tmp_path / "merit", ignore=shutil.ignore_patterns("__pyc*"))
+    shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=lambda *_: ["cache", "tmp"])
+    shutil.copy(ROOT / "pipeline.yaml", tmp_path)
+    rows = plan_rows(experiment("finished").model_copy(update={"base": base}), "default")
+    for file, text in {
+        "experiments/finished/plan.yaml": render(rows),
+        "artifacts/finished/settings/base.json": "{}",
+        "artifacts/finished/base/base.json": "{}",
+        "own/model/config.json": "{\n}",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    pipeline = Path("experiments/finished/dvc.yaml")
+    (tmp_path / pipeline).symlink_to("../../pipeline.yaml")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    done = run(tmp_path, "dvc", "commit", "--force", f"{pipeline}:base")
+    assert done.returncode == 0, done.stderr
+    for file, found in {"merit/mini/nets.py": set(), seen: {f"{pipeline}:base"}}.items():
+        with edited(tmp_path / file, "\n", "\n\n"):
+            assert changed(tmp_path, f"{pipeline}:base") == found
+
+
+def test_a_missing_folder_of_studies_is_their_report_alone(smoke_folder: Path) -> None:
+    """No stage before the studies misses it, and nothing else does."""
+    studies = smoke_folder / "reports" / "studies" / NAME
+    kept = smoke_folder / "reports" / "studies" / "renamed"
+    studies.rename(kept)
+    try:
+        assert kinds(changed(smoke_folder)) == {"study", "report"}
+    finally:
+        kept.rename(studies)
+    assert changed(smoke_folder) == set()
 
 
 def test_leftovers_of_a_removed_method_do_not_matter(smoke_folder: Path) -> None:

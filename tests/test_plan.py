@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from merit import plan as planning
+from merit.base_phases import PRETRAINING
 from merit.config import (
     Base,
     Encoding,
@@ -31,6 +32,7 @@ from merit.config.measurements import STUDIES as STUDY_SETTINGS
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.plan import (
+    SELF_TAUGHT,
     check_planned,
     check_plans,
     folder_of,
@@ -106,7 +108,8 @@ def read(x: str) -> dict[str, str]:
 def test_the_rows_of_a_small_experiment_by_hand(folder: Path) -> None:
     found = rows()
     names = {"yaml": "experiments/tiny.yaml", "source": "merit/mini/world"}
-    names["builder"] = "merit/mini/nets.py"
+    names |= {"reader": "merit/data/examples.py", "builder": "merit/mini/nets.py"}
+    names["world"] = "merit/mini/text/vocabulary.txt"
     scores = "evaluation/scores.json"
     weak = {
         **{"x": "tiny-weak", **names, **read("tiny-weak")},
@@ -156,6 +159,49 @@ def test_the_rows_of_a_small_experiment_by_hand(folder: Path) -> None:
     assert list(found["tiny"]["models"]) == list(tiny["models"])  # in the order of the methods
 
 
+BERT = {"hub": "a/b", "revision": "c0ffee"}
+
+
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [
+        ({"checkpoint": "bases/mine"}, "bases/mine"),
+        ({"checkpoint": "bases/mine.gguf"}, "bases/mine.gguf"),
+        ({"checkpoint": "package:tiny/model.gguf"}, "merit/gguf.py"),
+        (BERT, "merit/data/hub.py"),
+        ({"assemble": {"vision": BERT, "decoder": {"checkpoint": "here"}}}, "merit/assembly.py"),
+    ],
+)
+def test_a_finished_base_depends_on_where_it_comes_from(base: dict[str, Any], code: str) -> None:
+    found = plan_rows(synthetic.experiment().model_copy(update={"base": Base(**base)}), "default")
+    assert found["builder"] == code
+    assert found["world"] == "merit/__init__.py"  # of no miniature world
+
+
+@pytest.mark.parametrize(
+    ("source", "rows"),
+    [
+        ("mini_vision", ("merit/mini/world", "merit/data/examples.py", "merit/mini/world")),
+        ("mini_text", ("merit/mini/text", "merit/data/examples.py", "merit/mini/text/vocabulary")),
+        ("template_text", ("own/mixture", "merit/data", "merit/__init__.py")),
+        ("vision_flan_3b", ("merit/data/sources", "merit/data", "merit/__init__.py")),
+    ],
+)
+def test_what_data_and_base_are_made_of(
+    source: str, rows: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found = plan_rows(load_experiment(source), "default")
+    assert (found["source"], found["reader"], found["world"].removesuffix(".txt")) == rows
+    asks = source.startswith("mini_")
+    expected = f"artifacts/{source}/data/benchmarks" if asks else "merit/errors.py"
+    assert found["questions"] == expected
+
+
+def test_a_base_that_teaches_itself_is_known_by_its_phase() -> None:
+    assert list(PRETRAINING) == [SELF_TAUGHT]
+
+
 def test_a_full_report_leaves_the_default_one_alone(folder: Path) -> None:
     full = plan_rows(load_experiment("tiny"), "full")
     assert {key: row["folder"] for key, row in full["reports"].items()} == {
@@ -189,9 +235,11 @@ def test_the_plan_is_a_line_a_name_and_the_same_bytes_every_time(folder: Path) -
     text = PLAN.read_text(encoding="utf-8")
     assert text == render(found) == render(copy.deepcopy(found))
     assert yaml.safe_load(text) == found
-    assert text.splitlines()[2:11] == [
+    assert text.splitlines()[2:13] == [
         *("", "x: tiny", "yaml: experiments/tiny.yaml", "source: merit/mini/world"),
-        *("builder: merit/mini/nets.py", "lessons: artifacts/tiny/data/pretraining"),
+        *("reader: merit/data/examples.py", "builder: merit/mini/nets.py"),
+        "world: merit/mini/text/vocabulary.txt",  # its base has no vision part
+        "lessons: artifacts/tiny/data/pretraining",
         *("questions: artifacts/tiny/data/benchmarks", "branches:"),
         "  joint-1ep-s1: {run: joint-1ep}",
     ]
@@ -236,13 +284,13 @@ def test_every_placeholder_of_the_pipeline_is_in_the_plan(monkeypatch: pytest.Mo
         names = {key for key, value in found.items() if isinstance(value, str)}
         for name, stage in pipeline["stages"].items():
             wanted = {part.split("}")[0] for part in json.dumps(stage).split("${")[1:]}
+            each: dict[str, Any] = {"": {}}  # what it loops over: one turn where it does not
             if "foreach" in stage:
                 lists[name] = stage["foreach"].removeprefix("${").removesuffix("}")
                 wanted -= {lists[name], "key"}
-                for row in found[lists[name]].values():
-                    assert wanted - names <= {f"item.{key}" for key in row}, name
-            else:
-                assert wanted <= names, name
+                each = found[lists[name]]
+            for row in each.values():
+                assert wanted - names <= {f"item.{key}" for key in row}, name
     assert {stage: lists[stage] for stage in planning.LOOPED} == planning.LOOPED
 
 
@@ -326,7 +374,7 @@ MODELS = {
     "models/joint-1ep-lr0.5-s1",
 }
 STUDIES = {"studies/weights", "studies/regime", "studies/gain"}
-STAGES = {"data", "base", "encode", "gradients", "partition", "evaluation", "report"}
+STAGES = {"data", "base", "encode", "gradients", "partition", "evaluation", "report", "scoring"}
 
 
 def experiment(change: Callable[[dict[str, Any]], Any] = lambda found: None) -> Experiment:
@@ -375,11 +423,20 @@ def test_a_file_a_stage_a_model_a_study(folder: Path) -> None:
         (lambda v: v.update(merge_weights="uniform"), MODELS | STUDIES),
         (lambda v: v.update(merge_dtype="bfloat16"), MODELS),
         (lambda v: v["evaluation"].update(batch_size=7), {"evaluation", "report"} | STUDIES),
+        (
+            lambda v: v["evaluation"].update(judge={"url": "http://x/v1", "model": "y"}),
+            {"scoring", "report"} | STUDIES,
+        ),
+        (lambda v: v["evaluation"].update(check_files=False), {"scoring", "report"} | STUDIES),
+        (
+            lambda v: v["evaluation"].update(benchmarks=["mini_mcq"]),
+            {"evaluation", "scoring", "report"} | STUDIES,
+        ),
         (lambda v: v["report"].update(title="Other"), {"report"}),
         (lambda v: v.update(encoding={"max_tokens": 9}), {"base", "encode", "partition"}),
         (
             lambda v: v.update(model={"dtype": "bfloat16"}),
-            {"base", "encode", "gradients", "partition"},
+            {"base", "encode", "gradients", "partition", "evaluation"} | STUDIES,
         ),
         (
             lambda v: v["methods"]["joint-1ep"].update(may_diverge=True),
@@ -420,7 +477,11 @@ def test_every_key_is_written_down_also_where_the_yaml_is_silent() -> None:
         frozenset(Method.model_fields)
     }
     assert files["partition"]["sweeps"]["regime"].keys() == Sweep.model_fields.keys()
-    assert files["evaluation"].keys() == Evaluation.model_fields.keys()
+    assert files["evaluation"]["model"].keys() == Runtime.model_fields.keys()
+    asked, scored = files["evaluation"]["evaluation"], files["scoring"]
+    assert asked.keys() | scored.keys() == Evaluation.model_fields.keys()
+    assert asked.keys() & scored.keys() == {"benchmarks"}
+    assert Evaluation.model_validate(asked).judge is None  # as the stage `evaluate` reads it
     for name in ("weights", "regime", "gain"):
         settings = files[f"studies/{name}"]["settings"]
         assert settings.keys() == STUDY_SETTINGS[name].model_fields.keys()

@@ -21,6 +21,7 @@ from eval.answering.answers import Respondent, question_files
 from eval.benchmarks import BENCHMARKS, read_records
 from eval.engine import BenchmarkScore, ScoringEngine
 from eval.judge import Judge
+from eval.results import TOLERANCE
 from merit.config import Evaluation, JudgeSettings
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
@@ -234,6 +235,31 @@ def test_prompts_are_the_kits_with_images_left_where_they_are(
 # --- scores without a judge -----------------------------------------------------------------------
 
 
+def assert_means(found: dict[str, BenchmarkScore]) -> None:
+    """What eval.results asks of every benchmark: the reported score is its questions' mean."""
+    means = {n: 100 * sum(s.questions.values()) / len(s.questions) for n, s in found.items()}
+    assert means == pytest.approx({name: s.score for name, s in found.items()}, abs=TOLERANCE)
+
+
+def test_mme_counts_every_category_alike(engine: ScoringEngine, tmp_path: Path) -> None:
+    """Categories of unequal size, and an image with both its questions wrong."""
+    asked = [("OCR", "a", "Yes"), ("OCR", "a", "No"), ("OCR", "b", "Yes"), ("OCR", "b", "No")]
+    asked += [("color", "a", "Yes"), ("color", "a", "No")]
+    rows = [
+        {"question": "so ?", "answer": answer, "category": category, "image_path": f"{image}.png"}
+        for category, image, answer in asked
+    ]
+    answers = dict(zip("012345", ("Yes", "No", "No", "No", "Yes", "Yes"), strict=True))
+    file = write(tmp_path, "mme", rows)
+    found = engine.score({"mme": file}, {"m": {"mme": answers}})["m"]
+    # OCR: 3 of 4 and 1 of 2 pairs, 125; color: 1 of 2 and no pair, 50
+    assert found["mme"].score == pytest.approx(175 / 23)
+    # 6/23 (hit/4 + pair/(2 * 2)) in OCR, 6/23 (hit/2 + pair/2) in color
+    parts = (3 / 23, 3 / 23, 0, 1.5 / 23, 3 / 23, 0)
+    assert found["mme"].questions == pytest.approx(dict(zip("012345", parts, strict=True)))
+    assert_means(found)
+
+
 def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
     answers = {
         "seedbench": {"0": "A", "1": "C", "2": "It looks fine to me , I would say so"},
@@ -265,10 +291,13 @@ def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
     # accuracy and accuracy of pairs, in percent: (100 + 100) and (50 + 0)
     assert found["mme"].also == {"raw": 250, "perception": 200}
     assert found["mme"].score == pytest.approx(250 / 23)
-    assert found["mme"].questions == {"0": 1, "1": 1, "2": 1, "3": 0}
+    # of four questions one counts 4/23 (hit/2 + pair/2): its category has two, and one image
+    parts = {"0": 4 / 23, "1": 4 / 23, "2": 2 / 23, "3": 0}
+    assert found["mme"].questions == pytest.approx(parts)
     assert found["hallusion"].score == 75
     # one figure of two and one question of two are right throughout
     assert found["hallusion"].also == {"kit_mean": pytest.approx((75 + 50 + 50) / 3)}
+    assert_means(found)
 
 
 def test_a_tiny_model_answers_and_is_scored(
@@ -493,15 +522,34 @@ def test_a_judge_scores_and_is_replayed(
     assert found["mmvet"].score == pytest.approx(60)
     assert found["mmvet"].questions == pytest.approx({"0": 0.4, "1": 0.8})
     assert found["llava_wild"].score == 75  # 6 of 8
+    assert found["llava_wild"].questions == {"0": 0.75, "1": 0.75}
     assert found["miabench"].score == pytest.approx(70)
     assert found["hallusion"].score == 100
     assert {body["model"] for body in endpoint.asked} == {"m-1"}
+    assert_means(found)
     num_asked = len(endpoint.asked)
     assert len(record.read_text().splitlines()) == num_asked
 
     monkeypatch.setattr(engine, "judge", judge(endpoint, record, replay_only=True))
     assert engine.score(chosen, {"m": JUDGED})["m"] == found
     assert len(endpoint.asked) == num_asked
+
+
+def test_llava_bench_is_relative_to_gpt4(
+    engine: ScoringEngine,
+    files: dict[str, Path],
+    endpoint: Endpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint.reply = lambda text: "6 9\nGood ." if "a dog" in text else "9 2\nBad ."
+    monkeypatch.setattr(engine, "judge", judge(endpoint, tmp_path / "j"))
+    chosen = of(files, "llava_wild")
+    found = engine.score(chosen, {"m": {"llava_wild": JUDGED["llava_wild"]}})["m"]
+    # GPT-4's answers have 7.5 on average: 2 and 9 of it, 5.5 of 7.5 together, rounded by the kit
+    assert found["llava_wild"].score == 73.3
+    assert found["llava_wild"].questions == pytest.approx({"0": 2 / 7.5, "1": 9 / 7.5})
+    assert_means(found)
 
 
 @pytest.mark.parametrize(

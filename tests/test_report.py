@@ -36,9 +36,10 @@ from eval.report.intervals import (
 from eval.report.render import render
 from eval.report.study_sections import StudyResult
 from eval.report.style import method_color
-from eval.report.tables import caption, latex_escape, latex_table, markdown_table
+from eval.report.tables import caption
 from eval.results import load_results
 from eval.stages import index
+from eval.table_files import latex_escape, latex_table, markdown_table
 from merit.config import PARAMETERS, Experiment, Method
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
@@ -265,9 +266,10 @@ def test_markdown_tables_are_unpadded_and_escape_bars() -> None:
 
 
 def test_a_template_refuses_a_value_that_is_not_given() -> None:
-    assert render("paper_caption.md.j2", scale="7B").startswith("Published numbers, **another")
+    values = {"scale": "7B", "same": False}
+    assert render("paper_caption.md.j2", **values).startswith("Published numbers, **another")
     with pytest.raises(UndefinedError, match="'scale' is undefined"):
-        render("paper_caption.md.j2")
+        render("paper_caption.md.j2", same=True)
 
 
 def test_html_is_escaped_and_markdown_is_not() -> None:
@@ -275,7 +277,8 @@ def test_html_is_escaped_and_markdown_is_not() -> None:
     out = render("explorer.html.j2", name="a & b", content=content)
     assert 'id="a &amp; b-task"' in out
     assert r'{"tasks":["\u003c/script\u003e"]}' in out
-    values = {"caption": "a & b", "ours": "", "paper_caption": "", "published": ""}
+    values = dict.fromkeys(("ours", "beside", "paper_caption", "published"), "")
+    values["caption"] = "a & b"
     assert render("table.md.j2", title="R&D", **values) == "# R&D\n\na & b\n"
 
 
@@ -364,7 +367,7 @@ def test_the_headline_in_full(made: tuple[Experiment, Artifacts]) -> None:
 def test_the_map_takes_the_place_of_the_average() -> None:
     average = FigureFile("average", "The average.")
     values = {"headline": "- one", "claims_line": "Two.", "ours": "| a |", "caption": "Three."}
-    values |= {"scale": "7B", "average": average, "regime": ""}
+    values |= {"scale": "7B", "average": average, "regime": "", "published": "x", "same": False}
     without = render("summary.md.j2", **values)
     assert without == (
         "- one\n\nTwo.\n\n| a |\n\nThree. The last column is the paper's (7B): another scale.\n\n"
@@ -543,6 +546,46 @@ def test_the_index_names_an_experiment_without_a_report(
     (tmp_path / "params.yaml").write_text("experiments: [mini_text]\n", encoding="utf-8")
     with pytest.raises(MeritError, match=r"reports/mini_text\.json: mini_text has no report"):
         index.run()
+
+
+def test_the_index_keeps_what_was_run_once(
+    made: tuple[Experiment, Artifacts], reports: Path, tmp_path: Path
+) -> None:
+    """A report of an experiment that params.yaml does not name; README has the default's alone."""
+    copies = tmp_path / "reports"
+    for name in ("synthetic", "other"):
+        shutil.copytree(reports / "synthetic", copies / name)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
+    own = made[0].report
+    other, absent = (
+        made[0].model_copy(
+            update={"name": name, "report": own.model_copy(update={"title": name.title()})}
+        )
+        for name in ("other", "absent")
+    )
+    build_index([made[0]], copies, readme, others=[absent, other])
+    page = (copies / "README.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## Synthetic (`synthetic`)",
+        "## Other (run once, not part of the default) (`other`)",
+    ]
+    html = (copies / "index.html").read_text(encoding="utf-8")
+    assert "Other (run once, not part of the default) <code>other</code>" in html
+    top = readme.read_text(encoding="utf-8")
+    assert "(`synthetic`)" in top
+    assert "`other`" not in top
+
+
+def test_the_index_looks_for_reports_of_other_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("once", "twice-full"):
+        (tmp_path / "reports" / folder).mkdir(parents=True)
+        (tmp_path / "reports" / folder / "section.md").write_text("x", encoding="utf-8")
+    found = [name for name in ("once", "twice", "never") if index.has_report(name)]
+    assert found == ["once", "twice"]
 
 
 def test_an_unknown_paper_table_is_refused(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.testing import assert_close
 
 from merit.config import Lora, Optimizer, Training
@@ -23,7 +27,7 @@ from merit.training.loop import Record, Stopped, train
 from merit.training.lora import add_adapters
 from merit.training.models import set_trainable
 from merit.training.order import data_order
-from merit.training.resume import Checkpoints, Progressed
+from merit.training.resume import Checkpoints, Progressed, stopping
 from merit.training.sharding import Crew
 from tests.conftest import Tiny
 
@@ -64,6 +68,30 @@ def run(
     return {name: p.detach() for name, p in parameters.items()}, records
 
 
+def trained(
+    tiny: Tiny, data: Any, order: np.ndarray, settings: Training
+) -> tuple[dict[str, torch.Tensor], list[Record]]:
+    model = copy.deepcopy(tiny.model)
+    parameters = set_trainable(model, settings.trainable)
+    records: list[Record] = []
+    train(
+        model,
+        parameters,
+        data,
+        order,
+        settings.optimizer,
+        what="branch x",
+        settings=settings,
+        log=lambda record, timing: records.append(record),
+    )
+    return {name: p.detach() for name, p in parameters.items()}, records
+
+
+class Always(Checkpoints):
+    def due(self) -> bool:
+        return True
+
+
 class StopAfter(Checkpoints):
     """Told to stop once the loop has asked `times` times whether to save."""
 
@@ -87,6 +115,68 @@ def test_a_stopped_training_goes_on_to_the_bit(tiny: Tiny, tmp_path: Path, algor
     assert resumed == records
     for name, tensor in whole.items():
         assert tensor.numpy().tobytes() == again[name].numpy().tobytes(), name
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    """The loss is finite: only the gradient of step 2 overflows, in one parameter."""
+    model = copy.deepcopy(tiny.model)
+    parameters = set_trainable(model, ["decoder"])
+    before: dict[str, torch.Tensor] = {}
+    passes: list[int] = []
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        passes.append(len(passes))
+        if len(passes) == 1:
+            return gradient
+        before.update({n: p.detach().clone() for n, p in parameters.items()})
+        return gradient * math.inf
+
+    next(p for n, p in parameters.items() if "mlp" in n).register_hook(overflow)
+    order = np.arange(12)
+    message = (
+        r"^branch x: the gradient's norm is (inf|nan) at step 2 of 3; lower `learning_rate` .*: "
+        r"line 4, line 5, line 6, line 7$"
+    )
+    with pytest.raises(MeritError, match=message):
+        train(
+            model,
+            parameters,
+            tiny.encoded,
+            order,
+            optimizer("adamw"),
+            what="branch x",
+            name_of="line {}".format,
+            checkpoints=Always(tmp_path, 1.0, [], []),
+        )
+    (kept,) = tmp_path.iterdir()  # that of step 1
+    with safe_open(kept, framework="pt") as file:
+        assert json.loads(file.metadata()["state"])["progressed"]["step"] == 1
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("pack_tokens", [None, 10])
+@pytest.mark.parametrize("vocabulary", ["small", "large"])
+def test_what_bears_no_loss_has_no_gradient(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, pack_tokens: int | None, vocabulary: str
+) -> None:
+    """Examples 0 to 3 bear none: step 1 has only those, step 2 has them and another, in rows of
+    their own where packed. As a training on the other one alone, which takes two steps.
+    """
+    if vocabulary == "large":
+        monkeypatch.setattr("merit.training.loss.SMALL_VOCABULARY", 0)
+    bearing = tiny.encoded.bearing.copy()
+    bearing[: tiny.encoded.offsets[4]] = False
+    data = replace(tiny.encoded, bearing=bearing)
+    sgd = Optimizer(algorithm="sgd", learning_rate=0.1, batch_size=5, schedule="constant")
+    settings = Training(trainable=["decoder"], optimizer=sgd, pack_tokens=pack_tokens)
+    found, records = trained(tiny, data, np.array([0, 1, 2, 3, 0, 0, 1, 4, 2, 3]), settings)
+    alone, expected = trained(tiny, data, np.array([4]), settings)
+    assert [record["loss"] for record in records] == [0.0, pytest.approx(expected[0]["loss"])]
+    assert records[0]["gradient_norm"] == 0.0
+    assert records[1]["gradient_norm"] == pytest.approx(expected[0]["gradient_norm"], rel=1e-4)
+    for name, tensor in alone.items():
+        assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
@@ -124,6 +214,24 @@ def test_processes_go_on_from_the_last_step_that_all_have(tmp_path: Path) -> Non
         checkpoints.restore({"w": weight}, [], lambda own: 5)
 
 
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    checkpoints = Checkpoints(tmp_path, None, [], [])
+    checkpoints.save(Progressed(step=3), {"w": weight}, [])
+    monkeypatch.setattr("merit.training.resume.save_file", full)
+    weight.data.zero_()
+    with pytest.raises(MeritError, match=r"checkpoint-0\.new: cannot be written .* GB are free"):
+        checkpoints.save(Progressed(step=4), {"w": weight}, [])
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0.safetensors"]
+    assert checkpoints.restore({"w": weight}, []).step == 3
+    assert weight.tolist() == [1, 1]
+
+
 def test_a_checkpoint_is_due_when_its_time_has_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,8 +245,8 @@ def test_a_checkpoint_is_due_when_its_time_has_come(
     assert not never.due()
     every.save(Progressed(), {}, [])
     assert not every.due()
-    never.stop = True
-    assert never.due()
+    never.stop = True  # is another reason to save, which the loop looks at once
+    assert not never.due()
 
 
 def test_packed_training_is_padded_training(tiny: Tiny) -> None:
@@ -164,8 +272,6 @@ def test_bfloat16_keeps_its_sums_in_float32(tiny: Tiny) -> None:
 
 def test_workers_that_read_ahead_change_nothing(tiny: Tiny) -> None:
     """From pixels, in two processes; and a missing image is one message, without a traceback."""
-    from dataclasses import replace
-
     nothing = np.zeros((0, 0), dtype=np.float32)
     pixels = replace(tiny.encoded, features=nothing)
     settings = Training(**PACKED, optimizer=optimizer("sgd"))
@@ -224,8 +330,6 @@ with crew("float32", False) as members:
 
 
 def processes(number: int, tmp_path: Path) -> dict[str, Any]:
-    import json
-
     port = str(29500 + os.getpid() % 2000)
     running = []
     for rank in range(number):
@@ -293,8 +397,6 @@ def test_a_pattern_that_matches_nothing_is_refused(tiny: Tiny) -> None:
 
 
 def test_signals_end_a_training_after_its_step(tmp_path: Path) -> None:
-    from merit.stages.train import stopping
-
     checkpoints = Checkpoints(tmp_path, None, [], [])
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
     try:

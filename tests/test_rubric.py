@@ -153,3 +153,10 @@ def test_unknown_benchmark_names_the_nearest() -> None:
         benchmark("mini_chart")
     with pytest.raises(MeritError, match="known: mini_scene, mini_mcq"):
         benchmark("zzz")
+
+
+def test_open_ended_benchmarks_are_those_with_a_rubric() -> None:
+    """The minis' and the public ones; benchmarks that a judge reads for an answer are not."""
+    assert [name for name, record in BENCHMARKS.items() if record.open_ended] == [
+        "mini_describe", "mini_explain", "llava_wild", "mmvet", "miabench",
+    ]  # fmt: skip

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eval import sandbox
-from eval.sandbox import check_isolation, passes
+from eval.answering import sandbox
+from eval.answering.sandbox import check_isolation, passes
 from merit.errors import MeritError
 
 

@@ -1,13 +1,13 @@
-"""The whole pipeline at a tiny size: its results are golden, on one machine to the bit.
+"""The whole pipeline at a tiny size: its results are golden (tests/golden_values.py writes them).
 
-The golden values are written by `python -m merit.smoke --write-golden tests/golden/smoke.json`.
+Those of single stages, from inputs that no training decides, are in tests/test_golden.py.
 """
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sqlite3
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from merit import smoke
 from merit.config import load_experiment
 from merit.io.artifacts import Artifacts, file_hash, read_json
 from merit.methods import plan
+from tests.golden_values import GOLDEN, smoke_file, smoke_values
 
 ROOT = Path(__file__).parent.parent
-GOLDEN = Path(__file__).parent / "golden" / "smoke.json"
 BRANCH = "merit-1d-s1-g0"
 
 
@@ -31,12 +31,12 @@ def folder(smoke_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    return smoke.golden(folder)
+    return smoke_values(folder)
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Any]:
-    return read_json(GOLDEN)
+@pytest.fixture(scope="module", params=sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
+def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return read_json(request.param)
 
 
 def paths(folder: Path) -> Artifacts:
@@ -45,14 +45,6 @@ def paths(folder: Path) -> Artifacts:
 
 def hashes(branch: Path) -> dict[str, str]:
     return {path.name: file_hash(path) for path in branch.iterdir()}
-
-
-def flat(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        f"{outer}.{inner}": value
-        for outer, block in values.items()
-        for inner, value in block.items()
-    }
 
 
 def test_a_misspelled_override_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,19 +64,24 @@ def test_what_no_floating_point_decides_is_the_same_on_every_machine(
     assert sorted(found["num_tokens"]) == sorted(golden["num_tokens"])
 
 
-def test_results_are_golden(found: dict[str, Any], golden: dict[str, Any]) -> None:
-    if found["base_hash"] == golden["base_hash"]:  # the same arithmetic: everything to the bit
-        assert found == golden
-        return
-    mine, theirs = found["groups"]["merit-1d"], golden["groups"]["merit-1d"]
-    assert list(mine) == list(theirs)
-    agreeing = sum(mine[task] == theirs[task] for task in mine)
-    assert max(agreeing, len(mine) - agreeing) >= 0.9 * len(mine)
-    # the two halves of a group that moves trade a few tokens; joint and random do not depend on it
-    assert found["num_tokens"] == pytest.approx(golden["num_tokens"], rel=0.2)
-    assert found["displacements"] == pytest.approx(golden["displacements"], rel=0.1)
-    assert found["losses"] == pytest.approx(golden["losses"], rel=0.3)
-    assert flat(found["scores"]) == pytest.approx(flat(golden["scores"]), abs=25.1)  # 3 of 12
+def test_training_is_golden_to_one_percent(found: dict[str, Any], golden: dict[str, Any]) -> None:
+    """Machines round differently: after 110 steps of the base and a branch's own, losses and
+    displacements of two of them were 4e-5 apart. Branches of merit-1d are left out: there rounding
+    may move a task to the other group.
+    """
+    branches = [branch for branch in golden["losses"] if not branch.startswith("merit-")]
+    assert len(branches) == 5
+    for key in ("losses", "displacements"):
+        wanted = {branch: golden[key][branch] for branch in branches}
+        assert {branch: found[key][branch] for branch in branches} == pytest.approx(
+            wanted, rel=0.01
+        )
+
+
+def test_the_whole_run_is_golden_to_the_bit(found: dict[str, Any]) -> None:
+    if not smoke_file(found).is_file():
+        pytest.skip("no golden run of a machine that rounds as this one")
+    assert found == read_json(smoke_file(found))
 
 
 def test_budgets_are_equal(found: dict[str, Any]) -> None:
@@ -114,7 +111,13 @@ def test_every_model_and_branch_is_a_finished_run_in_mlflow(folder: Path) -> Non
 
 
 def test_a_second_run_does_nothing(folder: Path) -> None:
-    assert smoke.check_unchanged(folder) < smoke.UNCHANGED_LIMIT
+    """In processor time, since other tests run beside it."""
+    files, before = smoke.results(folder), resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "up to date" in smoke.repro(folder)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert smoke.results(folder) == files
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert 0 < used < smoke.UNCHANGED_LIMIT
 
 
 def test_a_branch_and_the_report_are_the_same_bytes_again(folder: Path) -> None:

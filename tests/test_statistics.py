@@ -179,7 +179,7 @@ def test_bad_scores_are_refused() -> None:
         s.paired_bootstrap({"a": [1], "c": [1]}, {"a": [1]})
     with pytest.raises(MeritError, match="mmmu: 2 scores against 3"):
         s.paired_bootstrap({"mmmu": [1, 0]}, {"mmmu": [1, 0, 1]})
-    with pytest.raises(MeritError, match=r"ai2d: found 54\.0, expected finite numbers in 0\.\.1"):
+    with pytest.raises(MeritError, match=r"ai2d: found 54\.0, expected finite numbers in 0\.\.20"):
         s.bootstrap_interval({"ai2d": [1.0, 54.0]})
     with pytest.raises(MeritError, match="found nan"):
         s.bootstrap_interval({"ai2d": [[0.0, 1.0], [0.0, math.nan]]})
@@ -402,3 +402,14 @@ def test_holm_lies_between_raw_and_bonferroni(p_values: list[float]) -> None:
     assert all(raw[k] <= adjusted[k] <= min(1.0, len(raw) * max(raw.values())) for k in raw)
     assert all(adjusted[a] <= adjusted[b] for a, b in itertools.pairwise(order))
     assert adjusted[order[0]] == pytest.approx(min(1.0, len(raw) * raw[order[0]]))
+
+
+def test_parts_of_a_score_may_be_more_than_one() -> None:
+    """Of MME and LLaVA-Bench: nothing is cut above, and McNemar's test is not for them."""
+    parts = [4.0, 4.0, 0.0, 0.0]
+    found = s.bootstrap_interval({"mme": parts})
+    assert (found.low, found.high) == (0.0, 4.0)
+    _, difference = s.paired_bootstrap({"mme": parts}, {"mme": [0.0] * 4})
+    assert difference.difference == 2.0
+    with pytest.raises(MeritError, match="McNemar's test needs answers scored 0 or 1"):
+        s.mcnemar(parts, parts)

@@ -216,6 +216,15 @@ def test_without_open_ended_benchmarks(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "out" / "figures" / "control.png").is_file()
 
 
+def test_public_benchmarks_with_open_answers() -> None:
+    """Free answers to public questions are judged ("vlmeval" scores all public ones)."""
+    experiment = synthetic.experiment(benchmarks=["mmmu", "llava_wild", "mathvista", "mmvet"])
+    assert control.benchmark_kinds(experiment) == {
+        "closed": ["mmmu", "mathvista"],
+        "open": ["llava_wild", "mmvet"],
+    }
+
+
 def test_the_verdict_s_fate() -> None:
     assert fate("positive", "positive") == "stays positive"
     assert fate("positive", "undecided") == "turns from positive to undecided"

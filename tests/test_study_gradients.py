@@ -397,7 +397,7 @@ def test_resamples_are_drawn_with_replacement_from_the_stage_s_examples(
 ) -> None:
     drawn: list[list[int]] = []
 
-    def gradient(_: AtBase, examples: np.ndarray) -> torch.Tensor:
+    def gradient(_: AtBase, examples: np.ndarray, __: Any) -> torch.Tensor:
         drawn.append(examples.tolist())
         return torch.ones(2)
 
@@ -438,6 +438,22 @@ def test_fidelity_compares_strides_sketches_and_resamples(
         assert row["rmse"] < 3 * row["predicted_rmse"]
     ratio = rows["sketch 256"]["predicted_rmse"] / rows["sketch 4096"]["predicted_rmse"]
     assert ratio == pytest.approx(4.0)
+    # without room for the full gradients sketches stand for them and for their strided entries: of
+    # more sums than there are entries they are those but for signs
+    large = chosen.model_copy(
+        update={"max_scratch_gb": 1e-9, "reference_size": 20 * base.num_parameters}
+    )
+    again = fidelity.measure(synthetic.experiment(), paths, large)
+    assert "sketches of" in again["text"]
+    for table in result["tables"]:
+        for ours, theirs in zip(again["tables"][table], result["tables"][table], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5), table
+    assert again["norms"] == pytest.approx(result["norms"], rel=1e-6)
+    coarse = large.model_copy(update={"reference_size": 4093})
+    rough = fidelity.measure(synthetic.experiment(), paths, coarse)["tables"]
+    errors = [row["rmse"] for row in rough["gradient_representations"][:2]]
+    expected = [row["rmse"] for row in result["tables"]["gradient_representations"][:2]]
+    assert errors == pytest.approx(expected, abs=3 / 4093**0.5)
     fidelity_drawing.draw(result, tmp_path)
     assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {
         *("fidelity.png", "fidelity_sketch.png"),

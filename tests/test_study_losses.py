@@ -60,6 +60,15 @@ def test_the_meter_forgets_the_model_measured_before(meter: Meter) -> None:
     assert torch.equal(current(meter), theta)
 
 
+def test_a_bfloat16_base_is_measured_in_float32(meter: Meter, tiny: Tiny) -> None:
+    """What a branch learnt is smaller than bfloat16's steps."""
+    low = copy.deepcopy(tiny.model).bfloat16()
+    theta = current(meter)
+    expected = meter.losses(theta)
+    found = make_meter(low, ["decoder"], tiny.encoded, meter.num_examples)
+    assert found.losses(theta) == pytest.approx(expected, rel=1e-6)
+
+
 def test_samples_are_nested_and_drawn_over_the_mixture(tiny: Tiny) -> None:
     model = copy.deepcopy(tiny.model)
     few, more = (make_meter(model, ["decoder"], tiny.encoded, n).batches[0] for n in (4, 9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval.measuring.loss_meter import branch_vector, flatten, make_meter
 from merit.config import Optimizer, Training
 from merit.errors import MeritError
 from merit.io.artifacts import (
@@ -29,6 +31,7 @@ from merit.io.artifacts import (
 from merit.io.checkpoints import Checkpoint
 from merit.stages import train as stage
 from merit.stages.merge_folders import stored_names
+from merit.training.encoded import Encoded
 from merit.training.loop import train
 from merit.training.models import set_trainable, stored_tensors
 from merit.training.optimizers import learning_rate_at
@@ -85,10 +88,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_branch_is_the_loop_over_its_own_tasks(tiny: Tiny, paths: Artifacts) -> None:
+def test_a_branch_is_the_loop_over_its_own_tasks(
+    tiny: Tiny, paths: Artifacts, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage.run("x", BRANCH)
     model = copy.deepcopy(tiny.model)
     parameters = set_trainable(model, ["decoder"])
+    assert re.fullmatch(
+        rf"{BRANCH}: 3 steps in \d+\.\d s \({len(parameters)} trainable tensors, "
+        rf"{sum(p.numel() for p in parameters.values()):,} parameters\)",
+        capsys.readouterr().out.splitlines()[-1],
+    )
     before = {name: p.detach().clone() for name, p in parameters.items()}
     order = np.array(MINE)[data_order(4, 2.0, 3)]
     optimizer = Optimizer(learning_rate=3e-3, batch_size=3, warmup_ratio=0.0)
@@ -168,6 +178,20 @@ def test_another_branch_that_diverges_is_refused(paths: Artifacts) -> None:
     with pytest.raises(MeritError, match=f"^{WHY}"):
         stage.run("x", BRANCH)
     assert contents(paths.branch(BRANCH)) == before
+
+
+def test_an_image_that_is_gone_is_no_divergence(
+    paths: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(paths, may_diverge=True)
+
+    def gone(data: Encoded, indices: Any) -> Any:
+        raise MeritError("x.png: image not found")
+
+    monkeypatch.setattr(Encoded, "batch", gone)
+    with pytest.raises(MeritError, match=r"^x\.png: image not found$"):
+        stage.run("x", BRANCH)
+    assert not paths.branch(BRANCH).exists()
 
 
 def test_a_branch_that_may_diverge_and_does_not_is_as_any_other(paths: Artifacts) -> None:
@@ -295,3 +319,7 @@ def test_adapters_are_stored_as_peft_reads_them(paths: Artifacts, tiny: Tiny) ->
     for name in found.names:
         assert not torch.equal(found.read(name), base.read(name).double())
         torch.testing.assert_close(found.read(name).float(), expected[name].detach())
+    # and so do the studies that measure branches read them
+    meter = make_meter(copy.deepcopy(tiny.model), ["decoder"], tiny.encoded, 4)
+    whole = flatten(expected[name] for name in meter.parameters)
+    torch.testing.assert_close(branch_vector(meter, paths, BRANCH), whole)

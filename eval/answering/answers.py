@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import benchmark, engine_of
 from eval.engine import BenchmarkScore, ScoringEngine
-from merit.config import Evaluation
+from merit.config import Evaluation, Runtime
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_jsonl
 from merit.progress import Progress
@@ -88,8 +88,11 @@ class Respondent:
         batches = list(self._batches(model, processor, None, set()))
         save_batches(cache, batches, vision_hash(model))
 
-    def load(self, folder: Path) -> Any:
-        """The model of a folder as `answer` takes it: with `generator: vllm`, loaded by vLLM."""
+    def load(self, folder: Path, runtime: Runtime) -> Any:
+        """The model of a folder as `answer` takes it, held and run as `runtime` says.
+
+        With `generator: vllm`, loaded by vLLM, which chooses GPU and attention by itself.
+        """
         if self.settings.generator == "vllm" and not self.by_lm_eval:
             from eval.answering.vllm_engine import VllmModel
 
@@ -99,10 +102,11 @@ class Respondent:
                     "key `evaluation.generator`: vllm takes one range of pixels for a model, and "
                     "the benchmarks have several; set `generator: transformers`"
                 )
-            return VllmModel(folder, max(len(p.images) for p in prompts), prompts[0].pixels)
-        from merit.training.models import load_model
+            most_images = max(len(p.images) for p in prompts)
+            return VllmModel(folder, most_images, prompts[0].pixels, runtime.dtype)
+        from merit.training.models import for_generation, load_model
 
-        return load_model(folder)
+        return load_model(folder, for_generation(runtime))
 
     @property
     def _where(self) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from eval.answering.question_images import Picture
 from merit.errors import MeritError
+from merit.io.disk import writing
 from merit.training.models import has_vision
 
 EMBEDDINGS = "image_embeddings"  # float (num_image_tokens, hidden_size), the images in turn
@@ -209,7 +210,8 @@ def save_batches(path: Path, batches: Sequence[Batch], vision: str) -> None:
             tensors[f"{i:05d}.{name}"] = tensor.clone().contiguous()
         tensors[f"{i:05d}.questions"] = torch.tensor(batch.questions)
         tensors[f"{i:05d}.max_new_tokens"] = torch.tensor(batch.max_new_tokens)
-    save_file(tensors, path, metadata={"vision_hash": vision})
+    with writing(path):
+        save_file(tensors, path, metadata={"vision_hash": vision})
 
 
 def load_batches(path: Path, model: Any) -> list[Batch]:

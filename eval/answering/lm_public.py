@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from eval.answering.lm_engine import Answers, quiet
+from eval.answering.sandbox import check_isolation, passes
 from eval.benchmarks import Benchmark, benchmark
-from eval.sandbox import check_isolation, passes
 from merit.config import Evaluation
 from merit.errors import MeritError
 

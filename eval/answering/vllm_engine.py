@@ -18,10 +18,13 @@ from merit.errors import MeritError
 class VllmModel:
     """A model's folder in vLLM. Raises MeritError where vLLM is not installed.
 
-    Args: most_images: in one question. pixels: what images are scaled to lie between.
+    Args: most_images: in one question. pixels: what images are scaled to lie between. dtype: what
+    the model is held in; "stored" as its config.json says.
     """
 
-    def __init__(self, folder: Path, most_images: int, pixels: tuple[int, int] | None) -> None:
+    def __init__(
+        self, folder: Path, most_images: int, pixels: tuple[int, int] | None, dtype: str = "stored"
+    ) -> None:
         try:
             import vllm
         except ImportError:
@@ -34,7 +37,9 @@ class VllmModel:
         if size:
             images["mm_processor_kwargs"] = {"size": size}
         self._sampling = vllm.SamplingParams
-        self._model = vllm.LLM(model=str(folder), seed=0, **(images if most_images else {}))
+        held = {"dtype": "auto" if dtype == "stored" else dtype}
+        images = images if most_images else {}
+        self._model = vllm.LLM(model=str(folder), seed=0, **held, **images)
 
     def generate(self, processor: Any, prompts: Sequence[Prompt]) -> list[str]:
         """Greedy answers; the images are open only while they are answered."""

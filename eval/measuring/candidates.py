@@ -46,7 +46,7 @@ def score_candidates(
     `split` is "test" or "validation". Raises ValueError where two candidates have one name or one
     has a tensor that the base lacks.
     """
-    from merit.training.models import load_model, load_processor, use_one_thread
+    from merit.training.models import for_generation, load_model, load_processor, use_one_thread
 
     if len({candidate.name for candidate in candidates}) != len(candidates):
         raise ValueError("two candidates have one name")
@@ -59,8 +59,9 @@ def score_candidates(
     with ExitStack() as stack:
         # it imports for ten seconds while the first answers are generated
         engine = stack.enter_context(ScoringEngine.of(settings, paths)) if by_vlmeval else None
-        model, processor = load_model(paths.base), load_processor(paths.base)
         base = paths.base
+        model = load_model(base, for_generation(experiment.model))
+        processor = load_processor(base)
         respondent = Respondent(settings, files, prompts_of(engine, files))
         progress = stack.enter_context(Progress(f"{label}, models", len(candidates)))
         for candidate in candidates:

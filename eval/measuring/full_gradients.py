@@ -1,12 +1,16 @@
-"""Full task gradients as long rows on disk; what strides, sketches and other draws make of them.
+"""Cosines of full task gradients, and what strides, sketches and other draws make of them.
 
-Rows are float32 (T, P), memory-mapped, and read in blocks.
+Where T x P float32 fit on a disk they lie there memory-mapped and are read in blocks (`exact`).
+Beyond, every gradient is seen once and only sketches of it are kept (`sketched`): a large sketch
+stands for the whole gradient and one of its strided entries for those.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +20,12 @@ from sklearn.metrics import adjusted_rand_score
 
 from merit.config import Gradients
 from merit.core.diagnostics import matrix_fidelity
-from merit.core.gradients import Representation, Sketch
+from merit.core.gradients import Representation, Sketch, Stride
 from merit.core.similarity import cosine_matrix, sketch_error
-from merit.io.artifacts import Artifacts
+from merit.io.artifacts import Artifacts, read_array
 from merit.io.rows import scratch_rows
 from merit.progress import Progress
-from merit.stages.gradients import AtBase
+from merit.stages.gradients import AtBase, representation_of
 
 BLOCK = 1 << 20  # entries of a gradient that are widened to float64 at a time
 Rows = NDArray[np.float32]
@@ -29,13 +33,123 @@ Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Cosines:
+    """Cosine matrices (T, T): by stride (1: of whole gradients), by (size, seed) of a sketch, and
+    of whole gradients over other draws of the examples.
+
+    `norms` (T,) of whole gradients; `difference` as `stored_difference`.
+    """
+
+    by_stride: dict[int, Array]
+    by_sketch: dict[tuple[int, int], Array]
+    resampled: list[Array]
+    norms: Array
+    difference: float
+
+
+@dataclass(frozen=True)
+class SketchedStride:
+    """A sketch of every `every`-th entry: a representation, as both of its parts are linear."""
+
+    every: int
+    sketch: Sketch
+
+    def size(self, num_parameters: int) -> int:
+        return self.sketch.size(Stride(self.every).size(num_parameters))
+
+    def add(self, total: torch.Tensor, entries: torch.Tensor, start: int, weight: float) -> None:
+        kept = entries[-start % self.every :: self.every]
+        self.sketch.add(total, kept, Stride(self.every).size(start), weight)
+
+
+def exact(
+    base: AtBase,
+    gradients: Gradients,
+    paths: Artifacts,
+    strides: Sequence[int],
+    sketches: Sequence[Sketch],
+    num_resamples: int,
+) -> Cosines:
+    """From the full gradients of all tasks in scratch space: 4 T P bytes, twice in turn."""
+    kept = read_array(paths.gradients / "gradients.npy")
+    with scratch_rows(paths.folder, len(base.tasks), base.num_parameters) as rows:
+        fill_gradients(rows, base, gradients)
+        found = Cosines(
+            {every: cosine_matrix(rows[:, ::every]) for every in strides},
+            {(s.buckets, s.seed): sketched_cosines(rows, s) for s in sketches},
+            [],
+            np.array([row_norm(row) for row in rows]),
+            stored_difference(rows, kept, representation_of(gradients)),
+        )
+    found.resampled.extend(resampled_cosines(base, gradients, paths, num_resamples))
+    return found
+
+
+def sketched(
+    base: AtBase,
+    gradients: Gradients,
+    paths: Artifacts,
+    strides: Sequence[int],
+    sketches: Sequence[Sketch],
+    num_resamples: int,
+    reference: int,
+) -> Cosines:
+    """As `exact`, from one pass over the tasks (and one a resample) that keeps sketches alone.
+
+    `reference` signed sums stand for a whole gradient and for its strided entries: cosines have
+    the standard error of eq. (54), norms a relative one of 1 / sqrt(2 reference). Scratch space:
+    4 T reference bytes for every stride; in memory are one strided gradient and T of the largest
+    of `sketches`.
+    """
+    # a seed of its own: the small sketches' errors are independent of the reference's
+    stand_in = Sketch(reference, 1 + max((s.seed for s in sketches), default=0))
+    stored = representation_of(gradients)
+    kept = read_array(paths.gradients / "gradients.npy")
+    chosen: list[Representation] = [
+        *(SketchedStride(every, stand_in) for every in strides),
+        *sketches,
+    ]
+    difference = norm = 0.0
+    num_tasks, num_parameters = len(base.tasks), base.num_parameters
+    with ExitStack() as stack, Progress("sketches of the gradients", num_tasks) as progress:
+        rows = [
+            stack.enter_context(scratch_rows(paths.folder, num_tasks, r.size(num_parameters)))
+            for r in chosen
+        ]
+        for task in range(num_tasks):
+            *own, again = base.task_gradients(
+                task, gradients.num_examples, gradients.seed, [*chosen, stored]
+            )
+            for row, values in zip(rows, own, strict=True):
+                row[task] = values.cpu()
+            difference += float(np.square(again.cpu().numpy() - kept[task], dtype=np.float64).sum())
+            norm += float(np.square(kept[task], dtype=np.float64).sum())
+            progress.advance()
+        matrices = [cosine_matrix(row) for row in rows]
+        norms = np.array([row_norm(row) for row in rows[list(strides).index(1)]])
+    resampled = []
+    with scratch_rows(paths.folder, num_tasks, stand_in.size(num_parameters)) as row:
+        for resample in range(num_resamples):
+            fill_gradients(row, base, gradients, resample, stand_in)
+            resampled.append(cosine_matrix(row))
+    return Cosines(
+        dict(zip(strides, matrices, strict=False)),
+        {(s.buckets, s.seed): m for s, m in zip(sketches, matrices[len(strides) :], strict=True)},
+        resampled,
+        norms,
+        math.sqrt(difference / norm),
+    )
+
+
 def fill_gradients(
     rows: Rows,
     base: AtBase,
     settings: Gradients,
     resample: int | None = None,
+    representation: Representation | None = None,
 ) -> None:
-    """Every task's whole gradient (P,) from the examples that the gradients stage takes.
+    """Every task's gradient, whole by default, from the examples that the gradients stage takes.
 
     `resample` seeds a draw of as many of them with replacement.
     """
@@ -46,7 +160,7 @@ def fill_gradients(
             if resample is not None:
                 generator = np.random.default_rng([resample, task])
                 examples = np.sort(generator.choice(examples, len(examples)))
-            row[:] = base.gradient(examples).cpu()
+            row[:] = base.gradient(examples, representation).cpu()
             progress.advance()
 
 

@@ -6,7 +6,9 @@ order of `Meter.parameters`. The base is loaded once; every other model is only 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ from numpy.typing import NDArray
 from merit.config import Experiment
 from merit.core.curvature import hvp_exact
 from merit.errors import MeritError
+from merit.io.adapters import CONFIG
 from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
+from merit.io.rows import scratch_rows
 from merit.methods import Model, plan
+from merit.stages.merge_folders import opened
 from merit.training.encoded import IGNORED, Encoded
 from merit.training.images import open_mixture
 from merit.training.loss import forward_loss
@@ -135,7 +140,11 @@ def open_meter(
 
 
 def make_meter(model: Any, trainable: Iterable[str], data: Encoded, num_examples: int) -> Meter:
-    """A meter over a seeded sample of `data`; the model's parameters are changed in place."""
+    """A meter over a seeded sample of `data`; the model's parameters are changed in place.
+
+    In float32 whatever the base's type: bfloat16 would round most of what was learnt away.
+    """
+    model.float()
     parameters = stored_tensors(model, set_trainable(model, trainable))
     sample = np.random.default_rng(SEED).permutation(len(data))[:num_examples]
     batches = [sample[i : i + BATCH_SIZE] for i in range(0, len(sample), BATCH_SIZE)]
@@ -156,8 +165,42 @@ def model_vector(meter: Meter, paths: Artifacts, model: str) -> torch.Tensor:
     return meter.read(paths.model(model))
 
 
+def branch_vector(meter: Meter, paths: Artifacts, name: str) -> torch.Tensor:
+    """theta of a branch; of one that was trained as adapters, the base with what they add to it."""
+    folder = paths.branch(name)
+    if not (folder / CONFIG).is_file():
+        return meter.read(folder)
+    base = Checkpoint(paths.base)
+    adapter = opened(folder, base, paths.base)
+    return flatten((adapter if adapter.has(n) else base).read(n) for n in meter.parameters)
+
+
 def branch_vectors(meter: Meter, paths: Artifacts, model: Model) -> list[torch.Tensor]:
-    return [meter.read(paths.branch(name)) for name in model.branches]
+    return [branch_vector(meter, paths, name) for name in model.branches]
+
+
+Reader = Callable[[], torch.Tensor]
+
+
+def reader(meter: Meter, paths: Artifacts, model: Model) -> Reader:
+    return functools.partial(model_vector, meter, paths, model.id)
+
+
+def branch_readers(meter: Meter, paths: Artifacts, model: Model) -> list[Reader]:
+    return [functools.partial(branch_vector, meter, paths, name) for name in model.branches]
+
+
+@contextlib.contextmanager
+def vectors_on_disk(
+    meter: Meter, paths: Artifacts, readers: Sequence[Reader]
+) -> Iterator[list[torch.Tensor]]:
+    """What the readers give, (P,) each, memory-mapped scratch space: one at a time is in memory."""
+    size = sum(parameter.numel() for parameter in meter.parameters.values())
+    with scratch_rows(paths.folder, len(readers), size) as rows:
+        stored = torch.from_numpy(rows)
+        for row, read in zip(stored, readers, strict=True):
+            row.copy_(read())
+        yield list(stored)
 
 
 def planned_model(

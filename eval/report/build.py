@@ -16,11 +16,14 @@ from eval.report.html import write_html
 from eval.report.intervals import table_cells
 from eval.report.pages import score_values, write_pages, write_sections
 from eval.report.provenance import load_provenance
+from eval.report.published import base_part, further_tables, layout, write_layout
 from eval.report.study_sections import draw_studies, load_studies, studies_part
 from eval.report.tables import write_tables
 from eval.results import load_results
 from merit.config import Experiment
 from merit.io.artifacts import Artifacts, atomic_write, report_name
+
+ONCE = " (run once, not part of the default)"
 
 
 def build_report(
@@ -47,7 +50,11 @@ def build_report(
         case = Case(experiment, results, studies, provenance.base_hash)
         records = ledger(case)
         figures = write_figures(experiment, artifacts, results, cells, out)
+        write_layout(layout(results, cells, paper), paper, out)
+        further = further_tables(experiment, artifacts, reports_dir, provenance, out)
         values = score_values(experiment, results, cells, paper) | {
+            "base": base_part(experiment, results, cells, paper),
+            "further": further,
             "headline": headline(case),
             "regime": regime_map(case),
             "claims_line": claims_line(records, case),
@@ -70,18 +77,28 @@ def build_report(
 
 
 def build_index(
-    experiments: Sequence[Experiment], reports_dir: Path, readme: Path = Path("README.md")
+    experiments: Sequence[Experiment],
+    reports_dir: Path,
+    readme: Path = Path("README.md"),
+    others: Sequence[Experiment] = (),
 ) -> None:
     """README.md and index.html in `reports_dir` from the finished reports; `readme`'s results.
 
-    A full run's report (`level: full`) stands beside the default one wherever there is one.
+    A full run's report (`level: full`) stands beside the default one wherever there is one. Those
+    of `others`, which params.yaml does not name, follow where there is one; `readme` lacks them.
     """
-    titles = [
+    titles = _titles(experiments, reports_dir)
+    once = [(folder, f"{title}{ONCE}") for folder, title in _titles(others, reports_dir)]
+    fuller = [name for name, _ in titles if name not in {e.name for e in experiments}]
+    write_pages(titles, fuller, reports_dir, readme, once)
+    write_html([*titles, *once], reports_dir)
+
+
+def _titles(experiments: Sequence[Experiment], reports_dir: Path) -> list[tuple[str, str]]:
+    """(folder, title) of every report that there is, in order."""
+    return [
         (folder, f"{e.report.title}{suffix}")
         for e in experiments
         for level, suffix in (("default", ""), ("full", ", all rows and studies"))
         if (reports_dir / (folder := report_name(e.name, level)) / "section.md").is_file()
     ]
-    fuller = [name for name, _ in titles if name not in {e.name for e in experiments}]
-    write_pages(titles, fuller, reports_dir, readme)
-    write_html(titles, reports_dir)

@@ -95,7 +95,7 @@ def open_ended_kept(claim: Claim, case: Case) -> Evidence:
 
 def transfers_to_text(claim: Claim, case: Case) -> Evidence:
     """The main method against joint training, in the text experiment only."""
-    if not case.experiment.report.paper_table.startswith("table04"):
+    if case.experiment.report.stem != "table04":
         raise NotTestable("not the text experiment; see mini_text's ledger")
     return beats_joint(claim, case)
 
@@ -175,7 +175,7 @@ def seeds_note(found: Comparison) -> str:
 
 def table_of(case: Case) -> str:
     """The CSV with the experiment's results."""
-    return f"{case.experiment.report.paper_table.split('_')[0]}.csv"
+    return f"{case.experiment.report.stem}.csv"
 
 
 def _beats(case: Case, theirs: str) -> Evidence:

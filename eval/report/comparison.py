@@ -11,9 +11,10 @@ import pandas as pd
 
 from eval.report.intervals import compare, opponents
 from eval.report.render import points, render
-from eval.report.tables import DASH, markdown_table
+from eval.report.tables import DASH
 from eval.results import Results
 from eval.statistics import McNemar, gain_shares, holm, mcnemar
+from eval.table_files import markdown_table
 from merit.config import Experiment
 from merit.io.artifacts import atomic_write
 

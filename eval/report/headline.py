@@ -14,7 +14,7 @@ from eval.verdict import NotTestable, verdict
 
 
 def headline(case: Case) -> str:
-    """Markdown: a list of five."""
+    """Markdown: a list of four; on a generated world with a fifth, what it cannot tell."""
     return render(
         "headline.md.j2",
         mini=case.experiment.data.source.startswith("mini_"),

@@ -129,6 +129,7 @@ def _study(study: StudyResult, folder: Path, base_hash: str) -> dict[str, Any]:
     return {
         "found": study,
         "source": f"{folder.name}/{study.path}",
+        "drawn": f"{folder.name}/{study.drawn}",
         "caveat": study.caveat(base_hash),
         "timed": timed,
         "text": line_to_html(study.text, folder),

@@ -25,14 +25,16 @@ from eval.report.render import points, render
 from eval.report.tables import (
     DASH,
     HEADINGS,
+    beside_table,
     caption,
-    markdown_table,
     paper_caption,
-    published_rows,
+    published_part,
+    same_benchmarks,
     text_table,
 )
 from eval.results import Results
 from eval.statistics import LEVEL, NUM_RESAMPLES
+from eval.table_files import markdown_table
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_write
@@ -68,8 +70,10 @@ def score_values(
     return {
         "ours": markdown_table(text_table(results, cells, paper)),
         "caption": caption(results),
-        "published": markdown_table(published_rows(paper)),
-        "paper_caption": paper_caption(paper),
+        "beside": beside_table(results),
+        "published": published_part(paper),
+        "paper_caption": paper_caption(paper, same_benchmarks(results, paper)),
+        "same": same_benchmarks(results, paper),
         "scale": paper.scale,
         "stem": paper.stem,
         "method": method if found else "",
@@ -146,16 +150,23 @@ def interval_rows(cells: Cells) -> Rows:
 
 
 def write_pages(
-    experiments: Sequence[tuple[str, str]], fuller: Sequence[str], reports_dir: Path, readme: Path
+    experiments: Sequence[tuple[str, str]],
+    fuller: Sequence[str],
+    reports_dir: Path,
+    readme: Path,
+    once: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Join the experiments ((name, title), in order) into reports/README.md and the top README.
 
     The top README shows the first one's table and figure and what the others found; `fuller` names
-    those of them that are another one's full study, which it leaves to reports/README.md.
+    those of them that are another one's full study. These it leaves to reports/README.md, and
+    `once`, too, those that are not run by default.
     `readme` is left alone where it does not exist. Raises MeritError where an experiment has no
     report yet, or `readme` does not hold the two markers once each and in order.
     """
-    sections = [(n, title, _part(reports_dir, n, "section.md", "")) for n, title in experiments]
+    sections = [
+        (n, title, _part(reports_dir, n, "section.md", "")) for n, title in (*experiments, *once)
+    ]
     atomic_write(reports_dir / "README.md", render("results.md.j2", experiments=sections))
     if readme.is_file():
         shown = [(name, title) for name, title in experiments if name not in fuller]

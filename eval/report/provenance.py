@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from eval.commit import git_commit
 from eval.report.intervals import one_seed
 from eval.results import Results
 from eval.statistics import LEVEL, NUM_RESAMPLES
@@ -14,8 +13,6 @@ from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, value_hash
 from merit.methods import plan
-
-SOURCES = ("merit", "eval", "experiments", "params.yaml")  # what the numbers depend on
 
 
 @dataclass(frozen=True)
@@ -71,19 +68,3 @@ def _base_hash(experiment: Experiment, artifacts: Artifacts) -> str:
             f"{first!r} was trained from; `dvc repro` trains the outdated branch again"
         )
     return next(iter(hashes), None) or read_json(artifacts.base / "base.json")["base_hash"]
-
-
-def git_commit(folder: Path = Path()) -> str:
-    """The checked-out commit, "-dirty" with uncommitted sources, "unknown" outside a git tree."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--", *SOURCES)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{commit}-dirty" if changed else commit

@@ -53,9 +53,7 @@ def load_studies(
     found = {}
     for name in names:
         folder = reports_dir / "studies" / experiment / name
-        here = f"../studies/{experiment}" if STUDIES[name].timed else "studies"
-        drawn = f"{here}/{name}/figures"
-        figures = folder / "figures" if STUDIES[name].timed else report / drawn
+        drawn = f"studies/{name}/figures"
         file = folder / "result.json"
         stored = read_json(file)
         if not isinstance(stored, dict) or not isinstance(stored.get("tables"), dict):
@@ -67,8 +65,8 @@ def load_studies(
             text=stored.get("text", ""),
             summary=stored.get("summary", {}),
             tables=stored["tables"],
-            # both stages replace their folders as a whole, so nothing stale can be in them
-            figures=tuple(sorted(path.stem for path in figures.glob("*.png"))),
+            # DVC empties the report's folder before the stage, so nothing stale can be in it
+            figures=tuple(sorted(path.stem for path in (report / drawn).glob("*.png"))),
             path=f"../studies/{experiment}/{name}",
             drawn=drawn,
             base_hash=provenance.get("base_hash", ""),
@@ -78,15 +76,11 @@ def load_studies(
 
 
 def draw_studies(experiment: str, reports_dir: Path, names: Iterable[str], out: Path) -> None:
-    """`out`/studies/<name>/figures, drawn from what the study stored and nothing else.
-
-    A timed study's figure stays with its numbers: a report is the same from run to run.
-    """
+    """`out`/studies/<name>/figures, drawn from what the study stored and nothing else."""
     for name in names:
-        if not STUDIES[name].timed:
-            stored = read_json(reports_dir / "studies" / experiment / name / "result.json")
-            module = importlib.import_module(f"eval.report.drawings.{name}")
-            module.draw(stored, out / "studies" / name)
+        stored = read_json(reports_dir / "studies" / experiment / name / "result.json")
+        module = importlib.import_module(f"eval.report.drawings.{name}")
+        module.draw(stored, out / "studies" / name)
 
 
 def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:

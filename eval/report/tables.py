@@ -6,18 +6,20 @@ that belongs to it (n, seeds, spread, interval, commit, parameter hash), ours an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from eval.benchmarks import BENCHMARKS
-from eval.paper import PaperTable
+from eval.paper import LABELS, PaperTable
 from eval.report.intervals import AVERAGE, CLOSED, Cells, columns, resampled
 from eval.report.provenance import Provenance
 from eval.report.render import render
 from eval.results import Results
+from eval.table_files import latex_table, markdown_table
 from merit.config import Experiment
 from merit.io.artifacts import atomic_write, write_json
 
@@ -34,29 +36,34 @@ def tidy_table(
     """
     rows: list[dict[str, str]] = []
     for method, row in cells.items():
+        known = {
+            "num_seeds": str(max(1, len(results.seeds[method]))),
+            "seeds": " ".join(map(str, results.seeds[method])),
+            "commit": provenance.commit,
+            "parameter_hash": provenance.parameter_hash,
+        }
+        named = {"source": "ours", "scale": "this experiment", "method": method}
         for column, cell in row.items():
             rows.append(
-                {
-                    "source": "ours",
-                    "scale": "this experiment",
-                    "method": method,
+                named
+                | {
                     "benchmark": column,
                     "stands_for": stands_for([column]).get(column, ""),
                     "mean": f"{cell.mean:.4f}",
                     "spread": _number(cell.spread, 4),
                     "ci_low": f"{cell.low:.4f}",
                     "ci_high": f"{cell.high:.4f}",
-                    "num_seeds": str(max(1, len(results.seeds[method]))),
-                    "seeds": " ".join(map(str, results.seeds[method])),
                     "num_questions": str(cell.num_questions),
-                    "commit": provenance.commit,
-                    "parameter_hash": provenance.parameter_hash,
                 }
+                | known
             )
+        for name, values in results.also.get(method, {}).items():  # no questions' mean
+            numbers = {"mean": f"{values.mean():.4f}", "spread": _number(spread(values), 4)}
+            rows.append(named | {"benchmark": name} | numbers | known)
     for line in paper.rows:
-        labels = [c for c, head in zip(line, paper.header, strict=True) if head in _LABELS]
+        labels = [c for c, head in zip(line, paper.header, strict=True) if head in LABELS]
         for head, text in zip(paper.header, line, strict=True):
-            if head not in _LABELS:
+            if head not in LABELS:
                 rows.append(
                     {
                         "source": "paper",
@@ -66,19 +73,36 @@ def tidy_table(
                         "mean": text,
                     }
                 )
-    return pd.DataFrame(rows).fillna("")
+    return pd.DataFrame(rows, columns=list(TIDY)).fillna("")
 
 
-_LABELS = ("build", "method", "train_examples", "run")  # the paper's columns that are not scores
+TIDY = (
+    *("source", "scale", "method", "benchmark", "stands_for", "mean", "spread", "ci_low"),
+    *("ci_high", "num_seeds", "seeds", "num_questions", "commit", "parameter_hash"),
+)
 
 
 def stands_for(benchmarks: Sequence[str]) -> dict[str, str]:
-    """Benchmark -> the column of the paper's table that it stands for, where it has one."""
-    return {name: BENCHMARKS[name].paper_column for name in benchmarks if name in BENCHMARKS}
+    """Benchmark -> the column of the paper's table that it is or stands for, where it has one."""
+    return {
+        name: BENCHMARKS[name].paper_column
+        for name in benchmarks
+        if name in BENCHMARKS and BENCHMARKS[name].paper_column
+    }
+
+
+def same_benchmarks(results: Results, paper: PaperTable) -> bool:
+    """Whether the numbers are of the benchmarks of the paper's table, and not of others."""
+    return all(
+        name in BENCHMARKS and BENCHMARKS[name].public and column in paper.columns
+        for name in results.benchmarks
+        for column in [stands_for([name]).get(name, "")]
+    )
 
 
 def wide_table(results: Results, cells: Cells, paper: PaperTable) -> pd.DataFrame:
-    """One row a method: means, then the average's spread, interval, n and the paper's average."""
+    """One row a method: means, then the average's spread, interval, n, and the paper's average
+    where one is published."""
     published = paper.averages()
     rows = []
     for method, row in cells.items():
@@ -92,8 +116,8 @@ def wide_table(results: Results, cells: Cells, paper: PaperTable) -> pd.DataFram
                 "avg_ci_high": f"{average.high:.2f}",
                 "num_seeds": str(max(1, len(results.seeds[method]))),
                 "num_questions": str(average.num_questions),
-                "paper_avg_other_scale": published.get(method, ""),
             }
+            | ({"paper_avg_other_scale": published.get(method, "")} if paper.published else {})
         )
     return pd.DataFrame(rows)
 
@@ -102,11 +126,12 @@ def text_table(results: Results, cells: Cells, paper: PaperTable) -> list[list[s
     """The table as a reader sees it: header and rows of short strings.
 
     Scores as mean ± spread over seeds (the mean alone with one seed), then the 95 % interval of
-    the average, the number of seeds, and the paper's average.
+    the average, the number of seeds, and the paper's average where one is published.
     """
     published = paper.averages()
     scored = [HEADINGS.get(name, name) for name in columns(results)]
-    rows = [["method", *scored, "95 % CI of avg", "seeds", "paper's avg"]]
+    theirs = ["paper's avg"] if paper.published else []
+    rows = [["method", *scored, "95 % CI of avg", "seeds", *theirs]]
     for method, row in cells.items():
         scores = [
             f"{c.mean:.1f}" + ("" if c.spread is None else f" ± {c.spread:.1f}")
@@ -114,8 +139,27 @@ def text_table(results: Results, cells: Cells, paper: PaperTable) -> list[list[s
         ]
         limits = f"[{row[AVERAGE].low:.1f}, {row[AVERAGE].high:.1f}]"
         num_seeds = str(len(results.seeds[method]) or DASH)
-        rows.append([method, *scores, limits, num_seeds, published.get(method, DASH)])
+        theirs = [published.get(method, DASH)] if paper.published else []
+        rows.append([method, *scores, limits, num_seeds, *theirs])
     return rows
+
+
+def beside_table(results: Results) -> str:
+    """What the engine reports beside its scores, as Markdown; "" where there is nothing."""
+    names = list(dict.fromkeys(name for values in results.also.values() for name in values))
+    rows = [["reported beside", *names]]
+    for method, found in results.also.items():
+        means = {
+            name: f"{values.mean():.1f}" + ("" if len(values) < 2 else f" ± {spread(values):.1f}")
+            for name, values in found.items()
+        }
+        rows.append([method, *(means.get(name, DASH) for name in names)])
+    return markdown_table(rows) if names else ""
+
+
+def spread(values: NDArray[np.float64]) -> float | None:
+    """Standard deviation (n - 1) over seeds; None with fewer than two."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 HEADINGS = {AVERAGE: "avg", CLOSED: "avg without open-ended"}
@@ -124,67 +168,34 @@ HEADINGS = {AVERAGE: "avg", CLOSED: "avg without open-ended"}
 def caption(results: Results) -> str:
     """What the numbers of the table mean."""
     counts = results.num_questions.values()
+    others = [n for n in results.benchmarks if n in BENCHMARKS and not BENCHMARKS[n].public]
     return render(
         "caption.md.j2",
         counts=sorted({min(counts), max(counts)}),
         resampled=resampled(results),
         open_ended=results.open_ended if CLOSED in columns(results) else (),
-        stands_for=[f"{name} ({other})" for name, other in stands_for(results.benchmarks).items()],
+        stands_for=[f"{name} ({other})" for name, other in stands_for(others).items()],
     ).rstrip()
 
 
-def paper_caption(paper: PaperTable) -> str:
-    """Marks the published numbers as another scale."""
-    return render("paper_caption.md.j2", scale=paper.scale).rstrip()
+def paper_caption(paper: PaperTable, same: bool = False) -> str:
+    """What the published numbers are of; other benchmarks than ours unless `same`: another scale.
+
+    "" where nothing is published.
+    """
+    if not paper.published:
+        return ""
+    return render("paper_caption.md.j2", scale=paper.scale, same=same).rstrip()
+
+
+def published_part(paper: PaperTable) -> str:
+    """The paper's table as Markdown; "" where nothing is published."""
+    return markdown_table(published_rows(paper)) if paper.published else ""
 
 
 def published_rows(paper: PaperTable) -> list[list[str]]:
     """The paper's table: header and rows."""
     return [list(paper.header), *map(list, paper.rows)]
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """A GitHub table; the first column is text, the others align right."""
-    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    sides = ("left", *["right"] * (len(rows[0]) - 1))
-    text = _frame(escaped).to_markdown(index=False, disable_numparse=True, colalign=sides)
-    return re.sub(" {2,}", " ", text) + "\n"  # unpadded: one changed cell is one changed line
-
-
-_LATEX = str.maketrans(
-    {
-        **{character: rf"\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "–": "--",
-    }
-)
-
-
-def latex_escape(text: str) -> str:
-    """Text that LaTeX prints as it is written."""
-    return text.translate(_LATEX)
-
-
-def latex_table(rows: list[list[str]], title: str, label: str) -> str:
-    """A booktabs table (needs \\usepackage{booktabs, graphicx}) scaled to the text's width."""
-    frame = _frame([[latex_escape(cell) for cell in row] for row in rows])
-    text = frame.style.hide(axis="index").to_latex(
-        hrules=True,
-        column_format="l" + "r" * (len(rows[0]) - 1),
-        caption=latex_escape(title.replace("**", "")),
-        label=label,
-        position_float="centering",
-    )
-    tabular = r"\begin{tabular}", r"\end{tabular}"
-    scaled = "\\resizebox{\\textwidth}{!}{%\n" + tabular[0], tabular[1] + "}"
-    return text.replace(tabular[0], scaled[0]).replace(tabular[1], scaled[1])
-
-
-def _frame(rows: list[list[str]]) -> pd.DataFrame:
-    return pd.DataFrame(rows[1:], columns=rows[0])
 
 
 def write_tables(
@@ -195,31 +206,45 @@ def write_tables(
     provenance: Provenance,
     out: Path,
 ) -> None:
-    """<stem>.csv, <stem>_tidy.csv, <stem>.md, <stem>.tex, metrics.json, provenance.json."""
-    stem, title = paper.stem, experiment.report.title
+    """The report's own table (`write_table`), metrics.json, provenance.json."""
+    title = experiment.report.title
+    write_table(title, f"tab:{experiment.name}", results, cells, paper, provenance, out)
+    averages = {method: round(row[AVERAGE].mean, 4) for method, row in cells.items()}
+    write_json(out / "metrics.json", averages)
+    write_json(out / "provenance.json", provenance.record(results))
+
+
+def write_table(
+    title: str,
+    label: str,
+    results: Results,
+    cells: Cells,
+    paper: PaperTable,
+    provenance: Provenance,
+    out: Path,
+) -> None:
+    """<stem>.csv, <stem>_tidy.csv, <stem>.md, <stem>.tex. Args: label: LaTeX's."""
+    stem = paper.stem
     wide = wide_table(results, cells, paper)
     atomic_write(out / f"{stem}.csv", wide.to_csv(index=False, lineterminator="\n"))
     tidy = tidy_table(results, cells, paper, provenance)
     atomic_write(out / f"{stem}_tidy.csv", tidy.to_csv(index=False, lineterminator="\n"))
-    ours, published = text_table(results, cells, paper), published_rows(paper)
+    ours, words = text_table(results, cells, paper), caption(results)
+    theirs = paper_caption(paper, same_benchmarks(results, paper))
     page = render(
         "table.md.j2",
         title=title,
-        caption=caption(results),
+        caption=words,
         ours=markdown_table(ours),
-        paper_caption=paper_caption(paper),
-        published=markdown_table(published),
+        beside=beside_table(results),
+        paper_caption=theirs,
+        published=published_part(paper),
     )
     atomic_write(out / f"{stem}.md", page)
-    atomic_write(
-        out / f"{stem}.tex",
-        latex_table(ours, f"{title}. {caption(results)}", f"tab:{experiment.name}")
-        + "\n"
-        + latex_table(published, paper_caption(paper), f"tab:{experiment.name}-paper"),
-    )
-    averages = {method: round(row[AVERAGE].mean, 4) for method, row in cells.items()}
-    write_json(out / "metrics.json", averages)
-    write_json(out / "provenance.json", provenance.record(results))
+    latex = latex_table(ours, f"{title}. {words}", label)
+    if paper.published:
+        latex += "\n" + latex_table(published_rows(paper), theirs, f"{label}-paper")
+    atomic_write(out / f"{stem}.tex", latex)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eval.answering.answers import CACHE, Respondent, question_files
-from merit.config import Evaluation
+from merit.config import Evaluation, Runtime
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash, write_json
 
@@ -18,7 +18,7 @@ def run(name: str, item: str | None = None) -> None:
     assert item is not None
     paths = Artifacts(name)
     asked = read_json(paths.questions / "questions.json")
-    settings = Evaluation.model_validate(asked["settings"])
+    settings = Evaluation.model_validate(asked["evaluation"])  # without a judge
     files = question_files(paths, settings)
     for benchmark, path in files.items():
         if not path.is_file() or file_hash(path) != asked["files"][benchmark]:
@@ -31,7 +31,7 @@ def run(name: str, item: str | None = None) -> None:
         use_one_thread()
         respondent = Respondent(settings, files, asked["prompts"])
         processor = load_processor(paths.model(item))
-        model = respondent.load(paths.model(item))
+        model = respondent.load(paths.model(item), Runtime.model_validate(asked["model"]))
         identity = value_hash([asked, read_json(paths.model(item) / "merge.json")])
         partial = Partial(paths.evaluation / "partial" / f"{item}.jsonl", identity)
         cache = paths.questions / CACHE if settings.cache_images else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eval.report.build import build_index
 from eval.stages.report import report_digest
-from merit.config import load_experiment, load_params
+from merit.config import EXPERIMENTS_DIR, load_experiment, load_params
 from merit.errors import MeritError
 from merit.io.artifacts import REPORTS_DIR, report_name
 
@@ -16,4 +16,16 @@ def run() -> None:
         digest = report_digest(report_name(name, params.level))
         if not digest.is_file():
             raise MeritError(f"{digest}: {name} has no report; `dvc repro` writes it")
-    build_index([load_experiment(name) for name in params.experiments], REPORTS_DIR)
+    known = {name.partition("-")[0] for name in params.experiments}
+    others = sorted(p.stem for p in EXPERIMENTS_DIR.glob("*.yaml") if p.stem not in known)
+    build_index(
+        [load_experiment(name) for name in params.experiments],
+        REPORTS_DIR,
+        others=[load_experiment(name) for name in others if has_report(name)],
+    )
+
+
+def has_report(name: str) -> bool:
+    """Whether an experiment that is not run by default left a report: it stays in the pages."""
+    folders = (report_name(name, level) for level in ("default", "full"))
+    return any((REPORTS_DIR / folder / "section.md").is_file() for folder in folders)

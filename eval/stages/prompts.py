@@ -12,25 +12,41 @@ from typing import Any
 
 from eval.answering.answers import CACHE, Respondent, question_files
 from eval.answering.lm_engine import task_file
-from eval.answering.lm_public import check_code
+from eval.answering.lm_public import OWN_TASKS, check_code
 from eval.benchmarks import benchmark, engine_of
 from eval.engine import ScoringEngine, check_judged
+from eval.judge import check_key
 from merit.config import load_experiment
 from merit.io.artifacts import Artifacts, atomic_folder, file_hash, read_json, write_json
+from merit.plan import asking
+
+
+def task_texts(benchmarks: list[str]) -> dict[str, str]:
+    """The task files of ours that lm-eval takes: the minis', and that of what runs code."""
+    files = {}
+    for record in map(benchmark, benchmarks):
+        if not record.public:
+            files[record.name] = task_file(record.name)
+        elif record.runs_code:
+            files[record.name] = OWN_TASKS / f"{record.dataset}.yaml"
+    return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
 
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/evaluation/questions: what `evaluate` depends on.
 
-    Raises MeritError where a benchmark's file, judge or sandbox is missing.
+    Raises MeritError where a benchmark's file, judge, its key, or sandbox is missing.
     """
-    from merit.training.models import load_model, load_processor, use_one_thread
+    from merit.training.models import for_generation, load_model, load_processor, use_one_thread
 
-    settings, paths = load_experiment(name).evaluation, Artifacts(name)
+    experiment, paths = load_experiment(name), Artifacts(name)
+    settings = experiment.evaluation
     # now, and not after days of training
     check_code([benchmark(b) for b in settings.benchmarks], settings)
     if settings.judge is None:
         check_judged(settings.benchmarks)
+    else:
+        check_key(settings.judge)
     files = question_files(paths, settings)
     asked: dict[str, Any] = {
         "files": {b: file_hash(path) for b, path in files.items()},
@@ -41,12 +57,13 @@ def run(name: str, item: str | None = None) -> None:
             asked["prompts"] = engine.prompts(files)
     else:
         asked["prompts"] = {}
-        asked["tasks"] = {b: task_file(b).read_text(encoding="utf-8") for b in files}
+        asked["tasks"] = task_texts(settings.benchmarks)
     with atomic_folder(paths.questions) as folder:
         stored = folder / "questions.json"
-        write_json(stored, asked | {"settings": settings.model_dump(mode="json")})
+        write_json(stored, asked | asking(experiment))
         if asked["prompts"] and settings.cache_images:
             use_one_thread()
-            model, processor = load_model(paths.base), load_processor(paths.base)
+            model = load_model(paths.base, for_generation(experiment.model))
+            processor = load_processor(paths.base)
             prompts = read_json(stored)["prompts"]  # in the order in which `evaluate` finds them
             Respondent(settings, files, prompts).encode(model, processor, folder / CACHE)

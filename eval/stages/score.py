@@ -8,6 +8,7 @@ from typing import Any
 from eval.answering.answers import Scores, question_files
 from eval.engine import BenchmarkScore, ScoringEngine
 from merit.config import load_experiment
+from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json, write_jsonl
 from merit.methods import plan
 
@@ -15,12 +16,17 @@ from merit.methods import plan
 def run(name: str, item: str | None = None) -> None:
     """Write predictions/ and scores.json of artifacts/<name>/evaluation, by the plan's models.
 
-    A model that diverged has no score; `failures` says why.
+    A model that diverged has no score; `failures` says why. Raises MeritError where all have.
     """
     experiment, paths = load_experiment(name), Artifacts(name)
     found = {model: read_json(paths.answers(model)) for model in plan(experiment).models}
     failures = {model: entry["failure"] for model, entry in found.items() if entry["failure"]}
     given = {model: entry for model, entry in found.items() if model not in failures}
+    if not given:
+        raise MeritError(
+            f"{name}: every model diverged, so there is nothing to score; the first: "
+            f"{next(iter(failures.values()))}. Lower `training.optimizer.learning_rate`"
+        )
     files = question_files(paths, experiment.evaluation)
     scored = {m: _stored(entry["scores"]) for m, entry in given.items() if entry["scores"]}
     if len(scored) < len(given):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.report.provenance import git_commit
-from eval.report.tables import latex_table, markdown_table
+from eval.commit import git_commit
+from eval.table_files import latex_table, markdown_table
 from merit.config import load_experiment
 from merit.config.measurements import STUDIES
 from merit.io.artifacts import (
@@ -44,16 +46,15 @@ def run(name: str, item: str | None = None) -> None:
         write_json(out / "result.json", result)
         for stem, rows in result["tables"].items():
             write_table(out, stem, rows, STUDIES[item].title, f"tab:{name}-{stem}")
-        if STUDIES[item].timed:  # the others' figures are the report's (draw_studies)
-            importlib.import_module(f"eval.report.drawings.{item}").draw(result, out)
 
 
 def write_table(out: Path, stem: str, rows: Sequence[Row], title: str, label: str) -> None:
     """<stem>.csv, .md and .tex; the columns are those of the first row."""
     header = list(rows[0])
     cells = [[_cell(row[column]) for column in header] for row in rows]
-    lines = [",".join(_quoted(cell) for cell in row) for row in [header, *cells]]
-    atomic_write(out / f"{stem}.csv", "\n".join(lines) + "\n")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *cells])
+    atomic_write(out / f"{stem}.csv", text.getvalue())
     atomic_write(out / f"{stem}.md", markdown_table([header, *cells]))
     atomic_write(out / f"{stem}.tex", latex_table([header, *cells], title, label))
 
@@ -62,7 +63,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _quoted(cell: str) -> str:
-    return f'"{cell}"' if "," in cell else cell

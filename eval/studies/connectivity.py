@@ -16,10 +16,11 @@ from eval.measuring.loss_meter import (
     Losses,
     Meter,
     base_vector,
-    branch_vectors,
-    model_vector,
+    branch_readers,
     open_meter,
     planned_model,
+    reader,
+    vectors_on_disk,
 )
 from merit.config import Experiment
 from merit.config.measurements import Connectivity
@@ -34,10 +35,11 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Connectivity) ->
     """Table 5 for one method's branches; `curves` holds the losses along every path."""
     model = planned_model(experiment, "connectivity.method", settings.method, settings.seed, 2)
     meter = open_meter(experiment, paths, settings.num_examples)
-    points = {f"b{k}": v for k, v in enumerate(branch_vectors(meter, paths, model))}
-    points["merged"] = model_vector(meter, paths, model.id)
+    readers = [*branch_readers(meter, paths, model), reader(meter, paths, model)]
+    names = [*(f"b{k}" for k in range(len(model.branches))), "merged"]
     alphas = np.linspace(0, 1, settings.num_points)
-    curves = path_losses(meter, points, alphas)
+    with vectors_on_disk(meter, paths, readers) as vectors:
+        curves = path_losses(meter, dict(zip(names, vectors, strict=True)), alphas)
     loss_base = meter.loss(base_vector(meter, paths))
     rows = [path_row(meter, path, alphas, losses) for path, losses in curves.items()]
     summary = summarise(rows, loss_base)

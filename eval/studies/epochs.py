@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.measuring.loss_meter import Meter, base_vector, model_vector, open_meter, planned_model
+from eval.measuring.loss_meter import (
+    Meter,
+    base_vector,
+    open_meter,
+    planned_model,
+    reader,
+    vectors_on_disk,
+)
 from eval.results import Results, load_results
 from eval.statistics import LEVEL, NUM_RESAMPLES, paired_bootstrap
 from merit.config import Experiment
@@ -34,12 +41,16 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
     results = load_results(experiment, paths)
     meter = open_meter(experiment, paths, settings.num_examples)
     base = base_vector(meter, paths)
-    ids = [model.id for _, joint, merged in pairs for model in (joint, merged)]
-    vectors = {"base": base} | {name: model_vector(meter, paths, name) for name in ids}
-    losses = {name: meter.losses(theta) for name, theta in vectors.items()}
-    increases = perturbed(meter, vectors, settings.sigmas, settings.num_draws)
+    models = {model.id: model for _, joint, merged in pairs for model in (joint, merged)}
+    readers = [reader(meter, paths, model) for model in models.values()]
+    with vectors_on_disk(meter, paths, readers) as stored:
+        vectors = {"base": base, **dict(zip(models, stored, strict=True))}
+        losses = {name: meter.losses(theta) for name, theta in vectors.items()}
+        increases = perturbed(meter, vectors, settings.sigmas, settings.num_draws)
+        rms = {
+            name: float(theta.double().square().mean().sqrt()) for name, theta in vectors.items()
+        }
     aucs = {name: draw_aucs(settings.sigmas, values) for name, values in increases.items()}
-    rms = {name: float(theta.double().square().mean().sqrt()) for name, theta in vectors.items()}
 
     rows = []
     for epoch, joint, merged in pairs:
@@ -66,7 +77,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
                 "flatness_auc_gap_std": sample_std(flatter),
             }
         )
-    noise = perturbation_rows(["base", *ids], settings.sigmas, increases, rms)
+    noise = perturbation_rows(["base", *models], settings.sigmas, increases, rms)
     summary = summarise(rows, aucs["base"]) | {
         "joint": settings.joint,
         "merged": settings.merged,

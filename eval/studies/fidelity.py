@@ -1,7 +1,7 @@
 """Strided and sketched against full gradients, and the norms of task gradients (tables 16 and 19).
 
-The full gradients of all tasks, T x P float32, lie memory-mapped on disk and are read in blocks:
-at 3B parameters and 136 tasks that is 1.7 TB of scratch space.
+The full gradients of all tasks, T x P float32, lie memory-mapped on disk where that is at most
+`max_scratch_gb`. At 3B parameters and 136 tasks it would be 1.7 TB: large sketches stand for them.
 """
 
 from __future__ import annotations
@@ -14,25 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from eval.measuring.full_gradients import (
-    fill_gradients,
-    predicted_rmse,
-    resampled_cosines,
-    row_norm,
-    sketched_cosines,
-    spread,
-    stored_difference,
-)
+from eval.measuring.full_gradients import Cosines, exact, predicted_rmse, sketched, spread
 from merit.config import Experiment
 from merit.config.measurements import Fidelity
 from merit.core.diagnostics import matrix_fidelity, norm_concentration
 from merit.core.gradients import Sketch
 from merit.core.partition import merit_groups
-from merit.core.similarity import cosine_matrix, pca
+from merit.core.similarity import pca
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_array, read_json
-from merit.io.rows import scratch_rows
-from merit.stages.gradients import AtBase, representation_of
+from merit.io.artifacts import Artifacts, read_json
+from merit.stages.gradients import AtBase
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -49,9 +40,25 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
     if max(settings.strides) == experiment.gradients.stride == 1:
         raise MeritError("studies.fidelity.strides: give a stride above 1")
-    with scratch_rows(paths.folder, len(base.tasks), base.num_parameters) as gradients:
-        fill_gradients(gradients, base, experiment.gradients)
-        return _measure(experiment, paths, settings, base, gradients)
+    strides = sorted({1, experiment.gradients.stride, *settings.strides})
+    sketches = [
+        Sketch(size, seed)
+        for size in settings.sketch_sizes
+        for seed in range(settings.num_sketches)
+    ]
+    chosen = base, experiment.gradients, paths, strides, sketches, settings.num_resamples
+    if 4 * len(base.tasks) * base.num_parameters <= settings.max_scratch_gb * 1e9:
+        return _measure(experiment, paths, settings, base, exact(*chosen))
+    size = settings.reference_size
+    result = _measure(experiment, paths, settings, base, sketched(*chosen, size))
+    result["summary"]["reference_size"] = size
+    result["text"] = (
+        f"Full gradients of {len(base.tasks)} tasks take more than studies.fidelity.max_scratch_gb "
+        f"({settings.max_scratch_gb:g}): sketches of {size:,} signed sums stand for them and for "
+        f"their strided entries (standard error of a cosine: at most {size**-0.5:.1g}). "
+        + result["text"]
+    )
+    return result
 
 
 def _measure(
@@ -59,22 +66,12 @@ def _measure(
     paths: Artifacts,
     settings: Fidelity,
     base: AtBase,
-    gradients: NDArray[np.float32],
+    cosines: Cosines,
 ) -> dict[str, Any]:
-    """From the full gradients (T, P)."""
     counts = np.array([e["num_samples"] for e in read_json(paths.encoded / "tasks.json")])
     stride = experiment.gradients.stride
-    difference = stored_difference(
-        gradients,
-        read_array(paths.gradients / "gradients.npy"),
-        representation_of(experiment.gradients),
-    )
-
     num_axes = _num_axes(experiment, len(base.tasks))
-    matrices = {
-        every: cosine_matrix(gradients[:, ::every])
-        for every in sorted({1, stride, *settings.strides})
-    }
+    matrices = dict(cosines.by_stride)
     full = matrices.pop(1)
 
     def groups_of(matrix: Array, axes: int) -> Groups:
@@ -84,8 +81,7 @@ def _measure(
         every: groups_of(matrix, num_axes) for every, matrix in [(1, full), *matrices.items()]
     }
     table16 = fidelity_table(full, matrices, groups, stride)
-    norms = np.array([row_norm(row) for row in gradients])
-    table19 = norm_table(norms, settings.trims)
+    table19 = norm_table(cosines.norms, settings.trims)
 
     finest = range(min(2, num_axes), num_axes + 1)  # merit-2d and finer
 
@@ -101,12 +97,10 @@ def _measure(
     whole = base.num_parameters
     table = [row(f"stride {n}", -(-whole // n), [matrix], None) for n, matrix in matrices.items()]
     for size in settings.sketch_sizes:
-        sketches = [Sketch(size, seed) for seed in range(settings.num_sketches)]
-        found = [sketched_cosines(gradients, sketch) for sketch in sketches]
+        found = [cosines.by_sketch[size, seed] for seed in range(settings.num_sketches)]
         table.append(row(f"sketch {size}", size, found, predicted_rmse(full, size)))
     if settings.num_resamples:
-        found = resampled_cosines(base, experiment.gradients, paths, settings.num_resamples)
-        table.append(row("resampled examples", whole, found, None))
+        table.append(row("resampled examples", whole, cosines.resampled, None))
 
     values = {row["metric"]: row["value"] for row in table16}
     errors = {row["metric"]: row["std_error"] for row in table16}
@@ -122,7 +116,7 @@ def _measure(
         "rmse": values["rmse"],
         "num_axes": num_axes,
         "tasks_in_another_group": values["tasks_in_another_group"],
-        "stored_relative_difference": difference,
+        "stored_relative_difference": cosines.difference,
         **{
             f"{metric}_{column}": by_norm[metric][column]
             for metric in ("coefficient_of_variation", "max_over_min")
@@ -145,7 +139,7 @@ def _measure(
             "full": np.round(full[pairs], 5).tolist(),
             "strided": np.round(matrices[stride][pairs], 5).tolist(),
         },
-        "norms": norms.tolist(),
+        "norms": cosines.norms.tolist(),
         "trims": settings.trims,
     }
 

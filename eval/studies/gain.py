@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.measuring.loss_meter import Meter, base_vector, open_meter, planned_model
+from eval.measuring.loss_meter import Meter, base_vector, branch_vector, open_meter, planned_model
 from merit.config import Experiment
 from merit.config.measurements import Gain
 from merit.core.merge.average import weighted_average
@@ -50,7 +50,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[st
             ):
                 branches = torch.from_numpy(stored)
                 for row, name in zip(branches, model.branches, strict=True):
-                    row.copy_(meter.read(paths.branch(name) / "model.safetensors"))
+                    row.copy_(branch_vector(meter, paths, name))
                 found = gains(
                     meter,
                     base,

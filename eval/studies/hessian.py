@@ -102,6 +102,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict
     """Table 21, the three tiers, and how far the paper's central differences can be trusted."""
     base = AtBase.load(experiment, paths)
     base.model.set_attn_implementation("eager")
+    base.model.float()  # in bfloat16 the central differences' step would be rounded away
     with ExitStack() as scratch:
 
         def empty(num_rows: int, num_entries: int) -> Tensor:

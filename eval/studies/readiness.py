@@ -20,7 +20,13 @@ import torch
 
 from eval.measuring.candidates import Candidate, score_candidates
 from eval.measuring.geometry import Split, conditions, geometry, of_kind
-from eval.measuring.loss_meter import base_vector, branch_vectors, model_vector, open_meter
+from eval.measuring.loss_meter import (
+    base_vector,
+    branch_readers,
+    open_meter,
+    reader,
+    vectors_on_disk,
+)
 from eval.measuring.scores import Row, difference, num_questions
 from merit.config import Experiment
 from merit.config.measurements import Readiness
@@ -35,16 +41,14 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Readiness) -> di
     joints, randoms = reference_models(experiment, settings)
     meter = open_meter(experiment, paths, settings.num_examples)
     base = base_vector(meter, paths)
-    found = geometry(
-        meter,
-        base,
-        {model.id: model_vector(meter, paths, model.id) for model in joints},
-        [
-            Split(m.id, branch_vectors(meter, paths, m), model_vector(meter, paths, m.id))
-            for m in randoms
-        ],
-        settings.num_points,
-    )
+    readers = [reader(meter, paths, m) for m in joints]
+    for m in randoms:
+        readers += [*branch_readers(meter, paths, m), reader(meter, paths, m)]
+    with vectors_on_disk(meter, paths, readers) as vectors:
+        rest = iter(vectors)
+        at_joint = {model.id: next(rest) for model in joints}
+        splits = [Split(m.id, [next(rest) for _ in m.branches], next(rest)) for m in randoms]
+        found = geometry(meter, base, at_joint, splits, settings.num_points)
     models = [Candidate(m.id, functools.partial(_tensors, paths, m)) for m in (*joints, *randoms)]
     scores = score_candidates(experiment, paths, "validation", models, "readiness")
     behind = difference([scores[m.id] for m in randoms], [scores[m.id] for m in joints])

@@ -14,6 +14,7 @@ from eval.measuring.scores import (
     average,
     difference,
     num_questions,
+    only,
     rate_label,
     verdict,
 )
@@ -33,13 +34,15 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Sgd) -> dict[str
         for point in combinations(sweep, own)
     }
     rates = sorted(tags)
-    scores: dict[str, Scores] = {"base": stored_questions(paths, "base")}
+    base_scores = only([stored_questions(paths, "base")], experiment.table_benchmarks)
+    scores: dict[str, Scores] = {"base": base_scores[0]}
     displacements: dict[str, float] = {}
     for method, rate in itertools.product(sweep.methods, rates):
         model = f"{method}{tags[rate]}-s{seed}"
         record = read_json(paths.model(model) / "merge.json")
         if record["failure"] is None:
-            scores[_name(method, rate)] = stored_questions(paths, model)
+            found = only([stored_questions(paths, model)], experiment.table_benchmarks)
+            scores[_name(method, rate)] = found[0]
             displacements[_name(method, rate)] = record["displacement"]
     rows = [
         sweep_row(method, rate, scores, displacements, reference)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from eval.measuring.loss_meter import (
     Meter,
     base_vector,
-    branch_vectors,
-    model_vector,
+    branch_readers,
     open_meter,
     planned_model,
+    reader,
+    vectors_on_disk,
 )
 from merit.config import Experiment
 from merit.config.measurements import Surface
@@ -36,12 +37,13 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Surface) -> dict
     merged = planned_model(experiment, "surface.method", settings.method, settings.seed, 2)
     meter = open_meter(experiment, paths, settings.num_examples)
     base = base_vector(meter, paths)
-    points = {"base": base}
-    points["joint"] = model_vector(meter, paths, joint.id)
-    points["merged"] = model_vector(meter, paths, merged.id)
-    points |= {f"b{k}": v for k, v in enumerate(branch_vectors(meter, paths, merged))}
-    axes = plane(points["joint"] - base, points["merged"] - base)
-    rows = [point_row(meter, name, theta, base, axes) for name, theta in points.items()]
+    readers = [reader(meter, paths, model) for model in (joint, merged)]
+    readers += branch_readers(meter, paths, merged)
+    names = ["joint", "merged", *(f"b{k}" for k in range(len(merged.branches)))]
+    with vectors_on_disk(meter, paths, readers) as vectors:
+        points = {"base": base, **dict(zip(names, vectors, strict=True))}
+        axes = plane(points["joint"] - base, points["merged"] - base)
+        rows = [point_row(meter, name, theta, base, axes) for name, theta in points.items()]
     at = np.array([[row["x"], row["y"]] for row in rows])
     x, y = grid(at, settings.resolution)
     losses = grid_losses(meter, base, axes, x, y)

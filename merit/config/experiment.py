@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,10 +46,20 @@ class Experiment(Settings):
     report: Report
     studies: Studies = Studies()
 
+    @property
+    def table_benchmarks(self) -> list[str]:
+        """Those of the report's own table: its averages, and the studies', are over them."""
+        return self.report.benchmarks or self.evaluation.benchmarks
+
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
         for name, method in self.methods.items():
             self._check_method(name, method)
+        unasked = [*set(self.report.benchmarks) - set(self.evaluation.benchmarks)]
+        if unasked:
+            raise ValueError(f"report.benchmarks: {unasked[0]!r} is not in evaluation.benchmarks")
+        if self.report.also_tables and not self.report.paper_table:
+            raise ValueError("report.also_tables: needs report.paper_table, the report's own table")
         shown = [self.report.partition] if self.report.partition else []
         for name in [*self.report.curves, *shown]:
             if name not in self.methods:
@@ -199,7 +210,8 @@ def select(experiment: Experiment, level: Level, base: str = MAIN) -> Experiment
     }
     sweeps = {n: s for n, s in experiment.sweeps.items() if s.level in included(level)}
     found = experiment.model_copy(
-        update={
+        update=_tables_at(experiment, level)
+        | {
             "methods": chosen,
             "sweeps": sweeps,
             "studies": experiment.studies.at(included(level)),
@@ -216,6 +228,18 @@ def select(experiment: Experiment, level: Level, base: str = MAIN) -> Experiment
         if method.base == base or method.partition == "base"
     }
     return other.model_copy(update={"methods": methods, "sweeps": {}, "studies": Studies()})
+
+
+def _tables_at(experiment: Experiment, level: Level) -> dict[str, Any]:
+    """`evaluation` and `report` with the tables, and their benchmarks, of this level."""
+    evaluation, report = experiment.evaluation, experiment.report
+    also = report.also_tables if level == "full" else {}
+    asked = dict.fromkeys([*evaluation.benchmarks, *itertools.chain(*also.values())])
+    own = report.benchmarks or (evaluation.benchmarks if also else [])
+    return {
+        "evaluation": evaluation.model_copy(update={"benchmarks": list(asked)}),
+        "report": report.model_copy(update={"also_tables": also, "benchmarks": own}),
+    }
 
 
 def variants(experiment: Experiment, base: str = MAIN) -> Iterator[tuple[str, Method]]:

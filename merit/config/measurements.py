@@ -44,6 +44,10 @@ class Fidelity(Study):
     # of the calibration examples, with replacement: how stable the partition is in any case; every
     # one takes as long as the gradients stage
     num_resamples: Annotated[int, Field(ge=0)] = 5
+    # of full gradients, tasks x parameters x 4 bytes; beyond it sketches of `reference_size` signed
+    # sums (a cosine's standard error is at most 0.0005) stand for them
+    max_scratch_gb: PositiveFloat = 32
+    reference_size: PositiveInt = 4_194_301
 
 
 class Calibration(Study):

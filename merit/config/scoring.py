@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from merit.settings import PositiveFloat, PositiveInt, Settings
 
+# settings that hardly an experiment has stand in no other's hash of its parameters
+_UNLESS_EMPTY = Field(exclude_if=lambda value: not value)
+
 
 class JudgeSettings(Settings):
     """A judge behind an OpenAI-compatible endpoint: who scores what matching cannot.
@@ -65,10 +68,22 @@ class Evaluation(Settings):
 
 
 class Report(Settings):
-    """What the report stage writes, and which of the paper's tables stands beside it."""
+    """What the report stage writes, and which of the paper's tables stands beside it.
+
+    `benchmarks` are those of the report's own table, all by default. `also_tables` are further
+    tables of the paper that the full level renders, each with its benchmarks: {stem: [names]};
+    those that `evaluation.benchmarks` lacks are asked at that level besides.
+    """
 
     title: str
-    paper_table: str  # file stem in reports/paper/
+    paper_table: str | None = None  # file stem in reports/paper/; none for one's own
     paper_build: str | None = None  # which of that table's models, where it has several
     curves: list[str] = []  # methods whose training curves are drawn
     partition: str | None = None  # the method whose groups order the heat map and the PCA scatter
+    benchmarks: Annotated[list[str], _UNLESS_EMPTY] = []
+    also_tables: Annotated[dict[str, list[str]], _UNLESS_EMPTY] = {}
+
+    @property
+    def stem(self) -> str:
+        """What the report's own table is called: "table02", or "results" without a paper's."""
+        return self.paper_table.split("_")[0] if self.paper_table else "results"

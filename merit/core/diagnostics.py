@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy import stats
-
-
-def displacement(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """||theta - theta0||_2 over (theta, theta0) tensor pairs, accumulated in float64."""
-    return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs) ** 0.5
 
 
 def barrier(alphas: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> float:

@@ -16,7 +16,6 @@ from merit.data.examples import IMAGE_TOKEN, Example, make_example
 from merit.errors import MeritError
 
 ESCAPED = "< image>"
-ROLES = {"human": "user", "gpt": "assistant"}
 
 
 class BadRecord(MeritError):

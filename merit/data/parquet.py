@@ -39,11 +39,6 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         raise _unreadable(path, error) from None
 
 
-def column_names(path: Path) -> list[str]:
-    """The file's top-level columns."""
-    return list(_open(path).schema_arrow.names)
-
-
 def has_image(path: Path, member: str) -> bool:
     """Whether the file has the row of `member`; the row is not read."""
     place = _place(member)

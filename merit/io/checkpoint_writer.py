@@ -7,7 +7,6 @@ written here: the header's length (8 bytes, little-endian), the header (JSON, pa
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,11 +22,11 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from merit.errors import MeritError
 from merit.io.checkpoints import DTYPES, INDEX, TensorInfo
+from merit.io.disk import NO_SPACE
 
 MAX_SHARD_BYTES = 5 * 10**9
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ORDER = {dtype: place for place, dtype in enumerate(DTYPES.values())}
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointWriter:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from merit.errors import MeritError
 from merit.io.artifacts import file_hash, read_json, value_hash
+from merit.io.disk import writing
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -269,6 +270,10 @@ def check_same_tensors(
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file; names sorted, so that equal tensors are equal bytes."""
+    """Write a safetensors file; names sorted, so that equal tensors are equal bytes.
+
+    Raises MeritError where the disk is full; then nothing of it is there.
+    """
     ordered = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
-    save_file(ordered, path, metadata={"format": "pt"})
+    with writing(path):
+        save_file(ordered, path, metadata={"format": "pt"})

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from merit.io.disk import writing
+
 
 def create_rows(path: Path, num_rows: int, num_entries: int) -> None:
     """The .npy file of float32 (num_rows, num_entries) zeros, unless it is there already.
@@ -42,6 +44,20 @@ def write_row(path: Path, index: int, row: np.ndarray) -> None:
         file.write(np.ascontiguousarray(row, dtype=rows.dtype).data)
 
 
+def create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """A .npy file of zeros, memory-mapped, all of its space taken.
+
+    Raises MeritError where the disk has too little: a mapped page that finds none is a signal.
+    """
+    from numpy.lib.format import open_memmap
+
+    array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with writing(path), path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 @contextlib.contextmanager
 def scratch_rows(folder: Path, num_rows: int, num_entries: int) -> Iterator[np.ndarray]:
     """float32 (num_rows, num_entries) of zeros on disk, memory-mapped; gone with the block.
@@ -52,5 +68,6 @@ def scratch_rows(folder: Path, num_rows: int, num_entries: int) -> Iterator[np.n
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a signal later
-            os.posix_fallocate(file.fileno(), 0, 4 * num_rows * num_entries)
+            with writing(folder / "scratch rows"):
+                os.posix_fallocate(file.fileno(), 0, 4 * num_rows * num_entries)
         yield np.memmap(file, dtype=np.float32, mode="w+", shape=(num_rows, num_entries))

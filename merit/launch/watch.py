@@ -17,7 +17,10 @@ from merit.launch.jobs import STOPPED, Work, ending
 from merit.launch.table import Row, Table
 
 # what the stage `train` depends on besides a branch's manifest, as in pipeline.yaml
-TRAIN_CODE = ("merit/training", "merit/stages/train.py")
+TRAIN_CODE = (
+    *("merit/training", "merit/stages/train.py", "merit/io/checkpoints.py"),
+    "merit/data/examples.py",
+)
 
 
 class Backend(Protocol):

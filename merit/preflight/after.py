@@ -27,7 +27,7 @@ def comparison(work: Work, paths: Artifacts) -> str:
     """A line a step: hours predicted, hours taken, tokens a second of both, the paper's words; then
     memory and disk, a line a stage.
     """
-    column = COLUMNS.get(work.experiment.report.paper_table[:7])
+    column = COLUMNS.get(work.experiment.report.stem)
     paper = paper_times(PAPER, column) if column else {}
     predicted = {row.stage: row.hours for row in rows(work)}
     lines = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,16 @@ from merit.config import Encoding, Experiment, Origin, Phase, load_experiment
 from merit.data.examples import Example, read_examples
 from merit.data.hub import fetch
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, write_json
+from merit.io.artifacts import (
+    Artifacts,
+    atomic_folder,
+    file_hash,
+    open_partial,
+    value_hash,
+    write_json,
+)
+from merit.io.disk import writing
+from merit.io.locks import exclusive
 from merit.progress import Progress
 from merit.training.encoded import Encoded
 from merit.training.encoding import encode_examples
@@ -92,9 +103,22 @@ def check_finite(folder: Path, what: str) -> None:
 
 
 def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
-    """Train theta0 by its phases, from scratch or from what lies in `folder`; all their records."""
-    from merit.base_phases import PRETRAINING, initialise, pretrain, run_phase
+    """Train theta0 by its phases, from scratch or from what lies in `folder`; all their records.
+
+    Finished phases, and the checkpoints of one that is stopped (status 75) or killed, are kept in a
+    hidden folder beside `folder` until all are done: the same command goes on from there.
+    """
+    from merit.base_phases import (
+        PRETRAINING,
+        initialise,
+        pretrain,
+        restore_phases,
+        run_phase,
+        save_phases,
+    )
+    from merit.training.loop import Stopped
     from merit.training.models import load_model, load_processor, use_one_thread
+    from merit.training.resume import GO_ON, Checkpoints, stopping
 
     settings = experiment.base
     # all data before the first step: a missing file should not cost the phases before it
@@ -104,22 +128,37 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
         if phase.data not in PRETRAINING
     }
     use_one_thread()
+    key = phases_key(experiment, [data / f"{name}.jsonl" for name in examples], folder)
     if settings.architecture is not None:
         model, processor = initialise(settings.architecture, settings.seed)
     else:
         model, processor = load_model(folder, experiment.model), load_processor(folder)
-    stored = model.dtype
-    records: list[Record] = []
+    stored, minutes = model.dtype, experiment.training.checkpoint_minutes
     encoded: dict[str, Encoded] = {}
     total = sum(phase.num_steps for phase in settings.phases)
-    before = 0
-    with Progress(f"{experiment.name}, base", total) as progress:
+    place, label = folder.parent / "base-phases", f"{experiment.name}, base"
+    with exclusive(place, "the base is being built"), Progress(label, total) as progress:
+        kept = open_partial(place, key)
+        finished, records = restore_phases(model, kept)
+        checkpoints = None
         for i, phase in enumerate(settings.phases):
+            before = sum(earlier.num_steps for earlier in settings.phases[:i])
+            if i < finished:
+                progress.advance(phase.num_steps)
+                continue
+            own: list[Record] = []
+            asked = checkpoints is not None and checkpoints.stop
+            (kept / str(i)).mkdir(exist_ok=True)
+            checkpoints = Checkpoints(kept / str(i), minutes, own, [])
 
             def log(
-                record: Record, timing: Record, phase: Phase = phase, done: int = before
+                record: Record,
+                timing: Record,
+                phase: Phase = phase,
+                done: int = before,
+                own: list[Record] = own,
             ) -> None:
-                records.append({"phase": phase.name, **record, "step": done + record["step"]})  # type: ignore[dict-item]
+                own.append({"phase": phase.name, **record, "step": done + record["step"]})  # type: ignore[dict-item]
                 progress.advance(int(done + record["step"]) - progress.n)
 
             seed = settings.seed * 100 + i
@@ -128,11 +167,37 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
                 encoded.clear()  # the encoder has changed
             else:
                 encoded = encoded or _encode(model, processor, data, examples, experiment.encoding)
-                run_phase(model, encoded[phase.data], phase, seed, log)
-            before += phase.num_steps
-    model.to(stored).save_pretrained(folder)  # what learnt is float32
-    processor.save_pretrained(folder)
+                checkpoints.stop = asked  # between two phases
+                stopping(checkpoints)
+                try:
+                    run_phase(model, encoded[phase.data], phase, seed, log, checkpoints)
+                except Stopped as stopped:
+                    print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+                    sys.exit(GO_ON)
+            records += own
+            save_phases(model, i + 1, records, kept)
+            shutil.rmtree(kept / str(i))
+        with writing(folder):
+            model.to(stored).save_pretrained(folder)  # what learnt is float32
+            processor.save_pretrained(folder)
+        shutil.rmtree(kept)
     return records
+
+
+def phases_key(experiment: Experiment, data: Sequence[Path], start: Path) -> str:
+    """A hash of all that decides what the phases make of `start`, a checkpoint or nothing yet."""
+    from merit.io.checkpoints import checkpoint_hash
+
+    pace = {"phases": {"__all__": {"workers"}}}
+    return value_hash(
+        [
+            experiment.base.model_dump(mode="json", exclude=pace),
+            experiment.encoding.model_dump(mode="json", exclude={"workers"}),
+            experiment.model.model_dump(mode="json"),
+            [file_hash(path) for path in data],
+            checkpoint_hash(start) if (start / "config.json").is_file() else None,
+        ]
+    )
 
 
 def _encode(

@@ -29,6 +29,7 @@ from merit.io.artifacts import (
     value_hash,
     write_json,
 )
+from merit.io.rows import create_array
 from merit.progress import Progress
 from merit.training.encoded import ARRAYS, NUMBERS, Encoded
 
@@ -153,8 +154,6 @@ def assemble(tasks: Sequence[str], folder: Path) -> None:
 
     An image that several tasks show is one row of `grids` and `paths`, which are sorted by path.
     """
-    from numpy.lib.format import open_memmap
-
     archives = [folder / PARTS / f"{i}.npz" for i in range(len(tasks))]
     parts = [_load(path, ("offsets", "image_offsets", "paths", "grids")) for path in archives]
     paths, first, inverse = np.unique(
@@ -185,10 +184,7 @@ def assemble(tasks: Sequence[str], folder: Path) -> None:
             }
         )
     whole = {
-        name: open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=kinds[name], shape=(sizes[name],)
-        )
-        for name in FLAT
+        name: create_array(folder / f"{name}.npy", kinds[name], (sizes[name],)) for name in FLAT
     }
     place = dict.fromkeys(FLAT, 0)
     for path, own in zip(archives, rows, strict=True):
@@ -211,8 +207,6 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def cache_images(experiment: Experiment, paths: Artifacts, folder: Path) -> None:
     """features.npy and feature_offsets.npy: every image as the decoder sees it."""
-    from numpy.lib.format import open_memmap
-
     from merit.training.images import image_reader, vision_features
     from merit.training.models import image_embeddings, load_model, use_one_thread
 
@@ -225,7 +219,7 @@ def cache_images(experiment: Experiment, paths: Artifacts, folder: Path) -> None
     images = [data.path_of(i) for i in range(len(data.paths))]
     counts = data.grids.prod(axis=1) // data.merge_size**2
     shape = (int(counts.sum()), model.config.text_config.hidden_size)
-    rows = open_memmap(folder / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+    rows = create_array(folder / "features.npy", np.dtype(np.float32), shape)
     place = 0
     for part in vision_features(read, images, partial(image_embeddings, model)):
         rows[place : place + len(part)] = part

@@ -144,11 +144,12 @@ def run(name: str, shard: str | None = None) -> None:
     experiment, paths = load_experiment(name), Artifacts(name)
     settings = experiment.gradients
     base = AtBase.load(experiment, paths)
+    base_hash = read_json(paths.base / "base.json")["base_hash"]
     key = value_hash(
         {
             "gradients": settings.model_dump(mode="json"),
             "trainable": list(experiment.training.trainable),
-            "base": read_json(paths.base / "base.json")["base_hash"],
+            "base": base_hash,
             "encoded": folder_hash(paths.encoded),
         }
     )
@@ -177,6 +178,7 @@ def run(name: str, shard: str | None = None) -> None:
                 "norms": [read_json(path)["norm"] for path in _finished(folder, len(base.tasks))],
                 "num_examples": np.minimum(counts, settings.num_examples).tolist(),
                 "num_parameters": base.num_parameters,
+                "base_hash": base_hash,
             },
         )
         shutil.rmtree(folder / FINISHED)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,11 +30,7 @@ from merit.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-    from merit.training.resume import Checkpoints
     from merit.training.sharding import Crew
-
-
-GO_ON = 75  # exit status of a training that was asked to stop and can go on (EX_TEMPFAIL)
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -62,6 +56,8 @@ def run(name: str, item: str | None = None) -> None:
         summary = train_branch(paths, manifest, settings, members)
     if members.rank == 0:
         steps = f"{summary['num_steps']} steps in {time.monotonic() - began:.1f} s"
+        tensors, entries = summary["num_trained_tensors"], summary["num_trained_parameters"]
+        steps += f" ({tensors} trainable tensors, {entries:,} parameters)"
         print(f"{item}: {summary['failure'] or steps}")
 
 
@@ -72,10 +68,10 @@ def train_branch(
     import torch
 
     from merit.training.images import open_mixture
-    from merit.training.loop import Record, Stopped, train
+    from merit.training.loop import Diverged, Record, Stopped, train
     from merit.training.lora import add_adapters
     from merit.training.models import decoder, load_model, set_trainable
-    from merit.training.resume import Checkpoints
+    from merit.training.resume import GO_ON, Checkpoints, stopping
 
     item, optimizer = manifest["branch"], settings.optimizer
     data = open_mixture(paths, Encoding.model_validate(manifest["encoding"]))
@@ -126,7 +122,7 @@ def train_branch(
         except Stopped as stopped:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr)
             sys.exit(GO_ON)
-        except MeritError as error:  # the loop's own: its loss or its parameters are not finite
+        except Diverged as error:
             if not manifest["may_diverge"]:
                 raise
             failure = str(error)
@@ -163,8 +159,8 @@ def write_tensors(
     folder: Path,
 ) -> dict[str, Any]:
     """The branch's checkpoint: the trained tensors, or its adapters; what the summary gains."""
-    from merit.core.diagnostics import displacement
     from merit.io.checkpoints import Checkpoint, save_tensors
+    from merit.training.displacement import displacement
     from merit.training.lora import save_adapters
     from merit.training.models import stored_tensors
 
@@ -193,19 +189,6 @@ def branch_folder(path: Path, manifest: dict[str, Any], rank: int) -> Iterator[P
         return
     with partial_folder(path, key, f"{manifest['branch']} is being trained") as folder:
         yield folder
-
-
-def stopping(checkpoints: Checkpoints) -> None:
-    """Let SIGTERM and SIGUSR2 (Slurm, before the time is up) end the training after its step."""
-
-    def stop(number: int, frame: Any) -> None:
-        checkpoints.stop = True
-        for again in (signal.SIGTERM, signal.SIGUSR2):  # Slurm and the job may say it twice, and
-            signal.signal(again, signal.SIG_IGN)  # the second would end a process that is leaving
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, stop)
 
 
 def example_names(paths: Artifacts) -> Callable[[int], str]:

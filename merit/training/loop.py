@@ -23,6 +23,10 @@ from merit.training.sharding import Crew
 Record = dict[str, float]
 
 
+class Diverged(MeritError):
+    """A loss, a gradient or a parameter that is not finite."""
+
+
 class Stopped(Exception):
     """Training was asked to stop; its checkpoint is written, and it goes on from there."""
 
@@ -107,7 +111,7 @@ def train(
 
         grad L = sum_r m_r grad L_r / sum_r m_r
 
-    over rows r (of all processes) whose mean loss L_r is over m_r tokens.
+    over rows r (of all processes) whose mean loss L_r is over m_r tokens; zero without a token.
 
     `log` gets (record, timing) about `num_records` times: the record (step, epoch, mean loss since
     the last one, learning_rate, gradient_norm, num_tokens and num_loss_tokens so far) is a function
@@ -119,8 +123,9 @@ def train(
     an example is called in messages; checkpoints: where the training goes on after it was stopped;
     crew: the processes that share the branch.
 
-    Raises MeritError, naming `what`, the step and its examples, where the loss, or at the end a
-    parameter, is not finite; Stopped where `checkpoints` was told to stop.
+    Raises Diverged, naming `what`, the step and its examples, where the loss, its gradient, or at
+    the end a parameter, is not finite; another MeritError where an image cannot be read or a
+    checkpoint cannot be written; Stopped where `checkpoints` was told to stop.
     """
     settings = settings or Training(trainable=["decoder"], optimizer=optimizer)
     crew = crew or Crew.alone(settings.precision)
@@ -138,6 +143,15 @@ def train(
     now = Progressed()
     if checkpoints is not None:
         now = checkpoints.restore(parameters, optimizers, crew.least)
+
+    def check_finite(found: str, value: float, step: int, indices: np.ndarray) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"{what}: the {found} {value} at step {step + 1} of {num_steps}; lower "
+                f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data: "
+                f"{_names(indices, name_of)}"
+            )
+
     model.train()
     mine = [crew.share(steps.rows[step]) for step in range(now.step, num_steps)]
     reader = RowReader(data, [row for rows in mine for row in rows], steps.packed)
@@ -152,20 +166,17 @@ def train(
         losses = []
         for i, row in enumerate(rows):
             # a row beyond this process's own only keeps it in step with the others
-            share = float(data.num_targets(row).sum()) / total if i < own else 0.0
+            share = float(data.num_targets(row).sum()) / max(total, 1) if i < own else 0.0
             with crew.precision():
                 loss = module(next(read))
             (loss * (share * crew.averaged_over)).backward()
             losses.append((loss.detach(), share))
         value = crew.total(sum(loss.item() * share for loss, share in losses))
-        if not math.isfinite(value):
-            raise MeritError(
-                f"{what}: the loss is {value} at step {step + 1} of {num_steps}; lower "
-                f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data: "
-                f"{_names(indices, name_of)}"
-            )
+        check_finite("loss is", value, step, indices)
         crew.sum_gradients(tensors)
         norm = crew.clip(tensors, optimizer.max_grad_norm)
+        # before it reaches the parameters, and with them a checkpoint
+        check_finite("gradient's norm is", norm, step, indices)
         step_all(optimizers, rate)
         now.num_loss_tokens += total
         seen = int(lengths[indices].sum())
@@ -192,9 +203,10 @@ def train(
             )
             last, tokens_since, now.loss_since, now.count_since = clock, 0, 0.0, 0
         if checkpoints is not None and now.step < num_steps:
-            # clocks differ, and a signal reaches one process before another
+            # clocks differ, and a signal reaches one process before another; `stop` is looked at
+            # once, so that none comes between the saving and the end
             due, stop = crew.any(checkpoints.due(), checkpoints.stop)
-            if due:
+            if due or stop:
                 checkpoints.save(now, parameters, optimizers)
                 crew.any(False)  # until all have written theirs
                 checkpoints.forget_previous()
@@ -202,7 +214,7 @@ def train(
                 raise Stopped(f"{what}: stopped after step {now.step} of {num_steps}")
     # the last step has no loss after it that would show what it did
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise MeritError(
+        raise Diverged(
             f"{what}: the parameters are not finite after step {num_steps} of {num_steps}; lower "
             f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
         )

@@ -65,19 +65,22 @@ def _images(model: Any, on: Batch, project: Project | None) -> dict[str, Any]:
 
 
 def token_loss(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the next token, float32, over those whose label is not IGNORED.
+    """Mean cross-entropy of the next token, float32, over those whose label is not IGNORED; 0 where
+    all are.
 
     With a large vocabulary only the loss-bearing tokens' logits are computed, a chunk at a time,
     and once more in the backward pass: all logits of 8,000 tokens would take 5 GB, twice.
 
     Args: hidden (B, L, hidden_size), labels int64 (B, L).
     """
+    following = labels[:, 1:].reshape(-1)
+    places = (following != IGNORED).nonzero().squeeze(1)
+    if not len(places):  # the mean of nothing is no number; through the head, as any other loss
+        return model.lm_head(hidden[:, :1]).float().sum() * 0.0
     vocabulary = model.lm_head.weight.shape[0]
     if vocabulary <= SMALL_VOCABULARY:
         logits = model.lm_head(hidden)
         return model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-    following = labels[:, 1:].reshape(-1)
-    places = (following != IGNORED).nonzero().squeeze(1)
     rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])[places]
     targets = following[places]
     total = rows.new_zeros((), dtype=torch.float32)

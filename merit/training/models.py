@@ -94,6 +94,13 @@ def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
     return model.eval()
 
 
+def for_generation(runtime: Runtime) -> Runtime:
+    """The same but for `varlen`, which is for packed rows: padded ones with a cache need a mask."""
+    if runtime.attention != "varlen":
+        return runtime
+    return runtime.model_copy(update={"attention": "sdpa"})
+
+
 def _attention(runtime: Runtime, architecture: str) -> Any:
     """The vision encoder attends within windows: varlen is the decoder's alone."""
     if runtime.attention == "varlen" and "VL" in architecture:

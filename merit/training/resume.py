@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from merit.errors import MeritError
+from merit.io.disk import writing
+
+GO_ON = 75  # exit status of a training that was asked to stop and can go on (EX_TEMPFAIL)
 
 
 @dataclass
@@ -56,9 +62,9 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def due(self) -> bool:
-        """Whether to save now: the time has come, or the training is to stop."""
+        """Whether the time to save has come."""
         waited = time.monotonic() - self.saved
-        return self.stop or (self.seconds is not None and waited >= self.seconds)
+        return self.seconds is not None and waited >= self.seconds
 
     def save(
         self,
@@ -68,12 +74,13 @@ class Checkpoints:
     ) -> None:
         """Write the whole state; the last one is kept until all processes have done so.
 
-        Raises OSError where the disk is full; then the last one is left.
+        Raises MeritError where the disk is full; then the last one is left.
         """
         state = {"progressed": asdict(progressed), **self.logs}
         temporary = self.path.with_suffix(".new")
         tensors = {k: t.contiguous() for k, t in _tensors(parameters, optimizers).items()}
-        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        with writing(temporary):
+            save_file(tensors, temporary, metadata={"state": json.dumps(state)})
         if self.path.is_file():
             os.replace(self.path, self.previous)
         os.replace(temporary, self.path)
@@ -118,6 +125,19 @@ class Checkpoints:
         for name, rows in self.logs.items():
             rows[:] = state[name]
         return Progressed(**state["progressed"])
+
+
+def stopping(checkpoints: Checkpoints) -> None:
+    """Let SIGTERM and SIGUSR2 (Slurm, before the time is up) end the training after its step."""
+
+    def stop(number: int, frame: Any) -> None:
+        checkpoints.stop = True
+        for again in (signal.SIGTERM, signal.SIGUSR2):  # Slurm and the job may say it twice, and
+            signal.signal(again, signal.SIG_IGN)  # the second would end a process that is leaving
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, stop)
 
 
 def _step(path: Path) -> int:

@@ -202,8 +202,8 @@ def benchmark_kinds(experiment: Experiment) -> dict[str, list[str]]:
     """The benchmarks with closed and with open-ended answers; either may be empty."""
     names = experiment.evaluation.benchmarks
     return {
-        "closed": [name for name in names if benchmark(name).kind != "open"],
-        "open": [name for name in names if benchmark(name).kind == "open"],
+        "closed": [name for name in names if not benchmark(name).open_ended],
+        "open": [name for name in names if benchmark(name).open_ended],
     }
 
 

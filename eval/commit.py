@@ -1,0 +1,24 @@
+"""Which commit numbers come from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+SOURCES = ("merit", "eval", "experiments", "params.yaml")  # what the numbers depend on
+
+
+def git_commit(folder: Path = Path()) -> str:
+    """The checked-out commit, "-dirty" with uncommitted sources, "unknown" outside a git tree."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--", *SOURCES)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit

@@ -1,0 +1,34 @@
+"""One message for a disk that is full, whichever library writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from merit.errors import MeritError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """For a block that writes `path`: MeritError, naming it and the free space, on a full disk.
+
+    safetensors says so in words of its own (SafetensorError, "os error 28") and leaves nothing of
+    the file; another file of that name stays as it was.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_SPACE:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise MeritError(
+            f"{path}: cannot be written ({error}); {free / 1e9:.2f} GB are free on its disk. Free "
+            "some and run the same command again: what was finished is kept"
+        ) from None

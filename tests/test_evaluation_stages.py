@@ -1,0 +1,69 @@
+"""prompts, evaluate and score: what is refused early, and how models are held while they answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.answering.answers import Respondent
+from eval.stages import prompts, score
+from merit.config import Evaluation, JudgeSettings, Runtime
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, write_json
+from merit.methods import plan
+from merit.training.models import for_generation
+from tests import synthetic
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
+    """The experiment that `prompts` reads has a judge, and its key is not set."""
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    judge = JudgeSettings(url="http://here/v1", model="j", key_variable="JUDGE_KEY", **values)
+    found = synthetic.experiment(benchmarks=["mini_mcq"])
+    evaluation = found.evaluation.model_copy(update={"judge": judge})
+    found = found.model_copy(update={"evaluation": evaluation})
+    monkeypatch.setattr(prompts, "load_experiment", lambda name: found)
+
+
+def test_a_judge_without_its_key_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged(monkeypatch)
+    message = "the judge j at http://here/v1: its key is missing: set the variable JUDGE_KEY"
+    with pytest.raises(MeritError, match=f"^{message}$"):
+        prompts.run("synthetic")
+
+
+def test_a_recorded_judge_needs_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    judged(monkeypatch, replay_only=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"benchmarks/mini_.*\.tsv"):  # it goes on
+        prompts.run("synthetic")
+
+
+def test_with_every_model_diverged_there_is_nothing_to_score(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = synthetic.experiment()
+    monkeypatch.setattr(score, "load_experiment", lambda name: experiment)
+    for model in plan(experiment).models:
+        answers = {"answers": None, "scores": None, "failure": f"{model}: the loss is nan"}
+        write_json(Artifacts("synthetic").answers(model), answers)
+    message = "^synthetic: every model diverged, so there is nothing to score; the first: base: "
+    with pytest.raises(MeritError, match=f"{message}the loss is nan. Lower `training.optimizer"):
+        score.run("synthetic")
+
+
+def test_models_answer_as_the_experiment_holds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr("merit.training.models.load_model", lambda *a: found.append(a))
+    settings = Evaluation(benchmarks=["mini_mcq"])
+    runtime = Runtime(dtype="bfloat16", device="cpu", spread=True, attention="varlen")
+    Respondent(settings, {}, {}).load(tmp_path, runtime)
+    assert found == [(tmp_path, runtime.model_copy(update={"attention": "sdpa"}))]
+    assert for_generation(Runtime(attention="eager")) == Runtime(attention="eager")

@@ -1,0 +1,270 @@
+"""The paper's tables 2, 3, 4 and 10, rendered from recorded scores of the shipped experiments.
+
+What was recorded here are the paper's own numbers, so that every cell is known.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.benchmarks import BENCHMARKS, Benchmark
+from eval.paper import load_paper_table
+from eval.report.build import build_report
+from eval.report.published import described
+from eval.results import load_results
+from merit.config import EXPERIMENTS_DIR, Base, Experiment, select
+from merit.config.measurements import Studies
+from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
+from merit.methods import plan
+from merit.settings import Level, load_yaml
+from tests import synthetic
+
+ROOT = Path(__file__).parent.parent
+OTHERS = 50.0  # the score of a method that the paper has not
+Values = dict[str, dict[str, float]]  # method -> the paper's column -> score
+
+
+def shipped(name: str, level: Level = "default") -> Experiment:
+    """An experiment with one seed a method and without its studies."""
+    experiment = select(load_yaml(ROOT / EXPERIMENTS_DIR / f"{name}.yaml", Experiment), level)
+    methods = {
+        method: settings.model_copy(update={"seeds": [1] if settings.partition != "base" else []})
+        for method, settings in experiment.methods.items()
+    }
+    return experiment.model_copy(update={"methods": methods, "sweeps": {}, "studies": Studies()})
+
+
+def published(name: str, build: str | None = None) -> Values:
+    table = load_paper_table(name, ROOT / "reports", build)
+    return {
+        method: {column: float(cells[column]) for column in table.columns if cells[column]}
+        for method, cells in table.by_method().items()
+    }
+
+
+def record(root: Path, experiment: Experiment, values: Values, also: Any = None) -> Artifacts:
+    """A finished pipeline in `root` whose scores are `values`, the same at every question."""
+    artifacts = Artifacts(experiment.name, root)
+    synthetic.write(root, experiment, num_records=2, num_questions=2)
+    stored = read_json(artifacts.evaluation / "scores.json")
+    for model in plan(experiment).models.values():
+        found = {
+            name: values.get(model.method, {}).get(BENCHMARKS[name].paper_column, OTHERS)
+            for name in experiment.evaluation.benchmarks
+        }
+        stored["scores"][model.id] = found
+        rows = [
+            {"benchmark": name, "index": str(i), "prediction": "", "score": score / 100}
+            for name, score in found.items()
+            for i in range(2)
+        ]
+        write_jsonl(artifacts.predictions(model.id), rows)
+        if also:
+            stored.setdefault("also", {})[model.id] = also(values.get(model.method, {}))
+    write_json(artifacts.evaluation / "scores.json", stored)
+    return artifacts
+
+
+def read(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def assert_laid_out(found: list[list[str]], table: str, build: str | None = None) -> None:
+    """The paper's header, methods and cells; its averages are of numbers before rounding."""
+    paper = load_paper_table(table, ROOT / "reports", build)
+    theirs = list(paper.by_method().values())
+    assert found[0] == list(paper.header)
+    ours = [dict(zip(found[0], row, strict=True)) for row in found[1:]]
+    for column in ("method", *paper.columns):
+        assert [row[column] for row in ours] == [row[column] for row in theirs]
+    averages = [float(row["avg"]) for row in ours]
+    assert averages == pytest.approx([float(row["avg"]) for row in theirs], abs=0.11)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "build"),
+    [
+        ("vision_flan_3b_llava", "table02_vision_flan_3b", None),
+        ("vision_176_7b", "table03_vision_176_7b", "base-vlm-7b"),
+        ("vision_176_7b_scaled", "table03_vision_176_7b", "scaled-base-vlm-7b"),
+        ("text_flan_3b", "table04_text_flan_3b", None),
+    ],
+)
+def test_a_table_is_laid_out_as_in_the_paper(
+    tmp_path: Path, name: str, table: str, build: str | None
+) -> None:
+    experiment = shipped(name)
+    artifacts = record(tmp_path / "artifacts", experiment, published(table, build))
+    build_report(experiment, artifacts, tmp_path / "reports")
+    report = tmp_path / "reports" / name
+    stem = table.split("_")[0]
+    assert_laid_out(read(report / f"{stem}_paper_layout.csv"), table, build)
+    assert not [*report.glob("table10*")]
+    section = (report / "section.md").read_text(encoding="utf-8")
+    # the base first, and the same as the paper's
+    assert section.startswith(f"**The base**: {described(experiment.base)}. No benchmark differs")
+    base = published(table, build)["base"]
+    column, score = next(iter(base.items()))
+    assert f"| {column} | {score:.1f} | {score:.1f} | +0.0 |" in section
+    assert section.index("paper's base | difference") < section.index("- **Precondition**")
+    assert "What nobody knows before the 3B run" not in section
+    assert "of the same benchmarks" in section
+    assert "another scale" not in section
+
+
+def test_tables_2_and_10_of_one_run(tmp_path: Path) -> None:
+    """The full level asks table 10's benchmarks, which are no part of table 2's averages."""
+    experiment = shipped("vision_flan_3b", "full")
+    assert experiment.table_benchmarks == experiment.evaluation.benchmarks[:8]
+    assert experiment.evaluation.benchmarks[8:] == ["mme", "hallusion", "miabench", "docvqa"]
+    table2, table10 = published("table02_vision_flan_3b"), published("table10_clustering_ablation")
+    values = {m: table2.get(m, {}) | table10.get(m, {}) for m in experiment.methods}
+    values["base"] = table2["base"] | {"mmmu": 53.1, "ai2d": 68.8}  # as if it were another model
+
+    def also(columns: dict[str, float]) -> Any:
+        raw = columns.get("mme_raw", 23 * OTHERS)
+        return {"mme": {"raw": raw, "perception": 0.75 * raw}, "hallusion": {"kit_mean": 33.3}}
+
+    artifacts = record(tmp_path / "artifacts", experiment, values, also)
+    build_report(experiment, artifacts, tmp_path / "reports")
+    report = tmp_path / "reports" / "vision_flan_3b"
+    assert_laid_out(read(report / "table10_paper_layout.csv"), "table10_clustering_ablation")
+    layout = read(report / "table02_paper_layout.csv")
+    assert layout[0] == read(ROOT / "reports" / "paper" / "table02_vision_flan_3b.csv")[0]
+    assert [row[0] for row in layout[1:]] == list(table2)
+    assert [row[1:-1] for row in layout[2:]] == [
+        [f"{x:.1f}" for x in row.values()] for row in list(table2.values())[1:]
+    ]
+    averages = read_json(report / "metrics.json")
+    assert averages["merit-3d"] == pytest.approx(sum(table2["merit-3d"].values()) / 8)
+
+    section = (report / "section.md").read_text(encoding="utf-8")
+    base, rest = section.split("- **Precondition**")
+    used = "`Qwen/Qwen2.5-VL-3B-Instruct@66285546d2b821cf421d4f5eb2576359d3770cd3`, as released"
+    assert base.startswith(f"**The base**: {used}. **It is not the paper's base**: more than 5 ")
+    assert "points from it on mmmu (+11.9)." in base  # ai2d's 5.0 are not more than 5
+    assert "| ai2d | 68.8 | 63.8 | +5.0 |" in base
+    assert "### The paper's table 10" in rest
+    assert "| merit-3d | 1404.6 | 1872.8 | 33.3 |" in rest
+    tidy = read(report / "table10_tidy.csv")
+    (line,) = (r for r in tidy if r[0] == "ours" and r[2:4] == ["kmeans-4", "mme_raw"])
+    found = dict(zip(tidy[0], line, strict=True))
+    assert (found["mean"], found["ci_low"], found["num_seeds"]) == ("1853.4000", "", "1")
+    assert "mme_raw" not in {row[3] for row in read(report / "table02_tidy.csv")}
+
+
+def test_without_table_10_its_benchmarks_are_not_asked() -> None:
+    experiment = shipped("vision_flan_3b")
+    assert len(experiment.evaluation.benchmarks) == 8
+    assert experiment.report.also_tables == {}
+    assert "also_tables" not in experiment.model_dump(mode="json")["report"]
+    rehearsal = load_yaml(ROOT / EXPERIMENTS_DIR / "vision_flan_3b.yaml", Experiment)
+    assert list(rehearsal.report.also_tables) == ["table10_clustering_ablation"]
+
+
+def test_results_of_some_benchmarks(tmp_path: Path) -> None:
+    experiment = shipped("vision_flan_3b", "full")
+    also = {"mme": {"raw": 2000.0}}
+    artifacts = record(tmp_path, experiment, {}, lambda _: also)
+    assert load_results(experiment, artifacts).also["base"] == {}
+    found = load_results(experiment, artifacts, ["mme", "mmvet"])
+    assert found.benchmarks == ("mme", "mmvet")
+    assert found.open_ended == ("mmvet",)
+    assert found.also["merit-1d"]["mme_raw"].tolist() == [2000.0]
+
+
+# --- one's own ------------------------------------------------------------------------------------
+
+OWN = ("arithmetic", "syllogisms")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Experiment, Artifacts]:
+    """Generated answers, benchmarks that stand for none of the paper's, one seed, no table."""
+    for name in OWN:
+        made = Benchmark(name=name, kind="generation", category="Problem solving")
+        monkeypatch.setitem(BENCHMARKS, name, made)
+    methods = {
+        "base": {"partition": "base"},
+        "joint-1ep": {"partition": "joint", "epochs": 1.0},
+        "joint-2ep": {"partition": "joint", "epochs": 2.0},
+        "random-2": {"partition": "random", "groups": 2},
+        "random-4": {"partition": "random", "groups": 4},
+        "conflict-2": {"partition": "conflict", "reading": "within"},
+        "soup-2": {"partition": "soup", "members": 2},
+        "soup-3": {"partition": "soup", "members": 3},
+        "merit-1d": {"partition": "merit", "axes": 1},
+        "merit-2d": {"partition": "merit", "axes": 2},
+        "merit-3d": {"partition": "merit", "axes": 3},
+        "joint-shrunk": {"partition": "shrunk", "source": "joint-1ep", "match": "merit-3d"},
+    }
+    values: Any = synthetic.experiment("own").model_dump(mode="json")
+    values["methods"] = {
+        name: method | ({} if name == "base" else {"seeds": [1]})
+        for name, method in methods.items()
+    }
+    values["data"] = {"source": "jsonl", "folder": "own/mixture", "held_out": 0.1}
+    values["base"] = {"checkpoint": "own/model"}
+    values["evaluation"] = {"benchmarks": list(OWN)}
+    values["report"] = {"title": "Own", "partition": "merit-3d", "curves": ["joint-1ep"]}
+    values["studies"] = {"held_out": {"num_examples": 4, "batch_size": 2}}
+    experiment = Experiment.model_validate(values)
+    synthetic.write(tmp_path / "artifacts", experiment, num_records=4)
+    return experiment, Artifacts("own", tmp_path / "artifacts")
+
+
+def test_a_report_without_a_table_of_the_paper(
+    own: tuple[Experiment, Artifacts], tmp_path: Path
+) -> None:
+    experiment, artifacts = own
+    losses = {"base": 2.0, "merit-3d-s1": 1.5}
+    held_out = [{"model": m, "method": m.removesuffix("-s1"), "loss": x} for m, x in losses.items()]
+    tables = {"held_out": held_out, "held_out_tasks": [{"task": "a", "num_examples": 4} | losses]}
+    stored = {"tables": tables, "summary": {}, "text": "Losses.", "title": "Held out"}
+    write_json(tmp_path / "reports" / "studies" / "own" / "held_out" / "result.json", stored)
+    build_report(experiment, artifacts, tmp_path / "reports")
+    report = tmp_path / "reports" / "own"
+    header = read(report / "results.csv")[0]
+    assert header[:4] == ["method", *OWN, "avg"]
+    assert "paper_avg_other_scale" not in header
+    assert {row[0] for row in read(report / "results_tidy.csv")[1:]} == {"ours"}
+    assert not [*report.glob("*layout*")]
+    section = (report / "section.md").read_text(encoding="utf-8")
+    assert section.startswith("**The base**: `own/model`.\n\n- **Precondition**")
+    assert "The paper's table" not in section
+    assert "paper's avg" not in section
+    assert "stand for" not in section
+    assert "(results.csv)" in section
+    assert "#### Held out" in section
+    table = (report / "results.md").read_text(encoding="utf-8")
+    assert table.endswith("|\n")
+    assert "Published numbers" not in table
+    assert (report / "results.tex").read_text(encoding="utf-8").count(r"\begin{table}") == 1
+    claims = {row["id"]: row for row in read_json(report / "claims.json")}
+    assert claims["C1"]["table"] == "results.csv"
+
+
+FROM_PARTS = {"vision": {"hub": "a/b", "revision": "c0"}, "decoder": {"checkpoint": "d"}}
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ({"checkpoint": "own/model"}, "`own/model`"),
+        ({"hub": "a/b", "revision": "c0"}, "`a/b@c0`, as released"),
+        (
+            {"assemble": FROM_PARTS},
+            "assembled of the vision encoder of `a/b@c0`, the decoder of `d` and a fresh "
+            "projector, then trained: stage 1 (7 steps)",
+        ),
+    ],
+)
+def test_the_base_in_words(base: dict[str, Any], words: str) -> None:
+    optimizer = {"learning_rate": 1e-3, "batch_size": 4}
+    phase = {"name": "stage 1", "data": "captions", "trainable": ["projector"], "num_steps": 7}
+    phases = [phase | {"optimizer": optimizer}] if "assemble" in base else []
+    assert described(Base.model_validate(base | {"phases": phases})) == words
