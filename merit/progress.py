@@ -74,7 +74,14 @@ class _Lines:
 
 
 def write_timing(folder: Path, stage: str, item: str | None, began: float) -> None:
-    """timings/<stage>[-<item>].json: wall-clock seconds since `began` and the peak memory (MB)."""
+    """timings/<stage>[-<item>].json: wall-clock seconds since `began` and the peak memory (MB), of
+    a GPU, too, where the stage used one.
+    """
+    torch = sys.modules.get("torch")
+    gpu = {}
+    if torch is not None and torch.cuda.is_initialized():
+        peaks = map(torch.cuda.max_memory_reserved, range(torch.cuda.device_count()))
+        gpu = {"peak_gpu_memory_mb": max(peaks) / 2**20}
     name = "-".join(part for part in (stage, item) if part)
     write_json(
         folder / "timings" / f"{name}.json",
@@ -82,5 +89,6 @@ def write_timing(folder: Path, stage: str, item: str | None, began: float) -> No
             "stage": name,
             "seconds": time.monotonic() - began,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **gpu,
         },
     )

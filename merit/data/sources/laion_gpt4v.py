@@ -26,6 +26,10 @@ from merit.io.artifacts import file_hash
 
 PATTERN, FETCHED = "data/train-*.parquet", "fetched.jsonl"
 TASK, PROMPT = "laion_gpt4v", "Describe the image in detail."
+TO_DO = (
+    'this source holds links, no images. Fetch them and list {"link", "file", "sha256"} a line, or '
+    "leave the source out"
+)
 
 
 def patterns(tasks: Collection[str] | None) -> list[str]:
@@ -36,10 +40,7 @@ def patterns(tasks: Collection[str] | None) -> list[str]:
 def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
     """Every row, with what was fetched of its link. Raises MeritError without `fetched.jsonl`."""
     if not (folder / FETCHED).is_file():
-        raise MeritError(
-            f"{folder / FETCHED}: missing; this source holds links, no images. Fetch them and list "
-            '{"link", "file", "sha256"} a line, or leave the source out'
-        )
+        raise MeritError(f"{folder / FETCHED}: missing; {TO_DO}")
     fetched = {str(line.get("link")): line for line in jsonl_records(folder / FETCHED)}
     for file in files(folder, [PATTERN]):
         for record in parquet_records(folder, file, ["link", "caption"], lambda value: TASK):
