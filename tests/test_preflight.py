@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from merit.cli import main
 from merit.config import Lora, load_experiment
 from merit.config.mixtures import SourceName
 from merit.errors import MeritError
+from merit.gguf import checkpoint_place
 from merit.io.artifacts import Artifacts, write_json
 from merit.preflight.account import gather
 from merit.preflight.amounts import Amount, generated
@@ -39,7 +41,6 @@ from merit.preflight.shapes import (
     Shapes,
     assembled,
     base_shapes,
-    gguf_file,
     shapes_from_config,
 )
 from merit.preflight.stages import branch_hours, rows
@@ -393,7 +394,6 @@ def test_a_judge_has_a_key_or_a_record(big: Path) -> None:
 def test_a_gguf_file_is_measured_by_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gguf = pytest.importorskip("gguf")
     (tmp_path / "a_package").mkdir()
     (tmp_path / "a_package" / "__init__.py").touch()
     path = tmp_path / "a_package" / "x.gguf"
@@ -413,15 +413,15 @@ def test_a_gguf_file_is_measured_by_its_header(
     writer.close()
     layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 40 + 2 * 16
     monkeypatch.syspath_prepend(tmp_path)
-    for checkpoint in (str(path), "package:a-package", "package:a_package/x.gguf"):
+    for checkpoint in (str(path), "package:a_package/x.gguf"):
         base = load_experiment("mini_text").base.model_copy(
             update={"architecture": None, "checkpoint": checkpoint}
         )
         shapes = base_shapes(base, tmp_path / "none")
         assert (shapes.layer, shapes.num_layers, shapes.stored_bytes) == (layer, 3, 4)
         assert shapes.components == {"decoder": 3 * layer + 16 + 100 * 16}
-    with pytest.raises(MeritError, match=r"package:none/x\.gguf: no such file in an installed"):
-        gguf_file("package:none/x.gguf")
+    with pytest.raises(MeritError, match=r"base\.checkpoint`: package 'none' is not installed"):
+        checkpoint_place("package:none/x.gguf", "base.checkpoint")
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
     with pytest.raises(MeritError, match=r"broken\.gguf: its sizes are unknown until the base"):

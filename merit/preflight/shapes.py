@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from merit.config import Base, Origin
 from merit.errors import MeritError
+from merit.gguf import SUFFIX, checkpoint_place
 from merit.io.artifacts import read_json
 
 CONFIGS = Path(__file__).parent / "configs"  # of public models, by the end of their hub names
@@ -114,7 +114,7 @@ def shapes_from_config(path: Path) -> Shapes:
     import torch
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if path.suffix == ".gguf":
+    if path.suffix == SUFFIX:
         return shapes_from_gguf(path)
     from merit.training.models import ARCHITECTURES
 
@@ -192,7 +192,8 @@ def known_config(origin: Base | Origin) -> Path:
     MeritError.
     """
     if origin.checkpoint is not None:
-        path = gguf_file(origin.checkpoint) or Path(origin.checkpoint) / "config.json"
+        place = checkpoint_place(origin.checkpoint, "base.checkpoint")
+        path = place if place.suffix == SUFFIX else place / "config.json"
     else:
         path = CONFIGS / f"{(origin.hub or '').rpartition('/')[2]}.json"
     if not path.is_file():
@@ -201,25 +202,6 @@ def known_config(origin: Base | Origin) -> Path:
             "sizes"
         )
     return path
-
-
-def gguf_file(checkpoint: str) -> Path | None:
-    """The GGUF file that `checkpoint` names, "package:<package>/<file>" in an installed package;
-    None where it names none. Raises MeritError where the package is missing.
-    """
-    place, marked, rest = checkpoint.partition("package:")
-    if place or not marked:
-        return Path(checkpoint) if checkpoint.endswith(".gguf") else None
-    package, _, name = rest.partition("/")
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    folders = [Path(path) for path in (spec and spec.submodule_search_locations) or []]
-    found = [file for folder in folders for file in sorted(folder.glob(name or "*.gguf"))]
-    if not found:
-        raise MeritError(
-            f"key `base.checkpoint`: {checkpoint}: no such file in an installed package; "
-            f"`pip install {package}`"
-        )
-    return found[0]
 
 
 def assembled(eyes: Shapes, words: Shapes) -> Shapes:
