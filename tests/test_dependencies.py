@@ -38,7 +38,10 @@ BY_NAME = {  # what a stage loads by name, so that no import tells
     ],
 }
 # experiments whose rows fill the placeholders: worlds of both kinds, files of all kinds
-FILLED = ("mini_vision", "mini_text", "template_text", "vision_flan_3b", "vision_flan_3b_llava")
+FILLED = (
+    *("mini_vision", "mini_text", "template_text", "smollm2_reasoning"),
+    *("vision_flan_3b", "vision_flan_3b_llava"),
+)
 ANSWERING = (
     *("answers", "batches", "generate", "lm_engine", "lm_public", "question_images", "sandbox"),
     "vllm_engine",

@@ -20,7 +20,9 @@ import yaml
 from torch.testing import assert_close
 
 from eval.report.drawings import held_out as held_out_figure
+from eval.report.drawings import retention as retention_figure
 from eval.stages import study
+from eval.studies import retention
 from merit import plan
 from merit.data.examples import read_examples
 from merit.io.artifacts import Artifacts, read_json
@@ -202,10 +204,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
     values = yaml.safe_load((ROOT / "experiments/template_text.yaml").read_text())
     values["training"]["optimizer"] |= OPTIMIZER
     values["report"] |= {"curves": [], "partition": "merit-1d"}
+    values["studies"] |= {"retention": {"max_new_tokens": 6, "batch_size": 5}}
     done = run(folder, values | {"name": NAME, "methods": METHODS, "merge_dtype": "bfloat16"})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         study.run(NAME, "held_out")
+        study.run(NAME, "retention")
     return done
 
 
@@ -460,3 +464,47 @@ def test_the_base_comes_through_unchanged(vision: Run, text: Run, llama: Run) ->
     folder = vision.paths.model("base")
     kept = {path.name for path in folder.iterdir()}
     assert {"preprocessor_config.json", "chat_template.json", "generation_config.json"} <= kept
+
+
+def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run) -> None:
+    """Against transformers alone: the base's greedy answer, and each model's loss on all of them."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    folder = llama.paths.root.parent / "reports/studies" / NAME / "retention"
+    tables = read_json(folder / "result.json")["tables"]
+    shown, rows = tables["answers"], {row["model"]: row for row in tables["retention"]}
+    prompts = retention.PROMPTS.read_text(encoding="utf-8").splitlines()
+    assert [row["prompt"] for row in shown] == prompts
+    assert len(prompts) == len(set(prompts)) == 24
+    tokenizer = AutoTokenizer.from_pretrained(llama.merged)
+    base = LlamaForCausalLM.from_pretrained(llama.paths.model("base"))
+    question = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompts[0]}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    written = base.generate(**question, max_new_tokens=6, do_sample=False)
+    new = written[0, question["input_ids"].shape[1] :]
+    assert shown[0]["base"] == tokenizer.decode(new, skip_special_tokens=True).strip()
+    answered = [row for row in shown if row["base"]]
+    for name in ("base", "merit-1d-s1"):
+        model = LlamaForCausalLM.from_pretrained(llama.paths.model(name))
+        total, count = 0.0, 0
+        for row in answered:
+            messages = [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["base"]},
+            ]
+            ids = torch.tensor([tokenizer.apply_chat_template(messages)["input_ids"]])
+            bearing = len(row["base"].encode()) + 1  # a token a byte, and the end mark
+            labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - bearing, ids, -100)
+            with torch.no_grad():
+                total += bearing * model(input_ids=ids, labels=labels).loss.item()
+            count += bearing
+        assert rows[name]["loss"] == pytest.approx(total / count, rel=1e-3)
+        words = sum(len(row[name].split()) for row in shown) / 24
+        assert rows[name]["words"] == pytest.approx(words)
+    assert rows["base"]["same_answers"] == 24
+    retention_figure.draw({"tables": tables}, folder)
+    assert (folder / "figures/retention.png").is_file()

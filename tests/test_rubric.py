@@ -131,7 +131,7 @@ def test_exact_ignores_case_and_one_period(answer: str) -> None:
 
 
 def test_table_stands_for_the_papers_columns() -> None:
-    minis = [record for record in BENCHMARKS.values() if not record.public]
+    minis = [record for record in BENCHMARKS.values() if record.name.startswith("mini_")]
     vision, text = minis[:8], minis[8:]
     assert [record.paper_column for record in vision] == [
         "seedbench", "mmbench", "llava_wild", "mmvet", "textvqa", "ai2d", "mathvista", "mmmu",
