@@ -467,7 +467,7 @@ def test_the_base_comes_through_unchanged(vision: Run, text: Run, llama: Run) ->
 
 
 def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run) -> None:
-    """Against transformers alone: the base's greedy answer, and each model's loss on all of them."""
+    """Against transformers alone: a greedy answer of the base, and each model's loss on all."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     folder = llama.paths.root.parent / "reports/studies" / NAME / "retention"
@@ -477,7 +477,7 @@ def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run) -> None:
     assert [row["prompt"] for row in shown] == prompts
     assert len(prompts) == len(set(prompts)) == 24
     tokenizer = AutoTokenizer.from_pretrained(llama.merged)
-    base = LlamaForCausalLM.from_pretrained(llama.paths.model("base"))
+    base = LlamaForCausalLM.from_pretrained(llama.paths.base)
     question = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompts[0]}],
         add_generation_prompt=True,
@@ -489,7 +489,8 @@ def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run) -> None:
     assert shown[0]["base"] == tokenizer.decode(new, skip_special_tokens=True).strip()
     answered = [row for row in shown if row["base"]]
     for name in ("base", "merit-1d-s1"):
-        model = LlamaForCausalLM.from_pretrained(llama.paths.model(name))
+        place = llama.paths.base if name == "base" else llama.paths.model(name)
+        model = LlamaForCausalLM.from_pretrained(place)
         total, count = 0.0, 0
         for row in answered:
             messages = [
