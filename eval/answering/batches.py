@@ -130,9 +130,10 @@ def prepare(processor: Any, prompts: Sequence[Prompt], questions: Sequence[int])
     if images:
         size = _size(chosen[0])
         options |= {"images": images} | ({"size": size} if size else {})
-    # a text model's tokenizer would add the kinds of tokens, which the model does not take
+    # a text model's tokenizer would add the kinds of tokens, which the model does not take, and a
+    # mark of the beginning before the one that the template has written
     if not hasattr(processor, "image_processor"):
-        options["return_token_type_ids"] = False
+        options |= {"return_token_type_ids": False, "add_special_tokens": False}
     return Batch(list(questions), chosen[0].max_new_tokens, dict(processor(text=texts, **options)))
 
 
