@@ -157,7 +157,7 @@ def prepare(num_tasks: int, axes: int, hidden: int) -> None:
 
 
 def slopes(points: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """{axis: {stage: least-squares slope of log cost over log size}}, and of all stages together."""
+    """{axis: {stage: least-squares slope of log cost over log size}}; "all" is their sum."""
     found: dict[str, dict[str, float]] = {}
     for axis in ("tasks", "branches", "parameters"):
         mine = [point for point in points if point["axis"] == axis]
