@@ -3,8 +3,9 @@
     python -m benchmarks.scaling
 
 Each point is an experiment on a small Qwen2 with random weights, run stage by stage in this
-process, so that imports are not counted; core seconds of the stage. The slope is that of log cost
-against log size between the last two points: 1 is proportional. Then the fixed cost of a stage:
+process, so that imports are not counted; core seconds of the stage, median of three runs. The slope
+is the least-squares one of log cost against log size over the three points: 1 is proportional, and
+what a stage costs in any case makes it less. Then the fixed cost of a stage:
 `merit train` of one step in a process of its own beside `python -c "import torch"`, interleaved.
 Writes reports/benchmarks/scaling.json and .md.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 import statistics
 import subprocess
@@ -45,6 +45,7 @@ WORDS = ["say", "yes", "no", "red", "blue", "what", "color", "is", "it", "one", 
 TASKS, AXES, HIDDEN = (16, 64, 256), (1, 2, 3), (64, 128, 256)
 EXAMPLES = 8  # a task
 ROUNDS = 5
+REPEATS = 3
 
 
 def main() -> None:
@@ -65,7 +66,16 @@ def main() -> None:
 
 
 def cost(num_tasks: int, axes: int, hidden: int) -> dict[str, Any]:
-    """Core seconds of every stage of one experiment; of all its branches together."""
+    """Core seconds of every stage of one experiment, of all its branches together: medians."""
+    runs = [run(num_tasks, axes, hidden) for _ in range(REPEATS)]
+    seconds = {
+        name: statistics.median(found["seconds"][name] for found in runs)
+        for name in runs[0]["seconds"]
+    }
+    return {"seconds": seconds, "num_parameters": runs[0]["num_parameters"]}
+
+
+def run(num_tasks: int, axes: int, hidden: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="merit-scaling-") as folder, working_in(Path(folder)):
         prepare(num_tasks, axes, hidden)
         found = {
@@ -139,7 +149,7 @@ def prepare(num_tasks: int, axes: int, hidden: int) -> None:
         },
         "methods": {method: {"partition": "merit", "axes": axes}},
         "evaluation": {"benchmarks": ["mini_scene"]},
-        "report": {"title": "Scaling", "paper_table": "table04_text_flan_3b"},
+        "report": {"title": "Scaling"},
     }
     Path("experiments").mkdir()
     Path("experiments", f"{NAME}.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
@@ -147,17 +157,16 @@ def prepare(num_tasks: int, axes: int, hidden: int) -> None:
 
 
 def slopes(points: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """{axis: {stage: slope between the last two points}}, and of all stages together."""
+    """{axis: {stage: least-squares slope of log cost over log size}}; "all" is their sum."""
     found: dict[str, dict[str, float]] = {}
     for axis in ("tasks", "branches", "parameters"):
-        low, high = [point for point in points if point["axis"] == axis][-2:]
-        ratio = math.log(high["size"] / low["size"])
+        mine = [point for point in points if point["axis"] == axis]
+        sizes = np.log([point["size"] for point in mine])
+        costs = {name: [p["seconds"][name] for p in mine] for name in mine[0]["seconds"]}
+        costs["all"] = [sum(p["seconds"].values()) for p in mine]
         found[axis] = {
-            name: math.log(high["seconds"][name] / low["seconds"][name]) / ratio
-            for name in low["seconds"]
+            name: float(np.polyfit(sizes, np.log(seconds), 1)[0]) for name, seconds in costs.items()
         }
-        total = sum(high["seconds"].values()) / sum(low["seconds"].values())
-        found[axis]["all"] = math.log(total) / ratio
     return found
 
 
@@ -199,7 +208,7 @@ def page(result: dict[str, Any]) -> str:
     fixed = result["fixed_cost"]
     return (
         f"Core seconds of each stage (of all branches together):\n\n{table}\n\nSlope of log cost "
-        f"against log size, last two points (1 is proportional):\n\n{slope}\n\nFixed cost of a "
+        f"against log size over three points (1 is proportional):\n\n{slope}\n\nFixed cost of a "
         f"stage: `merit train` of one step takes {fixed['ratio']:.2f} times as long as "
         f"`import torch` (median of {len(fixed['seconds']['merit train'])} pairs; target "
         f"{fixed['target']:g}).\n"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from merit.dvc_processes import environment
 from merit.plan import folder_of, plan_rows, planned_experiments, render
 from merit.repro import COSTS, LAST, STUDIES, stages, waves
 from merit.smoke import NAME
+from merit.training.resume import GO_ON
 from tests.synthetic import experiment
 
 ROOT = Path(__file__).parent.parent
@@ -304,6 +307,80 @@ def test_one_branch_alone_and_one_model_with_what_it_needs(smoke_folder: Path) -
     assert model.returncode == 0, model.stderr
     names = sorted(path.name for path in (branches / "merit-1d-s1").iterdir())
     assert names == ["merit-1d-s1-g0", "merit-1d-s1-g1"]
+    assert changed(smoke_folder) == set()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_branch_that_is_told_to_stop_goes_on_to_the_same_bytes(smoke_folder: Path) -> None:
+    """A signal to the process itself, as a cluster sends it; then the same command again."""
+    branch = smoke_folder / "artifacts" / NAME / "branches" / "joint-1ep" / "joint-1ep-s1"
+    before = contents(branch)
+    shutil.rmtree(branch)
+    command = [sys.executable, "-m", "merit", "train", NAME, "joint-1ep-s1"]
+    with subprocess.Popen(command, cwd=smoke_folder, env=environment()) as training:
+        while not list(branch.parent.glob(f".{branch.name}.*")):
+            assert training.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)  # a few of its steps
+        training.send_signal(signal.SIGTERM)
+    assert training.returncode == GO_ON
+    (partial,) = branch.parent.glob(f".{branch.name}.*")
+    assert len(list(partial.glob("checkpoint-*"))) == 1
+    assert not branch.exists()
+    again = run(smoke_folder, "merit", "train", NAME, "joint-1ep-s1")
+    assert again.returncode == 0, again.stderr
+    assert contents(branch) == before
+    assert changed(smoke_folder) == set()
+
+
+def test_files_that_are_missing_inside_are_made_again(smoke_folder: Path) -> None:
+    """A half-deleted artifacts folder: one `dvc repro` later every byte is what it was."""
+    artifacts = smoke_folder / "artifacts" / NAME
+    inside = [artifacts / part for part in ("encoded", "partition", "models/merit-1d-s1")]
+    before = [contents(folder) for folder in inside]
+    for folder in inside:
+        next(path for path in sorted(folder.rglob("*")) if path.is_file()).unlink()
+    done = run(smoke_folder / folder_of(NAME), "dvc", "repro", "merge@merit-1d-s1")
+    assert done.returncode == 0, done.stderr
+    assert [contents(folder) for folder in inside] == before
+    assert changed(smoke_folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("repro score", "didn't change, skipping"),
+        ("repro evaluate@merit-1d-s1", "didn't change, skipping"),
+        ("metrics show", "joint-1ep"),
+        ("plots show", "file://"),
+        ("dag", "evaluate@merit-1d-s1"),
+    ],
+)
+def test_the_pages_commands_as_they_are_typed(
+    smoke_folder: Path, arguments: str, said: str
+) -> None:
+    """README's lines for DVC, with this experiment's names in place of mini_vision's."""
+    pages = (ROOT / "README.md").read_text(encoding="utf-8").replace("merit-3d-s1", "merit-1d-s1")
+    assert f"dvc {arguments} " in pages
+    where = smoke_folder if arguments.endswith("show") else smoke_folder / folder_of(NAME)
+    if arguments == "metrics show":  # dvc.yaml names those of params.yaml's experiments alone
+        arguments = f"{arguments} reports/{NAME}/metrics.json"
+    wide = {**environment(), "COLUMNS": "400", "DVC_PAGER": "cat"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments.split()],
+        cwd=where,
+        env=wide,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout + done.stderr
+    shutil.rmtree(smoke_folder / "dvc_plots", ignore_errors=True)
     assert changed(smoke_folder) == set()
 
 

@@ -233,7 +233,7 @@ def test_every_source_says_what_it_is_and_where_it_is_from() -> None:
         assert source.repository or source.hint
     modules = {path.stem for path in Path(public_fixtures.__file__).parents[1].joinpath(
         "merit/data/sources").glob("*.py")}  # fmt: skip
-    assert modules - {"__init__", "public", "own"} == set(NAMES)
+    assert modules - {"__init__", "public", "own", "reasoning"} == set(NAMES)
 
 
 def test_two_images_in_a_row_are_two_pictures(root: Path) -> None:

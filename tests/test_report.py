@@ -7,6 +7,7 @@ import io
 import math
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from jinja2 import UndefinedError
 from safetensors.numpy import save_file
 
+from eval.commit import git_commit
 from eval.paper import PAPER_DIR, load_paper_table
 from eval.report import pages
 from eval.report.build import build_index, build_report
@@ -608,3 +610,30 @@ def test_every_way_of_assigning_tasks_has_a_colour_of_its_own() -> None:
     assert {method.partition for method in methods} == set(PARAMETERS)
     assert len({method_color(method) for method in methods}) == len(methods)
     assert method_color(methods[4]) == method_color(Method(partition="merit", axes=3))
+
+
+def test_a_lock_that_a_pipeline_writes_leaves_the_commit_clean(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = (
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@localhost",
+            "-c",
+            "commit.gpgsign=false",
+        )
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert git_commit(tmp_path) == "unknown"
+    git("init", "--quiet")
+    experiment = tmp_path / "experiments/mini"
+    experiment.mkdir(parents=True)
+    (experiment / "plan.yaml").write_text("x: mini\n")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "one")
+    (experiment / "dvc.lock").write_text("stages: {}\n")
+    assert git_commit(tmp_path) == git("rev-parse", "HEAD")
+    (experiment / "plan.yaml").write_text("x: other\n")
+    assert git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from merit.training.models import set_trainable
 from merit.training.order import data_order
 from merit.training.resume import Checkpoints, Progressed, stopping
 from merit.training.sharding import Crew
+from tests import crews
 from tests.conftest import Tiny
 
 PACKED: dict[str, Any] = {"trainable": ["decoder"], "pack_tokens": 120}
@@ -295,71 +294,35 @@ def test_rows_are_dealt_out_evenly() -> None:
     assert [crew.own(rows) for crew in crews] == [3, 2]
 
 
-SCRIPT = """
-import json, os, sys
-import numpy as np, torch
-from merit.config import Optimizer, Training
-from merit.mini.nets import text_model
-from merit.config import Architecture
-from merit.data.examples import make_example
-from merit.training.encoding import encode_examples
-from merit.training.loop import train
-from merit.training.models import set_trainable
-from merit.training.sharding import crew
-torch.set_num_threads(1)
-architecture = Architecture(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-    num_attention_heads=2, num_key_value_heads=1, initializer_range=0.3)
-model, tokenizer = text_model(architecture, 0)
-words = sorted(w for w in tokenizer.get_vocab() if w.isalpha())[:40]
-turns = [(" ".join(words[i:i + 9]), " ".join(words[i + 3:i + 5 + i % 3])) for i in range(20)]
-rows = [make_example(str(i), "t", [turn], ()) for i, turn in enumerate(turns)]
-data = encode_examples(rows, tokenizer, {}, np.zeros((0, 3)))
-settings = Training(trainable=["decoder"], pack_tokens=50,
-    optimizer=Optimizer(learning_rate=1e-2, batch_size=7, algorithm="adamw"))
-parameters = set_trainable(model, ["decoder"])
-losses = []
-log = lambda record, timing: losses.append([record["loss"], record["gradient_norm"]])
-with crew("float32", False) as members:
-    train(model, parameters, data, np.arange(20).repeat(2), settings.optimizer, what="x",
-          settings=settings, log=log, crew=members)
-    whole = members.gathered(parameters)
-    if members.rank == 0:
-        norm = sum(float(p.double().square().sum()) for p in whole.values())
-        print(json.dumps({"losses": losses, "norm": norm, "sharded": members.sharded}))
-"""
+@pytest.fixture(scope="module")
+def pair() -> dict[str, dict[str, Any]]:
+    return crews.in_processes(2)
 
 
-def processes(number: int, tmp_path: Path) -> dict[str, Any]:
-    port = str(29500 + os.getpid() % 2000)
-    running = []
-    for rank in range(number):
-        env = {
-            **os.environ,
-            **{"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank)},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-            "PYTHONPATH": str(Path(__file__).parent.parent),
-        }
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", SCRIPT],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    outputs = [process.communicate(timeout=120) for process in running]
-    assert all(process.returncode == 0 for process in running), outputs
-    return dict(json.loads(outputs[0][0].splitlines()[-1]))
-
-
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """FSDP2 over gloo: the same losses, norms and parameters but for rounding."""
-    one, two = processes(1, tmp_path), processes(2, tmp_path)
-    assert (one["sharded"], two["sharded"]) == (False, True)
+@pytest.mark.parametrize("case", ["float32", "frozen tower", "lora"])
+def test_two_processes_train_as_one(pair: dict[str, dict[str, Any]], case: str) -> None:
+    """Over gloo: the same losses, norms and parameters but for rounding. FSDP2; adapters are whole
+    in each process, and so is the frozen tower, which rows without an image do not wait for.
+    """
+    one, two = crews.outcome(case), pair[case]
+    assert (one["sharded"], two["sharded"]) == (False, case != "lora")
     assert len(one["losses"]) == 6
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-4)
     assert two["norm"] == pytest.approx(one["norm"], rel=1e-6)
+    assert one["frozen"]
+    assert two["frozen"]
+    assert (one["num_frozen"] > 0) == (case != "float32")
+
+
+def test_two_processes_compute_in_bfloat16(pair: dict[str, dict[str, Any]]) -> None:
+    """Sums stay in float32: near to the float32 training, and not the same."""
+    low, exact = pair["bfloat16"], pair["float32"]
+    assert low["sharded"]
+    np.testing.assert_allclose(
+        np.array(low["losses"])[:, 0], np.array(exact["losses"])[:, 0], rtol=0.02
+    )
+    assert low["losses"] != exact["losses"]
+    assert low["norm"] == pytest.approx(exact["norm"], rel=0.01)
 
 
 # --- LoRA -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from eval.measuring.likeness import (
 )
 from eval.report.drawings import overlap as drawing
 from eval.studies.overlap import measure, read_questions
+from merit.config import Evaluation
 from merit.config.measurements import Overlap
 from merit.data.examples import make_example
 from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
+from tests.test_lm_public import repository
 
 
 def scene(seed: int, side: int = 64) -> Image.Image:
@@ -111,8 +114,17 @@ def paths(tmp_path: Path) -> Artifacts:
         mixture / "tasks.json",
         [{"task": "flan/bool_q", "num_examples": 1}, {"task": "shown", "num_examples": 2}],
     )
-    (paths.data / "benchmarks").mkdir()
     return paths
+
+
+def files_in(folder: Path) -> Overlap:
+    """Settings that name every file of questions there."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".tsv", ".jsonl"))
+    return Overlap(files={path.stem: str(path) for path in found})
+
+
+def study(paths: Artifacts, settings: Overlap) -> dict[str, Any]:
+    return measure(None, paths, settings)  # type: ignore[arg-type]  # settings of no other stage
 
 
 def write_tsv(path: Path, rows: list[dict[str, str]]) -> None:
@@ -126,7 +138,7 @@ def cell(image: Image.Image, **options: Any) -> str:
     return base64.b64encode(encoded(image, **options)).decode()
 
 
-def test_questions_and_images_of_a_benchmark_are_found(paths: Artifacts) -> None:
+def test_questions_and_images_of_a_benchmark_are_found(paths: Artifacts, tmp_path: Path) -> None:
     rows = [
         {"index": "0", "image": cell(scene(1)), "question": "Tell me: what is number 1 there?"},
         {"index": "1", "image": cell(scene(2), format="JPEG"), "question": "How many are blue?"},
@@ -134,15 +146,15 @@ def test_questions_and_images_of_a_benchmark_are_found(paths: Artifacts) -> None
         {"index": "3", "image": "0", "question": "Is the first one, shown again, red?"},
         {"index": "4", "image": f"['{cell(scene(6))}', '{cell(scene(2))}']", "question": "Both?"},
     ]
-    write_tsv(paths.data / "benchmarks/seen.tsv", rows)
+    write_tsv(tmp_path / "seen.tsv", rows)
     write_jsonl(
-        paths.data / "benchmarks/boolq.jsonl",
+        tmp_path / "boolq.jsonl",
         [
             {"question": "Is ice colder than water", "answer": 1},
             {"question": "Is it?", "answer": 0},
         ],
     )
-    result = measure(None, paths, Overlap())  # type: ignore[arg-type]  # settings of no other stage
+    result = study(paths, files_in(tmp_path))
     boolq, seen = result["tables"]["overlap"]
     assert seen == {
         **{"benchmark": "seen", "num_questions": 5, "num_with_image": 5},
@@ -165,12 +177,12 @@ def test_questions_and_images_of_a_benchmark_are_found(paths: Artifacts) -> None
     json.dumps(result)
 
 
-def test_without_images_no_image_is_opened(paths: Artifacts) -> None:
+def test_without_images_no_image_is_opened(paths: Artifacts, tmp_path: Path) -> None:
     for seed in (1, 2):
         (paths.mixture / f"{seed}.png").write_bytes(b"broken")
     rows = [{"index": "0", "image": cell(scene(1)), "question": "Another question altogether?"}]
-    write_tsv(paths.data / "benchmarks/seen.tsv", rows)
-    result = measure(None, paths, Overlap(images=False))  # type: ignore[arg-type]
+    write_tsv(tmp_path / "seen.tsv", rows)
+    result = study(paths, Overlap(files={"seen": str(tmp_path / "seen.tsv")}, images=False))
     assert result["tables"]["overlap"][0]["same_image"] == 0
     assert result["text"].startswith("No question and no image of a benchmark was found.")
 
@@ -180,25 +192,56 @@ def test_files_can_lie_elsewhere(
 ) -> None:
     monkeypatch.setenv("LMUData", str(tmp_path))
     write_jsonl(tmp_path / "q.jsonl", [{"query": "is ice colder than water"}])
-    result = measure(None, paths, Overlap(files={"boolq": "$LMUData/q.jsonl"}))  # type: ignore[arg-type]
+    result = study(paths, Overlap(files={"boolq": "$LMUData/q.jsonl"}))
     assert [row["same_question"] for row in result["tables"]["overlap"]] == [1]
 
 
 def test_what_cannot_be_compared_is_named(paths: Artifacts, tmp_path: Path) -> None:
-    with pytest.raises(MeritError, match=r"no benchmark there; name their files under `studies\."):
-        measure(None, paths, Overlap())  # type: ignore[arg-type]
     with pytest.raises(MeritError, match=r"no\.tsv: file not found; key `studies\.overlap\.files`"):
-        measure(None, paths, Overlap(files={"x": "no.tsv"}))  # type: ignore[arg-type]
+        study(paths, Overlap(files={"x": "no.tsv"}))
     write_jsonl(tmp_path / "a.jsonl", [{"label": 1}])
     with pytest.raises(MeritError, match=r"a\.jsonl: no column of questions; expected one of"):
         read_questions(tmp_path / "a.jsonl")
     broken = {"index": "0", "image": "x" * 100, "question": "is ice colder than water"}
     write_tsv(tmp_path / "b.tsv", [broken])
     with pytest.raises(MeritError, match="an image of a benchmark is not readable"):
-        measure(None, paths, Overlap(files={"x": str(tmp_path / "b.tsv")}))  # type: ignore[arg-type]
+        study(paths, Overlap(files={"x": str(tmp_path / "b.tsv")}))
 
 
 def test_the_figure_is_drawn_from_the_table(tmp_path: Path) -> None:
     row = {"benchmark": "a", "num_questions": 4, "same_question": 1, "same_image": 0}
     drawing.draw({"tables": {"overlap": [{**row, "near_image": 2}]}}, tmp_path)
     assert (tmp_path / "figures/overlap.png").is_file()
+
+
+def asking(name: str, **evaluation: Any) -> Any:
+    """An experiment of which the study reads the evaluation alone."""
+    settings = Evaluation.model_validate({"benchmarks": [name], **evaluation})
+    return SimpleNamespace(evaluation=settings)
+
+
+def test_by_default_the_experiments_own_benchmarks_are_compared(
+    paths: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VLMEvalKit's files in $LMUData; of lm-eval's tasks the questions that lm-eval loads."""
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    asked = [
+        {"index": "0", "image": cell(scene(2)), "question": "Tell me: what is number 2 there?"}
+    ]
+    write_tsv(tmp_path / "SEEDBench_IMG.tsv", asked)
+    (seedbench,) = measure(asking("seedbench"), paths, Overlap())["tables"]["overlap"]
+    assert (seedbench["benchmark"], seedbench["num_questions"]) == ("seedbench", 1)
+    assert (seedbench["same_question"], seedbench["same_image"]) == (1, 1)
+    rows = [
+        {"passage": "p", "question": "is ice colder than water", "idx": 0, "label": 1},
+        {"passage": "p", "question": "is it", "idx": 1, "label": 0},
+        {"passage": "p", "question": "is fire", "idx": 2, "label": 0},
+    ]
+    repository(tmp_path / "hub", "aps/super_glue", {"boolq": {"train": rows, "validation": rows}})
+    (boolq,) = measure(asking("boolq", text_data=str(tmp_path / "hub")), paths, Overlap())[
+        "tables"
+    ]["overlap"]
+    assert (boolq["num_questions"], boolq["same_question"]) == (3, 1)
+    assert boolq["tasks"] == "flan/bool_q (1)"
+    with pytest.raises(MeritError, match="hellaswag: lm-eval finds no questions in"):
+        measure(asking("hellaswag", text_data=str(tmp_path / "hub")), paths, Overlap())

@@ -2,12 +2,14 @@
 
 An image is the same where its decoded pixels are, and near where its difference hash is; a question
 where its words stand in a training prompt as a whole, a line or a sentence of it
-(docs/decisions.md). Questions are read from VLMEvalKit's TSV files and from JSONL files.
+(docs/decisions.md). Questions are read from VLMEvalKit's TSV files, from JSONL files, and from
+lm-eval's own tasks.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -23,8 +25,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from eval.answering.answers import question_files
+from eval.benchmarks import benchmark
 from eval.measuring.likeness import difference_hash, near, normalised, pixel_hash, question_parts
-from merit.config import Experiment
+from merit.config import Evaluation, Experiment
 from merit.config.measurements import Overlap
 from merit.data.examples import TEXT_ROLE, iter_examples, load_image
 from merit.data.tasks import task_file
@@ -61,7 +65,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Overlap) -> dict
 
     Raises MeritError where a file of questions is missing or cannot be read.
     """
-    benchmarks = {name: read_questions(path) for name, path in _files(paths, settings).items()}
+    benchmarks = benchmark_questions(experiment, paths, settings)
     tasks = read_json(paths.mixture / "tasks.json")
     names = [entry["task"] for entry in tasks]
     compare(benchmarks, paths.mixture, names, settings.images)
@@ -74,17 +78,51 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Overlap) -> dict
     }
 
 
-def _files(paths: Artifacts, settings: Overlap) -> dict[str, Path]:
-    """Each benchmark's file: those of the settings, else what the data stage wrote."""
+def benchmark_questions(
+    experiment: Experiment, paths: Artifacts, settings: Overlap
+) -> dict[str, list[Question]]:
+    """Each benchmark's questions: of the settings' files, else of the experiment's own benchmarks.
+
+    VLMEvalKit's lie in `$LMUData`, the minis' where the data stage wrote them; those of lm-eval's
+    own tasks are what lm-eval loads.
+    """
     if settings.files:
-        return {name: Path(os.path.expandvars(file)) for name, file in settings.files.items()}
-    folder = paths.data / "benchmarks"
-    found = {path.stem: path for kind in ("tsv", "jsonl") for path in folder.glob(f"*.{kind}")}
-    if not found:
+        named = {name: Path(os.path.expandvars(file)) for name, file in settings.files.items()}
+        return {name: read_questions(path) for name, path in named.items()}
+    files = question_files(paths, experiment.evaluation)
+    found = {name: read_questions(path) for name, path in files.items()}
+    tasks = [name for name in experiment.evaluation.benchmarks if name not in files]
+    return found | {name: lm_eval_questions(name, experiment.evaluation) for name in tasks}
+
+
+def lm_eval_questions(name: str, settings: Evaluation) -> list[Question]:
+    """The questions of one of lm-eval's own tasks, or of all tasks of its group.
+
+    A document's own text of the question where it has one, else what lm-eval asks.
+    """
+    from datasets.exceptions import DatasetsError
+
+    from eval.answering.lm_public import all_tasks, quiet, task
+
+    place = settings.text_data
+    try:
+        with quiet(), contextlib.chdir(place or "."):
+            loaded = all_tasks().load([task(benchmark(name), settings)])
+            return [
+                Question(_asked(each, doc), [])
+                for each in loaded["tasks"].values()
+                for doc in each.eval_docs
+            ]
+    except (DatasetsError, OSError, ValueError) as error:
         raise MeritError(
-            f"{folder}: no benchmark there; name their files under `studies.overlap.files`"
-        )
-    return dict(sorted(found.items()))
+            f"{name}: lm-eval finds no questions in {place or 'the hub or its cache'}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+
+
+def _asked(task: Any, doc: Mapping[str, Any]) -> str:
+    key = next((key for key in QUESTION_KEYS if isinstance(doc.get(key), str)), None)
+    return str(task.doc_to_text(doc) if key is None else doc[key])
 
 
 # --- questions ----------------------------------------------------------------------------------

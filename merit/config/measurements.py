@@ -263,12 +263,12 @@ class Cost(Study):
 class Overlap(Study):
     """Which benchmark questions and images stand in the training data as well.
 
-    `files`: each benchmark's TSV or JSONL file, with environment variables (`$LMUData/x.tsv`);
-    without any, those that the data stage wrote. Without `images` no image is opened.
+    The experiment's own benchmarks, or `files`: a benchmark's TSV or JSONL file each, with
+    environment variables (`$LMUData/x.tsv`). Without `images` no image is opened.
     """
 
     title = "Training data and benchmarks"
-    reads = ("data/mixture", "data/benchmarks")
+    reads = ("data/mixture", "evaluation/questions")
 
     files: dict[str, str] = {}
     images: bool = True

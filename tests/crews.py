@@ -1,0 +1,151 @@
+"""Small trainings that one process, or several as torchrun starts them, do alike.
+
+`python -m tests.crews` with RANK and WORLD_SIZE set prints every case's outcome as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from merit.config import Architecture, Lora, Optimizer, Training
+from merit.data.examples import make_example
+from merit.mini.nets import VOCABULARY, build_model, build_processor, text_model
+from merit.training.encoded import Encoded
+from merit.training.encoding import encode_examples
+from merit.training.loop import train
+from merit.training.lora import add_adapters
+from merit.training.models import set_trainable
+from merit.training.sharding import crew
+
+TEXT: dict[str, Any] = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3},
+}
+VISION = {
+    **{"vision_hidden_size": 16, "vision_intermediate_size": 24, "vision_depth": 1},
+    **{"vision_num_heads": 2, "patch_size": 7},
+}
+OPTIMIZER = Optimizer(learning_rate=1e-2, batch_size=7, algorithm="adamw")
+CASES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"precision": "bfloat16"},
+    "frozen tower": {},
+    "lora": {"lora": Lora(rank=2)},
+}
+GRID = [1, 4, 4]  # patches of every image
+
+
+def outcome(case: str) -> dict[str, Any]:
+    """{"losses": (loss, gradient norm) a step, "norm" of the trained tensors, "sharded"}."""
+    torch.set_num_threads(1)
+    settings = Training(trainable=["decoder"], pack_tokens=50, optimizer=OPTIMIZER, **CASES[case])
+    model, data = vision() if case == "frozen tower" else text()
+    if settings.lora is not None:
+        parameters = add_adapters(model, settings.lora, seed=0)
+    else:
+        parameters = set_trainable(model, settings.trainable)
+    frozen = [p.detach().clone() for n, p in model.named_parameters() if n not in parameters]
+    losses: list[list[float]] = []
+    with crew(settings.precision, settings.lora is not None) as members:
+        train(
+            model,
+            parameters,
+            data,
+            np.arange(20).repeat(2),
+            settings.optimizer,
+            what="x",
+            settings=settings,
+            log=lambda record, _: losses.append([record["loss"], record["gradient_norm"]]),
+            crew=members,
+        )
+        after = [p for n, p in model.named_parameters() if n not in parameters]
+        whole = members.gathered(parameters)
+        return {
+            "losses": losses,
+            "norm": sum(float(p.detach().double().square().sum()) for p in whole.values()),
+            "sharded": members.sharded,
+            "frozen": all(torch.equal(a, b) for a, b in zip(frozen, after, strict=True)),
+            "num_frozen": len(frozen),
+        }
+
+
+def text() -> tuple[Any, Encoded]:
+    model, tokenizer = text_model(Architecture(**TEXT), 0)
+    words = sorted(w for w in tokenizer.get_vocab() if w.isalpha())[:40]
+    turns = [
+        (" ".join(words[i : i + 9]), " ".join(words[i + 3 : i + 5 + i % 3])) for i in range(20)
+    ]
+    rows = [make_example(str(i), "t", [turn], ()) for i, turn in enumerate(turns)]
+    return model, encode_examples(rows, tokenizer, {}, np.zeros((0, 3)))
+
+
+def vision() -> tuple[Any, Encoded]:
+    """One example in three has an image, so that some rows, and processes, have none."""
+    words = VOCABULARY.read_text(encoding="utf-8").split()
+    architecture = Architecture(**TEXT, **VISION)
+    processor = build_processor(words, architecture, 28)
+    known = sorted(w for w in processor.tokenizer.get_vocab() if w.isalpha())[:40]
+    rows, images = [], {}
+    for i in range(20):
+        shown = (f"{i}.png",) if i % 3 == 0 else ()
+        images |= {path: len(images) for path in shown}
+        prompt = " ".join(known[i : i + 9])
+        rows.append(make_example(str(i), "t", [(prompt, " ".join(known[i + 3 : i + 5]))], shown))
+    grids = np.array([GRID] * len(images), dtype=np.int32)
+
+    def read(paths: Any) -> tuple[torch.Tensor, np.ndarray]:
+        pixels = [
+            torch.randn(16, 294, generator=torch.Generator().manual_seed(images[path]))
+            for path in paths
+        ]
+        return torch.cat(pixels), torch.tensor([GRID] * len(paths))
+
+    data = encode_examples(rows, processor, images, grids)
+    return build_model(processor, architecture, seed=1), replace(data, read_images=read)
+
+
+def in_processes(number: int) -> dict[str, dict[str, Any]]:
+    """Every case's outcome in `number` processes."""
+    port = str(29500 + os.getpid() % 500 * len(CASES))
+    running = []
+    for rank in range(number):
+        env = {
+            **os.environ,
+            **{"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+        }
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "tests.crews"],
+                env=env,
+                cwd=Path(__file__).parent.parent,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=120) for process in running]
+    assert all(process.returncode == 0 for process in running), outputs
+    return dict(json.loads(outputs[0][0].splitlines()[-1]))
+
+
+def outcomes() -> dict[str, dict[str, Any]]:
+    """Every case's; each meets at an address of its own, since the one before may still close."""
+    first, found = int(os.environ["MASTER_PORT"]), {}
+    for i, case in enumerate(CASES):
+        os.environ["MASTER_PORT"] = str(first + i)
+        found[case] = outcome(case)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(outcomes()))
