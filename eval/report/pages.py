@@ -184,7 +184,8 @@ def _part(reports_dir: Path, name: str, file: str, prefix: str) -> str:
     path = reports_dir / name / file
     if not path.is_file():
         raise MeritError(f"{path}: file not found; `dvc repro` builds the report of {name!r}")
-    return path.read_text(encoding="utf-8").replace("](", f"]({prefix}{name}/")
+    text = path.read_text(encoding="utf-8").replace("](", f"]({prefix}{name}/")
+    return text.replace(f"]({prefix}{name}/../", f"]({prefix}")  # what lies beside the report
 
 
 def _replace_block(path: Path, content: str) -> str:
