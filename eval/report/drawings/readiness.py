@@ -43,5 +43,5 @@ def draw(result: dict[str, Any], folder: Path) -> None:
             ends = (row["loss"][0], row["loss"][-1])
             right.plot((0, 1), ends, color=color, lw=0.5, ls=":")
         right.set_xticks((0, 1), ("one model", "the other"))
-        right.set_title("Between branches, and to their average (dotted: no barrier)", fontsize=8)
+        right.set_title("Between branches, and to their average\n(dotted: no barrier)")
         style.save(figure, folder / "figures", "readiness")
