@@ -62,7 +62,7 @@ def load_studies(
         found[name] = StudyResult(
             name=name,
             title=stored.get("title", STUDIES[name].title),
-            text=stored.get("text", ""),
+            text=sentences(name, stored),
             summary=stored.get("summary", {}),
             tables=stored["tables"],
             # DVC empties the report's folder before the stage, so nothing stale can be in it
@@ -73,6 +73,20 @@ def load_studies(
             commit=provenance.get("commit", "unknown"),
         )
     return found
+
+
+def sentences(name: str, result: Mapping[str, Any]) -> str:
+    """What a study found, in one paragraph: templates/studies/<name>.md.j2 over its result.
+
+    The template sees `summary`, `tables` and the study's `settings`.
+    """
+    page = render(
+        f"studies/{name}.md.j2",
+        summary=result.get("summary", {}),
+        tables=result["tables"],
+        settings=result.get("provenance", {}).get("settings", {}),
+    )
+    return " ".join(page.split())
 
 
 def draw_studies(experiment: str, reports_dir: Path, names: Iterable[str], out: Path) -> None:
