@@ -21,6 +21,7 @@ from torch.testing import assert_close
 
 from eval.report.drawings import held_out as held_out_figure
 from eval.report.drawings import retention as retention_figure
+from eval.report.study_sections import sentences
 from eval.stages import study
 from eval.studies import retention
 from merit import plan
@@ -432,6 +433,11 @@ def test_every_models_loss_on_what_was_held_out(llama: Run) -> None:
         mean = sum(losses[name, task] for task in ("odes", "riddles")) / 2
         assert found[name] == pytest.approx(mean, rel=1e-3)
     assert len(tables["held_out"]) == len(set(found.values())) == 3
+    best, *_, worst = sorted(found, key=lambda model: found[model])
+    said = sentences("held_out", read_json(folder / "result.json"))
+    lead = "Mean loss per token on what was held out of 2 tasks: "
+    assert said.startswith(f"{lead}{best} {found[best]:.3f}, ")
+    assert said.endswith(f", {worst} {found[worst]:.3f}.")
     held_out_figure.draw({"tables": tables}, folder)
     assert (folder / "figures/held_out.png").is_file()
 
@@ -507,5 +513,10 @@ def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run) -> None:
         words = sum(len(row[name].split()) for row in shown) / 24
         assert rows[name]["words"] == pytest.approx(words)
     assert rows["base"]["same_answers"] == 24
+    listed = (f"{r['model']} {r['loss']:.3f} ({r['words']:.0f} words)" for r in rows.values())
+    assert sentences("retention", read_json(folder / "result.json")) == (
+        "Loss per token on the base's own answers to 24 everyday prompts, and the mean length of a "
+        f"model's own: {', '.join(listed)}."
+    )
     retention_figure.draw({"tables": tables}, folder)
     assert (folder / "figures/retention.png").is_file()

@@ -224,7 +224,7 @@ def test_a_report_without_a_table_of_the_paper(
     losses = {"base": 2.0, "merit-3d-s1": 1.5}
     held_out = [{"model": m, "method": m.removesuffix("-s1"), "loss": x} for m, x in losses.items()]
     tables = {"held_out": held_out, "held_out_tasks": [{"task": "a", "num_examples": 4} | losses]}
-    stored = {"tables": tables, "summary": {}, "text": "Losses.", "title": "Held out"}
+    stored = {"tables": tables, "summary": {}, "title": "Held out"}
     write_json(tmp_path / "reports" / "studies" / "own" / "held_out" / "result.json", stored)
     build_report(experiment, artifacts, tmp_path / "reports")
     report = tmp_path / "reports" / "own"
@@ -240,6 +240,7 @@ def test_a_report_without_a_table_of_the_paper(
     assert "stand for" not in section
     assert "(results.csv)" in section
     assert "#### Held out" in section
+    assert "held out of 1 tasks: merit-3d-s1 1.500, base 2.000." in section
     table = (report / "results.md").read_text(encoding="utf-8")
     assert table.endswith("|\n")
     assert "Published numbers" not in table

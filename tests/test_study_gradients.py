@@ -16,6 +16,7 @@ from eval.measuring.full_gradients import fill_gradients, spread
 from eval.report.drawings import cost as drawing
 from eval.report.drawings import fidelity as fidelity_drawing
 from eval.report.figures_partition import _contours
+from eval.report.study_sections import sentences
 from eval.report.style import new_figure, styled
 from eval.studies import calibration, cost, fidelity, hessian
 from merit.config import Gradients
@@ -174,6 +175,11 @@ def test_one_unit_has_no_interval() -> None:
     assert row["std"] is None
     assert row["low"] is None
     assert row["std_draws"] is None
+    found = row | {"reference": 100, "unit": "task"}
+    assert sentences("calibration", {"summary": found, "tables": {}}) == (
+        "The mean gradient of 50 examples has cosine 0.800 to that of 100 examples, over 1 tasks "
+        "with as many and 1 draws each; the paper: 0.847 at 200 of 1000, over tasks."
+    )
 
 
 def test_calibration_units_pool_families_that_are_large_enough(
@@ -413,6 +419,11 @@ def test_resamples_are_drawn_with_replacement_from_the_stage_s_examples(
         assert set(others) <= set(mine)
 
 
+def settings_of(chosen: Fidelity) -> dict[str, Any]:
+    """As result.json has them."""
+    return {"provenance": {"settings": chosen.model_dump(mode="json")}}
+
+
 def test_fidelity_compares_strides_sketches_and_resamples(
     base: AtBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,7 +455,22 @@ def test_fidelity_compares_strides_sketches_and_resamples(
         update={"max_scratch_gb": 1e-9, "reference_size": 20 * base.num_parameters}
     )
     again = fidelity.measure(synthetic.experiment(), paths, large)
-    assert "sketches of" in again["text"]
+    assert sentences("fidelity", again | settings_of(large)).startswith(
+        "Full gradients of 5 tasks take more than studies.fidelity.max_scratch_gb (1e-09): "
+        f"sketches of {large.reference_size:,} signed sums stand for them"
+    )
+    said = sentences("fidelity", result | settings_of(chosen))
+    assert said.startswith("Keeping one gradient entry in 5 gives the cosines of 5 tasks")
+    norms = result["tables"]["table19_gradient_norms"]
+    spreads = next(row for row in norms if row["metric"] == "coefficient_of_variation")
+    columns = [f"{spreads[key]:.2f}" for key in ("raw", "trimmed_5pct", "trimmed_10pct")]
+    assert (
+        "Norms of the full gradients (raw, trimmed 5 %, trimmed 10 %): coefficient of variation "
+        + " -> ".join(columns)
+    ) in said
+    assert "A sketch of 4096 signed sums has RMSE " in said
+    assert "Other draws of the calibration examples, full gradients, give " in said
+    assert said.endswith(" beside those of the full gradients.")
     for table in result["tables"]:
         for ours, theirs in zip(again["tables"][table], result["tables"][table], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5), table

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from eval.measuring.candidates import Candidate, moved
 from eval.report.drawings import mergers as drawing
+from eval.report.study_sections import sentences
 from eval.studies import mergers
 from merit.config.measurements import Mergers
 from merit.core.merge.iso import iso_c, iso_cts
@@ -122,7 +123,8 @@ def test_table_12_and_what_the_ledger_reads() -> None:
     assert found["ahead_best"] == []
     assert found["at_edge"] == []
     assert mergers.at_edge(rows, Mergers(scales=[0.5])) == list(mergers.MERGERS)
-    said = mergers.text(rows, (10.0, 5.0, 15.0), Mergers())
+    tables = {"table12_posthoc_merging_7b": rows}
+    said = sentences("mergers", {"summary": found, "tables": tables})
     assert "is ahead of ties (-60.0 [" in said
     assert "cannot be told from uniform (+0.0 [+0.0, +0.0])" in said
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from eval.measuring.scores import Scores
 from eval.report.drawings import sgd as drawing
+from eval.report.study_sections import sentences
 from eval.studies import sgd
 from merit.config import Experiment, Optimizer
 from merit.config.measurements import Sgd
@@ -76,17 +77,21 @@ def test_the_sweep_and_what_the_ledger_reads() -> None:
     assert found["collapse_at_smallest_rate_high"] < 0
     assert found["ahead_merit-1d"] == [1e-3]
     assert found["behind_merit-3d"] == [1e-4]
-    said = sgd.text(rows, (40.0, 30.0, 50.0), "joint-1ep", 10)
+    said = sentences("sgd", {"summary": found, "tables": {"sgd_sweep": rows}})
     assert "ahead of joint-1ep in 1 (merit-1d at 1e-3), behind in 1 (merit-3d at 1e-4)" in said
 
 
 def test_a_training_that_failed_leaves_its_cells_empty() -> None:
-    scores = sgd_scores()
+    scores, settings = sgd_scores(), experiment()
     rows = [sgd.sweep_row(m, 1e-2, scores, {}, "joint-1ep") for m in ("joint-1ep", "merit-1d")]
     assert rows[0]["avg"] is None
     assert rows[1]["avg"] == pytest.approx(30.0)
     assert rows[1]["minus_joint"] is None
-    assert "1 trainings did not stay finite" in sgd.text(rows, (40.0, 0.0, 80.0), "joint-1ep", 10)
+    found = sgd.summary(settings, rows, scores, settings.sweeps["sgd"], "joint-1ep")
+    said = sentences("sgd", {"summary": found, "tables": {"sgd_sweep": rows}})
+    assert "1 trainings did not stay finite" in said
+    # nothing at this rate to hold it against
+    assert "ahead of joint-1ep in none, behind in none, and not decided in 0 of 1 cases" in said
 
 
 # --- the study on a pipeline's output -----------------------------------------------------------
@@ -136,7 +141,7 @@ def test_the_study_reads_what_the_pipeline_trained_and_scored(tmp_path: Path) ->
     assert (found["best_at_largest_rate"], found["gain_at_largest_rate"]) == (
         "merit-3d", pytest.approx(10.0),
     )  # fmt: skip
-    assert "1 trainings did not stay finite" in result["text"]
+    assert "1 trainings did not stay finite" in sentences("sgd", result)
     drawing.draw(result, tmp_path / "drawn")
     files = {path.name for path in (tmp_path / "drawn" / "figures").iterdir()}
     assert files == {"sgd.png", "sgd.pdf"}

@@ -11,6 +11,7 @@ import pytest
 
 from eval.measuring.candidates import Candidate
 from eval.report.drawings import tune as drawing
+from eval.report.study_sections import sentences
 from eval.studies import tune
 from merit.config import Experiment
 from merit.config.measurements import Readiness, Thresholds, Tune
@@ -175,8 +176,9 @@ def test_the_grid_is_that_of_the_sweep(
     assert [row["merge_ready"] for row in rows.values()] == [False, True]
     assert [row["joint_avg"] for row in rows.values()] == pytest.approx([40.0, 30.0])
     assert rows[OWN]["joint_displacement"] == pytest.approx(0.4 / 5)
-    assert result["summary"] == {"chosen": OWN, "num_points": 2, "seeds": [1, 2]}
-    assert result["text"] == (
+    searched = {"joint": "joint-1ep", "random": "random-2", "num_examples": 640}
+    assert result["summary"] == {"chosen": OWN, "num_points": 2, "seeds": [1, 2]} | searched
+    assert sentences("tune", result) == (
         "2 settings; joint-1ep and random-2 with seeds 1, 2 at each, validation questions and "
         f"losses on 640 examples of the mixture. The rule's choice: {OWN}."
     )

@@ -45,7 +45,7 @@ def columns(key: str, found: Interval | None) -> Row:
     return dict(zip(names, found or (None, None, None), strict=True))
 
 
-def interval(row: Row, key: str) -> Interval:
+def interval(row: Mapping[str, Any], key: str) -> Interval:
     """The value and its interval that `columns` wrote."""
     return row[key], row[f"{key}_low"], row[f"{key}_high"]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from eval.measuring.scores import interval, rate_label, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -15,6 +18,17 @@ TEMPLATES = Path(__file__).parent / "templates"
 def points(value: float, low: float, high: float) -> str:
     """A difference in points and its interval: "+1.2 [+0.3, +2.0]"."""
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def with_verdict(
+    rows: Iterable[Mapping[str, Any]], wanted: str, key: str
+) -> list[Mapping[str, Any]]:
+    """The rows whose column `key`, a difference, is "positive", "negative" or "undecided".
+
+    Rows without a difference are none of these.
+    """
+    known = [row for row in rows if row[key] is not None]
+    return [row for row in known if verdict(interval(row, key)) == wanted]
 
 
 def render(template: str, /, **values: Any) -> str:
@@ -38,5 +52,7 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["fmt"] = format  # {{ share | fmt(".1%") }}
+_ENVIRONMENT.filters["rate_label"] = rate_label  # {{ learning_rate | rate_label }}
+_ENVIRONMENT.filters["with_verdict"] = with_verdict  # {{ rows | with_verdict("positive", "gain") }}
 _ENVIRONMENT.globals["points"] = points
 _ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the given order

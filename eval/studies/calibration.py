@@ -76,7 +76,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> 
     return {
         "tables": {TABLE: table},
         "summary": summary,
-        "text": _text(summary),
         "units": {name: cosines[i].mean(axis=0).round(6).tolist() for i, name in enumerate(units)},
         "sizes": sizes,
     }
@@ -159,24 +158,3 @@ def calibration_table(cosines: NDArray[np.float64], sizes: Sequence[int]) -> lis
             }
         )
     return rows
-
-
-def _text(summary: dict[str, Any]) -> str:
-    plural = "tasks" if summary["unit"] == "task" else "families of tasks"
-    interval = (
-        ""
-        if summary["low"] is None
-        else f" (95 % interval {summary['low']:.3f} to {summary['high']:.3f} over units)"
-    )
-    pooled = (
-        ""
-        if summary["unit"] == "task"
-        else " A family's examples are pooled, since no task here "
-        "holds as many; families mix tasks and answer styles."
-    )
-    return (
-        f"The mean gradient of {summary['n']} examples has cosine {summary['mean_cosine']:.3f}"
-        f"{interval} to that of {summary['reference']} examples, over {summary['num_units']} "
-        f"{plural} with as many and {summary['num_draws']} draws each; the paper: 0.847 at 200 of "
-        f"1000, over tasks.{pooled}"
-    )

@@ -52,7 +52,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Connectivity) ->
     return {
         "tables": {"table05_linear_mode_connectivity": rows},
         "summary": summary,
-        "text": sentences(summary),
         "alphas": alphas.tolist(),
         "curves": {
             path: [meter.mean(losses) for losses in points] for path, points in curves.items()
@@ -124,18 +123,3 @@ def summarise(rows: list[dict[str, Any]], loss_base: float) -> dict[str, Any]:
         "loss_base": loss_base,
         "loss_merged": next((r["loss_at_1"] for r in rows if r["path"].endswith("merged")), None),
     }
-
-
-def sentences(summary: dict[str, Any]) -> str:
-    """The outcome in words."""
-    return (
-        f"Of {summary['num_paths']} straight paths ({summary['num_pairs']} between branches of "
-        f"{summary['model']}, the others to the merged model) {summary['num_zero']} have a barrier "
-        f"of at most {summary['tolerance']:.0%} of the mean loss at their ends, which counts as "
-        f"zero. The largest barrier is {summary['max_barrier']:.4f} "
-        f"({summary['max_barrier_share']:.2%} of its ends' mean loss); inside a path the "
-        f"loss comes nearest to (or farthest above) the straight line at "
-        f"{summary['max_inner_excess']:+.4f} +- {summary['max_inner_excess_se']:.4f} (standard "
-        f"error; {summary['max_inner_excess_path']}). The base's loss is "
-        f"{summary['loss_base']:.3f}, the merged model's {summary['loss_merged']:.3f}."
-    )

@@ -52,12 +52,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
     size = settings.reference_size
     result = _measure(experiment, paths, settings, base, sketched(*chosen, size))
     result["summary"]["reference_size"] = size
-    result["text"] = (
-        f"Full gradients of {len(base.tasks)} tasks take more than studies.fidelity.max_scratch_gb "
-        f"({settings.max_scratch_gb:g}): sketches of {size:,} signed sums stand for them and for "
-        f"their strided entries (standard error of a cosine: at most {size**-0.5:.1g}). "
-        + result["text"]
-    )
     return result
 
 
@@ -134,7 +128,6 @@ def _measure(
             TABLE: table,
         },
         "summary": summary,
-        "text": f"{_text(summary, list(table19[0])[1:])} {_sketch_text(table)}",
         "pairs": {
             "full": np.round(full[pairs], 5).tolist(),
             "strided": np.round(matrices[stride][pairs], 5).tolist(),
@@ -216,52 +209,3 @@ def norm_table(norms: Array, trims: Sequence[float]) -> list[dict[str, Any]]:
         {"metric": metric, **{name: values[metric] for name, values in columns.items()}}
         for metric in columns["raw"]
     ]
-
-
-def _text(summary: dict[str, Any], columns: Sequence[str]) -> str:
-    cv, ratio = (
-        " -> ".join(f"{summary[f'{metric}_{column}']:.{digits}f}" for column in columns)
-        for metric, digits in (("coefficient_of_variation", 2), ("max_over_min", 1))
-    )
-    trims = ", ".join(column.replace("_", " ").replace("pct", " %") for column in columns)
-    return (
-        f"Keeping one gradient entry in {summary['stride']} gives the cosines of "
-        f"{summary['num_tasks']} tasks with Pearson {summary['pearson']:.4f} "
-        f"(s.e. {summary['pearson_std_error']:.4f}), Spearman {summary['spearman']:.4f} and RMSE "
-        f"{summary['rmse']:.4f} beside the full gradients (paper: 0.988, 0.988, 0.036), and puts "
-        f"{100 * summary['tasks_in_another_group']:.1f} % of the tasks into another of "
-        f"{2 ** summary['num_axes']} groups. Norms of the full gradients ({trims}): coefficient "
-        f"of variation {cv}, largest over smallest {ratio} "
-        "(paper: 0.39 -> 0.23 -> 0.17 and 7.1 -> 3.1 -> 2.1)."
-    )
-
-
-def _sketch_text(table: Sequence[Row]) -> str:
-    """The largest sketch beside the strides, and how stable the partition is in any case."""
-    sketches = [row for row in table if row["gradients"].startswith("sketch")]
-    others = [row for row in table if row["gradients"] == "resampled examples"]
-    index = [
-        column for column in table[0] if column.startswith("rand_index") and "std" not in column
-    ]
-    parts = []
-    if sketches:
-        largest = sketches[-1]
-        parts.append(
-            f"A sketch of {largest['num_entries']} signed sums has RMSE {largest['rmse']:.4f} "
-            f"(predicted {largest['predicted_rmse']:.4f}) over {largest['draws']} seeds, and"
-        )
-        parts.append(_indices("its partitions have an adjusted Rand index of", largest, index))
-    if others:
-        parts.append(
-            _indices(
-                "Other draws of the calibration examples, full gradients, give", others[0], index
-            )
-        )
-    return " ".join(parts)
-
-
-def _indices(words: str, row: Row, columns: Sequence[str]) -> str:
-    values = ", ".join(
-        f"{row[column]:.2f} ({column.removeprefix('rand_index_')})" for column in columns
-    )
-    return f"{words} {values} beside those of the full gradients."

@@ -62,7 +62,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
             "num_examples": sum(map(len, data.values())),
             "loss": {row["model"]: row["loss"] for row in by_model},
         },
-        "text": sentence(by_model, len(tasks)),
     }
 
 
@@ -94,9 +93,3 @@ def row_of(model: Model, losses: dict[str, list[float]]) -> Row:
         "loss": float(np.mean(mine)),
         "tasks_below_base": better,
     }
-
-
-def sentence(rows: list[Row], num_tasks: int) -> str:
-    ordered = sorted(rows, key=lambda row: float(row["loss"]))
-    listed = ", ".join(f"{row['model']} {row['loss']:.3f}" for row in ordered)
-    return f"Mean loss per token on what was held out of {num_tasks} tasks: {listed}."

@@ -234,7 +234,6 @@ def _measure(
     return {
         "tables": {TABLE: table, TIERS: tiers, STEPS: steps},
         "summary": summary,
-        "text": _text(summary),
         "abs_cosines": {name: abs_cosines(d, leading).tolist() for name, d in directions.items()},
         "eigenvalues": {name: pair[0].tolist() for name, pair in spectra.items()},
         "residuals": residuals.tolist(),
@@ -291,28 +290,3 @@ def tier_table(
         rows.append((name, float(np.mean(values)), float(np.std(values, ddof=1)), len(values)))
     columns = ("direction", "mean_max_abs_cos", "std", "n")
     return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
-def _text(summary: dict[str, Any]) -> str:
-    times = summary["pca_direction"] / summary["random_vector"]
-    share = summary["tasks_at_least_as_aligned"]
-    verdict = (
-        "stand, and are used"
-        if summary["used"] == "central_difference"
-        else "are not the Hessian's, so that exact products are used"
-    )
-    return (
-        f"Conflict directions have a mean max |cos| of {summary['pca_direction']:.3f} with the "
-        f"leading eigenvectors, {times:.0f} times a random vector's {summary['random_vector']:.4f} "
-        f"(z = {summary['raw_z_score']:.0f} raw, {summary['centered_z_score']:.0f} double-centred; "
-        f"z grows with the square root of the {summary['num_parameters']} parameters, so it is not "
-        f"comparable with the paper's 15386), leading principal angle "
-        f"{summary['raw_leading_principal_angle_deg']:.1f} degrees. A task's own gradient has "
-        f"{summary['task_gradient']:.3f} on average over {summary['num_tasks']} tasks "
-        f"({100 * share:.0f} % of them at least what the mean conflict direction has), and the "
-        f"four tasks whose loss gives the Hessian have {summary['own_gradient']:.3f}. Central "
-        f"differences with epsilon = {summary['epsilon']:g} differ from the exact products by "
-        f"{100 * summary['hvp_relative_difference_mean']:.1f} % on average over "
-        f"the eigenvectors (at most {100 * summary['hvp_relative_difference_max']:.1f} %): they "
-        f"{verdict}."
-    )

@@ -24,7 +24,6 @@ from eval.measuring.scores import (
     difference,
     interval,
     num_questions,
-    points,
     verdict,
 )
 from merit.config import Experiment
@@ -119,7 +118,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict
             ],
         },
         "summary": summary(rows, base["test"], settings),
-        "text": text(rows, base["test"], settings),
         "note": NOTE,
         "scales": scales,
         "curves": curves,
@@ -195,38 +193,6 @@ def at_edge(rows: Sequence[Row], settings: Mergers) -> list[str]:
     return [row["merge"] for row in rows if row["tuning"] == "best" and row["scale"] in ends]
 
 
-def text(rows: Sequence[Row], base: Interval, settings: Mergers) -> str:
-    """What the table says, generated."""
-    sentences = []
-    for tuning, words in (
-        ("default", "At the official defaults"),
-        ("best", "With every scale chosen on the validation questions"),
-    ):
-        reference = next(r for r in rows if (r["merge"], r["tuning"]) == (REFERENCE, tuning))
-        parts = [
-            f"{lead} {', '.join(_quoted(row) for row in chosen)}"
-            for word, lead in (
-                ("negative", "is ahead of"),
-                ("positive", "is behind"),
-                ("undecided", "cannot be told from"),
-            )
-            if (chosen := _others(rows, tuning, word))
-        ]
-        sentences.append(
-            f"{words}, token-weighted averaging of {settings.method}'s branches "
-            f"({reference['mean']:.1f} at scale {reference['scale']:g}) {'; '.join(parts)}."
-        )
-    edge = at_edge(rows, settings)
-    if edge:
-        sentences.append(f"The chosen scale is an end of the sweep for {', '.join(edge)}.")
-    sentences.append(
-        f"The base scores {base[0]:.1f}. In brackets: the merger minus token-weighted averaging, "
-        f"in points with a 95 % interval, on {rows[0]['num_questions']} test questions, "
-        f"{len(settings.seeds)} seed(s)."
-    )
-    return " ".join(sentences)
-
-
 def _others(rows: Sequence[Row], tuning: str, word: str) -> list[Row]:
     return [
         row
@@ -235,10 +201,6 @@ def _others(rows: Sequence[Row], tuning: str, word: str) -> list[Row]:
         and row["merge"] != REFERENCE
         and verdict(interval(row, "difference")) == word
     ]
-
-
-def _quoted(row: Row) -> str:
-    return f"{row['merge']} ({points(interval(row, 'difference'))})"
 
 
 def _average(

@@ -52,7 +52,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Sgd) -> dict[str
     return {
         "tables": {"table18_sgd_lr_sweep": paper_table(rows, base[0], rates), "sgd_sweep": rows},
         "summary": summary(experiment, rows, scores, sweep, reference),
-        "text": text(rows, base, reference, num_questions(scores["base"])),
         "methods": sweep.methods,
         "learning_rates": rates,
         "base": base,
@@ -162,39 +161,6 @@ def summary(
                 if row["method"] == method and _verdict(row, "minus_joint") == word
             ]
     return found
-
-
-def text(rows: Sequence[Row], base: Interval, reference: str, num_questions: int) -> str:
-    """The sweep in two or three sentences, generated."""
-    best: dict[str, Row] = {}
-    for row in rows:
-        leader = best.get(row["method"])
-        if row["avg"] is not None and (leader is None or row["avg"] > leader["avg"]):
-            best[row["method"]] = row
-    peaks = ", ".join(
-        f"{method} {row['avg']:.1f} at {rate_label(row['learning_rate'])}"
-        for method, row in best.items()
-    )
-    others = [row for row in rows if row["method"] != reference and row["avg"] is not None]
-    words = {word: [r for r in others if _verdict(r, "minus_joint") == word] for word in
-             ("positive", "negative", "undecided")}  # fmt: skip
-    failed = sum(row["avg"] is None for row in rows)
-    under = sum(_verdict(row, "minus_base") == "negative" for row in rows)
-    return (
-        f"Under SGD every method's best rate (by these questions) gives {peaks}; the base has "
-        f"{base[0]:.1f}. At equal rates, merged models are ahead of {reference} in "
-        f"{_places(words['positive'])}, behind in {_places(words['negative'])}, and not decided in "
-        f"{len(words['undecided'])} of {len(others)} cases ({num_questions} questions, one seed). "
-        f"{under} of {len(rows)} models lie below the base"
-        + (f"; {failed} trainings did not stay finite." if failed else ".")
-    )
-
-
-def _places(rows: Sequence[Row]) -> str:
-    if not rows:
-        return "none"
-    places = (f"{row['method']} at {rate_label(row['learning_rate'])}" for row in rows)
-    return f"{len(rows)} ({', '.join(places)})"
 
 
 def _verdict(row: Row, prefix: str) -> str:

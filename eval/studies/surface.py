@@ -56,7 +56,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Surface) -> dict
     return {
         "tables": {"surface": rows},
         "summary": summary,
-        "text": sentences(summary),
         "x": x.tolist(),
         "y": y.tolist(),
         "losses": losses.tolist(),
@@ -151,18 +150,3 @@ def summarise(
         "grid_min_to_joint": float(np.hypot(x[column] - joint["x"], y[row] - joint["y"])),
         "grid_min_to_merged": float(np.hypot(x[column] - merged["x"], y[row] - merged["y"])),
     }
-
-
-def sentences(summary: dict[str, Any]) -> str:
-    """The outcome in words."""
-    nearer = min(("joint", "merged"), key=lambda name: summary[f"grid_min_to_{name}"])
-    return (
-        f"On the plane through the three models the loss is {summary['loss_base']:.3f} at the "
-        f"base, {summary['loss_joint']:.3f} at {summary['joint']} (distance "
-        f"{summary['displacement_joint']:.2f}) and {summary['loss_merged']:.3f} at "
-        f"{summary['merged']} (distance {summary['displacement_merged']:.2f}; the cosine of the "
-        f"two displacements is {summary['cosine_joint_merged']:.2f}). The lowest point of the grid "
-        f"({summary['grid_min_loss']:.3f}) lies nearer to the {nearer} model. The branches lie "
-        f"outside the plane: it holds {summary['share_in_plane_branches']:.0%} of their squared "
-        "displacement on average."
-    )

@@ -61,12 +61,12 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Tune) -> dict[st
     chosen = "none is merge-ready" if best is None else best["setting"]
     return {
         "tables": {"tune": rows},
-        "summary": {"chosen": chosen, "num_points": len(rows), "seeds": sweep.seeds},
-        "text": (
-            f"{len(rows)} settings; {readiness.joint} and {readiness.random} with seeds "
-            f"{', '.join(map(str, sweep.seeds))} at each, validation questions and losses on "
-            f"{readiness.num_examples} examples of the mixture. The rule's choice: {chosen}."
-        ),
+        "summary": {
+            "chosen": chosen,
+            "num_points": len(rows),
+            "seeds": sweep.seeds,
+            **readiness.model_dump(include={"joint", "random", "num_examples"}),
+        },
     }
 
 

@@ -66,7 +66,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Retention) -> di
             "loss": {row["model"]: row["loss"] for row in rows},
             "words": {row["model"]: row["words"] for row in rows},
         },
-        "text": sentence(rows, len(prompts)),
     }
 
 
@@ -90,11 +89,3 @@ def encoded(
         if text
     ]
     return encode_examples(examples, processor, {}, np.zeros((0, 3), dtype=np.int32), encoding)
-
-
-def sentence(rows: Sequence[Row], num_prompts: int) -> str:
-    listed = ", ".join(f"{r['model']} {r['loss']:.3f} ({r['words']:.0f} words)" for r in rows)
-    return (
-        f"Loss per token on the base's own answers to {num_prompts} everyday prompts, and the mean "
-        f"length of a model's own: {listed}."
-    )
