@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from eval.measuring.loss_meter import Meter, flatten, make_meter, open_meter, planned_model
+from eval.report.study_sections import sentences
 from eval.studies import connectivity, epochs, gain, surface
 from merit.config import Experiment
 from merit.config.measurements import STUDIES, Connectivity, Epochs, Gain, Study, Surface
@@ -285,7 +286,7 @@ def measure(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Measure:
         size = int(np.prod(synthetic.SHAPE))
         monkeypatch.setattr(study, "open_meter", lambda *args, **kwargs: analytic(np.eye(size)))
         result = json.loads(json.dumps(study.measure(*tree, options)))
-        assert result["text"].endswith(".")
+        assert sentences(study.__name__.rpartition(".")[2], result).endswith(".")
         return result
 
     return measured

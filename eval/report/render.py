@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from eval.measuring.scores import rate_label
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -15,6 +18,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 def points(value: float, low: float, high: float) -> str:
     """A difference in points and its interval: "+1.2 [+0.3, +2.0]"."""
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def numbers(values: Iterable[float | None], form: str) -> str:
+    """Values in a row, each in this format: "0.2, undefined, 0.3"."""
+    return ", ".join("undefined" if value is None else format(value, form) for value in values)
 
 
 def render(template: str, /, **values: Any) -> str:
@@ -38,5 +46,7 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["fmt"] = format  # {{ share | fmt(".1%") }}
+_ENVIRONMENT.filters["numbers"] = numbers  # {{ losses | numbers(".2f") }}
+_ENVIRONMENT.filters["rate_label"] = rate_label  # {{ learning_rate | rate_label }}
 _ENVIRONMENT.globals["points"] = points
 _ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the given order
