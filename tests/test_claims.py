@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.report import study_sections
 from eval.report.claims import (
     RULES,
     Case,
@@ -480,10 +481,13 @@ def test_another_base_is_marked() -> None:
     assert "Measured" not in studies_part({"hessian": result}, "a" * 64)
 
 
-def test_the_planned_studies_are_read_in_their_order(tmp_path: Path) -> None:
+def test_the_planned_studies_are_read_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_sections, "sentences", lambda name, _: f"The {name} in words.")
     assert load_studies("synthetic", tmp_path, (), tmp_path) == {}
     for name in ("gain", "cost", "hessian"):  # hessian is left of an earlier plan
-        result = {"tables": {"t": [{"a": 1}]}, "summary": {"x": 2}, "text": "Words."}
+        result = {"tables": {"t": [{"a": 1}]}, "summary": {"x": 2}}
         folder = tmp_path / "studies" / "synthetic" / name
         write_json(folder / "result.json", result | {"provenance": {"base_hash": "f" * 64}})
     report = tmp_path / "synthetic"
@@ -492,7 +496,10 @@ def test_the_planned_studies_are_read_in_their_order(tmp_path: Path) -> None:
         file.touch()
     found = load_studies("synthetic", tmp_path, ("cost", "gain"), report)
     assert list(found) == ["cost", "gain"]
-    assert (found["cost"].title, found["cost"].text) == (STUDIES["cost"].title, "Words.")
+    assert (found["cost"].title, found["cost"].text) == (
+        STUDIES["cost"].title,
+        "The cost in words.",
+    )
     assert found["gain"].summary == {"x": 2}
     assert found["gain"].path == "../studies/synthetic/gain"
     assert (found["gain"].figures, found["gain"].drawn) == (("a",), "studies/gain/figures")

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from eval.report import html as page_module
+from eval.report import study_sections
 from eval.report.build import build_index, build_report
 from eval.report.drawings import cost as drawings_cost
 from eval.report.drawings import hessian as drawings_hessian
@@ -70,7 +72,7 @@ def save_picture(folder: Path, stem: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("html")
     experiment = synthetic.build(
         root / "artifacts",
@@ -87,7 +89,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "tables": {"table15_wall_clock": rows},
             "summary": {"overhead_share": 0.987},
-            "text": "It took 98.7 % more.",
             "provenance": {"base_hash": "9" * 64, "commit": "8" * 40},
         },
     )
@@ -99,7 +100,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "tables": {"table21_hessian_pca_alignment": rows},
             "summary": {"raw_z_score": 4.0, "centered_z_score": 9.0},
-            "text": "It bends **much** & more.",
             "provenance": {"base_hash": "9" * 64, "commit": "8" * 40},
         },
     )
@@ -111,15 +111,17 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write_json(
         reports / "studies" / "synthetic" / "readiness" / "result.json",
-        {"tables": {}, "summary": readiness, "text": "Words.", "provenance": {}},
+        {"tables": {}, "summary": readiness, "provenance": {}},
     )
+    said = {"cost": "It took 98.7 % more.", "hessian": "It bends **much** & more."}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_sections, "sentences", lambda name, _: said.get(name, "Words."))
         patch.setattr(drawings_cost, "draw", lambda _, out: save_picture(out, "cost"))
         patch.setattr(drawings_hessian, "draw", lambda _, out: save_picture(out, "hessian"))
         patch.setattr(drawings_readiness, "draw", lambda *_: None)
         build_report(experiment, artifacts, reports)
-    build_index([experiment], reports, root / "README.md")
-    return reports
+        build_index([experiment], reports, root / "README.md")
+        yield reports
 
 
 @pytest.fixture(scope="module")

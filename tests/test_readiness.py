@@ -12,6 +12,7 @@ import pytest
 from eval.measuring.candidates import Candidate
 from eval.measuring.geometry import CONDITIONS, Split, conditions, geometry
 from eval.report.drawings import readiness as drawing
+from eval.report.study_sections import sentences
 from eval.studies import readiness
 from eval.studies.readiness import outcome, reference_models
 from merit.config.measurements import Readiness, Thresholds
@@ -195,12 +196,13 @@ def test_the_verdict_in_a_sentence(
     assert summary["merge_ready"] == (not failed)
     assert summary["decided_by_d"] == by_d
     assert summary["verdict"] == verdict
-    assert result["text"].startswith(f"{verdict} Joint training moves")
-    assert result["text"].endswith("No MERIT model takes part.")
+    said = sentences("readiness", result)
+    assert said.startswith(f"{verdict} Joint training moves")
+    assert said.endswith("No MERIT model takes part.")
 
 
 def test_the_words_hold_the_numbers() -> None:
-    text = outcome_of((-3.0, -4.04, -2.0), share=0.004)["text"]
+    text = sentences("readiness", outcome_of((-3.0, -4.04, -2.0), share=0.004))
     for words in (
         "by 3.8% of the base's norm, a branch of random-2 by 4.0%, their average by 2.0%",
         "base 4.00, joint 0.60, branches 1.00 to 2.00, merged 1.60",

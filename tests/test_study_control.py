@@ -13,8 +13,8 @@ import torch
 
 from eval.measuring.candidates import Candidate
 from eval.report.drawings import control as drawing
+from eval.report.study_sections import sentences
 from eval.studies import control
-from eval.studies.control.distances import fate
 from merit.config import Experiment
 from merit.config.measurements import Control
 from merit.errors import MeritError
@@ -187,7 +187,7 @@ def test_the_path_starts_at_the_base(outcome: Outcome) -> None:
 
 def test_text_and_figure(outcome: Outcome, tmp_path: Path) -> None:
     result, _ = outcome
-    said = result["text"]
+    said = sentences("control", result)
     assert "At merit-3d's distance from the base (4, 40.0% of its norm), joint-1ep (c = 0.50)" in (
         said
     )
@@ -211,7 +211,7 @@ def test_without_open_ended_benchmarks(tmp_path: Path, monkeypatch: pytest.Monke
     row = tables["control_equal_distance"][0]
     assert (row["open"], row["open_low"], row["closed"]) == (None, None, pytest.approx(80))
     assert result["summary"]["equal_distance"]["joint-1ep"]["open"] is None
-    assert "open-ended" not in result["text"]
+    assert "open-ended" not in sentences("control", result)
     drawing.draw(result, tmp_path / "out")
     assert (tmp_path / "out" / "figures" / "control.png").is_file()
 
@@ -225,9 +225,15 @@ def test_public_benchmarks_with_open_answers() -> None:
     }
 
 
-def test_the_verdict_s_fate() -> None:
-    assert fate("positive", "positive") == "stays positive"
-    assert fate("positive", "undecided") == "turns from positive to undecided"
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [("positive", "stays positive"), ("undecided", "turns from positive to undecided")],
+)
+def test_the_verdict_s_fate(outcome: Outcome, after: str, words: str) -> None:
+    tables = outcome[0]["tables"]
+    row = tables["control_differences"][0] | {"unscaled_verdict": "positive", "verdict": after}
+    result = outcome[0] | {"tables": tables | {"control_differences": [row]}}
+    assert f"C1 merit-3d minus joint-1ep {words} (+25.0 [" in sentences("control", result)
 
 
 @pytest.mark.parametrize(

@@ -301,11 +301,12 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     assert summary["overhead_share"] == pytest.approx(0.2)
     assert summary["overhead_share_low"] == pytest.approx(0.2 - 1.27062, abs=1e-5)
     assert summary["overhead_share_high"] == pytest.approx(0.2 + 1.27062, abs=1e-5)
-    assert "+20.0 % (whole stages" in result["text"]
+    said = sentences("cost", result)
+    assert "+20.0 % (whole stages" in said
     assert (
         "That the overhead is below 25% is inconclusive (95 % interval -107.1 to +147.1 % over 2 "
         "seeds, Student's t)"
-    ) in result["text"]
+    ) in said
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ def test_cost_says_whether_the_overhead_is_small(
         for group in range(2)
     }
     result = cost.measure(*timed(tmp_path, seconds), Cost(methods=["merit-1d"]))
-    assert words in result["text"]
+    assert words in sentences("cost", result)
 
 
 def test_cost_of_one_seed_has_no_interval() -> None:
@@ -349,6 +350,9 @@ def test_cost_says_what_was_restored_and_then_compares_loops(tmp_path: Path) -> 
     assert merit["note"] == f"{cost.LOOPS}; merges restored from the cache count nothing"
     assert merit["overhead_percent"] == pytest.approx(20.0)  # 12 beside 10
     assert merit["first_overhead_percent"] is None
+    said = sentences("cost", result)
+    assert "+20.0 % (training loops alone: some stages were restored from the cache; paper" in said
+    assert "the gradients or the partition were restored from the cache, so that" in said
 
 
 def test_cost_without_any_times(tmp_path: Path) -> None:
@@ -356,8 +360,19 @@ def test_cost_without_any_times(tmp_path: Path) -> None:
     result = cost.measure(experiment, paths, Cost(methods=["merit-1d"]))
     assert {row["seconds"] for row in result["tables"]["table15_wall_clock"]} == {None}
     assert result["summary"]["overhead_share"] is None
+    assert sentences("cost", result).startswith(
+        "No overhead of merit-1d over joint-1ep here: no seed of both has left its times. Wall-"
+    )
     drawing.draw(result, tmp_path)
     assert (tmp_path / "figures" / "cost.png").is_file()
+
+
+def test_cost_with_the_times_of_one_seed(tmp_path: Path) -> None:
+    first = {name: value for name, value in SECONDS.items() if "-s2" not in name}
+    result = cost.measure(*timed(tmp_path, first), Cost(methods=["merit-1d"]))
+    assert result["summary"]["overhead_verdict"] is None
+    said = "That the overhead is below 25% is inconclusive: one common seed gives no interval. On 2"
+    assert said in sentences("cost", result)
 
 
 def test_cost_names_an_unknown_method(tmp_path: Path) -> None:

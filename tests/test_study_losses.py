@@ -286,9 +286,7 @@ def measure(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Measure:
         size = int(np.prod(synthetic.SHAPE))
         monkeypatch.setattr(study, "open_meter", lambda *args, **kwargs: analytic(np.eye(size)))
         result = json.loads(json.dumps(study.measure(*tree, options)))
-        name = study.__name__.rpartition(".")[2]
-        said = result["text"] if "text" in result else sentences(name, result)
-        assert said.endswith(".")
+        assert sentences(study.__name__.rpartition(".")[2], result).endswith(".")
         return result
 
     return measured

@@ -23,6 +23,7 @@ from eval.measuring.likeness import (
     question_parts,
 )
 from eval.report.drawings import overlap as drawing
+from eval.report.study_sections import sentences
 from eval.studies.overlap import measure, read_questions
 from merit.config import Evaluation
 from merit.config.measurements import Overlap
@@ -172,8 +173,11 @@ def test_questions_and_images_of_a_benchmark_are_found(paths: Artifacts, tmp_pat
     assert result["tables"]["overlap_tasks"] == [
         {"task": "flan/bool_q", "benchmark": "boolq", "num_examples": 1}
     ]
-    assert "seen: 1 of 5 questions, 3 images to the pixel and 4 nearly" in result["text"]
-    assert "flan/bool_q (boolq)" in result["text"]
+    assert sentences("overlap", result) == (
+        "boolq: 1 of 2 questions, 0 images to the pixel and 0 nearly; "
+        "seen: 1 of 5 questions, 3 images to the pixel and 4 nearly. "
+        "Training tasks with a benchmark's own data: flan/bool_q (boolq)."
+    )
     json.dumps(result)
 
 
@@ -184,7 +188,8 @@ def test_without_images_no_image_is_opened(paths: Artifacts, tmp_path: Path) -> 
     write_tsv(tmp_path / "seen.tsv", rows)
     result = study(paths, Overlap(files={"seen": str(tmp_path / "seen.tsv")}, images=False))
     assert result["tables"]["overlap"][0]["same_image"] == 0
-    assert result["text"].startswith("No question and no image of a benchmark was found.")
+    said = sentences("overlap", result)
+    assert said.startswith("No question and no image of a benchmark was found.")
 
 
 def test_files_can_lie_elsewhere(

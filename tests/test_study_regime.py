@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from eval.measuring.scores import Interval
 from eval.report.drawings import regime as drawing
+from eval.report.study_sections import sentences
 from eval.studies import regime
 from merit.config import Experiment, Sweep, load_experiment
 from merit.config.measurements import Readiness, Regime, Thresholds
@@ -25,6 +26,15 @@ SETTINGS = Regime()
 METHODS = ["joint-1ep", "random-8", "merit-3d", "joint-shrunk"]
 SWEEP = Sweep(methods=METHODS, seeds=[1, 2], learning_rate=[5e-4])
 LIMITS = Thresholds()
+STORED = SETTINGS.model_dump(mode="json")  # as result.json has the settings
+
+
+def said_of(cells: list[dict[str, Any]], num_questions: int) -> str:
+    """The map's sentences, of methods trained for one epoch."""
+    found = regime.summary(cells, SWEEP, num_questions, 1.0, LIMITS)
+    result = {"summary": found, "tables": regime.tables(cells)}
+    return sentences("regime", result | {"provenance": {"settings": STORED}})
+
 
 # --- one cell -----------------------------------------------------------------------------------
 
@@ -93,9 +103,9 @@ def test_a_cell_with_a_failed_run_has_no_models(tmp_path: Path) -> None:
     assert list(made) == ["regime_differences", "regime_cells"]
     assert made["regime_differences"][0]["verdict"] == "not finite"
     assert made["regime_cells"][0]["merge_ready"] is None
-    found = regime.summary([entry], SWEEP, 10)
+    found = regime.summary([entry], SWEEP, 10, 1.0, LIMITS)
     assert (found["merit_minus_random_not_finite"], found["num_merge_ready"]) == (1, 0)
-    said = regime.text([entry], SETTINGS, SWEEP, 10, 1.0, LIMITS)
+    said = said_of([entry], 10)
     assert "A training did not stay finite everywhere" in said
     assert "Against joint training (joint-1ep): no cell stayed finite." in said
 
@@ -143,7 +153,7 @@ MAP = [
 
 
 def test_the_sentences_name_the_cells() -> None:
-    said = regime.text(MAP, SETTINGS, SWEEP, 1200, 1.0, LIMITS)
+    said = said_of(MAP, 1200)
     assert (
         "Splitting by conflict (merit-3d) against splitting at random (random-8, mean of 2 draws): "
         "ahead where the base has the skills (at every rate); behind where the base must learn "
@@ -160,8 +170,15 @@ def test_the_sentences_name_the_cells() -> None:
     assert "Merge-ready as far as this study can tell: where the base has the skills (" in said
     assert "at most 1 point worse than joint-1ep, here on the test split" in said
     assert said.endswith("interval over 1200 questions and the draws of random-8 excludes 0.")
-    assert regime._listed(["a"]) == "a"
-    assert regime._listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_rates_are_listed() -> None:
+    cells = [made_up(regime.OWN, i * 1e-4, -2.0, -2.0) for i in range(2, 9)]
+    for count, words in ((1, "2e-4"), (2, "2e-4 and 3e-4"), (3, "2e-4, 3e-4 and 4e-4")):
+        some = [made_up(regime.OWN, i * 1e-4, 2.0, -2.0) for i in range(2, 2 + count)]
+        assert f"ahead where the base has the skills (at {words}); behind" in said_of(
+            some + cells[count:], 10
+        )
 
 
 def test_the_tables_and_the_summary_of_the_map() -> None:
@@ -182,7 +199,7 @@ def test_the_tables_and_the_summary_of_the_map() -> None:
         "relative_displacement_random": 0.05, "relative_displacement_merit": 0.05,
         "random_minus_joint": 0.0, "merge_ready": False,
     }  # fmt: skip
-    found = regime.summary(MAP, SWEEP, 1200)
+    found = regime.summary(MAP, SWEEP, 1200, 1.0, LIMITS)
     words = ("positive", "negative", "undecided", "not_finite")
     assert [found[f"merit_minus_random_{word}"] for word in words] == [2, 1, 1, 0]
     assert [found[f"merit_minus_shrunk_{word}"] for word in words] == [1, 2, 1, 0]
@@ -289,7 +306,7 @@ def test_a_cell_in_which_a_training_diverged_is_left_empty(
     assert result["summary"]["merit_minus_random_not_finite"] == 1
     assert result["summary"]["merit_minus_random_positive"] == 3
     said = "A training did not stay finite where the base must learn them (at 5e-4). "
-    assert said in result["text"]
+    assert said in sentences("regime", result | {"provenance": {"settings": STORED}})
     drawing.draw(result, tmp_path / "drawn")
     assert (tmp_path / "drawn" / "figures" / "regime_differences.png").is_file()
 

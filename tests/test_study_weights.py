@@ -11,6 +11,7 @@ import torch
 
 from eval.measuring.candidates import Candidate
 from eval.report.drawings import weights as drawing
+from eval.report.study_sections import sentences
 from eval.studies import weights
 from merit.config import Experiment
 from merit.config.measurements import Weights
@@ -130,12 +131,10 @@ def test_summary_text_and_figure(result: dict[str, Any], tmp_path: Path) -> None
     assert found["largest_change"]["method"] == "merit-1d"
     assert found["largest_change"]["reading"] == "loss_tokens"
     assert found["changes"]["random-2"]["difference"] == pytest.approx(-5.0)
-    assert (
-        "0.20 to 0.80 by loss-bearing tokens (1.5 effective branches, average 20.0)"
-        in (result["text"])
-    )
-    assert "merit-1d minus random-2 is +10.0 [" in result["text"]
-    assert "The 2 branches of random-2 weigh" in result["text"]
+    said = sentences("weights", result)
+    assert "0.20 to 0.80 by loss-bearing tokens (1.5 effective branches, average 20.0)" in said
+    assert "merit-1d minus random-2 is +10.0 [" in said
+    assert "The 2 branches of random-2 weigh" in said
     drawing.draw(result, tmp_path / "out")
     files = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert files == {"merge_weights.png", "merge_weights.pdf"}

@@ -31,6 +31,11 @@ def with_verdict(
     return [row for row in known if verdict(interval(row, key)) == wanted]
 
 
+def numbers(values: Iterable[float | None], form: str) -> str:
+    """Values in a row, each in this format: "0.2, undefined, 0.3"."""
+    return ", ".join("undefined" if value is None else format(value, form) for value in values)
+
+
 def render(template: str, /, **values: Any) -> str:
     """The template of this name, filled in.
 
@@ -52,7 +57,8 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["fmt"] = format  # {{ share | fmt(".1%") }}
-_ENVIRONMENT.filters["rate_label"] = rate_label  # {{ learning_rate | rate_label }}
 _ENVIRONMENT.filters["with_verdict"] = with_verdict  # {{ rows | with_verdict("positive", "gain") }}
+_ENVIRONMENT.filters["numbers"] = numbers  # {{ losses | numbers(".2f") }}
+_ENVIRONMENT.filters["rate_label"] = rate_label  # {{ learning_rate | rate_label }}
 _ENVIRONMENT.globals["points"] = points
 _ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the given order

@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy import stats
 
-from eval.verdict import Link
+from eval.verdict import Link, Verdict
 from merit.config import Experiment
 from merit.config.measurements import Cost
 from merit.errors import MeritError
@@ -89,8 +89,10 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[st
         **{key: last[key] for key in ("seconds", "wall_seconds", "first_overhead_percent")},
         "overhead_percent": {m: rows[m]["overhead_percent"] for m in settings.methods},
         **overhead_interval(shares[settings.methods[-1]]),
+        "max_overhead": MAX_OVERHEAD,
     }
-    return {"tables": {TABLE: table}, "summary": summary, "text": _text(summary, last)}
+    summary["overhead_verdict"] = overhead_verdict(summary)
+    return {"tables": {TABLE: table}, "summary": summary}
 
 
 def _stage_seconds(paths: Artifacts, name: str) -> float | None:
@@ -197,42 +199,10 @@ def add_overhead(
         row["first_overhead_percent"] = 100 * (total / joint["seconds"] - 1)
 
 
-def _verdict(summary: dict[str, Any]) -> str:
-    """Whether the overhead is small, in words; one seed's time on a shared machine says little."""
-    claim = f"That the overhead is below {MAX_OVERHEAD:.0%}"
-    low, high = summary["overhead_share_low"], summary["overhead_share_high"]
+def overhead_verdict(found: Row) -> Verdict | None:
+    """Whether the overhead is small; None without an interval: one seed's time says little."""
+    low, high = found["overhead_share_low"], found["overhead_share_high"]
     if low is None:
-        return f"{claim} is inconclusive: one common seed gives no interval"
-    n = summary["num_seeds"]
-    link = Link("", summary["overhead_share"], n, low, high, bound=MAX_OVERHEAD, side="below")
-    verdict = {"inconclusive": "is inconclusive"}.get(link.verdict, link.verdict)
-    limits = f"{100 * low:+.1f} to {100 * high:+.1f} %"
-    return f"{claim} {verdict} (95 % interval {limits} over {n} seeds, Student's t)"
-
-
-def _text(summary: dict[str, Any], row: Row) -> str:
-    method, joint = summary["method"], summary["joint"]
-    closing = (
-        "Wall-clock times are not reproducible to the byte: branches ran side by side on this "
-        "machine, and another run gives other seconds."
-    )
-    if summary["overhead_share"] is None:
-        return (
-            f"No overhead of {method} over {joint} here: no seed of both has left its times. "
-            f"{closing}"
-        )
-    basis = "whole stages" if summary["whole_stages"] else LOOPS
-    first = summary["first_overhead_percent"]
-    with_all = (
-        "the gradients or the partition were restored from the cache, so that their share is "
-        "not known"
-        if first is None
-        else f"with gradients and partition, paid once for a mixture, {first:+.1f} %"
-    )
-    return (
-        f"{method}'s {row['branches']} branches and merge take {summary['seconds']:.1f} s of "
-        f"compute where {joint} takes {summary['joint_seconds']:.1f} s: "
-        f"{100 * summary['overhead_share']:+.1f} % ({basis}; paper: +24 % at 3B, +0.8 % at 7B); "
-        f"{with_all}. {_verdict(summary)}. On {row['branches']} machines the branches and the "
-        f"merge take {summary['wall_seconds']:.1f} s. {closing}"
-    )
+        return None
+    share, n = found["overhead_share"], found["num_seeds"]
+    return Link("", share, n, low, high, bound=MAX_OVERHEAD, side="below").verdict

@@ -92,7 +92,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
     return {
         "tables": {"table01_merge_readiness": rows, "epochs_perturbation": noise},
         "summary": summary,
-        "text": sentences(summary),
         "models": [[joint.id, merged.id] for _, joint, merged in pairs],
     }
 
@@ -223,25 +222,3 @@ def summarise(rows: list[Row], base_aucs: NDArray[np.float64]) -> Row:
         "merged_flatter": all(row["flatness_auc_gap"] > 0 for row in rows),
         "flatness_auc_base": float(base_aucs.mean()),
     }
-
-
-def sentences(summary: Row) -> str:
-    """The outcome in words."""
-
-    def numbers(key: str, form: str) -> str:
-        return ", ".join(
-            "undefined" if value is None else f"{value:{form}}" for value in summary[key]
-        )
-
-    epochs = ", ".join(f"{epoch:g}" for epoch in summary["epoch"])
-    return (
-        f"At {epochs} epochs the joint model lies {numbers('displacement_ratio', '.2f')} times as "
-        f"far from the base as the merged one. Merged minus joint, the loss on the mixture is "
-        f"{numbers('train_loss_gap', '+.3f')} and the score {numbers('score_gap', '+.1f')} points "
-        f"(seed {summary['seed']}). Under weight noise the area under the loss increase is "
-        f"{numbers('flatness_auc_joint', '.4f')} for joint, "
-        f"{numbers('flatness_auc_merged', '.4f')} for merged and "
-        f"{summary['flatness_auc_base']:.4f} for the base, over sigma up to "
-        f"{summary['sigmas'][-1]:g} where the weights' root mean square is "
-        f"{summary['weight_rms_base']:.3f}."
-    )

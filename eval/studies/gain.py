@@ -65,7 +65,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[st
         "seed": settings.seed,
         **meter.sample,
     }
-    return {"tables": {"gain": rows}, "summary": summary, "text": sentences(summary)}
+    return {"tables": {"gain": rows}, "summary": summary}
 
 
 def gains(
@@ -155,23 +155,3 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _is_close(ratio: float | None) -> bool:
     return ratio is not None and abs(ratio - 1) <= CLOSE
-
-
-def sentences(summary: dict[str, Any]) -> str:
-    """The outcome in words."""
-
-    def numbers(values: list[float | None]) -> str:
-        return ", ".join("undefined" if value is None else f"{value:.3g}" for value in values)
-
-    largest = summary["largest_close_t"]
-    holds = f"up to t = {largest:g}" if largest is not None else "not even there"
-    return (
-        f"For {', '.join(summary['methods'])} at t = {summary['shrinkages'][-1]:g} the measured "
-        f"merging gain is {numbers(summary['measured'])}, the predicted one "
-        f"{numbers(summary['predicted'])} (with the curvature at the base "
-        f"{numbers(summary['predicted_at_base'])}). Prediction over measurement is "
-        f"{numbers(summary['ratios'][0])} at t = {summary['shrinkages'][0]:g}; it stays within "
-        f"{summary['close']:.0%} of 1 for all methods {holds}. "
-        f"{summary['num_positive']} of {summary['num_rows']} measured gains are "
-        "positive (a negative one: along the branches the loss curves downwards)."
-    )

@@ -74,7 +74,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Overlap) -> dict
     return {
         "tables": {"overlap": rows} | ({"overlap_tasks": named} if named else {}),
         "summary": {"num_tasks": len(tasks), "num_named_tasks": len(named)},
-        "text": _sentences(rows, named),
     }
 
 
@@ -265,15 +264,3 @@ def named_tasks(tasks: list[Row]) -> list[Row]:
             row = {"task": entry["task"], "benchmark": benchmark}
             found.append({**row, "num_examples": entry["num_examples"]})
     return found
-
-
-def _sentences(rows: list[Row], named: list[Row]) -> str:
-    hit = [row for row in rows if row["same_question"] or row["same_image"] or row["near_image"]]
-    parts = [
-        f"{row['benchmark']}: {row['same_question']} of {row['num_questions']} questions, "
-        f"{row['same_image']} images to the pixel and {row['near_image']} nearly"
-        for row in hit
-    ]
-    text = "; ".join(parts) if parts else "No question and no image of a benchmark was found"
-    tasks = ", ".join(f"{row['task']} ({row['benchmark']})" for row in named)
-    return f"{text}." + (f" Training tasks with a benchmark's own data: {tasks}." if named else "")

@@ -89,7 +89,7 @@ def outcome(
     num_questions: int,
     num_batches: int,
 ) -> dict[str, Any]:
-    """The study's result: tables, summary with the verdict, text."""
+    """The study's result: tables, and a summary with the verdict."""
     rows = conditions(found, behind, settings.thresholds)
     failed = [row["condition"] for row in rows if not row["holds"]]
 
@@ -127,7 +127,6 @@ def outcome(
             "readiness_paths": list(found["paths"]),
         },
         "summary": summary,
-        "text": sentences(summary),
         "curves": list(found.get("curves", ())),
     }
 
@@ -140,24 +139,4 @@ def verdict(rows: Sequence[Row]) -> str:
     which = " and ".join(f"({letter})" for letter in failed)
     return f"Not merge-ready: condition{'s' if len(failed) > 1 else ''} {which} fail" + (
         "." if len(failed) > 1 else "s."
-    )
-
-
-def sentences(summary: Row) -> str:
-    """The outcome in words, with the paper's numbers beside ours."""
-    low, high = summary["loss_branches"]
-    value, below, above = summary["random_minus_joint"]
-    share = summary["relative_displacement"]
-    return (
-        f"{summary['verdict']} Joint training moves the trained parameters by {share['joint']:.1%} "
-        f"of the base's norm, a branch of {summary['random']} by {share['branch']:.1%}, their "
-        f"average by {share['merged']:.1%} (the paper's joint model at 3B: 1 to 2 %). Loss on "
-        f"{summary['num_examples']} examples of the mixture: base {summary['loss_base']:.2f}, "
-        f"joint {summary['loss_joint']:.2f}, branches {low:.2f} to {high:.2f}, merged "
-        f"{summary['loss_merged']:.2f}; the worst branch has "
-        f"{summary['worst_branch_over_merged']:.2f} times the merged loss (paper, table 5: 1.25), "
-        f"joint {summary['joint_over_merged']:.2f} times (table 1: 0.48). The largest barrier is "
-        f"{summary['max_barrier_share']:.2%} of its ends' mean loss. {summary['random']} minus "
-        f"{summary['joint']} on {summary['num_questions']} validation questions: {value:+.1f} "
-        f"points (95 % interval {below:+.1f} to {above:+.1f}). No MERIT model takes part."
     )

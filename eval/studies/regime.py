@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.answering.answers import stored_questions
-from eval.measuring.scores import Row, average, difference, num_questions, rate_label, verdict
+from eval.measuring.scores import Row, average, difference, num_questions, verdict
 from merit.config import MAIN, Experiment, Sweep, load_experiment, suffix
 from merit.config.measurements import Readiness, Regime, Thresholds
 from merit.errors import MeritError
@@ -46,8 +46,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Regime) -> dict[
     asked = num_questions(stored_questions(paths, "base"))
     return {
         "tables": tables(cells),
-        "summary": summary(cells, sweep, asked),
-        "text": text(cells, settings, sweep, asked, epochs, limits),
+        "summary": summary(cells, sweep, asked, epochs, limits),
         "cells": cells,
         "learning_rates": rates,
         "own_learning_rate": own,
@@ -255,7 +254,9 @@ def counts(cells: Sequence[Row]) -> dict[str, dict[str, int]]:
     return table
 
 
-def summary(cells: Sequence[Row], sweep: Sweep, num_questions: int) -> Row:
+def summary(
+    cells: Sequence[Row], sweep: Sweep, num_questions: int, epochs: float, limits: Thresholds
+) -> Row:
     """The counts, and every cell as one flat entry of `cells`."""
     found: Row = {
         "num_cells": len(cells),
@@ -263,6 +264,8 @@ def summary(cells: Sequence[Row], sweep: Sweep, num_questions: int) -> Row:
         "num_questions": num_questions,
         "num_random": len(sweep.seeds),
         "seed": sweep.seeds[0],
+        "epochs": epochs,
+        "thresholds": limits.model_dump(mode="json"),
         "cells": [],
     }
     for pair, words in counts(cells).items():
@@ -279,76 +282,3 @@ def summary(cells: Sequence[Row], sweep: Sweep, num_questions: int) -> Row:
             one[f"{key}_verdict"] = _verdict(entry, a, b)
         found["cells"].append(one)
     return found
-
-
-# --- sentences ---------------------------------------------------------------------------------
-
-
-def text(
-    cells: Sequence[Row],
-    settings: Regime,
-    sweep: Sweep,
-    num_questions: int,
-    epochs: float,
-    limits: Thresholds,
-) -> str:
-    """In which cells each method is ahead, generated."""
-    ours, random, joint = settings.method, settings.random, settings.joint
-    num_draws = len(sweep.seeds)
-    draws = "one draw" if num_draws == 1 else f"mean of {num_draws} draws"
-    words = [_verdict(entry, "merit", "shrunk") for entry in cells]
-    no_worse = words.count("negative") + words.count("undecided")
-    length = "one epoch" if epochs == 1 else f"{epochs:g} epochs"
-    points = "point" if limits.random_behind == 1 else "points"
-    failed = [entry for entry in cells if entry["averages"] is None]
-    ready = [entry for entry in cells if entry["merge_ready"]]
-    return (
-        f"{len(cells)} cells, learning rate x kind of base, trained for {length}, seed "
-        f"{sweep.seeds[0]}. "
-        f"Splitting by conflict ({ours}) against splitting at random ({random}, {draws}): "
-        f"{_compared(cells, 'merit', 'random')}. "
-        f"Against joint training ({joint}): {_compared(cells, 'merit', 'joint')}. "
-        f"Splitting at random against joint training: {_compared(cells, 'random', 'joint')}. "
-        f"The control, joint training shrunk to {ours}'s distance from the base, does as well as "
-        f"{ours} or better, as far as the questions can tell, in {no_worse} of {len(cells)} cells: "
-        f"{_compared(cells, 'merit', 'shrunk', CONTROL_WORDS)}. "
-        f"Merge-ready as far as this study can tell: {_where(cells, ready)} (joint training moves "
-        f"by at most {100 * limits.joint_displacement:g} % of the base's norm, and {random} is at "
-        f"most {limits.random_behind:g} {points} worse than {joint}, here on the test split). "
-        + (f"A training did not stay finite {_where(cells, failed)}. " if failed else "")
-        + f"Decided means that the 95 % paired bootstrap interval over {num_questions} questions"
-        f"{f' and the draws of {random}' if num_draws > 1 else ''} excludes 0."
-    )
-
-
-WORDS = {"positive": "ahead", "negative": "behind", "undecided": "not decided"}
-CONTROL_WORDS = WORDS | {"positive": "behind", "negative": "ahead"}  # it is the second of its pair
-
-
-def _compared(
-    cells: Sequence[Row], ours: str, theirs: str, words: Mapping[str, str] = WORDS
-) -> str:
-    """ "ahead where ...; behind where ...", without what is nowhere the case."""
-    parts = []
-    for word, said in words.items():
-        some = [entry for entry in cells if _verdict(entry, ours, theirs) == word]
-        if some:
-            parts.append(f"{said} {_where(cells, some)}")
-    return "; ".join(parts) or "no cell stayed finite"
-
-
-def _where(cells: Sequence[Row], some: Sequence[Row]) -> str:
-    """ "where the base has the skills (at 5e-4 and 1e-3)", "nowhere" or "everywhere"."""
-    if len(some) == len(cells):
-        return "everywhere"
-    places = []
-    for base in dict.fromkeys(entry["base"] for entry in some):
-        rates = [rate_label(e["learning_rate"]) for e in some if e["base"] == base]
-        whole = len(rates) == sum(entry["base"] == base for entry in cells)
-        places.append(f"where the base {base} (at {'every rate' if whole else _listed(rates)})")
-    return " and ".join(places) or "nowhere"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -28,7 +28,6 @@ from eval.studies.control.distances import (
     point_name,
     scores_at,
     summary,
-    text,
 )
 from merit.config import Experiment
 from merit.config.measurements import Control
@@ -108,7 +107,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict
             ],
         },
         "summary": found,
-        "text": text(gaps, equal, found),
         "best": best,
         "partitions": {name: experiment.methods[name].partition for name in models},
     }

@@ -1,4 +1,4 @@
-"""The tables of the study `control`, and what they say in words.
+"""The tables of the study `control`, and its summary.
 
 A point is theta0 + c (theta - theta0) for a model's theta; scores are kept under its name.
 """
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.measuring.scores import (
-    DIRECTIONS,
     Interval,
     Row,
     Scores,
@@ -20,7 +19,6 @@ from eval.measuring.scores import (
     interval,
     mean,
     only,
-    points,
     verdict,
 )
 from merit.config.measurements import Control
@@ -31,7 +29,6 @@ Point = tuple[str, float]  # a model's id and its c
 Pool = Mapping[str, Scores]  # scores by the name of a point
 
 WHOLE = 1.0  # the c of the method as it is
-KINDS = {"closed": "closed", "open": "open-ended", "avg": "all"}  # benchmarks, in words
 
 
 def point_name(model: str, c: float) -> str:
@@ -164,8 +161,13 @@ def path_rows(
 def summary(
     rows: Sequence[Row], gaps: Sequence[Row], equal: Sequence[Row], best: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What the README reads: best c, averages, C1 to C4, and all at one distance."""
+    """What the README reads: best c, averages, C1 to C4, and all at one distance.
+
+    `highest_average` is of all benchmarks, and of closed and open-ended ones where there are both.
+    """
     named = dict(zip(best, rows, strict=True))
+    trained = [row for row in equal if row["model"] != "base"]
+    kinds = ("avg",) if trained[0]["open"] is None else ("closed", "open", "avg")
     return {
         "best": dict(best),
         "averages": {name: _read(row, "avg_best") for name, row in named.items()},
@@ -178,6 +180,15 @@ def summary(
             row["model"]: {key: row[key] for key in ("distance", "c", "loss")}
             | {key: _read(row, key) for key in ("avg", "closed", "open", "minus_method")}
             for row in equal
+        },
+        "equal_distance_verdicts": {
+            row["model"]: verdict(gap) for row in trained if (gap := _read(row, "minus_method"))
+        },
+        "lowest_loss": min(trained, key=lambda row: row["loss"])["model"],
+        "highest_average": {
+            kind: max(trained, key=lambda row: row[kind])["model"]
+            for kind in kinds
+            if trained[0][kind] is not None
         },
     }
 
@@ -196,79 +207,3 @@ def _mean_distance(models: Sequence[Model], distances: Mapping[str, float]) -> f
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-# --- in words -----------------------------------------------------------------------------------
-
-
-def text(gaps: Sequence[Row], equal: Sequence[Row], found: Mapping[str, Any]) -> str:
-    """Who has what at one distance; what is left of C1 to C4 at every method's own distance."""
-    return " ".join(
-        [*_at_one_distance(equal, found), *_at_own_distance(gaps, found), _basis(found)]
-    )
-
-
-def fate(before: str, after: str) -> str:
-    """A verdict at c = 1 beside the one at the best distances."""
-    return f"stays {after}" if before == after else f"turns from {before} to {after}"
-
-
-def _at_one_distance(equal: Sequence[Row], found: Mapping[str, Any]) -> list[str]:
-    method = next(row for row in equal if row["model"] == found["method"])
-    kinds = [kind for kind in KINDS if method[kind] is not None]
-    if "open" not in kinds:
-        kinds = ["avg"]  # closed benchmarks are all
-    parts = []
-    for row in equal:
-        scores = ", ".join(f"{row[kind]:.1f} on {KINDS[kind]}" for kind in kinds)
-        name = "the base" if row["model"] == "base" else f"{row['model']} (c = {row['c']:.2f})"
-        parts.append(f"{name} has loss {row['loss']:.3f} and scores {scores}")
-    trained = [row for row in equal if row["model"] != "base"]
-    lowest = min(trained, key=lambda row: row["loss"])["model"]
-    highest = ", ".join(
-        f"{max(trained, key=lambda row: row[kind])['model']} on {KINDS[kind]}" for kind in kinds
-    )
-    gaps = " and ".join(
-        f"{row['model']} is {points(gap)} from it ({DIRECTIONS[verdict(gap)]})"
-        for row in trained
-        if (gap := _read(row, "minus_method"))
-    )
-    return [
-        f"At {found['method']}'s distance from the base ({method['distance']:.3g}, "
-        f"{method['distance'] / found['norm_base']:.1%} of its norm), {'; '.join(parts)} "
-        "benchmarks.",
-        f"At this one distance {lowest} has the lowest loss; the highest average has {highest} "
-        f"benchmarks. Against {found['method']} on all of them, {gaps}.",
-    ]
-
-
-def _at_own_distance(gaps: Sequence[Row], found: Mapping[str, Any]) -> list[str]:
-    chosen = ", ".join(
-        f"{name} {c:g} ({found['averages_unscaled'][name][0]:.1f} to "
-        f"{found['averages'][name][0]:.1f})"
-        for name, c in found["best"].items()
-    )
-    parts = [
-        f"{row['label']} {fate(row['unscaled_verdict'], row['verdict'])} "
-        f"({points(interval(row, 'unscaled'))} at c = 1, "
-        f"{points(interval(row, 'difference'))} at the best c)"
-        for row in gaps
-    ]
-    sentences = [
-        f"The best c on the validation questions, with the test average from c = 1 to there: "
-        f"{chosen}.",
-        f"With every method at its own best distance, {'; '.join(parts)}.",
-    ]
-    if found["at_edge"]:
-        sentences.append(
-            f"The best c is an end of the grid for {', '.join(found['at_edge'])}: a wider grid may "
-            "hold a better one."
-        )
-    return sentences
-
-
-def _basis(found: Mapping[str, Any]) -> str:
-    return (
-        f"Differences in points with 95 % intervals, on {found['num_questions']} test questions, "
-        f"{len(found['seeds'])} seed(s); losses on {found['num_examples']} examples of the mixture."
-    )

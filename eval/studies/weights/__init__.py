@@ -17,7 +17,7 @@ import numpy as np
 from eval.measuring.candidates import Candidate, average_files, score_candidates
 from eval.measuring.loss_meter import planned_model
 from eval.measuring.scores import Row, average, num_questions
-from eval.studies.weights.readings import READINGS, score_row, summary, text
+from eval.studies.weights.readings import READINGS, score_row, summary
 from merit.config import Experiment
 from merit.config.measurements import Weights
 from merit.core.merge.average import merge_weights
@@ -65,7 +65,11 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Weights) -> dict
         for reading in READINGS
     ]
     found = summary(rows, experiment.merge_weights, average(reference), joint[0].method)
-    found |= {"seeds": settings.seeds, "num_questions": num_questions(reference[0])}
+    found |= {
+        "seeds": settings.seeds,
+        "num_questions": num_questions(reference[0]),
+        "largest_methods": largest(experiment, models),
+    }
     return {
         "tables": {
             "merge_weights_scores": rows,
@@ -76,7 +80,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Weights) -> dict
             ],
         },
         "summary": found,
-        "text": text(rows, found, largest(experiment, models)),
         "readings": list(READINGS),
     }
 

@@ -1,4 +1,4 @@
-"""The tables of the study `weights`, its summary, and what they say in words."""
+"""The tables of the study `weights`, and its summary."""
 
 from __future__ import annotations
 
@@ -13,17 +13,10 @@ from eval.measuring.scores import (
     columns,
     difference,
     interval,
-    points,
 )
 from merit.core.merge.average import BUDGETS
 
 READINGS = (*BUDGETS, "uniform")
-WORDS = {
-    "tokens": "by all tokens",
-    "loss_tokens": "by loss-bearing tokens",
-    "samples": "by samples",
-    "uniform": "uniformly",
-}
 
 
 def effective_branches(weights: Sequence[float]) -> float:
@@ -92,37 +85,6 @@ def summary(rows: Sequence[Row], own: str, joint: Interval, joint_name: str) -> 
         "changes": changes,
         "largest_change": max(changes.values(), key=lambda change: abs(change["difference"])),
     }
-
-
-def text(rows: Sequence[Row], found: Mapping[str, Any], methods: Sequence[str]) -> str:
-    """What the reading does to each of `methods`, and to the first minus its random partner."""
-    sentences = []
-    for method in methods:
-        mine = [row for row in rows if row["method"] == method]
-        parts = [
-            f"{row['smallest_weight']:.2f} to {row['largest_weight']:.2f} {WORDS[row['reading']]} "
-            f"({row['effective_branches']:.1f} effective branches, average {row['avg']:.1f})"
-            for row in mine
-        ]
-        change = found["changes"][method]
-        gap = (change["difference"], change["low"], change["high"])
-        sentences.append(
-            f"The {mine[0]['num_branches']} branches of {method} weigh {'; '.join(parts)}. Against "
-            f"this experiment's reading, `{found['own_reading']}`, the largest change of the "
-            f"average is that of `{change['reading']}`, {points(gap)}."
-        )
-    ahead = [row for row in rows if row["method"] == methods[0] and row["random"]]
-    if ahead:
-        parts = [
-            f"{points(interval(row, 'minus_random'))} with `{row['reading']}`" for row in ahead
-        ]
-        sentences.append(f"{methods[0]} minus {ahead[0]['random']} is {', '.join(parts)}.")
-    sentences.append(
-        f"{found['joint']} scores {found['joint_average'][0]:.1f}. The branches are the same "
-        f"throughout, only their weights differ; in brackets 95 % intervals, on "
-        f"{found['num_questions']} test questions, {len(found['seeds'])} seed(s)."
-    )
-    return " ".join(sentences)
 
 
 def _change(row: Row) -> dict[str, Any]:
