@@ -50,11 +50,6 @@ def interval(row: Mapping[str, Any], key: str) -> Interval:
     return row[key], row[f"{key}_low"], row[f"{key}_high"]
 
 
-def points(found: Interval) -> str:
-    """A difference in words: "+1.2 [+0.3, +2.1]"."""
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*found)
-
-
 def mean(models: Sequence[Scores]) -> float:
     """The average over benchmarks of one method's models, without an interval."""
     return 100 * float(np.mean([array.mean() for array in _stacked(models).values()]))
