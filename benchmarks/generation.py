@@ -23,10 +23,10 @@ from typing import Any
 
 import pandas as pd
 
-from merit.cli import quiet
 from merit.config import Evaluation, load_experiment
 from merit.errors import MeritError
 from merit.io.artifacts import REPORTS_DIR, Artifacts, atomic_write, write_json
+from merit.run.cli import quiet
 
 EXPERIMENT = "mini_vision"
 TARGET = 5.0  # times as fast as the kit's loop, with identical scores
@@ -50,9 +50,9 @@ def main() -> None:
 
 def measure(folder: Path, num_questions: int, num_rounds: int) -> dict[str, Any]:
     """Seconds of both loops, round by round, and whether their answers and scores are the same."""
-    from eval import datasets
-    from eval.answering.answers import Respondent, question_files
-    from merit.training.models import load_model, load_processor, use_one_thread
+    from merit.eval import datasets
+    from merit.eval.answering.answers import Respondent, question_files
+    from merit.train.model import load_model, load_processor, use_one_thread
 
     paths = Artifacts(EXPERIMENT)
     settings = load_experiment(EXPERIMENT).evaluation.model_copy(update={"cache_images": False})

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from benchmarks.synthetic import random_mixture, random_model
-from merit.core.gradients import Sketch, Stride, mean_gradients
 from merit.io.artifacts import REPORTS_DIR, atomic_write, write_json
-from merit.training.loss import forward_loss
-from merit.training.models import set_trainable
+from merit.method.gradients import Sketch, Stride, mean_gradients
+from merit.train.loss import forward_loss
+from merit.train.model import set_trainable
 
 NUM_TASKS, NUM_EXAMPLES, PAPER_MINUTES = 136, 200, 98
 

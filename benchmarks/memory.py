@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory
 
-From each model's config.json alone, on the meta device (merit.preflight). Writes
+From each model's config.json alone, on the meta device (merit.check). Writes
 reports/benchmarks/memory.csv and .md.
 """
 
@@ -12,11 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from merit.cli import quiet
-from merit.config import Lora
-from merit.io.artifacts import REPORTS_DIR, atomic_write, read_json
-from merit.preflight.facts import MEASURED
-from merit.preflight.memory import (
+from merit.check.facts import MEASURED
+from merit.check.memory import (
     Parts,
     adapter_entries,
     generation_memory,
@@ -24,7 +21,10 @@ from merit.preflight.memory import (
     merging_memory,
     training_memory,
 )
-from merit.preflight.shapes import CONFIGS, Shapes, shapes_from_config
+from merit.check.shapes import CONFIGS, Shapes, shapes_from_config
+from merit.config import Lora
+from merit.io.artifacts import REPORTS_DIR, atomic_write, read_json
+from merit.run.cli import quiet
 
 MODELS = ("Qwen2.5-3B", "Qwen2.5-7B-Instruct", "Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL-7B-Instruct")
 TOKENS = 8192  # of a packed row
@@ -141,7 +141,7 @@ GB (1e9 bytes) of each GPU, or of the host. Full fine-tuning: the decoder in flo
 and AdamW's two states, cut over the GPUs (FSDP2); the frozen vision part whole on each; the root
 and two layers gathered in bfloat16; rows of {TOKENS:,} tokens, decoder layers checkpointed, logits
 of 2,048 tokens at a time. `fits`: the smallest of cards of {", ".join(map(str, CARDS))} GB. What
-each part follows from is said in merit/preflight/memory.py.
+each part follows from is said in merit/check/memory.py.
 
 {table.to_markdown(index=False, floatfmt=".2f")}
 """

@@ -27,7 +27,7 @@ import torch
 from merit.io.artifacts import write_json
 from merit.io.checkpoint_writer import CheckpointWriter
 from merit.io.checkpoints import Checkpoint, TensorInfo
-from merit.merging.pieces import pieces_of
+from merit.merge.pieces import pieces_of
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "reports" / "benchmarks"

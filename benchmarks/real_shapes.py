@@ -133,7 +133,7 @@ def write_theta0(folder: str) -> None:
 
     from merit.config import Architecture
     from merit.mini.nets import build_processor
-    from merit.training.models import SPECIAL_TOKENS
+    from merit.train.model import SPECIAL_TOKENS
 
     small = Architecture(
         hidden_size=32,

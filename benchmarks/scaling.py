@@ -90,7 +90,7 @@ def run(num_tasks: int, axes: int, hidden: int) -> dict[str, Any]:
 
 
 def stage(name: str, item: str | None = None) -> float:
-    from merit.cli import STAGES
+    from merit.run.cli import STAGES
 
     module = importlib.import_module(STAGES[name][0])
     began = time.process_time()

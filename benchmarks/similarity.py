@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.table_files import markdown_table
-from merit.cli import quiet
-from merit.core.gradients import Sketch, Stride
-from merit.core.similarity import cosine_matrix, pca
+from merit.eval.table_files import markdown_table
 from merit.io.artifacts import REPORTS_DIR, atomic_write, study_folder, write_json
+from merit.method.gradients import Sketch, Stride
+from merit.method.similarity import cosine_matrix, pca
+from merit.run.cli import quiet
 
 NUM_TASKS = 136
 NUM_PARAMETERS = 3_085_938_688  # Qwen2.5-VL-3B's language part, tied embedding once

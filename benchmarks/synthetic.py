@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from merit.training.encoded import Encoded
+from merit.train.dataset import Encoded
 
-CONFIGS = Path(__file__).parents[1] / "merit" / "preflight" / "configs"
+CONFIGS = Path(__file__).parents[1] / "merit" / "check" / "configs"
 IMAGE_PATCHES = (1, 32, 32)  # 448 x 448 pixels: 256 tokens
 
 
 def random_model(shape: str, device: str, dtype: torch.dtype) -> Any:
-    """A Qwen2.5-VL of merit/preflight/configs, or a small Qwen2 for CPUs ("small"); seed 0."""
+    """A Qwen2.5-VL of merit/check/configs, or a small Qwen2 for CPUs ("small"); seed 0."""
     import transformers
 
     torch.manual_seed(0)

@@ -26,10 +26,10 @@ import torch
 from benchmarks.synthetic import random_mixture, random_model
 from merit.config import Optimizer, Training
 from merit.io.artifacts import REPORTS_DIR, atomic_write, write_json
-from merit.training.encoded import Encoded
-from merit.training.loop import train
-from merit.training.models import decoder, set_trainable
-from merit.training.sharding import crew
+from merit.train.dataset import Encoded
+from merit.train.distributed import crew
+from merit.train.loop import train
+from merit.train.model import decoder, set_trainable
 
 PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12}  # dense bf16 FLOP/s
 TARGET = 2.0
@@ -113,7 +113,7 @@ def packed(model: Any, data: Encoded, given: Any, on_gpu: bool) -> tuple[float, 
 
 
 def use_varlen(model: Any) -> None:
-    import merit.training.attention  # noqa: F401 - registers it
+    import merit.train.attention  # noqa: F401 - registers it
 
     model.set_attn_implementation({"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"})
 

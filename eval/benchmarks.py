@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter
 
+from merit.config.settings import PositiveInt, Settings
 from merit.errors import MeritError
-from merit.settings import PositiveInt, Settings
 
 FILE = Path(__file__).with_suffix(".yaml")
 Category = Literal[

@@ -1,7 +1,7 @@
 """Our benchmarks as VLMEvalKit datasets, and the two things asked of them: prompts and scores.
 
 Importing this module imports vlmeval: 9 to 13 s, and TLS verification is off from then on. So only
-the scoring process (eval.engine) imports it. VLMEvalKit finds the files under `$LMUData`.
+the scoring process (merit.eval.engine) imports it. VLMEvalKit finds the files under `$LMUData`.
 
 - choice: `CustomMCQDataset`, its prompt and its exact matching, untouched but for reading the file.
 - open: ours, by eval.rubric; the prompt is the question.
@@ -26,11 +26,11 @@ from vlmeval.dataset.image_mcq import CustomMCQDataset
 from vlmeval.dataset.utils import multiple_choice
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
-from eval.answering.question_images import MAX_REFERENCE
-from eval.benchmarks import BENCHMARKS, Kind, benchmark
-from eval.public_datasets import IN_CELL, build_public, score_public
-from eval.rubric import exact_score, parse_reference, rubric_score
 from merit.errors import MeritError
+from merit.eval.answering.question_images import MAX_REFERENCE
+from merit.eval.benchmarks import BENCHMARKS, Kind, benchmark
+from merit.eval.public_datasets import IN_CELL, build_public, score_public
+from merit.eval.rubric import exact_score, parse_reference, rubric_score
 
 _with_threads = multiple_choice.track_progress_rich
 LETTERS = ("A", "B", "C", "D")
@@ -191,7 +191,7 @@ def build(
 
 
 def prompts(dataset: ImageBaseDataset) -> dict[str, list[dict[str, Any]]]:
-    """{index: VLMEvalKit's prompt}: text and images in turn (eval.answering.answers.Parts)."""
+    """{index: VLMEvalKit's prompt}: text and images in turn (merit.eval.answering.answers.Parts)."""
     return {
         str(dataset.data.iloc[i]["index"]): [_part(part) for part in dataset.build_prompt(i)]
         for i in range(len(dataset))

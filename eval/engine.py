@@ -1,7 +1,7 @@
 """VLMEvalKit in a process of its own: builds prompts, scores answers, and nothing else.
 
 Importing vlmeval takes 9 to 13 s and turns TLS verification off for the whole process, so it only
-happens in `python -m eval.engine FOLDER`, which `ScoringEngine` starts and talks to by JSON lines.
+happens in `python -m merit.eval.engine FOLDER`, which `ScoringEngine` starts and talks to by JSON lines.
 Start it early, and the import runs while answers are generated. It refuses the network.
 """
 
@@ -21,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from eval.benchmarks import benchmark
-from eval.judge import Judge
 from merit.config import Evaluation
 from merit.errors import MeritError
+from merit.eval.benchmarks import benchmark
+from merit.eval.judge import Judge
 from merit.io.artifacts import Artifacts
 
 Files = Mapping[str, Path]  # benchmark -> its TSV
@@ -77,10 +77,10 @@ class ScoringEngine:
         self._stderr = open(Path(self._temporary.name) / "stderr", "w+b")
         folder = Path(self._temporary.name) / "data"
         folder.mkdir()
-        source = str(Path(__file__).resolve().parents[1])
+        source = str(Path(__file__).absolute().parents[2])
         paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "eval.engine", str(folder)],
+            [sys.executable, "-m", "merit.eval.engine", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -193,7 +193,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     sys.addaudithook(_refuse_network)
-    from eval import datasets
+    from merit.eval import datasets
 
     datasets.register()
     for line in sys.stdin:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from merit.errors import MeritError
 
-PAPER_DIR = Path(__file__).resolve().parents[1] / "reports" / "paper"
+PAPER_DIR = Path(__file__).absolute().parents[2] / "reports" / "paper"
 
 SCALES = {
     "table02": "Qwen2.5-VL-3B-Instruct, 136 Vision-FLAN tasks, the public benchmarks",

@@ -1,6 +1,6 @@
 """VLMEvalKit's own datasets and scorers: files that are checked, images left where they are.
 
-Like eval.datasets, for the scoring process alone. A dataset is a subclass of the kit's own class
+Like merit.eval.datasets, for the scoring process alone. A dataset is a subclass of the kit's own class
 that reads the local file instead of fetching one, and names images instead of writing them all to
 disk; prompts and scores are the kit's. What it returns, and the tables it leaves beside the
 predictions, are read by what eval/benchmarks.yaml says of them.
@@ -28,8 +28,8 @@ from vlmeval.dataset.utils.mathvista import post_check
 from vlmeval.dataset.utils.vqa_eval import hit_calculate
 from vlmeval.smp import load, log
 
-from eval.benchmarks import Benchmark, Cell
 from merit.errors import MeritError
+from merit.eval.benchmarks import Benchmark, Cell
 
 # ms-vlmeval 0.0.20: the scorer of LLaVABench looks for `vlmeval.smp.log` one package too deep
 sys.modules.setdefault("vlmeval.dataset.smp", sys.modules["vlmeval.smp"])

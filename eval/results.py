@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.benchmarks import BENCHMARKS
 from merit.config import Experiment
+from merit.config.branches import Model, plan
 from merit.errors import MeritError
+from merit.eval.benchmarks import BENCHMARKS
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
-from merit.methods import Model, plan
 
 # points by which a stored score may differ from the mean of its questions: VLMEvalKit rounds
 # LLaVA-Bench's to a tenth
@@ -45,7 +45,7 @@ class Results:
     def answers_by_name(
         self, method: str, benchmarks: Sequence[int]
     ) -> dict[str, NDArray[np.float64]]:
-        """The answers to the benchmarks at these positions, as eval.statistics takes them."""
+        """The answers to the benchmarks at these positions, as merit.eval.statistics takes them."""
         return {self.benchmarks[b]: self.answers[method][b] for b in benchmarks}
 
     @property

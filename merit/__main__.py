@@ -1,6 +1,6 @@
 """`python -m merit` is the `merit` command."""
 
-from merit.cli import main
+from merit.run.cli import main
 
 if __name__ == "__main__":
     main()

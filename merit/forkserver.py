@@ -16,8 +16,8 @@ import sys
 # what stages import; heavy ones first
 PRELOADED = (
     *("torch", "transformers", "numpy", "scipy.stats", "sklearn.cluster", "pandas"),
-    *("merit.training.models", "merit.training.loop", "merit.stages.train", "merit.stages.merge"),
-    *("eval.stages.evaluate", "eval.answering.generate", "lm_eval.models.huggingface"),
+    *("merit.train.model", "merit.train.loop", "merit.train.branch", "merit.merge.model"),
+    *("merit.eval.stages.evaluate", "merit.eval.answering.generate", "lm_eval.models.huggingface"),
     # transformers loads these only when asked for them: two seconds of every stage with a model
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "transformers.models.qwen2.modeling_qwen2",
@@ -52,8 +52,8 @@ def serve(path: str) -> None:
     """Answer until the parent process ends. One thread: a forked child must not miss any."""
     import importlib
 
-    from merit.access import set_access
-    from merit.cli import quiet
+    from merit.run.access import set_access
+    from merit.run.cli import quiet
 
     quiet()
     set_access(False)  # stages that may ask the hub are not forked
@@ -94,7 +94,7 @@ def _start(connection: socket.socket, listener: socket.socket) -> dict[int, sock
         os.environ[GPUS] = request["gpus"]
     status = 1
     try:
-        from merit.cli import main
+        from merit.run.cli import main
 
         main(request["arguments"])
         status = 0

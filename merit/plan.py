@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 
 from merit.config import EXPERIMENTS_DIR, Base, Experiment, Params, load_experiment, load_params
+from merit.config.branches import Model, Plan, plan
+from merit.config.settings import Level, nearest
 from merit.errors import MeritError
 from merit.io.artifacts import (
     REPORTS_DIR,
@@ -26,8 +28,6 @@ from merit.io.artifacts import (
     report_name,
     write_json,
 )
-from merit.methods import Model, Plan, plan
-from merit.settings import Level, nearest
 
 PIPELINE, PLAN = "dvc.yaml", "plan.yaml"  # of every experiment's folder
 SHARED_PIPELINE = Path("pipeline.yaml")
@@ -41,7 +41,7 @@ GENERATED = {
     "mini_text": "merit/mini/text",
     "reasoning_gym": "merit/data/sources/reasoning.py",
 }
-SELF_TAUGHT = "labels"  # the base phase that makes its examples itself (merit.base_phases)
+SELF_TAUGHT = "labels"  # the base phase that makes its examples itself (merit.train.base_phases)
 SCORING = ("judge", "check_files")  # of `evaluation`: what decides neither questions nor answers
 Row = dict[str, str]
 HEADER = """\
@@ -115,10 +115,10 @@ def builder(base: Base) -> str:
     if base.architecture is not None:
         return "merit/mini/nets.py"
     if base.assemble is not None:
-        return "merit/assembly.py"
+        return "merit/train/assembly.py"
     if base.checkpoint is None:
         return "merit/data/hub.py"
-    return "merit/gguf.py" if base.checkpoint.startswith("package:") else base.checkpoint
+    return "merit/train/gguf.py" if base.checkpoint.startswith("package:") else base.checkpoint
 
 
 def world(base: Base) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 
 import pandas as pd
 
-from merit.access import uses_hub
 from merit.choice import chosen, put_in, take_out
 from merit.config import PARAMS_FILE, REHEARSAL, Experiment, Params, load_params
 from merit.dvc_processes import Chunk, Places, dvc_repro, experiment_of, fork_server, stale
@@ -28,6 +27,7 @@ from merit.errors import MeritError
 from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json, report_name
 from merit.launch.local import make_slots, visible_gpus
 from merit.plan import PIPELINE, folder_of, plan_rows, with_parts, write_plan
+from merit.run.access import uses_hub
 
 # Every kind of stage and about how long one takes at mini scale, in seconds: what the estimate of
 # the time left goes by.

@@ -1,7 +1,7 @@
 """What MLflow is to show, read from the records alone: a `Run` for every model and every branch.
 
 Nothing here knows MLflow; `merit.track` carries these runs into it. Which runs exist follows from
-`merit.methods.plan`, never from what lies in a folder; what has not been run yet is left out.
+`merit.config.branches.plan`, never from what lies in a folder; what has not been run yet is left out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merit.config import Experiment, every_method
+from merit.config.branches import Branch, Model, plan
 from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json, read_jsonl, value_hash
-from merit.methods import Branch, Model, plan
 
 STEP_METRICS = (
     *("loss", "learning_rate", "gradient_norm", "num_tokens", "num_loss_tokens"),

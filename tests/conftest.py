@@ -82,7 +82,7 @@ class Tiny:
     processor: Any
     data: Path  # the world's folder
     examples: list[Example]
-    encoded: Any  # merit.training.encoded.Encoded
+    encoded: Any  # merit.train.dataset.Encoded
 
 
 def picture(world: Path, image: str) -> Path:
@@ -115,9 +115,9 @@ def tiny(world: Path, processor: Any) -> Tiny:
     """Ten single-turn examples, four conversations and one question without an image."""
     from merit.data.examples import make_example
     from merit.mini.nets import build_model
-    from merit.training.encoding import encode_examples
-    from merit.training.images import ImageReader, vision_features
-    from merit.training.models import image_embeddings
+    from merit.train.images import ImageReader, vision_features
+    from merit.train.model import image_embeddings
+    from merit.train.tokenize import encode_examples
 
     model = build_model(processor, ARCHITECTURE, seed=1)
     examples = read_examples(world / "mixture" / "count_shape-option.jsonl")[:3]
@@ -146,7 +146,7 @@ def tiny(world: Path, processor: Any) -> Tiny:
 @pytest.fixture(scope="session")
 def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished smoke run (a minute or two), made once; tests leave it finished."""
-    from merit import smoke
+    from merit.run import smoke
 
     path = tmp_path_factory.mktemp("smoke")
     smoke.smoke_run(path)

@@ -19,12 +19,12 @@ import torch
 from merit.config import Architecture, Lora, Optimizer, Training
 from merit.data.examples import make_example
 from merit.mini.nets import VOCABULARY, build_model, build_processor, text_model
-from merit.training.encoded import Encoded
-from merit.training.encoding import encode_examples
-from merit.training.loop import train
-from merit.training.lora import add_adapters
-from merit.training.models import set_trainable
-from merit.training.sharding import crew
+from merit.train.dataset import Encoded
+from merit.train.distributed import crew
+from merit.train.loop import train
+from merit.train.lora import add_adapters
+from merit.train.model import set_trainable
+from merit.train.tokenize import encode_examples
 
 TEXT: dict[str, Any] = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},

@@ -20,10 +20,10 @@ from typing import Any
 
 from PIL import Image
 
-from merit import smoke
 from merit.config import load_experiment
+from merit.config.branches import plan
 from merit.io.artifacts import Artifacts, file_hash, read_json, read_jsonl, write_json
-from merit.methods import plan
+from merit.run import smoke
 
 GOLDEN = Path(__file__).parent / "golden"
 

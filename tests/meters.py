@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.measuring.loss_meter import Losses, Meter
+from merit.eval.measuring.loss_meter import Losses, Meter
 from merit.io.checkpoints import Checkpoint
 from tests import synthetic
 

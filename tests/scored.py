@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.measuring.candidates import Candidate
-from eval.measuring.scores import Scores
 from merit.config import Experiment
+from merit.eval.measuring.candidates import Candidate
+from merit.eval.measuring.scores import Scores
 from merit.io.artifacts import Artifacts, write_jsonl
 
 Right = Mapping[str, tuple[int, int]]  # benchmark -> right answers, questions

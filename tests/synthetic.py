@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from merit.config import Experiment
+from merit.config.branches import Branch, Plan, optimizer_of, plan
 from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash, write_json, write_jsonl
-from merit.methods import Branch, Plan, optimizer_of, plan
 
 METHODS: dict[str, dict[str, Any]] = {
     "base": {"partition": "base"},

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from merit.cli import main
 from merit.errors import MeritError
 from merit.io.adapters import CONFIG, WEIGHTS, Adapter
 from merit.io.checkpoints import SINGLE, Checkpoint, save_tensors
+from merit.run.cli import main
 from tests.conftest import Tiny
 
 SETTINGS = {"peft_type": "LORA", "lora_alpha": 6, "bias": "none", "init_lora_weights": True}

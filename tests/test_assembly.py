@@ -12,15 +12,16 @@ import pytest
 import torch
 import yaml
 
-from merit.assembly import NORM, PROJECTOR, assemble
 from merit.config import Optimizer
+from merit.data import stage as data
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.io.checkpoints import Checkpoint
-from merit.stages import base, data
-from merit.training.models import load_model, load_processor
-from merit.training.optimizers import learning_rate_at
-from merit.training.resume import Checkpoints
+from merit.train import base
+from merit.train.assembly import NORM, PROJECTOR, assemble
+from merit.train.checkpoint import Checkpoints
+from merit.train.model import load_model, load_processor
+from merit.train.optimizers import learning_rate_at
 from tests import tiny_models
 from tests.public_fixtures import llava_mix665k, llava_pretrain
 
@@ -155,7 +156,7 @@ def test_phases_that_are_stopped_go_on_to_the_same_bytes(
         steps.append(step)
         return learning_rate_at(step, num_steps, optimizer)
 
-    monkeypatch.setattr("merit.training.loop.learning_rate_at", rate)
+    monkeypatch.setattr("merit.train.loop.learning_rate_at", rate)
     base.run("llava")
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from eval.answering.answers import Answers, Prompts, Scores
-from eval.engine import BenchmarkScore
-from eval.measuring import candidates
-from eval.measuring.candidates import Candidate, average_files, moved, place, score_candidates
+from merit.eval.answering.answers import Answers, Prompts, Scores
+from merit.eval.engine import BenchmarkScore
+from merit.eval.measuring import candidates
+from merit.eval.measuring.candidates import Candidate, average_files, moved, place, score_candidates
 from merit.io.artifacts import Artifacts
-from merit.training.models import load_model, stored_tensors
+from merit.train.model import load_model, stored_tensors
 from tests import synthetic
 from tests.conftest import Tiny
 from tests.scored import save_model

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.io.artifacts import (
     Artifacts,
@@ -21,11 +22,10 @@ from merit.io.artifacts import (
 )
 from merit.io.checkpoint_writer import CheckpointWriter
 from merit.io.checkpoints import Checkpoint, TensorInfo, check_same_tensors, save_tensors
-from merit.methods import plan
+from merit.merge import model as merge
 from merit.plan import recipe
-from merit.stages import merge
-from merit.stages.base import check_finite
-from merit.training.models import load_model
+from merit.train.base import check_finite
+from merit.train.model import load_model
 from tests import synthetic
 from tests.conftest import Tiny
 

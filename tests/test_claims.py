@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.report import study_sections
-from eval.report.claims import (
+from merit.config.measurements import STUDIES
+from merit.errors import MeritError
+from merit.eval.report import study_sections
+from merit.eval.report.claims import (
     RULES,
     Case,
     claims,
@@ -24,16 +26,14 @@ from eval.report.claims import (
     short_part,
     tally,
 )
-from eval.report.claims_file import CLAIMS_FILE, load_claims
-from eval.report.claims_scores import growth
-from eval.report.comparison import by_benchmark, carriers, carriers_sentence
-from eval.report.explorer import neighbours
-from eval.report.intervals import compare
-from eval.report.study_sections import StudyResult, load_studies, studies_part
-from eval.results import Results
-from eval.verdict import OUTSIDE, Evidence, Link
-from merit.config.measurements import STUDIES
-from merit.errors import MeritError
+from merit.eval.report.claims_file import CLAIMS_FILE, load_claims
+from merit.eval.report.claims_scores import growth
+from merit.eval.report.comparison import by_benchmark, carriers, carriers_sentence
+from merit.eval.report.explorer import neighbours
+from merit.eval.report.intervals import compare
+from merit.eval.report.study_sections import StudyResult, load_studies, studies_part
+from merit.eval.results import Results
+from merit.eval.verdict import OUTSIDE, Evidence, Link
 from merit.io.artifacts import write_json
 from tests import synthetic
 

@@ -21,9 +21,9 @@ from merit.config import (
     suffix,
     variants,
 )
+from merit.config.branches import plan
+from merit.config.settings import Level
 from merit.errors import MeritError
-from merit.methods import plan
-from merit.settings import Level
 
 ROOT = Path(__file__).parent.parent
 FILES = (ROOT / "experiments").glob("*.yaml")

@@ -12,29 +12,29 @@ from pathlib import Path
 import pytest
 import yaml
 
-from merit.base_phases import INITIALISERS, PRETRAINING
-from merit.cli import STAGES
 from merit.config import load_experiment
 from merit.config.measurements import STUDIES
 from merit.data.sources import SOURCES
 from merit.plan import STUDY_CODE, plan_rows
+from merit.run.cli import STAGES
+from merit.train.base_phases import INITIALISERS, PRETRAINING
 from tests.test_fence import ROOT, imported
 
 # Of every stage: words for the user, paths, and settings, whose values are dependencies themselves
 EVERYWHERE = (
-    *("merit/config", "merit/settings.py", "merit/rehearsal.py", "merit/plan.py"),
-    *("merit/errors.py", "merit/progress.py", "merit/io/artifacts.py", "merit/io/locks.py"),
+    *("merit/config", "merit/config/settings.py", "merit/config/rehearsal.py", "merit/plan.py"),
+    *("merit/errors.py", "merit/io/progress.py", "merit/io/artifacts.py", "merit/io/locks.py"),
     "merit/io/disk.py",
 )
 MODULES = {stage: module for stage, (module, *_) in STAGES.items()} | {
-    **{"index": "eval.stages.index", "track": "merit.track"},
+    **{"index": "merit.eval.stages.index", "track": "merit.track"},
 }
 BY_NAME = {  # what a stage loads by name, so that no import tells
     "data": [place.partition(":")[0] for place in SOURCES.values()],
     "base": [place.partition(":")[0] for place in (*INITIALISERS.values(), *PRETRAINING.values())],
-    "study": [f"eval.studies.{path.stem}" for path in (ROOT / "eval/studies").glob("[a-z]*")],
+    "study": [f"merit.eval.studies.{path.stem}" for path in (ROOT / "eval/studies").glob("[a-z]*")],
     "report": [
-        f"eval.report.drawings.{p.stem}" for p in (ROOT / "eval/report/drawings").glob("*.py")
+        f"merit.eval.report.drawings.{p.stem}" for p in (ROOT / "eval/report/drawings").glob("*.py")
     ],
 }
 # experiments whose rows fill the placeholders: worlds of both kinds, files of all kinds
@@ -51,11 +51,16 @@ ALLOWED = {
     # a picture's bytes as an archive has them; `encode` and `gradients`, before these, see a change
     "train": {"merit/data/parquet.py"},
     # names of adapters' tensors alone, and one that is wrong is refused
-    "merge": {"merit/training/models.py", "merit/training/attention.py"},
+    "merge": {"merit/train/model.py", "merit/train/attention.py"},
     # that the judge has its key, that references can be read; `asking`, of the plan; varlen is not
     # for answering
     "prompts": {
-        *("eval/judge.py", "eval/rubric.py", "merit/methods.py", "merit/training/attention.py"),
+        *(
+            "eval/judge.py",
+            "eval/rubric.py",
+            "merit/config/branches.py",
+            "merit/train/attention.py",
+        ),
     },
     # types of results; the benchmarks' records stand in questions.json
     "evaluate": SCORING | {"eval/benchmarks.py", "eval/engine.py", "merit/data/parquet.py"},
@@ -63,7 +68,7 @@ ALLOWED = {
     "score": {
         *(f"eval/answering/{name}.py" for name in ANSWERING if name[0] not in "aq"),
         *("merit/data/examples.py", "merit/data/parquet.py"),
-        *("merit/training/attention.py", "merit/training/models.py"),
+        *("merit/train/attention.py", "merit/train/model.py"),
     },
     # which commit it was: another at every commit
     "study": {"eval/commit.py"},
@@ -72,7 +77,7 @@ ALLOWED = {
     "index": {
         *("eval/benchmarks.py", "eval/commit.py", "eval/measuring/scores.py", "eval/paper.py"),
         *("eval/results.py", "eval/statistics.py", "eval/table_files.py"),
-        *("merit/io/checkpoints.py", "merit/methods.py"),
+        *("merit/io/checkpoints.py", "merit/config/branches.py"),
     },
 }
 

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merit.core.diagnostics import (
+from merit.method.diagnostics import (
     barrier,
     flatness_auc,
     matrix_fidelity,
     norm_concentration,
     trimmed,
 )
-from merit.training.displacement import displacement
+from merit.train.displacement import displacement
 
 
 def test_displacement_sums_over_tensors_in_float64() -> None:

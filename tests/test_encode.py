@@ -18,12 +18,12 @@ from merit.config import Encoding, Runtime
 from merit.data.examples import IMAGE_TOKEN, Example, load_image, make_example
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
-from merit.stages import encode
-from merit.training.encoded import ARRAYS, IGNORED, Encoded, mrope_positions
-from merit.training.encoding import encode_examples
-from merit.training.images import image_reader
-from merit.training.loss import forward_loss
-from merit.training.models import SPECIAL_TOKENS
+from merit.train import encode
+from merit.train.dataset import ARRAYS, IGNORED, Encoded, mrope_positions
+from merit.train.images import image_reader
+from merit.train.loss import forward_loss
+from merit.train.model import SPECIAL_TOKENS
+from merit.train.tokenize import encode_examples
 from tests.conftest import Tiny, picture
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.engine import BenchmarkScore, ScoringEngine
 from merit.errors import MeritError
+from merit.eval.engine import BenchmarkScore, ScoringEngine
 
 FACTS = json.dumps({"facts": [["red circle"], ["blue square"]], "wrong": ["green star"]})
 CHOICE = {"question": "what colour ?", "A": "red", "B": "blue", "C": "3", "D": "None"}

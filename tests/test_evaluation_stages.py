@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from eval.answering.answers import Respondent
-from eval.stages import prompts, score
 from merit.config import Evaluation, JudgeSettings, Runtime
+from merit.config.branches import plan
 from merit.errors import MeritError
+from merit.eval.answering.answers import Respondent
+from merit.eval.stages import prompts, score
 from merit.io.artifacts import Artifacts, write_json
-from merit.methods import plan
-from merit.training.models import for_generation
+from merit.train.model import for_generation
 from tests import synthetic
 
 
@@ -61,7 +61,7 @@ def test_models_answer_as_the_experiment_holds_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found: list[Any] = []
-    monkeypatch.setattr("merit.training.models.load_model", lambda *a: found.append(a))
+    monkeypatch.setattr("merit.train.model.load_model", lambda *a: found.append(a))
     settings = Evaluation(benchmarks=["mini_mcq"])
     runtime = Runtime(dtype="bfloat16", device="cpu", spread=True, attention="varlen")
     Respondent(settings, {}, {}).load(tmp_path, runtime)

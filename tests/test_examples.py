@@ -24,7 +24,7 @@ from merit.data.examples import (
 )
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
-from merit.stages.encode import task_examples, task_names
+from merit.train.encode import task_examples, task_names
 
 GOOD: dict[str, Any] = {
     "id": "a-0",

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval.benchmarks import BENCHMARKS, engine_of
-from eval.paper import load_paper_table
 from merit.config import EXPERIMENTS_DIR, Experiment, load_experiment, load_params
-from merit.config.mixtures import JsonlData, PublicData, TaskRule
+from merit.config.branches import plan
+from merit.config.data import JsonlData, PublicData, TaskRule
 from merit.data.sources.public import reader
 from merit.errors import MeritError
-from merit.methods import plan
+from merit.eval.benchmarks import BENCHMARKS, engine_of
+from merit.eval.paper import load_paper_table
 from merit.plan import check_planned, write_plan
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from merit.base_phases import INITIALISERS, PRETRAINING
 from merit.data.sources import SOURCES, writer
 from merit.errors import MeritError
+from merit.train.base_phases import INITIALISERS, PRETRAINING
 
 ROOT = Path(__file__).parents[1]
 MINI = "merit.mini"
@@ -58,7 +58,7 @@ def test_the_miniature_worlds_do_not_know_the_evaluation() -> None:
 def test_measuring_does_not_know_drawing() -> None:
     """Studies give numbers and files; what the report draws from them is its own."""
     measuring = ("eval/studies/", "eval/measuring/", "eval/stages/study.py")
-    drawing = importers("eval", "eval.report")
+    drawing = importers("eval", "merit.eval.report")
     assert "eval/stages/report.py" in drawing  # the search finds imports
     assert [path for path in sorted(drawing) if path.startswith(measuring)] == []
 

@@ -19,19 +19,24 @@ import torch
 import yaml
 from torch.testing import assert_close
 
-from eval.report.drawings import held_out as held_out_figure
-from eval.report.drawings import retention as retention_figure
-from eval.report.study_sections import sentences
-from eval.stages import study
-from eval.studies import retention
 from merit import plan
+from merit.data import stage as data
 from merit.data.examples import read_examples
+from merit.eval.report.study_sections import sentences
+from merit.eval.stages import study
+from merit.eval.studies.held_out import draw as held_out_figure
+from merit.eval.studies.retention import draw as retention_figure
+from merit.eval.studies.retention import measure as retention
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
-from merit.stages import base, data, encode, gradients, merge, partition, train
-from merit.training.encoded import Encoded
-from merit.training.encoding import Template, template_of
-from merit.training.models import load_processor
+from merit.merge import model as merge
+from merit.partition import stage as partition
+from merit.train import base, encode
+from merit.train import branch as train
+from merit.train import task_gradients as gradients
+from merit.train.dataset import Encoded
+from merit.train.model import load_processor
+from merit.train.tokenize import Template, template_of
 from tests import tiny_models
 from tests.public_fixtures import flan_record, llava_next, pack, picture, save, vision_flan_1k
 

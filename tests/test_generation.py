@@ -17,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.answering import batches, generate
-from eval.answering.answers import Parts, Respondent
-from eval.answering.batches import Prompt, load_batches, prepared, save_batches, split
-from eval.answering.generate import Partial
-from eval.answering.question_images import Picture
 from merit.config import Architecture, Evaluation, Runtime
 from merit.errors import MeritError
+from merit.eval.answering import batches, generate
+from merit.eval.answering.answers import Parts, Respondent
+from merit.eval.answering.batches import Prompt, load_batches, prepared, save_batches, split
+from merit.eval.answering.generate import Partial
+from merit.eval.answering.question_images import Picture
 from merit.mini.nets import TEXT_VOCABULARY, build_model, build_text_model, build_tokenizer
 from tests.conftest import ARCHITECTURE, Tiny
 

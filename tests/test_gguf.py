@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from merit.errors import MeritError
-from merit.gguf import checkpoint_place, unpack
 from merit.io.checkpoints import Checkpoint
-from merit.training.models import load_model, load_processor
+from merit.train.gguf import checkpoint_place, unpack
+from merit.train.model import load_model, load_processor
 
 HIDDEN, WIDE, LAYERS, HEADS, VOCABULARY = 32, 64, 2, 2, 40
 KEY = "base.checkpoint"

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from merit.config import Optimizer
-from merit.core.gradients import Sketch, Stride, mean_gradients
-from merit.core.merge.average import interpolate, weighted_average
-from merit.core.merge.ties import ties
-from merit.core.partition import conflict_groups, kmeans_groups, merit_groups, random_groups
-from merit.core.similarity import cosine_matrix, gradient_coordinates, pca
-from merit.training.displacement import displacement
-from merit.training.encoded import IGNORED
-from merit.training.loop import Record, train
-from merit.training.loss import forward_loss
-from merit.training.models import set_trainable
-from merit.training.order import data_order
+from merit.method.average import interpolate, weighted_average
+from merit.method.gradients import Sketch, Stride, mean_gradients
+from merit.method.mergers.ties import ties
+from merit.method.partition import conflict_groups, kmeans_groups, merit_groups, random_groups
+from merit.method.similarity import cosine_matrix, gradient_coordinates, pca
+from merit.train.dataset import IGNORED
+from merit.train.displacement import displacement
+from merit.train.loop import Record, train
+from merit.train.loss import forward_loss
+from merit.train.model import set_trainable
+from merit.train.order import data_order
 from tests.conftest import Tiny
 from tests.golden_values import data_hashes
 

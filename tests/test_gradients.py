@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from merit.core import gradients
-from merit.core.gradients import Representation, Sketch, Stride, mean_gradient, mean_gradients
 from merit.errors import MeritError
-from merit.training.encoded import IGNORED
-from merit.training.loss import forward_loss
-from merit.training.models import set_trainable
+from merit.method import gradients
+from merit.method.gradients import Representation, Sketch, Stride, mean_gradient, mean_gradients
+from merit.train.dataset import IGNORED
+from merit.train.loss import forward_loss
+from merit.train.model import set_trainable
 from tests.conftest import Tiny
 
 Losses = list[Callable[[], tuple[torch.Tensor, int]]]

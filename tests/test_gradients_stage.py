@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from merit.config import Gradients
-from merit.core.gradients import Sketch, Stride
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_write, read_json, write_json
-from merit.stages import gradients as stage
-from merit.stages.gradients import AtBase, representation_of, share
+from merit.method.gradients import Sketch, Stride
+from merit.train import task_gradients as stage
+from merit.train.task_gradients import AtBase, representation_of, share
 from tests import synthetic
 from tests.conftest import Tiny
 
@@ -27,7 +27,7 @@ class Place:
     """An experiment with a base and an encoded mixture, as far as the stage looks at them."""
 
     def __init__(self, tiny: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from merit.training.models import set_trainable
+        from merit.train.model import set_trainable
 
         model = deepcopy(tiny.model)
         parameters = set_trainable(model, ["decoder"])

@@ -13,13 +13,13 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from merit.cli import main
-from merit.core.gradients import Sketch
-from merit.core.partition import merit_groups
-from merit.core.similarity import cosine_matrix, inner_products, pca
 from merit.errors import MeritError
-from merit.grouping import extend_files, partition_files
 from merit.io.artifacts import read_json, write_json
+from merit.method.gradients import Sketch
+from merit.method.partition import merit_groups
+from merit.method.similarity import cosine_matrix, inner_products, pca
+from merit.partition.files import extend_files, partition_files
+from merit.run.cli import main
 
 NAMES = [f"task-{i}" for i in range(9)]
 COUNTS = np.arange(5, 14)
@@ -85,7 +85,7 @@ def test_extending_by_m_takes_products_with_the_new_rows_alone(
         shapes.append((len(left), len(right)))
         return inner_products(left, right)
 
-    monkeypatch.setattr("merit.core.similarity.inner_products", counted)
+    monkeypatch.setattr("merit.method.similarity.inner_products", counted)
     extend(tmp_path, "by-old", "new", "more")
     assert shapes == [(2, 6), (2, 2)]
 

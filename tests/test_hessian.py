@@ -1,4 +1,4 @@
-"""merit.core.curvature: known spectra, analytical Hessians, hand-made geometry."""
+"""merit.method.hessian: known spectra, analytical Hessians, hand-made geometry."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merit.core import curvature as h
 from merit.errors import MeritError
+from merit.method import hessian as h
 
 seeds = st.integers(0, 2**31 - 1)
 examples = settings(max_examples=25, deadline=None, derandomize=True)

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import html as page_module
-from eval.report import study_sections
-from eval.report.build import build_index, build_report
-from eval.report.drawings import cost as drawings_cost
-from eval.report.drawings import hessian as drawings_hessian
-from eval.report.drawings import readiness as drawings_readiness
-from eval.report.markdown import line_to_html, picture, to_html
-from eval.stages.study import write_table
-from eval.table_files import markdown_table
 from merit.config.measurements import Cost, Hessian, Readiness, Studies
 from merit.errors import MeritError
+from merit.eval.report import html as page_module
+from merit.eval.report import study_sections
+from merit.eval.report.build import build_index, build_report
+from merit.eval.report.markdown import line_to_html, picture, to_html
+from merit.eval.stages.study import write_table
+from merit.eval.studies.cost import draw as drawings_cost
+from merit.eval.studies.hessian import draw as drawings_hessian
+from merit.eval.studies.readiness import draw as drawings_readiness
+from merit.eval.table_files import markdown_table
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic
 

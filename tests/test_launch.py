@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from merit.config import Launch, Params
+from merit.config.settings import load_yaml
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, file_hash, write_json
 from merit.io.locks import exclusive
@@ -26,7 +27,6 @@ from merit.launch.local import Local, make_slots, visible_gpus
 from merit.launch.ranks import common_status
 from merit.launch.table import Row, Table, clock
 from merit.launch.watch import TRAIN_CODE
-from merit.settings import load_yaml
 from tests.stub_branches import NAME, ROOT, Stubs, until
 
 A, B, C, D = (f"merit-2d-s1-g{group}" for group in range(4))
@@ -361,7 +361,7 @@ stages:
     foreach: [{a}, {b}]
     do:
       cmd: bin/merit train {name} ${{item}}
-      deps: ["artifacts/{name}/partition/manifests/${{item}}.json", merit/stages/train.py]
+      deps: ["artifacts/{name}/partition/manifests/${{item}}.json", merit/train/branch.py]
       outs: ["artifacts/{name}/branches/merit-2d-s1/${{item}}"]
   merge:
     cmd: cat artifacts/{name}/branches/merit-2d-s1/*/summary.json > merged

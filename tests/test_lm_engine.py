@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from eval.answering.lm_engine import Answers, answer_all, check_questions, task_config, task_file
-from eval.benchmarks import BENCHMARKS, engine_of
 from merit.config import Architecture
 from merit.errors import MeritError
+from merit.eval.answering.lm_engine import (
+    Answers,
+    answer_all,
+    check_questions,
+    task_config,
+    task_file,
+)
+from merit.eval.benchmarks import BENCHMARKS, engine_of
 from merit.mini.nets import TEXT_VOCABULARY, build_text_model, build_tokenizer
 from merit.mini.text.text_benchmarks import RECIPES, benchmark_rows
-from merit.training.models import load_model, load_processor
+from merit.train.model import load_model, load_processor
 
 ARCHITECTURE = Architecture(
     hidden_size=16,

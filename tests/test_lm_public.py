@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from eval.answering import lm_public
-from eval.answering.answers import Respondent
-from eval.answering.lm_public import answer_public, limit_of_each, run_tests
-from eval.benchmarks import BENCHMARKS
 from merit.config import Architecture, Evaluation
 from merit.errors import MeritError
+from merit.eval.answering import lm_public
+from merit.eval.answering.answers import Respondent
+from merit.eval.answering.lm_public import answer_public, limit_of_each, run_tests
+from merit.eval.benchmarks import BENCHMARKS
 from merit.mini.nets import TEXT_VOCABULARY, build_text_model, build_tokenizer
 
 LANGUAGES = "ar bg de el en es fr hi ru sw th tr ur vi zh".split()  # noqa: SIM905
@@ -209,7 +209,7 @@ def test_humaneval_runs_in_the_sandbox(
 
 
 def test_a_completion_is_judged_by_its_tests(tmp_path: Path) -> None:
-    from eval.answering.sandbox import check_isolation
+    from merit.eval.answering.sandbox import check_isolation
 
     try:
         check_isolation(tmp_path)

@@ -13,16 +13,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eval.measuring.full_gradients import fill_gradients, sketched_cosines, stored_difference
-from eval.studies import calibration, gain, hessian
 from merit.config import Gradients
-from merit.core import curvature as core
-from merit.core import merging_gain, similarity
-from merit.core.gradients import Sketch, Stride
+from merit.eval.measuring.full_gradients import fill_gradients, sketched_cosines, stored_difference
+from merit.eval.studies.calibration import measure as calibration
+from merit.eval.studies.gain import measure as gain
+from merit.eval.studies.hessian import measure as hessian
+from merit.io.progress import Progress
 from merit.io.rows import scratch_rows
-from merit.progress import Progress
-from merit.stages import gradients as stage
-from merit.stages.gradients import AtBase
+from merit.method import hessian as core
+from merit.method import merging_gain, similarity
+from merit.method.gradients import Sketch, Stride
+from merit.train import task_gradients as stage
+from merit.train.task_gradients import AtBase
 from tests.conftest import Tiny
 
 DIM = 10_007  # no other array here has as many entries
@@ -95,7 +97,7 @@ def base(tiny: Tiny) -> AtBase:
     """Fifteen tasks, each of one example."""
     from copy import deepcopy
 
-    from merit.training.models import set_trainable
+    from merit.train.model import set_trainable
 
     model = deepcopy(tiny.model)
     model.set_attn_implementation("eager")

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from merit.core.merge.average import interpolate, matching_alpha, merge_weights, weighted_average
-from merit.core.merge.deltas import leading_triplets, polar_factor
-from merit.core.merge.iso import iso_c, iso_cts
-from merit.core.merge.star import star
-from merit.core.merge.ties import ties, trim_threshold
-from merit.core.merge.tsv import tsv
+from merit.method.average import interpolate, matching_alpha, merge_weights, weighted_average
+from merit.method.mergers.deltas import leading_triplets, polar_factor
+from merit.method.mergers.iso import iso_c, iso_cts
+from merit.method.mergers.star import star
+from merit.method.mergers.ties import ties, trim_threshold
+from merit.method.mergers.tsv import tsv
 
 Merger = Callable[..., Tensor]
 MERGERS: dict[str, Merger] = {"ties": ties, "star": star, "tsv": tsv, "c": iso_c, "cts": iso_cts}

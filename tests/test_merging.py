@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from merit.cli import main
-from merit.core.merge.average import interpolate, weighted_average
-from merit.core.merge.ties import ties
 from merit.errors import MeritError
 from merit.io.checkpoint_writer import header
 from merit.io.checkpoints import INDEX, SINGLE, Checkpoint, TensorInfo, save_tensors
-from merit.merging import pieces, rules
-from merit.merging.write import write_merged
-from merit.training.displacement import displacement
+from merit.merge import pieces, rules
+from merit.merge.write import write_merged
+from merit.method.average import interpolate, weighted_average
+from merit.method.mergers.ties import ties
+from merit.run.cli import main
+from merit.train.displacement import displacement
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"e": (7, 5), "m": (6, 8), "t": (3, 2, 4), "v": (9,), "x": ()}
@@ -204,8 +204,8 @@ MEASURE = """
 import sys, torch
 from pathlib import Path
 from merit.io.checkpoints import Checkpoint
-from merit.merging.rules import average
-from merit.merging.write import write_merged
+from merit.merge.rules import average
+from merit.merge.write import write_merged
 torch.set_num_threads(1)
 
 def peak():  # in MB; getrusage would count what the process was forked from

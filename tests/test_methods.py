@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from merit.config import Encoding, Experiment, Method, Optimizer, Runtime
+from merit.config.branches import Branch, Model, Partition, Plan, optimizer_of, partition_of, plan
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
-from merit.methods import Branch, Model, Partition, Plan, optimizer_of, partition_of, plan
-from merit.stages.partition import Evidence, assign, budget, build_manifests, check_budgets
+from merit.partition.stage import Evidence, assign, budget, build_manifests, check_budgets
 from tests import synthetic
 
 TASKS = [

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from public_fixtures import flan_record, pack, picture, said, save
 
 from merit.config import load_experiment
-from merit.config.mixtures import JsonlData, PublicData, TaskRule
+from merit.config.data import JsonlData, PublicData, TaskRule
 from merit.data import mixture
 from merit.data.examples import Example, load_image, read_examples
 from merit.data.sources import the_cauldron, writer
@@ -26,7 +26,7 @@ from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
 from merit.plan import plan_rows
-from merit.stages.encode import task_examples, task_names
+from merit.train.encode import task_examples, task_names
 
 ROOT = Path(__file__).parent.parent
 TARGET = Path("artifacts/x/data")

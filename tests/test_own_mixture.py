@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from merit.cli import main
 from merit.config import load_experiment
+from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
-from merit.methods import plan
 from merit.mini.own_mixture import write_own
-from merit.stages import train
+from merit.run.cli import main
+from merit.train import branch as train
 from tests import tiny_models
 from tests.public_fixtures import save
 

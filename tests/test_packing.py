@@ -20,11 +20,11 @@ from merit.config import Architecture, Encoding
 from merit.data.examples import make_example
 from merit.errors import MeritError
 from merit.mini.nets import build_text_model, build_tokenizer
-from merit.training import loss as loss_module
-from merit.training.encoded import IGNORED, Encoded, packed_rows
-from merit.training.encoding import Template, encode_examples, template_of
-from merit.training.images import ImageReader
-from merit.training.loss import forward_loss
+from merit.train import loss as loss_module
+from merit.train.dataset import IGNORED, Encoded, packed_rows
+from merit.train.images import ImageReader
+from merit.train.loss import forward_loss
+from merit.train.tokenize import Template, encode_examples, template_of
 from tests.conftest import Tiny
 
 TEXT = Architecture(

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from eval.benchmarks import BENCHMARKS, Benchmark
-from eval.paper import load_paper_table
-from eval.report.build import build_report
-from eval.report.published import described
-from eval.results import load_results
 from merit.config import EXPERIMENTS_DIR, Base, Experiment, select
+from merit.config.branches import plan
 from merit.config.measurements import Studies
+from merit.config.settings import Level, load_yaml
+from merit.eval.benchmarks import BENCHMARKS, Benchmark
+from merit.eval.paper import load_paper_table
+from merit.eval.report.build import build_report
+from merit.eval.report.published import described
+from merit.eval.results import load_results
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
-from merit.methods import plan
-from merit.settings import Level, load_yaml
 from tests import synthetic
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from merit.core.partition import (
+from merit.errors import MeritError
+from merit.method.partition import (
     Split,
     conflict_groups,
     joint_group,
@@ -19,7 +20,6 @@ from merit.core.partition import (
     random_groups,
     weighted_median_cut,
 )
-from merit.errors import MeritError
 
 seeds = st.integers(0, 2**31 - 1)
 

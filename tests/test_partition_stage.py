@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from merit.config import load_experiment
+from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, folder_hash, read_json, write_json
-from merit.methods import plan
-from merit.stages import partition
+from merit.partition import stage as partition
 from tests import synthetic
 
 NUM_TASKS = 12

@@ -20,8 +20,8 @@ from merit.config import Base, load_params
 from merit.dvc_processes import environment
 from merit.plan import folder_of, plan_rows, planned_experiments, render
 from merit.repro import COSTS, LAST, STUDIES, stages, waves
-from merit.smoke import NAME
-from merit.training.resume import GO_ON
+from merit.run.smoke import NAME
+from merit.train.checkpoint import GO_ON
 from tests.synthetic import experiment
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +149,7 @@ def test_nothing_imports_dvc() -> None:
             {"data", "base", "encode", "train"},
         ),
         # training loop
-        ("merit/training/loop.py", ".backward()", ".backward( )", {"train"}, {"data"}),
+        ("merit/train/loop.py", ".backward()", ".backward( )", {"train"}, {"data"}),
         # a plotting module's comment
         ("eval/report/style.py", "\n", "\n# x\n", {"report"}, {"train", "evaluate", "study"}),
         # a text world's file, where the world is of images
@@ -169,7 +169,7 @@ def test_dvc_sees_what_a_change_reaches(
 def test_dvc_sees_a_changed_default_value_where_it_matters(smoke_folder: Path) -> None:
     default, other = "max_grad_norm: PositiveFloat = 1.0", "max_grad_norm: PositiveFloat = 0.1"
     settings = ("dvc", "repro", "-s", f"{PIPELINE}:settings")
-    with edited(smoke_folder / "merit/config/fine_tuning.py", default, other):
+    with edited(smoke_folder / "merit/config/training.py", default, other):
         assert changed(smoke_folder) == {f"{PIPELINE}:settings"}
         assert run(smoke_folder, *settings).returncode == 0
         found = kinds(changed(smoke_folder))

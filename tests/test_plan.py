@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from merit import plan as planning
-from merit.base_phases import PRETRAINING
 from merit.config import (
     Base,
     Encoding,
@@ -42,6 +41,7 @@ from merit.plan import (
     settings_files,
     write_plan,
 )
+from merit.train.base_phases import PRETRAINING
 from tests import synthetic
 
 ROOT = Path(__file__).parent.parent
@@ -146,11 +146,11 @@ def test_the_rows_of_a_small_experiment_by_hand(folder: Path) -> None:
             # of the other base it needs the scores alone
             "regime": {
                 **{"reads": f"artifacts/tiny/{scores}", "also": f"artifacts/tiny-weak/{scores}"},
-                "code": "eval/studies/regime.py",
+                "code": "eval/studies/regime/measure.py",
             },
             "gain": {
                 **{"reads": "artifacts/tiny/models", "also": "artifacts/tiny/branches"},
-                "code": "eval/studies/gain.py",
+                "code": "eval/studies/gain/measure.py",
             },
         },
         "reports": {"default": {"folder": "reports/tiny", "studies": "reports/studies/tiny"}},
@@ -167,9 +167,12 @@ BERT = {"hub": "a/b", "revision": "c0ffee"}
     [
         ({"checkpoint": "bases/mine"}, "bases/mine"),
         ({"checkpoint": "bases/mine.gguf"}, "bases/mine.gguf"),
-        ({"checkpoint": "package:tiny/model.gguf"}, "merit/gguf.py"),
+        ({"checkpoint": "package:tiny/model.gguf"}, "merit/train/gguf.py"),
         (BERT, "merit/data/hub.py"),
-        ({"assemble": {"vision": BERT, "decoder": {"checkpoint": "here"}}}, "merit/assembly.py"),
+        (
+            {"assemble": {"vision": BERT, "decoder": {"checkpoint": "here"}}},
+            "merit/train/assembly.py",
+        ),
     ],
 )
 def test_a_finished_base_depends_on_where_it_comes_from(base: dict[str, Any], code: str) -> None:

@@ -16,34 +16,34 @@ import yaml
 
 from benchmarks.memory import MODELS, beside_measured
 from benchmarks.memory import rows as memory_rows
-from eval.benchmarks import BENCHMARKS
-from merit.cli import main
-from merit.config import Lora, load_experiment
-from merit.config.mixtures import SourceName
-from merit.errors import MeritError
-from merit.gguf import checkpoint_place
-from merit.io.artifacts import Artifacts, write_json
-from merit.preflight.account import gather
-from merit.preflight.amounts import Amount, generated
-from merit.preflight.estimate import Work, flop
-from merit.preflight.facts import Machine, facts, machine
-from merit.preflight.judging import judge_cost
-from merit.preflight.memory import (
+from merit.check.account import gather
+from merit.check.amounts import Amount, generated
+from merit.check.estimate import Work, flop
+from merit.check.facts import Machine, facts, machine
+from merit.check.judging import judge_cost
+from merit.check.memory import (
     OVERHEAD,
     activations,
     adapter_entries,
     gradients_memory,
     training_memory,
 )
-from merit.preflight.missing import Surroundings, missing
-from merit.preflight.shapes import (
+from merit.check.missing import Surroundings, missing
+from merit.check.shapes import (
     CONFIGS,
     Shapes,
     assembled,
     base_shapes,
     shapes_from_config,
 )
-from merit.preflight.stages import branch_hours, rows
+from merit.check.stages import branch_hours, rows
+from merit.config import Lora, load_experiment
+from merit.config.data import SourceName
+from merit.errors import MeritError
+from merit.eval.benchmarks import BENCHMARKS
+from merit.io.artifacts import Artifacts, write_json
+from merit.run.cli import main
+from merit.train.gguf import checkpoint_place
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,4 +1,4 @@
-"""merit.progress: what a terminal and what a log see, on a clock that the test sets."""
+"""merit.io.progress: what a terminal and what a log see, on a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from merit.io.artifacts import read_json
-from merit.progress import Progress, write_timing
+from merit.io.progress import Progress, write_timing
 
 
 class Stream(io.StringIO):
@@ -99,7 +99,7 @@ def test_what_quiets_the_libraries_bars_does_not_quiet_ours() -> None:
         "import tqdm.std\n"
         "now = [0]\n"
         "tqdm.std.time = lambda: now[0]\n"
-        "from merit.progress import Progress\n"
+        "from merit.io.progress import Progress\n"
         "with Progress('data', 2) as progress:\n"
         "    now[0] = 11\n"
         "    progress.advance()\n"

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from eval.answering.answers import Respondent, question_files
-from eval.benchmarks import BENCHMARKS, read_records
-from eval.engine import BenchmarkScore, ScoringEngine
-from eval.judge import Judge
-from eval.results import TOLERANCE
 from merit.config import Evaluation, JudgeSettings
 from merit.errors import MeritError
+from merit.eval.answering.answers import Respondent, question_files
+from merit.eval.benchmarks import BENCHMARKS, read_records
+from merit.eval.engine import BenchmarkScore, ScoringEngine
+from merit.eval.judge import Judge
+from merit.eval.results import TOLERANCE
 from merit.io.artifacts import Artifacts
 from tests.conftest import ARCHITECTURE
 
@@ -236,7 +236,7 @@ def test_prompts_are_the_kits_with_images_left_where_they_are(
 
 
 def assert_means(found: dict[str, BenchmarkScore]) -> None:
-    """What eval.results asks of every benchmark: the reported score is its questions' mean."""
+    """What merit.eval.results asks of every benchmark: the reported score is its questions' mean."""
     means = {n: 100 * sum(s.questions.values()) / len(s.questions) for n, s in found.items()}
     assert means == pytest.approx({name: s.score for name, s in found.items()}, abs=TOLERANCE)
 
@@ -388,7 +388,7 @@ class Endpoint:
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.setattr("eval.judge.WAITS", (0.0,))
+    monkeypatch.setattr("merit.eval.judge.WAITS", (0.0,))
     monkeypatch.setenv("TEST_KEY", KEY)
     found = Endpoint()
     yield found

@@ -9,7 +9,7 @@ import public_fixtures
 import pytest
 from public_fixtures import said
 
-from merit.config.mixtures import PublicSource
+from merit.config.data import PublicSource
 from merit.data.conversations import BadRecord
 from merit.data.examples import Example, load_image
 from merit.data.pictures import Pictures

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.measuring.candidates import Candidate
-from eval.measuring.geometry import CONDITIONS, Split, conditions, geometry
-from eval.report.drawings import readiness as drawing
-from eval.report.study_sections import sentences
-from eval.studies import readiness
-from eval.studies.readiness import outcome, reference_models
 from merit.config.measurements import Readiness, Thresholds
 from merit.errors import MeritError
+from merit.eval.measuring.candidates import Candidate
+from merit.eval.measuring.geometry import CONDITIONS, Split, conditions, geometry
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.readiness import draw as drawing
+from merit.eval.studies.readiness import measure as readiness
+from merit.eval.studies.readiness.measure import outcome, reference_models
 from merit.io.artifacts import Artifacts
 from tests import synthetic
 from tests.meters import toy, vector

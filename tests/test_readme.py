@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.report.pages import BEGIN, END
-from merit.cli import STAGES, _parser, main
 from merit.config import load_experiment
+from merit.config.branches import plan
 from merit.dvc_processes import environment
-from merit.methods import plan
+from merit.eval.report.pages import BEGIN, END
+from merit.run.cli import STAGES, _parser, main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

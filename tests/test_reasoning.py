@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from eval.answering import reasoning as scorer
-from eval.answering.lm_engine import task_config
-from merit.config.mixtures import ReasoningData
+from merit.config.data import ReasoningData
 from merit.data.examples import read_examples
 from merit.data.sources import reasoning
 from merit.errors import MeritError
+from merit.eval.answering import reasoning as scorer
+from merit.eval.answering.lm_engine import task_config
 from merit.io.artifacts import read_json, read_jsonl
 
 

@@ -18,16 +18,18 @@ import pytest
 from jinja2 import UndefinedError
 from safetensors.numpy import save_file
 
-from eval.commit import git_commit
-from eval.paper import PAPER_DIR, load_paper_table
-from eval.report import pages
-from eval.report.build import build_index, build_report
-from eval.report.claims import Case
-from eval.report.figures import FigureFile
-from eval.report.figures_partition import tsne
-from eval.report.figures_training import displacement_gram, load_trajectories
-from eval.report.headline import headline, regime_map
-from eval.report.intervals import (
+from merit.config import PARAMETERS, Experiment, Method
+from merit.errors import MeritError
+from merit.eval.commit import git_commit
+from merit.eval.paper import PAPER_DIR, load_paper_table
+from merit.eval.report import pages
+from merit.eval.report.build import build_index, build_report
+from merit.eval.report.claims import Case
+from merit.eval.report.figures import FigureFile
+from merit.eval.report.figures_partition import tsne
+from merit.eval.report.figures_training import displacement_gram, load_trajectories
+from merit.eval.report.headline import headline, regime_map
+from merit.eval.report.intervals import (
     Comparison,
     compare,
     leave_one_out,
@@ -35,15 +37,13 @@ from eval.report.intervals import (
     resampled,
     table_cells,
 )
-from eval.report.render import render
-from eval.report.study_sections import StudyResult
-from eval.report.style import method_color
-from eval.report.tables import caption
-from eval.results import load_results
-from eval.stages import index
-from eval.table_files import latex_escape, latex_table, markdown_table
-from merit.config import PARAMETERS, Experiment, Method
-from merit.errors import MeritError
+from merit.eval.report.render import render
+from merit.eval.report.study_sections import StudyResult
+from merit.eval.report.style import method_color
+from merit.eval.report.tables import caption
+from merit.eval.results import load_results
+from merit.eval.stages import index
+from merit.eval.table_files import latex_escape, latex_table, markdown_table
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from tests import synthetic
 

@@ -12,13 +12,14 @@ from threading import Barrier
 
 import pytest
 
-from merit import cli, repro
-from merit.access import needs_hub, set_access, uses_hub
+from merit import repro
 from merit.choice import chosen, put_in, take_out, with_names, without_name
 from merit.config import Launch, Params, load_experiment, load_params
 from merit.dvc_processes import Places, experiment_of
 from merit.errors import MeritError
 from merit.launch.local import make_slots
+from merit.run import cli
+from merit.run.access import needs_hub, set_access, uses_hub
 
 ROOT = Path(__file__).parents[1]
 FLOW = "# why\nexperiments: [a, b]  # these\nworkers: 2\n"
@@ -191,7 +192,7 @@ def test_a_stage_opens_the_hub_for_what_names_something_there(
         seen[name] = (os.environ["HF_HUB_OFFLINE"], os.environ["HF_HUB_DISABLE_TELEMETRY"])
         del os.environ["HF_HUB_OFFLINE"]
 
-    monkeypatch.setattr("merit.stages.data.run", stage)
+    monkeypatch.setattr("merit.data.stage.run", stage)
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     del os.environ["HF_HUB_OFFLINE"]
     for name in ("text_flan_3b", "mini_text"):

@@ -21,12 +21,12 @@ from torch.testing import assert_close
 
 from merit.config import Lora, Optimizer, Training
 from merit.errors import MeritError
-from merit.training.loop import Record, Stopped, train
-from merit.training.lora import add_adapters
-from merit.training.models import set_trainable
-from merit.training.order import data_order
-from merit.training.resume import Checkpoints, Progressed, stopping
-from merit.training.sharding import Crew
+from merit.train.checkpoint import Checkpoints, Progressed, stopping
+from merit.train.distributed import Crew
+from merit.train.loop import Record, Stopped, train
+from merit.train.lora import add_adapters
+from merit.train.model import set_trainable
+from merit.train.order import data_order
 from tests import crews
 from tests.conftest import Tiny
 
@@ -163,7 +163,7 @@ def test_what_bears_no_loss_has_no_gradient(
     their own where packed. As a training on the other one alone, which takes two steps.
     """
     if vocabulary == "large":
-        monkeypatch.setattr("merit.training.loss.SMALL_VOCABULARY", 0)
+        monkeypatch.setattr("merit.train.loss.SMALL_VOCABULARY", 0)
     bearing = tiny.encoded.bearing.copy()
     bearing[: tiny.encoded.offsets[4]] = False
     data = replace(tiny.encoded, bearing=bearing)
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     weight = torch.nn.Parameter(torch.ones(2))
     checkpoints = Checkpoints(tmp_path, None, [], [])
     checkpoints.save(Progressed(step=3), {"w": weight}, [])
-    monkeypatch.setattr("merit.training.resume.save_file", full)
+    monkeypatch.setattr("merit.train.checkpoint.save_file", full)
     weight.data.zero_()
     with pytest.raises(MeritError, match=r"checkpoint-0\.new: cannot be written .* GB are free"):
         checkpoints.save(Progressed(step=4), {"w": weight}, [])
@@ -235,7 +235,7 @@ def test_a_checkpoint_is_due_when_its_time_has_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("merit.training.resume.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("merit.train.checkpoint.time.monotonic", lambda: clock.now)
     every, never = (Checkpoints(tmp_path, minutes, [], []) for minutes in (0.5, None))
     clock.now += 29
     assert not every.due()

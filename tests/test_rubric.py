@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.benchmarks import BENCHMARKS, benchmark
-from eval.rubric import (
+from merit.errors import MeritError
+from merit.eval.benchmarks import BENCHMARKS, benchmark
+from merit.eval.rubric import (
     Reference,
     exact_score,
     normalise,
     parse_reference,
     rubric_score,
 )
-from merit.errors import MeritError
 
 
 def reference(facts: list[list[str]], wrong: tuple[str, ...] = ()) -> Reference:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.answering import sandbox
-from eval.answering.sandbox import check_isolation, passes
 from merit.errors import MeritError
+from merit.eval.answering import sandbox
+from merit.eval.answering.sandbox import check_isolation, passes
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
-"""eval.measuring.scores: averages and differences in percent, and the paper's way of writing."""
+"""merit.eval.measuring.scores: averages and differences in percent, and the paper's way of writing."""
 
 from __future__ import annotations
 
 import pytest
 
-from eval.measuring.scores import average, difference, num_questions, rate_label, verdict
+from merit.eval.measuring.scores import average, difference, num_questions, rate_label, verdict
 
 
 def test_average_and_difference_are_means_over_benchmarks_in_percent() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from merit.core import similarity as module
-from merit.core.similarity import (
+from merit.method import similarity as module
+from merit.method.similarity import (
     column_centred,
     cosine_matrix,
     cosines_and_norms,

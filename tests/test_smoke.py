@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from merit import smoke
 from merit.config import load_experiment
+from merit.config.branches import plan
 from merit.io.artifacts import Artifacts, file_hash, read_json
-from merit.methods import plan
+from merit.run import smoke
 from tests.golden_values import GOLDEN, smoke_file, smoke_values
 
 ROOT = Path(__file__).parent.parent

@@ -11,11 +11,16 @@ import yaml
 
 import merit.plan as settings
 from merit.config import load_experiment
+from merit.config.branches import plan
+from merit.data import stage as data
 from merit.data.sources.public import NAMES
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
-from merit.methods import plan
-from merit.stages import base, data, encode, gradients, merge, partition, train
+from merit.merge import model as merge
+from merit.partition import stage as partition
+from merit.train import base, encode
+from merit.train import branch as train
+from merit.train import task_gradients as gradients
 from tests.conftest import Tiny
 
 TASKS = {"the_cauldron": ["ai2d", "clevr_math", "nlvr2"], "flan": ["bool_q", "hellaswag"]}

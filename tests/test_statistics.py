@@ -1,4 +1,4 @@
-"""eval.statistics: hand-computed values, agreement with enumeration, properties."""
+"""merit.eval.statistics: hand-computed values, agreement with enumeration, properties."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from eval import statistics as s
 from merit.errors import MeritError
+from merit.eval import statistics as s
 
 # --- over seeds ------------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from eval.measuring.candidates import Candidate
-from eval.report.drawings import control as drawing
-from eval.report.study_sections import sentences
-from eval.studies import control
 from merit.config import Experiment
 from merit.config.measurements import Control
 from merit.errors import MeritError
+from merit.eval.measuring.candidates import Candidate
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.control import draw as drawing
+from merit.eval.studies.control import measure as control
 from merit.io.artifacts import Artifacts
 from tests import synthetic
 from tests.meters import analytic

@@ -12,19 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.measuring.full_gradients import fill_gradients, spread
-from eval.report.drawings import cost as drawing
-from eval.report.drawings import fidelity as fidelity_drawing
-from eval.report.figures_partition import _contours
-from eval.report.study_sections import sentences
-from eval.report.style import new_figure, styled
-from eval.studies import calibration, cost, fidelity, hessian
 from merit.config import Gradients
 from merit.config.measurements import Calibration, Cost, Fidelity
-from merit.core.gradients import Stride, mean_gradient
 from merit.errors import MeritError
+from merit.eval.measuring.full_gradients import fill_gradients, spread
+from merit.eval.report.figures_partition import _contours
+from merit.eval.report.study_sections import sentences
+from merit.eval.report.style import new_figure, styled
+from merit.eval.studies.calibration import measure as calibration
+from merit.eval.studies.cost import draw as drawing
+from merit.eval.studies.cost import measure as cost
+from merit.eval.studies.fidelity import draw as fidelity_drawing
+from merit.eval.studies.fidelity import measure as fidelity
+from merit.eval.studies.hessian import measure as hessian
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
-from merit.stages.gradients import AtBase
+from merit.method.gradients import Stride, mean_gradient
+from merit.train.task_gradients import AtBase
 from tests import synthetic
 from tests.conftest import Tiny
 
@@ -35,7 +38,7 @@ OWNER = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])  # tasks of the tiny fixture's 
 def base(tiny: Tiny) -> AtBase:
     from copy import deepcopy
 
-    from merit.training.models import set_trainable
+    from merit.train.model import set_trainable
 
     model = deepcopy(tiny.model)
     model.set_attn_implementation("eager")

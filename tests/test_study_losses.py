@@ -18,16 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from eval.measuring.loss_meter import Meter, flatten, make_meter, open_meter, planned_model
-from eval.report.study_sections import sentences
-from eval.studies import connectivity, epochs, gain, surface
 from merit.config import Experiment
 from merit.config.measurements import STUDIES, Connectivity, Epochs, Gain, Study, Surface
-from merit.core.curvature import hvp_central_difference
 from merit.errors import MeritError
+from merit.eval.measuring.loss_meter import Meter, flatten, make_meter, open_meter, planned_model
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.connectivity import measure as connectivity
+from merit.eval.studies.epochs import measure as epochs
+from merit.eval.studies.gain import measure as gain
+from merit.eval.studies.surface import measure as surface
 from merit.io.artifacts import Artifacts, read_json
-from merit.progress import Progress
-from merit.training.loss import forward_loss
+from merit.io.progress import Progress
+from merit.method.hessian import hvp_central_difference
+from merit.train.loss import forward_loss
 from tests import synthetic
 from tests.conftest import Tiny
 from tests.meters import analytic
@@ -294,7 +297,7 @@ def measure(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Measure:
 
 def drawn(name: str, result: dict[str, Any], folder: Path) -> set[str]:
     """The stems of what the study's drawing writes; every figure is there as PNG and PDF."""
-    importlib.import_module(f"eval.report.drawings.{name}").draw(result, folder)
+    importlib.import_module(f"merit.eval.studies.{name}.draw").draw(result, folder)
     files = {path.name for path in (folder / "figures").iterdir()}
     stems = {Path(file).stem for file in files}
     assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
@@ -364,11 +367,11 @@ def test_measuring_needs_neither_the_report_nor_matplotlib(path: Path) -> None:
         alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
     }
     imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-    found = {name for name in imported if name.startswith(("eval.report", "matplotlib"))}
+    found = {name for name in imported if name.startswith(("merit.eval.report", "matplotlib"))}
     assert found <= set()
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_has_its_drawing(study: str) -> None:
-    assert callable(importlib.import_module(f"eval.studies.{study}").measure)
-    assert callable(importlib.import_module(f"eval.report.drawings.{study}").draw)
+    assert callable(importlib.import_module(f"merit.eval.studies.{study}").measure)
+    assert callable(importlib.import_module(f"merit.eval.report.drawings.{study}").draw)

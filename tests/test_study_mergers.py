@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from eval.measuring.candidates import Candidate, moved
-from eval.report.drawings import mergers as drawing
-from eval.report.study_sections import sentences
-from eval.studies import mergers
 from merit.config.measurements import Mergers
-from merit.core.merge.iso import iso_c, iso_cts
-from merit.core.merge.star import star
-from merit.core.merge.ties import ties, trim_threshold
-from merit.core.merge.tsv import tsv
 from merit.errors import MeritError
+from merit.eval.measuring.candidates import Candidate, moved
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.mergers import draw as drawing
+from merit.eval.studies.mergers import measure as mergers
 from merit.io.artifacts import Artifacts, read_json
+from merit.method.mergers.iso import iso_c, iso_cts
+from merit.method.mergers.star import star
+from merit.method.mergers.ties import ties, trim_threshold
+from merit.method.mergers.tsv import tsv
 from tests import synthetic
 from tests.scored import Right, scripted_scores
 

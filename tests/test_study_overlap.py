@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.measuring.likeness import (
+from merit.config import Evaluation
+from merit.config.measurements import Overlap
+from merit.data.examples import make_example
+from merit.data.tasks import task_file
+from merit.errors import MeritError
+from merit.eval.measuring.likeness import (
     NEAR,
     difference_hash,
     near,
@@ -22,14 +27,9 @@ from eval.measuring.likeness import (
     pixel_hash,
     question_parts,
 )
-from eval.report.drawings import overlap as drawing
-from eval.report.study_sections import sentences
-from eval.studies.overlap import measure, read_questions
-from merit.config import Evaluation
-from merit.config.measurements import Overlap
-from merit.data.examples import make_example
-from merit.data.tasks import task_file
-from merit.errors import MeritError
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.overlap import draw as drawing
+from merit.eval.studies.overlap.measure import measure, read_questions
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
 from tests.test_lm_public import repository
 

@@ -11,13 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from eval.measuring.scores import Interval
-from eval.report.drawings import regime as drawing
-from eval.report.study_sections import sentences
-from eval.studies import regime
 from merit.config import Experiment, Sweep, load_experiment
 from merit.config.measurements import Readiness, Regime, Thresholds
 from merit.errors import MeritError
+from merit.eval.measuring.scores import Interval
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.regime import draw as drawing
+from merit.eval.studies.regime import measure as regime
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic
 from tests.scored import save_model, write_predictions

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from eval.measuring.scores import Scores
-from eval.report.drawings import sgd as drawing
-from eval.report.study_sections import sentences
-from eval.studies import sgd
 from merit.config import Experiment, Optimizer
+from merit.config.branches import plan
 from merit.config.measurements import Sgd
 from merit.errors import MeritError
+from merit.eval.measuring.scores import Scores
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.sgd import draw as drawing
+from merit.eval.studies.sgd import measure as sgd
 from merit.io.artifacts import Artifacts, read_json
-from merit.methods import plan
-from merit.training.optimizers import build_optimizers, step_all
+from merit.train.optimizers import build_optimizers, step_all
 from tests import synthetic
 from tests.scored import answers, write_predictions
 

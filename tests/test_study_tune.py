@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from eval.measuring.candidates import Candidate
-from eval.report.drawings import tune as drawing
-from eval.report.study_sections import sentences
-from eval.studies import tune
 from merit.config import Experiment
 from merit.config.measurements import Readiness, Thresholds, Tune
 from merit.errors import MeritError
+from merit.eval.measuring.candidates import Candidate
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.tune import draw as drawing
+from merit.eval.studies.tune import measure as tune
 from merit.io.artifacts import Artifacts, write_json
 from tests import synthetic
 from tests.meters import toy, vector

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from eval.measuring.candidates import Candidate
-from eval.report.drawings import weights as drawing
-from eval.report.study_sections import sentences
-from eval.studies import weights
 from merit.config import Experiment
 from merit.config.measurements import Weights
 from merit.errors import MeritError
+from merit.eval.measuring.candidates import Candidate
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies.weights import draw as drawing
+from merit.eval.studies.weights import measure as weights
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic
 from tests.scored import Asked, save_model, scripted_scores

@@ -21,8 +21,8 @@ from merit.mini.text.sentences import Sight, say, say_other
 from merit.mini.text.text_benchmarks import RECIPES, benchmark_rows
 from merit.mini.text.text_tasks import MIN_EXAMPLES, TASKS, ask, task_sizes
 from merit.mini.text.write_text import write_mini_text
-from merit.training.encoded import IGNORED
-from merit.training.encoding import encode_examples
+from merit.train.dataset import IGNORED
+from merit.train.tokenize import encode_examples
 
 WORLD = MiniTextData(
     source="mini_text",

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from merit.core.merging_gain import measured_gain, merging_gain_from_products
+from merit.method.merging_gain import measured_gain, merging_gain_from_products
 
 Array = NDArray[np.float64]
 ETA = 0.3  # step size

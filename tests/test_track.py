@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from merit import track, ui
+from merit import track
 from merit.config import Experiment, Params, Tracking
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl, write_json, write_jsonl
 from merit.io.locks import exclusive
+from merit.run import ui
 from merit.runs import flatten, keys, loss_by_epoch, runs
 from tests.synthetic import build, experiment, write
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.measuring.loss_meter import branch_vector, flatten, make_meter
 from merit.config import Optimizer, Training
 from merit.errors import MeritError
+from merit.eval.measuring.loss_meter import branch_vector, flatten, make_meter
 from merit.io.artifacts import (
     Artifacts,
     file_hash,
@@ -29,14 +29,14 @@ from merit.io.artifacts import (
     write_json,
 )
 from merit.io.checkpoints import Checkpoint
-from merit.stages import train as stage
-from merit.stages.merge_folders import stored_names
-from merit.training.encoded import Encoded
-from merit.training.loop import train
-from merit.training.models import set_trainable, stored_tensors
-from merit.training.optimizers import learning_rate_at
-from merit.training.order import data_order
-from merit.training.resume import Checkpoints
+from merit.merge.command import stored_names
+from merit.train import branch as stage
+from merit.train.checkpoint import Checkpoints
+from merit.train.dataset import Encoded
+from merit.train.loop import train
+from merit.train.model import set_trainable, stored_tensors
+from merit.train.optimizers import learning_rate_at
+from merit.train.order import data_order
 from tests.conftest import Tiny
 
 BRANCH = "merit-1d-s3-g0"
@@ -288,7 +288,7 @@ def test_a_branch_that_is_stopped_goes_on_to_the_same_bytes(
         steps.append(step)
         return learning_rate_at(step, num_steps, optimizer)
 
-    monkeypatch.setattr("merit.training.loop.learning_rate_at", rate)
+    monkeypatch.setattr("merit.train.loop.learning_rate_at", rate)
     stage.run("x", BRANCH)
     assert steps == [1, 2]  # the first is not computed again
     assert contents(paths.branch(BRANCH)) == whole

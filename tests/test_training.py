@@ -16,13 +16,13 @@ from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
 from merit.config import Optimizer
-from merit.core.gradients import calibration_sample
 from merit.errors import MeritError
-from merit.training.loop import Record, train
-from merit.training.loss import forward_loss
-from merit.training.models import component_of, set_trainable
-from merit.training.optimizers import build_optimizers, learning_rate_at, step_all
-from merit.training.order import batches, data_order, grouped_by_length
+from merit.method.gradients import calibration_sample
+from merit.train.loop import Record, train
+from merit.train.loss import forward_loss
+from merit.train.model import component_of, set_trainable
+from merit.train.optimizers import build_optimizers, learning_rate_at, step_all
+from merit.train.order import batches, data_order, grouped_by_length
 from tests.conftest import Tiny
 
 OPTIMIZER = Optimizer(learning_rate=3e-3, batch_size=4, warmup_ratio=0.0)

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks import benchmark, engine_of
-from eval.engine import BenchmarkScore, ScoringEngine
 from merit.config import Evaluation, Runtime
 from merit.errors import MeritError
+from merit.eval.benchmarks import benchmark, engine_of
+from merit.eval.engine import BenchmarkScore, ScoringEngine
 from merit.io.artifacts import Artifacts, read_jsonl
-from merit.progress import Progress
+from merit.io.progress import Progress
 
 if TYPE_CHECKING:
-    from eval.answering.batches import Batch, Prompt
-    from eval.answering.generate import Partial
+    from merit.eval.answering.batches import Batch, Prompt
+    from merit.eval.answering.generate import Partial
 
 Parts = list[dict[str, Any]]  # {"text": ...} and {"image": [index, position] or a path}, in turn
 Prompts = Mapping[str, Mapping[str, Parts]]  # benchmark -> index -> what is shown
@@ -83,7 +83,7 @@ class Respondent:
 
     def encode(self, model: Any, processor: Any, cache: Path) -> None:
         """Store the questions as batches with their images encoded, for `answer`."""
-        from eval.answering.batches import save_batches, vision_hash
+        from merit.eval.answering.batches import save_batches, vision_hash
 
         batches = list(self._batches(model, processor, None, set()))
         save_batches(cache, batches, vision_hash(model))
@@ -94,7 +94,7 @@ class Respondent:
         With `generator: vllm`, loaded by vLLM, which chooses GPU and attention by itself.
         """
         if self.settings.generator == "vllm" and not self.by_lm_eval:
-            from eval.answering.vllm_engine import VllmModel
+            from merit.eval.answering.vllm_engine import VllmModel
 
             prompts = self._prompts()
             if len({prompt.pixels for prompt in prompts}) > 1:
@@ -104,7 +104,7 @@ class Respondent:
                 )
             most_images = max(len(p.images) for p in prompts)
             return VllmModel(folder, most_images, prompts[0].pixels, runtime.dtype)
-        from merit.training.models import for_generation, load_model
+        from merit.train.model import for_generation, load_model
 
         return load_model(folder, for_generation(runtime))
 
@@ -123,7 +123,7 @@ class Respondent:
                 found = model.generate(processor, [prompts[i] for i in chunk])
                 yield dict(zip(chunk, found, strict=True))
             return
-        from eval.answering.generate import generate
+        from merit.eval.answering.generate import generate
 
         for batch in self._batches(model, processor, cache, done):
             yield dict(zip(batch.questions, generate(model, processor, batch), strict=True))
@@ -132,7 +132,7 @@ class Respondent:
         self, model: Any, processor: Any, cache: Path | None, done: set[int]
     ) -> Iterable[Batch]:
         """The batches that are not yet answered, with their images encoded where they are kept."""
-        from eval.answering.batches import encode, load_batches, prepared, split
+        from merit.eval.answering.batches import encode, load_batches, prepared, split
 
         if self._kept is None and cache is not None:
             self._kept = load_batches(cache, model)
@@ -145,8 +145,8 @@ class Respondent:
         return [batch for batch in self._kept if not done & set(batch.questions)]
 
     def _prompts(self) -> list[Prompt]:
-        from eval.answering.batches import Prompt
-        from eval.answering.question_images import Picture
+        from merit.eval.answering.batches import Prompt
+        from merit.eval.answering.question_images import Picture
 
         def limits(name: str) -> tuple[int, tuple[int, int] | None]:
             own, given = benchmark(name), self.settings
@@ -167,13 +167,13 @@ class Respondent:
         ]
 
     def _by_lm_eval(self, model: Any, tokenizer: Any) -> tuple[Answers, Scores]:
-        from eval.answering.lm_engine import answer_all
+        from merit.eval.answering.lm_engine import answer_all
 
         size, length = self.settings.batch_size, self.settings.max_new_tokens
         public = [name for name in self.settings.benchmarks if benchmark(name).public]
         found = answer_all(model, tokenizer, self.files, size, length) if self.files else {}
         if public:
-            from eval.answering.lm_public import answer_public
+            from merit.eval.answering.lm_public import answer_public
 
             found |= answer_public(model, tokenizer, public, self.settings)
         answers = {name: result.predictions for name, result in found.items()}

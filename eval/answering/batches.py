@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from eval.answering.question_images import Picture
 from merit.errors import MeritError
+from merit.eval.answering.question_images import Picture
 from merit.io.disk import writing
-from merit.training.models import has_vision
+from merit.train.model import has_vision
 
 EMBEDDINGS = "image_embeddings"  # float (num_image_tokens, hidden_size), the images in turn
 MAX_THREADS = 4

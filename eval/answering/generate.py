@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eval.answering.batches import EMBEDDINGS, Batch, encode
+from merit.eval.answering.batches import EMBEDDINGS, Batch, encode
 from merit.io.artifacts import atomic_write
 
 

@@ -1,7 +1,7 @@
 """lm-eval: the text benchmarks' prompts, log-likelihoods, generations and scores.
 
 A mini benchmark is an lm-eval task (eval/tasks/mini_text/<name>.yaml) over a local JSON file; the
-public ones are lm-eval's own (eval.answering.lm_public). lm-eval
+public ones are lm-eval's own (merit.eval.answering.lm_public). lm-eval
 puts the question into the model's chat template, ranks the options by the log-likelihood that the
 model gives them (`multiple_choice`) or lets it write (`generate_until`), and scores. Importing it
 takes seconds, so one process scores many models.
@@ -21,13 +21,13 @@ from typing import Any
 
 import yaml
 
-from eval.benchmarks import BENCHMARKS
 from merit.errors import MeritError
+from merit.eval.benchmarks import BENCHMARKS
 from merit.io.artifacts import read_jsonl
 
 TASKS_DIR = Path(__file__).parents[1] / "tasks"
 # a task file's `scorer`, imported only where it is asked for
-SCORERS = {"reasoning_gym": "eval.answering.reasoning:score"}
+SCORERS = {"reasoning_gym": "merit.eval.answering.reasoning:score"}
 METRICS = ("acc", "exact_match", "score")
 
 

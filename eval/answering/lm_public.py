@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from eval.answering.lm_engine import Answers, quiet
-from eval.answering.sandbox import check_isolation, passes
-from eval.benchmarks import Benchmark, benchmark
 from merit.config import Evaluation
 from merit.errors import MeritError
+from merit.eval.answering.lm_engine import Answers, quiet
+from merit.eval.answering.sandbox import check_isolation, passes
+from merit.eval.benchmarks import Benchmark, benchmark
 
 OWN_TASKS = Path(__file__).parents[1] / "tasks" / "public"
 SEED = 0  # of few-shot examples, and of the order in which GPQA's options are shown

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answering.batches import Prompt, chat_text
 from merit.errors import MeritError
+from merit.eval.answering.batches import Prompt, chat_text
 
 
 class VllmModel:

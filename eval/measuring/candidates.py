@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.answering.answers import Answers, Respondent, prompts_of, question_files
-from eval.answering.answers import Scores as Scored
-from eval.benchmarks import engine_of
-from eval.engine import ScoringEngine
-from eval.measuring.scores import Scores
 from merit.config import Experiment
+from merit.eval.answering.answers import Answers, Respondent, prompts_of, question_files
+from merit.eval.answering.answers import Scores as Scored
+from merit.eval.benchmarks import engine_of
+from merit.eval.engine import ScoringEngine
+from merit.eval.measuring.scores import Scores
 from merit.io.artifacts import Artifacts
-from merit.progress import Progress
+from merit.io.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def score_candidates(
     `split` is "test" or "validation". Raises ValueError where two candidates have one name or one
     has a tensor that the base lacks.
     """
-    from merit.training.models import for_generation, load_model, load_processor, use_one_thread
+    from merit.train.model import for_generation, load_model, load_processor, use_one_thread
 
     if len({candidate.name for candidate in candidates}) != len(candidates):
         raise ValueError("two candidates have one name")
@@ -83,7 +83,7 @@ def place(model: Any, base: Path, candidate: Candidate) -> None:
     import torch
 
     from merit.io.checkpoints import Checkpoint
-    from merit.training.models import stored_tensors
+    from merit.train.model import stored_tensors
 
     own, tensors = Checkpoint(base), candidate.tensors()
     unknown = sorted(set(tensors) - set(own.names))
@@ -96,8 +96,8 @@ def place(model: Any, base: Path, candidate: Candidate) -> None:
 
 def average_files(paths: Sequence[Path], weights: Sequence[float]) -> dict[str, torch.Tensor]:
     """sum_k w_k theta_k of checkpoint files that hold the same tensors."""
-    from merit.core.merge.average import weighted_average
     from merit.io.checkpoints import Checkpoint
+    from merit.method.average import weighted_average
 
     branches = [Checkpoint(path) for path in paths]
     return {
@@ -108,8 +108,8 @@ def average_files(paths: Sequence[Path], weights: Sequence[float]) -> dict[str, 
 
 def moved(base: Path, tensors: Tensors, alpha: float) -> dict[str, torch.Tensor]:
     """theta0 + alpha (theta - theta0), tensor by tensor."""
-    from merit.core.merge.average import interpolate
     from merit.io.checkpoints import Checkpoint
+    from merit.method.average import interpolate
 
     start = Checkpoint(base)
     return {name: interpolate(start.read(name), t, alpha) for name, t in tensors.items()}

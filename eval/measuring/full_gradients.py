@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from merit.config import Gradients
-from merit.core.diagnostics import matrix_fidelity
-from merit.core.gradients import Representation, Sketch, Stride
-from merit.core.similarity import cosine_matrix, sketch_error
 from merit.io.artifacts import Artifacts, read_array
+from merit.io.progress import Progress
 from merit.io.rows import scratch_rows
-from merit.progress import Progress
-from merit.stages.gradients import AtBase, representation_of
+from merit.method.diagnostics import matrix_fidelity
+from merit.method.gradients import Representation, Sketch, Stride
+from merit.method.similarity import cosine_matrix, sketch_error
+from merit.train.task_gradients import AtBase, representation_of
 
 BLOCK = 1 << 20  # entries of a gradient that are widened to float64 at a time
 Rows = NDArray[np.float32]

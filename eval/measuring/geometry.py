@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eval.measuring.loss_meter import Losses, Meter
-from eval.measuring.scores import Row
 from merit.config.measurements import Thresholds
-from merit.core.diagnostics import barrier
 from merit.errors import MeritError
-from merit.progress import Progress
+from merit.eval.measuring.loss_meter import Losses, Meter
+from merit.eval.measuring.scores import Row
+from merit.io.progress import Progress
+from merit.method.diagnostics import barrier
 
 CONDITIONS = {
     "a": "no barrier: largest barrier, share of the mean loss at the path's ends",

@@ -18,18 +18,18 @@ import torch
 from numpy.typing import NDArray
 
 from merit.config import Experiment
-from merit.core.curvature import hvp_exact
+from merit.config.branches import Model, plan
 from merit.errors import MeritError
 from merit.io.adapters import CONFIG
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.io.rows import scratch_rows
-from merit.methods import Model, plan
-from merit.stages.merge_folders import opened
-from merit.training.encoded import IGNORED, Encoded
-from merit.training.images import open_mixture
-from merit.training.loss import forward_loss
-from merit.training.models import load_model, set_trainable, stored_tensors, use_one_thread
+from merit.merge.command import opened
+from merit.method.hessian import hvp_exact
+from merit.train.dataset import IGNORED, Encoded
+from merit.train.images import open_mixture
+from merit.train.loss import forward_loss
+from merit.train.model import load_model, set_trainable, stored_tensors, use_one_thread
 
 SEED = 0  # of the sample: every study looks at the same examples, a smaller one at the first
 BATCH_SIZE = 16

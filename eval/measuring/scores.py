@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.statistics import LEVEL, NUM_RESAMPLES, bootstrap_interval, paired_bootstrap
+from merit.eval.statistics import LEVEL, NUM_RESAMPLES, bootstrap_interval, paired_bootstrap
 
 Scores = Mapping[str, Sequence[float]]  # benchmark -> every question's score in 0..1, in file order
 Interval = tuple[float, float, float]  # value, low, high

@@ -6,21 +6,21 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.paper import load_paper_table
-from eval.report.claims import Case, claims_line, ledger, short_part, write_ledger
-from eval.report.comparison import comparison_part, comparisons, glance, write_comparison
-from eval.report.explorer import load_explorer, write_explorer
-from eval.report.figures import write_figures
-from eval.report.headline import headline, regime_map
-from eval.report.html import write_html
-from eval.report.intervals import table_cells
-from eval.report.pages import score_values, write_pages, write_sections
-from eval.report.provenance import load_provenance
-from eval.report.published import base_part, further_tables, layout, write_layout
-from eval.report.study_sections import draw_studies, load_studies, studies_part
-from eval.report.tables import write_tables
-from eval.results import load_results
 from merit.config import Experiment
+from merit.eval.paper import load_paper_table
+from merit.eval.report.claims import Case, claims_line, ledger, short_part, write_ledger
+from merit.eval.report.comparison import comparison_part, comparisons, glance, write_comparison
+from merit.eval.report.explorer import load_explorer, write_explorer
+from merit.eval.report.figures import write_figures
+from merit.eval.report.headline import headline, regime_map
+from merit.eval.report.html import write_html
+from merit.eval.report.intervals import table_cells
+from merit.eval.report.pages import score_values, write_pages, write_sections
+from merit.eval.report.provenance import load_provenance
+from merit.eval.report.published import base_part, further_tables, layout, write_layout
+from merit.eval.report.study_sections import draw_studies, load_studies, studies_part
+from merit.eval.report.tables import write_tables
+from merit.eval.results import load_results
 from merit.io.artifacts import Artifacts, atomic_write, report_name
 
 ONCE = " (run once, not part of the default)"

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.report import claims_scores as scores
-from eval.report import claims_studies as studies
-from eval.report.claims_file import Case, Claim, load_claims
-from eval.report.intervals import resampled
-from eval.report.render import render
-from eval.report.tables import DASH
-from eval.statistics import LEVEL
-from eval.verdict import OUTSIDE, VERDICTS, Evidence, Link, NotTestable
+from merit.eval.report import claims_scores as scores
+from merit.eval.report import claims_studies as studies
+from merit.eval.report.claims_file import Case, Claim, load_claims
+from merit.eval.report.intervals import resampled
+from merit.eval.report.render import render
+from merit.eval.report.tables import DASH
+from merit.eval.statistics import LEVEL
+from merit.eval.verdict import OUTSIDE, VERDICTS, Evidence, Link, NotTestable
 from merit.io.artifacts import atomic_write, write_json
 
 Record = dict[str, Any]

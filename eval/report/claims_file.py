@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from eval.report.study_sections import StudyResult
-from eval.results import Results
-from eval.statistics import LEVEL
-from eval.verdict import Side
 from merit.config import Experiment
+from merit.config.settings import Settings
 from merit.errors import MeritError
-from merit.settings import Settings
+from merit.eval.report.study_sections import StudyResult
+from merit.eval.results import Results
+from merit.eval.statistics import LEVEL
+from merit.eval.verdict import Side
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 

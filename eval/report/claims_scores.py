@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from eval.report.claims_file import Case, Claim
-from eval.report.intervals import Comparison, compare
-from eval.statistics import LEVEL, NUM_RESAMPLES, contrast_bootstrap
-from eval.verdict import Evidence, Link, NotTestable
+from merit.eval.report.claims_file import Case, Claim
+from merit.eval.report.intervals import Comparison, compare
+from merit.eval.statistics import LEVEL, NUM_RESAMPLES, contrast_bootstrap
+from merit.eval.verdict import Evidence, Link, NotTestable
 
 PAPER_AXES = 3  # the claims about chains speak of one to three axes
 

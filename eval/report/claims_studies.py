@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from eval.report.claims_file import Case, Claim, Reading
-from eval.report.claims_scores import difference, joint_method, main_method, seeds_note
-from eval.report.study_sections import StudyResult
-from eval.verdict import Evidence, Link, NotTestable
+from merit.eval.report.claims_file import Case, Claim, Reading
+from merit.eval.report.claims_scores import difference, joint_method, main_method, seeds_note
+from merit.eval.report.study_sections import StudyResult
+from merit.eval.verdict import Evidence, Link, NotTestable
 
 Row = Mapping[str, Any]
 

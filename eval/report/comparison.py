@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from eval.report.intervals import compare, opponents
-from eval.report.render import points, render
-from eval.report.tables import DASH
-from eval.results import Results
-from eval.statistics import McNemar, gain_shares, holm, mcnemar
-from eval.table_files import markdown_table
 from merit.config import Experiment
+from merit.eval.report.intervals import compare, opponents
+from merit.eval.report.render import points, render
+from merit.eval.report.tables import DASH
+from merit.eval.results import Results
+from merit.eval.statistics import McNemar, gain_shares, holm, mcnemar
+from merit.eval.table_files import markdown_table
 from merit.io.artifacts import atomic_write
 
 MOST = 0.8  # of a gain: how many benchmarks carry so much is said in words

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.config import Experiment
+from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_write, read_array, read_json
-from merit.methods import plan
 
 NUM_NEIGHBOURS = 5
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eval.report import figures_partition, figures_scores, figures_training
-from eval.report.intervals import AVERAGE, Cells
-from eval.report.style import save, styled
-from eval.results import Results
 from merit.config import Experiment
+from merit.eval.report import figures_partition, figures_scores, figures_training
+from merit.eval.report.intervals import AVERAGE, Cells
+from merit.eval.report.style import save, styled
+from merit.eval.results import Results
 from merit.io.artifacts import Artifacts, atomic_write
 
 

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from eval.report.point_labels import place_labels
-from eval.report.style import LARGER, group_mark, new_figure
 from merit.config import Experiment
+from merit.config.branches import plan
 from merit.errors import MeritError
+from merit.eval.report.point_labels import place_labels
+from merit.eval.report.style import LARGER, group_mark, new_figure
 from merit.io.artifacts import Artifacts, read_json
-from merit.methods import plan
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eval.benchmarks import BENCHMARKS
-from eval.report.intervals import Cells, compare
-from eval.report.style import GREY, method_color, new_figure
-from eval.results import Results
 from merit.config import Experiment
+from merit.eval.benchmarks import BENCHMARKS
+from merit.eval.report.intervals import Cells, compare
+from merit.eval.report.style import GREY, method_color, new_figure
+from merit.eval.results import Results
 
 
 def draw_benchmarks(experiment: Experiment, results: Results, cells: Cells) -> Figure:

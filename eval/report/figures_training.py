@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from eval.report.style import BLACK, GREY, VERMILION, group_mark, method_color, new_figure
 from merit.config import Experiment
+from merit.config.branches import Model, Plan, plan
 from merit.errors import MeritError
+from merit.eval.report.style import BLACK, GREY, VERMILION, group_mark, method_color, new_figure
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.io.checkpoints import Checkpoint, check_same_tensors
-from merit.methods import Model, Plan, plan
 
 GRID = 100  # points an epoch-fraction axis at which branch losses are averaged
 WINDOW = 0.05  # share of the run that the running mean of the loss looks back

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.report.claims import Case, evidence
-from eval.report.render import points, render
-from eval.verdict import NotTestable, verdict
+from merit.eval.report.claims import Case, evidence
+from merit.eval.report.render import points, render
+from merit.eval.verdict import NotTestable, verdict
 
 
 def headline(case: Case) -> str:

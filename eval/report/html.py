@@ -15,13 +15,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from eval.report.claims import shown_verdict
-from eval.report.markdown import line_to_html, picture, to_html
-from eval.report.render import TEMPLATES, render
-from eval.report.study_sections import StudyResult, load_studies
-from eval.verdict import OUTSIDE, VERDICTS
 from merit.config.measurements import STUDIES
 from merit.errors import MeritError
+from merit.eval.report.claims import shown_verdict
+from merit.eval.report.markdown import line_to_html, picture, to_html
+from merit.eval.report.render import TEMPLATES, render
+from merit.eval.report.study_sections import StudyResult, load_studies
+from merit.eval.verdict import OUTSIDE, VERDICTS
 from merit.io.artifacts import atomic_write, read_json, report_name
 
 # parts that begin folded: long
@@ -42,8 +42,8 @@ def write_html(experiments: Sequence[tuple[str, str]], reports_dir: Path) -> Non
         "page.html.j2",
         experiments=[(name, title, _parts(reports_dir / name)) for name, title in experiments],
         closed=CLOSED,
-        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+        style=Markup((TEMPLATES[0] / "page.css").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES[0] / "page.js").read_text(encoding="utf-8")),
     )
     atomic_write(reports_dir / "index.html", page + "\n")
 

@@ -1,6 +1,6 @@
 """What the scores allow to say: intervals of every cell, and methods against each other.
 
-All intervals are eval.statistics' hierarchical bootstrap: over seeds and questions together where a
+All intervals are merit.eval.statistics' hierarchical bootstrap: over seeds and questions together where a
 method has several seeds, over questions alone where it has one (the base has none).
 """
 
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.results import Results
-from eval.statistics import (
+from merit.config import Experiment
+from merit.eval.results import Results
+from merit.eval.statistics import (
     LEVEL,
     NUM_RESAMPLES,
     Interval,
@@ -22,7 +23,6 @@ from eval.statistics import (
     paired_bootstrap,
     wilcoxon,
 )
-from merit.config import Experiment
 
 AVERAGE = "avg"
 CLOSED = "avg_closed"  # without the open-ended benchmarks

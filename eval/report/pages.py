@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.paper import PaperTable
-from eval.report.intervals import (
+from merit.config import Experiment
+from merit.errors import MeritError
+from merit.eval.paper import PaperTable
+from merit.eval.report.intervals import (
     Cells,
     Comparison,
     compare,
@@ -21,8 +23,8 @@ from eval.report.intervals import (
     opponents,
     resampled,
 )
-from eval.report.render import points, render
-from eval.report.tables import (
+from merit.eval.report.render import points, render
+from merit.eval.report.tables import (
     DASH,
     HEADINGS,
     beside_table,
@@ -32,11 +34,9 @@ from eval.report.tables import (
     same_benchmarks,
     text_table,
 )
-from eval.results import Results
-from eval.statistics import LEVEL, NUM_RESAMPLES
-from eval.table_files import markdown_table
-from merit.config import Experiment
-from merit.errors import MeritError
+from merit.eval.results import Results
+from merit.eval.statistics import LEVEL, NUM_RESAMPLES
+from merit.eval.table_files import markdown_table
 from merit.io.artifacts import atomic_write
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

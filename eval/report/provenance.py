@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from eval.commit import git_commit
-from eval.report.intervals import one_seed
-from eval.results import Results
-from eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.config import Experiment
+from merit.config.branches import plan
 from merit.errors import MeritError
+from merit.eval.commit import git_commit
+from merit.eval.report.intervals import one_seed
+from merit.eval.results import Results
+from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.io.artifacts import Artifacts, read_json, value_hash
-from merit.methods import plan
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.benchmarks import BENCHMARKS
-from eval.paper import PaperTable, load_paper_table
-from eval.report.intervals import AVERAGE, Cells, table_cells
-from eval.report.provenance import Provenance
-from eval.report.render import render
-from eval.report.tables import (
+from merit.config import Base, Experiment, Origin
+from merit.eval.benchmarks import BENCHMARKS
+from merit.eval.paper import PaperTable, load_paper_table
+from merit.eval.report.intervals import AVERAGE, Cells, table_cells
+from merit.eval.report.provenance import Provenance
+from merit.eval.report.render import render
+from merit.eval.report.tables import (
     beside_table,
     caption,
     markdown_table,
@@ -25,8 +26,7 @@ from eval.report.tables import (
     text_table,
     write_table,
 )
-from eval.results import Results, load_results
-from merit.config import Base, Experiment, Origin
+from merit.eval.results import Results, load_results
 from merit.io.artifacts import Artifacts, atomic_write
 
 APART = 5.0  # points between two bases from which on they are called different

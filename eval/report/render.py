@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.measuring.scores import interval, rate_label, verdict
+from merit.eval.measuring.scores import interval, rate_label, verdict
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = [Path(__file__).parent / "templates", Path(__file__).parents[1] / "studies"]
 
 
 def points(value: float, low: float, high: float) -> str:

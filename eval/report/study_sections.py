@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report.render import render
 from merit.config.measurements import STUDIES
 from merit.errors import MeritError
+from merit.eval.report.render import render
 from merit.io.artifacts import read_json
 
 
@@ -76,12 +76,12 @@ def load_studies(
 
 
 def sentences(name: str, result: Mapping[str, Any]) -> str:
-    """What a study found, in one paragraph: templates/studies/<name>.md.j2 over its result.
+    """What a study found, in one paragraph: merit/eval/studies/<name>/text.md.j2 over its result.
 
     The template sees `summary`, `tables` and the study's `settings`.
     """
     page = render(
-        f"studies/{name}.md.j2",
+        f"{name}/text.md.j2",
         summary=result.get("summary", {}),
         tables=result["tables"],
         settings=result.get("provenance", {}).get("settings", {}),
@@ -93,7 +93,7 @@ def draw_studies(experiment: str, reports_dir: Path, names: Iterable[str], out: 
     """`out`/studies/<name>/figures, drawn from what the study stored and nothing else."""
     for name in names:
         stored = read_json(reports_dir / "studies" / experiment / name / "result.json")
-        module = importlib.import_module(f"eval.report.drawings.{name}")
+        module = importlib.import_module(f"merit.eval.studies.{name}.draw")
         module.draw(stored, out / "studies" / name)
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from eval.benchmarks import BENCHMARKS
-from eval.paper import LABELS, PaperTable
-from eval.report.intervals import AVERAGE, CLOSED, Cells, columns, resampled
-from eval.report.provenance import Provenance
-from eval.report.render import render
-from eval.results import Results
-from eval.table_files import latex_table, markdown_table
 from merit.config import Experiment
+from merit.eval.benchmarks import BENCHMARKS
+from merit.eval.paper import LABELS, PaperTable
+from merit.eval.report.intervals import AVERAGE, CLOSED, Cells, columns, resampled
+from merit.eval.report.provenance import Provenance
+from merit.eval.report.render import render
+from merit.eval.results import Results
+from merit.eval.table_files import latex_table, markdown_table
 from merit.io.artifacts import atomic_write, write_json
 
 DASH = "–"  # no such number: one seed has no spread, a method may be absent from the paper

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.answering.answers import CACHE, Respondent, question_files
 from merit.config import Evaluation, Runtime
 from merit.errors import MeritError
+from merit.eval.answering.answers import CACHE, Respondent, question_files
 from merit.io.artifacts import Artifacts, file_hash, read_json, value_hash, write_json
 
 
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/evaluation/answers/<item>.json; with the scores of text benchmarks."""
-    from eval.answering.generate import Partial
-    from merit.training.models import load_processor, use_one_thread
+    from merit.eval.answering.generate import Partial
+    from merit.train.model import load_processor, use_one_thread
 
     assert item is not None
     paths = Artifacts(name)

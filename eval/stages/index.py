@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from eval.report.build import build_index
-from eval.stages.report import report_digest
 from merit.config import EXPERIMENTS_DIR, load_experiment, load_params
 from merit.errors import MeritError
+from merit.eval.report.build import build_index
+from merit.eval.stages.report import report_digest
 from merit.io.artifacts import REPORTS_DIR, report_name
 
 

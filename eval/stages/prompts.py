@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.answering.answers import CACHE, Respondent, question_files
-from eval.answering.lm_engine import task_file
-from eval.answering.lm_public import OWN_TASKS, check_code
-from eval.benchmarks import benchmark, engine_of
-from eval.engine import ScoringEngine, check_judged
-from eval.judge import check_key
 from merit.config import load_experiment
+from merit.eval.answering.answers import CACHE, Respondent, question_files
+from merit.eval.answering.lm_engine import task_file
+from merit.eval.answering.lm_public import OWN_TASKS, check_code
+from merit.eval.benchmarks import benchmark, engine_of
+from merit.eval.engine import ScoringEngine, check_judged
+from merit.eval.judge import check_key
 from merit.io.artifacts import Artifacts, atomic_folder, file_hash, read_json, write_json
 from merit.plan import asking
 
@@ -37,7 +37,7 @@ def run(name: str, item: str | None = None) -> None:
 
     Raises MeritError where a benchmark's file, judge, its key, or sandbox is missing.
     """
-    from merit.training.models import for_generation, load_model, load_processor, use_one_thread
+    from merit.train.model import for_generation, load_model, load_processor, use_one_thread
 
     experiment, paths = load_experiment(name), Artifacts(name)
     settings = experiment.evaluation

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.report.build import build_report
 from merit.config import load_experiment, load_params
+from merit.eval.report.build import build_report
 from merit.io.artifacts import (
     ARTIFACTS_DIR,
     REPORTS_DIR,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.answering.answers import Scores, question_files
-from eval.engine import BenchmarkScore, ScoringEngine
 from merit.config import load_experiment
+from merit.config.branches import plan
 from merit.errors import MeritError
+from merit.eval.answering.answers import Scores, question_files
+from merit.eval.engine import BenchmarkScore, ScoringEngine
 from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json, write_jsonl
-from merit.methods import plan
 
 
 def run(name: str, item: str | None = None) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.commit import git_commit
-from eval.table_files import latex_table, markdown_table
 from merit.config import load_experiment
 from merit.config.measurements import STUDIES
+from merit.eval.commit import git_commit
+from merit.eval.table_files import latex_table, markdown_table
 from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
@@ -32,7 +32,7 @@ def run(name: str, item: str | None = None) -> None:
     experiment, paths = load_experiment(name), Artifacts(name)
     assert item is not None
     settings = experiment.studies.named[item]
-    study = importlib.import_module(f"eval.studies.{item}")
+    study = importlib.import_module(f"merit.eval.studies.{item}.measure")
     result = study.measure(experiment, paths, settings)
     result["provenance"] = {
         "base_hash": read_json(paths.base / "base.json")["base_hash"],

@@ -1,1 +1,1 @@
-"""One module a study: `measure` computes a JSON-ready result, and no more (eval.stages.study)."""
+"""One module a study: `measure` computes a JSON-ready result, and no more (merit.eval.stages.study)."""

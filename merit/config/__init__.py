@@ -4,11 +4,20 @@ Every key that there is stands in a class of one of these modules, with its defa
 is run has a level: the default one, `full` (the default and more) or `tune`.
 """
 
-from merit.config.assignment import (
-    PARAMETERS,
-    Method,
-    Reading,
-    Sweep,
+from merit.config.base import (
+    MAIN,
+    Architecture,
+    Base,
+    Origin,
+    Phase,
+)
+from merit.config.data import (
+    MiniTextData,
+    MiniWorldData,
+)
+from merit.config.evaluation import (
+    Evaluation,
+    JudgeSettings,
 )
 from merit.config.experiment import (
     EXPERIMENTS_DIR,
@@ -23,18 +32,11 @@ from merit.config.experiment import (
     suffix,
     variants,
 )
-from merit.config.fine_tuning import (
-    COMPONENTS,
-    Encoding,
-    Gradients,
-    Lora,
-    Optimizer,
-    Runtime,
-    Training,
-)
-from merit.config.mixtures import (
-    MiniTextData,
-    MiniWorldData,
+from merit.config.methods import (
+    PARAMETERS,
+    Method,
+    Reading,
+    Sweep,
 )
 from merit.config.params import (
     PARAMS_FILE,
@@ -43,16 +45,14 @@ from merit.config.params import (
     Tracking,
     load_params,
 )
-from merit.config.scoring import (
-    Evaluation,
-    JudgeSettings,
-)
-from merit.config.theta0 import (
-    MAIN,
-    Architecture,
-    Base,
-    Origin,
-    Phase,
+from merit.config.training import (
+    COMPONENTS,
+    Encoding,
+    Gradients,
+    Lora,
+    Optimizer,
+    Runtime,
+    Training,
 )
 
 __all__ = [

@@ -9,19 +9,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from merit.config.assignment import Method, Sweep, included, runs_at
-from merit.config.fine_tuning import Encoding, Gradients, Optimizer, Runtime, Training
+from merit.config.base import MAIN, Base, OtherBase
+from merit.config.data import DataSettings
+from merit.config.evaluation import Evaluation, Report
 from merit.config.measurements import Studies
-from merit.config.mixtures import DataSettings
+from merit.config.methods import Method, Sweep, included, runs_at
 from merit.config.params import PARAMS_FILE, load_params
-from merit.config.scoring import Evaluation, Report
-from merit.config.theta0 import MAIN, Base, OtherBase
+from merit.config.settings import Level, Settings, load_yaml, nearest
+from merit.config.training import Encoding, Gradients, Optimizer, Runtime, Training
 from merit.errors import MeritError
-from merit.settings import Level, Settings, load_yaml, nearest
 
 EXPERIMENTS_DIR = Path("experiments")
-REHEARSAL = "rehearsal"  # <name>-rehearsal: the experiment cut down (merit.rehearsal)
-# what a branch's budget counts when branches are averaged; see merit.core.merge.average
+REHEARSAL = "rehearsal"  # <name>-rehearsal: the experiment cut down (merit.config.rehearsal)
+# what a branch's budget counts when branches are averaged; see merit.method.average
 MergeWeights = Literal["tokens", "loss_tokens", "samples", "uniform"]
 # what merged models are written in: every tensor as the base has it, or all in one type
 MergeDtype = Literal["base", "float32", "bfloat16", "float16"]
@@ -169,7 +169,7 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
     """experiments/<name>.yaml, checked, at the level of the params.yaml beside `folder`.
 
     <name>-<base> is the part of it that starts from one of its `bases`, <name>-rehearsal what
-    merit.rehearsal makes of it. Without a params.yaml, at the default level. Raises MeritError that
+    merit.config.rehearsal makes of it. Without a params.yaml, at the default level. Raises MeritError that
     names the file and the key.
     """
     stem, _, base = name.partition("-")
@@ -183,7 +183,7 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS_DIR) -> Experiment:
             f"{path}: key `name`: found {experiment.name!r}, the file is called {stem!r}"
         )
     if base == REHEARSAL:
-        from merit.rehearsal import rehearsed
+        from merit.config.rehearsal import rehearsed
 
         return rehearsed(experiment)
     params = folder.parent / PARAMS_FILE

@@ -1,6 +1,6 @@
 """The studies: what the paper measures besides its main tables, and each one's settings.
 
-A study is a class here, a module `eval.studies.<name>` that measures, and a block `studies.<name>`
+A study is a class here, a module `merit.eval.studies.<name>` that measures, and a block `studies.<name>`
 in an experiment's YAML, without which it is not run.
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from merit.settings import Level, PositiveFloat, PositiveInt, Settings
+from merit.config.settings import Level, PositiveFloat, PositiveInt, Settings
 
 
 class Study(Settings):

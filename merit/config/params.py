@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from merit.settings import Level, PositiveInt, Settings, load_yaml
+from merit.config.settings import Level, PositiveInt, Settings, load_yaml
 
 PARAMS_FILE = Path("params.yaml")
 

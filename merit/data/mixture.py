@@ -17,14 +17,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from merit.config.mixtures import OnBadRecord, TaskRule
+from merit.config.data import OnBadRecord, TaskRule
 from merit.data.conversations import ESCAPED, BadRecord, split_turns
 from merit.data.examples import Example, has_image, load_image
 from merit.data.pictures import Pictures
 from merit.data.source import Source
 from merit.data.tasks import check_known, choose, task_file
 from merit.errors import MeritError
-from merit.progress import Progress
+from merit.io.progress import Progress
 
 WIDEST = 200  # the ratio of an image's sides above which Qwen2.5-VL's processor raises
 AT_A_TIME = 4096  # examples in memory while their images are checked

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from merit.config.mixtures import TaskRule
+from merit.config.data import TaskRule
+from merit.config.settings import nearest
 from merit.errors import MeritError
-from merit.settings import nearest
 
 
 def task_file(folder: Path, task: str) -> Path:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from merit.config import Params, load_experiment, load_params
+from merit.config.branches import plan
+from merit.config.settings import nearest
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.locks import exclusive, lock_file, lock_owner, try_lock
@@ -20,9 +22,7 @@ from merit.launch.jobs import Work, train_command
 from merit.launch.local import Local, make_slots, visible_gpus
 from merit.launch.slurm import Slurm
 from merit.launch.watch import TRAIN_CODE, Backend, Submitted, Watch, code_hash, read_jobs
-from merit.methods import plan
 from merit.plan import PIPELINE, check_planned, folder_of
-from merit.settings import nearest
 
 
 def launch(experiment: str, names: Sequence[str] = ()) -> None:

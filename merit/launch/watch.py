@@ -18,7 +18,7 @@ from merit.launch.table import Row, Table
 
 # what the stage `train` depends on besides a branch's manifest, as in pipeline.yaml
 TRAIN_CODE = (
-    *("merit/training", "merit/stages/train.py", "merit/io/checkpoints.py"),
+    *("merit/training", "merit/train/branch.py", "merit/io/checkpoints.py"),
     "merit/data/examples.py",
 )
 

@@ -10,7 +10,7 @@ import torch
 
 from merit.config import Architecture
 from merit.mini.world.draw import IMAGE_SIZE
-from merit.training.models import SPECIAL_TOKENS
+from merit.train.model import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2ForCausalLM

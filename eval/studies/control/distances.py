@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.measuring.scores import (
+from merit.config.branches import Model
+from merit.config.measurements import Control
+from merit.eval.measuring.scores import (
     Interval,
     Row,
     Scores,
@@ -21,8 +23,6 @@ from eval.measuring.scores import (
     only,
     verdict,
 )
-from merit.config.measurements import Control
-from merit.methods import Model
 
 Models = dict[str, list[Model]]  # method -> its models, seed by seed
 Point = tuple[str, float]  # a model's id and its c

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eval.measuring.scores import (
+from merit.eval.measuring.scores import (
     Interval,
     Row,
     Scores,
@@ -14,7 +14,7 @@ from eval.measuring.scores import (
     difference,
     interval,
 )
-from merit.core.merge.average import BUDGETS
+from merit.method.average import BUDGETS
 
 READINGS = (*BUDGETS, "uniform")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from merit.config.mixtures import JsonlData, PublicData, PublicSource, SourceName, TaskRule
+from merit.config.data import JsonlData, PublicData, PublicSource, SourceName, TaskRule
 from merit.data.hub import describe, files, provide
 from merit.data.mixture import (
     Part,

@@ -2,7 +2,7 @@
 
 `<benchmark>.jsonl` holds the questions as lm-eval asks them; `task`, `seed` and `item` say which
 instance of the package each one is, so that its own `score_answer` judges the answer
-(eval.answering.reasoning). No question is among the examples of its task, word for word.
+(merit.eval.answering.reasoning). No question is among the examples of its task, word for word.
 
 Quirks: some tasks have no stored answer, some draw from Python sets and so differ from process to
 process, and some scorers evaluate what the model wrote as Python: these are refused.
@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merit.config.mixtures import ReasoningData
+from merit.config.data import ReasoningData
+from merit.config.settings import nearest
 from merit.data.examples import make_example
 from merit.errors import MeritError
 from merit.io.artifacts import write_json, write_jsonl
-from merit.progress import Progress
-from merit.settings import nearest
+from merit.io.progress import Progress
 
 VERSION = "0.1.25"
 INSTALL = ".venv/bin/pip install --constraint constraints.txt '.[reasoning]'"

@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # a table is easier to read unwrapped
+# a table is easier to read unwrapped
 """The 66 tasks: each imitates the FLAN task whose name it bears (the paper's text study, table 4).
 
 A task is a row: where its items come from, in which words it asks and in which style it answers.

@@ -9,11 +9,11 @@ import numpy as np
 from merit.config import MiniTextData
 from merit.data.examples import make_document, make_example
 from merit.io.artifacts import write_json, write_jsonl
+from merit.io.progress import Progress
 from merit.mini.text.corpus import conversation, document, recall
 from merit.mini.text.items import Part
 from merit.mini.text.text_benchmarks import RECIPES, benchmark_rows
 from merit.mini.text.text_tasks import TASKS, ask, task_sizes
-from merit.progress import Progress
 
 # one independent stream of random numbers for each part, so that resizing one leaves the others
 STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "corpus": 5, "recall": 6}

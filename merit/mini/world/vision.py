@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from merit.base_phases import Log
 from merit.config import Phase
 from merit.errors import MeritError
 from merit.mini.world.cell_labels import HEADS, labelled_batch
 from merit.mini.world.draw import Pen
-from merit.training.models import set_trainable
-from merit.training.optimizers import build_optimizers, learning_rate_at, step_all
+from merit.train.base_phases import Log
+from merit.train.model import set_trainable
+from merit.train.optimizers import build_optimizers, learning_rate_at, step_all
 
 
 def pretrain_vision(model: Any, processor: Any, phase: Phase, seed: int, log: Log) -> None:

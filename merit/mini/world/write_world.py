@@ -14,6 +14,7 @@ from merit.config import MiniWorldData
 from merit.data.examples import Example, make_example
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_write, write_json, write_jsonl
+from merit.io.progress import Progress
 from merit.mini.world.base_conversations import (
     DESCRIBE,
     READ,
@@ -26,7 +27,6 @@ from merit.mini.world.draw import Pen, draw_scene
 from merit.mini.world.scene import KINDS, Scene, sample_scene
 from merit.mini.world.world_benchmarks import RECIPES, benchmark_rows, png
 from merit.mini.world.world_tasks import Task, all_sources, all_tasks, ask_task, task_sizes
-from merit.progress import Progress
 
 # one independent stream of random numbers for each part, so that resizing one leaves the others
 STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "recaptions": 5}

@@ -1,0 +1,163 @@
+"""gain: the merging gain that theorem 3.1 predicts beside the measured one.
+
+    sum_k w_k L(theta_k) - L(merged)  against  1/2 sum_k w_k d_k^T H d_k,  d_k = theta_k - merged
+
+L is the loss on a sample of the whole mixture. Branches are also shrunk towards the base,
+theta0 + t (theta_k - theta0), to show at which distance the quadratic model stops holding: the
+prediction is exact as t goes to 0, where both sides fall as t^2. Branches are memory-mapped: a few
+vectors of P entries are in memory at a time, however many branches there are.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from merit.config import Experiment
+from merit.config.measurements import Gain
+from merit.eval.measuring.loss_meter import (
+    Meter,
+    base_vector,
+    branch_vector,
+    open_meter,
+    planned_model,
+)
+from merit.io.artifacts import Artifacts, read_json
+from merit.io.progress import Progress
+from merit.io.rows import scratch_rows
+from merit.method.average import weighted_average
+from merit.method.merging_gain import measured_gain, merging_gain_from_products
+
+BLOCK = 1 << 20  # entries of every branch that are averaged at a time
+CLOSE = 0.1  # the quadratic model "holds" where the prediction is off by at most this share
+
+
+def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[str, Any]:
+    """A row for every method and shrinkage t; predictions by exact Hessian-vector products."""
+    models = [
+        planned_model(experiment, "gain.methods", method, settings.seed, 2)
+        for method in settings.methods
+    ]
+    meter = open_meter(experiment, paths, settings.num_examples, curvature=True)
+    base = base_vector(meter, paths)
+    rows = []
+    num_products = sum(len(model.branches) for model in models) * (1 + len(settings.shrinkages))
+    with Progress("gain", num_products) as progress:
+        for model in models:
+            weights = read_json(paths.model(model.id) / "merge.json")["merge_weights"]
+            shape = len(model.branches), len(base)
+            with (
+                scratch_rows(paths.folder, *shape) as stored,
+                scratch_rows(paths.folder, *shape) as room,
+            ):
+                branches = torch.from_numpy(stored)
+                for row, name in zip(branches, model.branches, strict=True):
+                    row.copy_(branch_vector(meter, paths, name))
+                found = gains(
+                    meter,
+                    base,
+                    branches,
+                    weights,
+                    settings.shrinkages,
+                    progress,
+                    torch.from_numpy(room),
+                )
+            rows += [{"method": model.method, "num_branches": len(branches)} | row for row in found]
+    summary = summarise(rows) | {
+        "seed": settings.seed,
+        **meter.sample,
+    }
+    return {"tables": {"gain": rows}, "summary": summary}
+
+
+def gains(
+    meter: Meter,
+    base: torch.Tensor,
+    branches: torch.Tensor,
+    merge_weights: list[float],
+    shrinkages: list[float],
+    progress: Progress,
+    room: torch.Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """One row a shrinkage t, of branches (K, P), which may be memory-mapped, as may `room` (K, P).
+
+    `predicted` takes H at the merged model: there the first-order terms cancel exactly, and the
+    error is of third order in the d_k. `predicted_at_base` takes H at the base and grows as t^2.
+    """
+    moved = torch.empty_like(branches) if room is None else room
+    for row, branch in zip(moved, branches, strict=True):
+        torch.sub(branch, base, out=row)
+    at_base = predicted_gain(meter, base, moved, merge_weights, progress)
+    rows = []
+    for t in shrinkages:
+        for row, branch in zip(moved, branches, strict=True):
+            row.copy_(torch.lerp(base, branch, t))
+        merged = torch.cat(
+            [weighted_average(list(block), merge_weights) for block in moved.split(BLOCK, dim=1)]
+        )
+        losses = [meter.losses(theta) for theta in [*moved, merged]]
+        # batch by batch, so that the error is that of the difference
+        difference = np.tensordot(merge_weights, losses[:-1], axes=1) - losses[-1]
+        means = [meter.mean(values) for values in losses]
+        measured = measured_gain(means[:-1], means[-1], merge_weights)
+        predicted = predicted_gain(meter, merged, moved, merge_weights, progress)
+        rows.append(
+            {
+                "t": t,
+                "loss_branches": float(np.dot(merge_weights, means[:-1])),
+                "loss_merged": means[-1],
+                "measured": measured,
+                "measured_se": meter.standard_error(difference),
+                "predicted": predicted,
+                "predicted_at_base": t**2 * at_base,
+                "predicted_over_measured": predicted / measured if measured else None,
+            }
+        )
+    return rows
+
+
+def predicted_gain(
+    meter: Meter,
+    at: torch.Tensor,
+    displacements: torch.Tensor,
+    merge_weights: list[float],
+    progress: Progress,
+) -> float:
+    """Theorem 3.1 with the Hessian at `at`; displacements may be taken from any common origin."""
+
+    def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        progress.advance()
+        return meter.hessian_product(at, torch.from_numpy(v).to(at)).double().numpy()
+
+    return merging_gain_from_products(displacements.numpy(), product, merge_weights)
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Signs of the measured gains, and prediction over measurement at every t."""
+    shrinkages = sorted({row["t"] for row in rows})
+    ratios = {
+        t: [row["predicted_over_measured"] for row in rows if row["t"] == t] for t in shrinkages
+    }
+    close = list(takewhile(lambda t: all(map(_is_close, ratios[t])), shrinkages))
+    whole = [row for row in rows if row["t"] == shrinkages[-1]]
+    return {
+        "methods": [row["method"] for row in whole],
+        "shrinkages": shrinkages,
+        "num_rows": len(rows),
+        "num_positive": sum(row["measured"] > 0 for row in rows),
+        "measured": [row["measured"] for row in whole],
+        "measured_se": [row["measured_se"] for row in whole],
+        "predicted": [row["predicted"] for row in whole],
+        "predicted_at_base": [row["predicted_at_base"] for row in whole],
+        "ratios": [ratios[t] for t in shrinkages],
+        "close": CLOSE,
+        "largest_close_t": close[-1] if close else None,
+    }
+
+
+def _is_close(ratio: float | None) -> bool:
+    return ratio is not None and abs(ratio - 1) <= CLOSE

@@ -1,0 +1,152 @@
+"""surface: the loss on the plane through base, joint and merged model (figure 2).
+
+Coordinates are distances in parameter space: the base lies at (0, 0), the joint model on the
+first axis, the merged model in the upper half plane.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from merit.config import Experiment
+from merit.config.measurements import Surface
+from merit.errors import MeritError
+from merit.eval.measuring.loss_meter import (
+    Meter,
+    base_vector,
+    branch_readers,
+    open_meter,
+    planned_model,
+    reader,
+    vectors_on_disk,
+)
+from merit.io.artifacts import Artifacts
+from merit.io.progress import Progress
+
+MARGIN = 0.25  # of the points' extent, on every side
+LEAST_ANGLE = 1e-3  # sine of the angle between joint and merged below which there is no plane
+
+
+def measure(experiment: Experiment, paths: Artifacts, settings: Surface) -> dict[str, Any]:
+    """Losses on the grid and at the points; `tables.surface` lists the points."""
+    joint = planned_model(experiment, "surface.joint", settings.joint, settings.seed)
+    merged = planned_model(experiment, "surface.method", settings.method, settings.seed, 2)
+    meter = open_meter(experiment, paths, settings.num_examples)
+    base = base_vector(meter, paths)
+    readers = [reader(meter, paths, model) for model in (joint, merged)]
+    readers += branch_readers(meter, paths, merged)
+    names = ["joint", "merged", *(f"b{k}" for k in range(len(merged.branches)))]
+    with vectors_on_disk(meter, paths, readers) as vectors:
+        points = {"base": base, **dict(zip(names, vectors, strict=True))}
+        axes = plane(points["joint"] - base, points["merged"] - base)
+        rows = [point_row(meter, name, theta, base, axes) for name, theta in points.items()]
+    at = np.array([[row["x"], row["y"]] for row in rows])
+    x, y = grid(at, settings.resolution)
+    losses = grid_losses(meter, base, axes, x, y)
+    summary = summarise(rows, x, y, losses)
+    summary |= {
+        "joint": joint.id,
+        "merged": merged.id,
+        **meter.sample,
+    }
+    return {
+        "tables": {"surface": rows},
+        "summary": summary,
+        "x": x.tolist(),
+        "y": y.tolist(),
+        "losses": losses.tolist(),
+    }
+
+
+def plane(joint: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+    """Orthonormal (2, P): along the joint displacement, and the rest of the merged one.
+
+    Raises MeritError where the two displacements span no plane.
+    """
+    first = joint.double() / joint.double().norm().clamp_min(1e-300)
+    rest = merged.double()
+    for _ in range(2):  # twice: the second pass removes what rounding left
+        rest = rest - (rest @ first) * first
+    if not rest.norm() > LEAST_ANGLE * merged.double().norm() or not joint.any():
+        raise MeritError(
+            "the displacements of the joint and the merged model are parallel or zero: they span "
+            "no plane; compare a method that trains more than one branch"
+        )
+    return torch.stack([first, rest / rest.norm()]).float()
+
+
+def point_row(
+    meter: Meter, name: str, theta: torch.Tensor, base: torch.Tensor, axes: torch.Tensor
+) -> dict[str, Any]:
+    """A point's own loss, its projection, and how much of its squared displacement that holds."""
+    delta = (theta - base).double()
+    x, y = (float(axis.double() @ delta) for axis in axes)
+    length = float(delta.norm())
+    losses = meter.losses(theta)
+    return {
+        "point": name,
+        "x": x,
+        "y": y,
+        "displacement": length,
+        "share_in_plane": min(1.0, (x * x + y * y) / length**2) if length else 1.0,
+        "loss": meter.mean(losses),
+        "loss_se": meter.standard_error(losses),
+    }
+
+
+def grid(
+    points: NDArray[np.float64], resolution: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coordinates (resolution,) of either axis: the points' box and a margin around it."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = MARGIN * float((high - low).max())
+    x, y = np.linspace(low - margin, high + margin, resolution).T
+    return x, y
+
+
+def grid_losses(
+    meter: Meter,
+    base: torch.Tensor,
+    axes: torch.Tensor,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """L(base + x e1 + y e2): float64 (len(y), len(x)), as contour plots want it."""
+    losses = np.empty((len(y), len(x)))
+    with Progress("surface", losses.size) as progress:
+        for row, column in np.ndindex(losses.shape):
+            theta = base + float(x[column]) * axes[0] + float(y[row]) * axes[1]
+            losses[row, column] = meter.loss(theta)
+            progress.advance()
+    return losses
+
+
+def summarise(
+    rows: list[dict[str, Any]],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    losses: NDArray[np.float64],
+) -> dict[str, Any]:
+    """Losses and distances of the three points, and where the grid is lowest."""
+    by_name = {row["point"]: row for row in rows}
+    joint, merged = by_name["joint"], by_name["merged"]
+    branches = [row for row in rows if row["point"] not in ("base", "joint", "merged")]
+    row, column = np.unravel_index(losses.argmin(), losses.shape)
+    return {
+        "loss_base": by_name["base"]["loss"],
+        "loss_joint": joint["loss"],
+        "loss_merged": merged["loss"],
+        "loss_branches_mean": float(np.mean([b["loss"] for b in branches])),
+        "displacement_joint": joint["displacement"],
+        "displacement_merged": merged["displacement"],
+        "cosine_joint_merged": merged["x"] / merged["displacement"],
+        "share_in_plane_branches": float(np.mean([b["share_in_plane"] for b in branches])),
+        "grid_min_loss": float(losses.min()),
+        "grid_min_at": [float(x[column]), float(y[row])],
+        "grid_min_to_joint": float(np.hypot(x[column] - joint["x"], y[row] - joint["y"])),
+        "grid_min_to_merged": float(np.hypot(x[column] - merged["x"], y[row] - merged["y"])),
+    }

@@ -1,0 +1,197 @@
+"""The `data` block: a generated world, public sources, or one's own files."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from merit.config.settings import Fraction, PositiveFloat, PositiveInt, Seed, Settings
+
+SourceName = Literal[
+    "vision_flan_1k",
+    "vision_flan",
+    "the_cauldron",
+    "lvis_instruct4v",
+    "llava_preference",
+    "lrv_instruction",
+    "laion_gpt4v",
+    "vlguard",
+    "llava_pretrain",
+    "llava_mix665k",
+    "llava_next",
+    "llava_recap_cc3m",
+    "flan",
+]
+OnBadRecord = Literal["error", "skip"]
+
+
+class TaskRule(Settings):
+    """Tasks by rule: of those with at least `minimum` examples all, or `draw` of them by the seed.
+
+    Those of `exclude` are left out first. `note` goes into the manifest: what stands behind the
+    numbers.
+    """
+
+    minimum: PositiveInt = 1
+    draw: PositiveInt | None = None
+    exclude: list[str] = []
+    note: str = ""
+
+
+TaskChoice = Annotated[
+    Annotated[Annotated[list[str], Field(min_length=1)], Tag("(list)")]
+    | Annotated[TaskRule, Tag("(rule)")],
+    Discriminator(lambda value: "(list)" if isinstance(value, list) else "(rule)"),
+]
+
+
+class PublicSource(Settings):
+    """One public source of a mixture (merit.data.sources.<name>).
+
+    Its files lie in `folder` as in its hub repository (default: `<data.folder>/<name>`); `images`
+    is what the image names of a source without images are relative to (default:
+    `<data.folder>/images`). `revision` replaces the pinned one. `prefix` goes before the tasks'
+    names; `max_examples` a task are drawn; an example of more than `max_turns` turns is split.
+    `max_records` ends the reading early, before anything is drawn: a rehearsal's.
+    """
+
+    name: SourceName
+    folder: str | None = None
+    images: str | None = None
+    revision: str | None = None
+    tasks: TaskChoice = TaskRule()
+    prefix: str = ""
+    max_examples: PositiveInt | None = None
+    max_turns: PositiveInt | None = None
+    max_records: PositiveInt | None = None
+
+
+class _Read(Settings):
+    """What all data that are read share.
+
+    A record that is no example, or whose image is broken, is an error or, with `on_bad_record:
+    skip`, left out and listed in the manifest. `check_images: exists` opens no image: a broken one
+    is found in training. `held_out` is the share of each task kept from training.
+    """
+
+    seed: Seed = 42
+    held_out: Annotated[Fraction, Field(lt=1)] = 0.0
+    on_bad_record: OnBadRecord = "error"
+    check_images: Literal["decode", "exists"] = "decode"
+
+
+class PublicData(_Read):
+    """A mixture of public sources; in `pretraining`, by name, what the base's phases read."""
+
+    source: Literal["public"]
+    folder: str = "sources"
+    download: bool = True  # fetch what is missing from the hub, at the pinned revisions
+    sources: Annotated[list[PublicSource], Field(min_length=1)]
+    pretraining: dict[str, Annotated[list[PublicSource], Field(min_length=1)]] = {}
+
+    @model_validator(mode="after")
+    def _names_are_files(self) -> PublicData:
+        for name in self.pretraining:
+            if not name.isidentifier():
+                raise ValueError(f"pretraining.{name}: letters, digits and _ only")
+        return self
+
+    def cut_down(self, num_tasks: int, num_examples: int) -> PublicData:
+        """The same sources with few tasks of few examples: a rehearsal.
+
+        `num_tasks` are spread over the sources, one of each at least; base phases keep
+        `num_examples` a task, of the first records alone, twenty times as many for the broken ones:
+        theirs are files of up to three million.
+        """
+        share = max(1, num_tasks // len(self.sources))
+
+        def smaller(entry: PublicSource, tasks: int | None) -> PublicSource:
+            update: dict[str, object] = {
+                "max_examples": min(num_examples, entry.max_examples or num_examples)
+            }
+            if tasks and isinstance(entry.tasks, list):
+                update["tasks"] = entry.tasks[:tasks]
+            elif tasks and isinstance(entry.tasks, TaskRule):
+                drawn = min(tasks, entry.tasks.draw or tasks)
+                update["tasks"] = entry.tasks.model_copy(update={"draw": drawn})
+            if tasks is None and entry.tasks == TaskRule():  # a listed task may stand anywhere
+                update["max_records"] = 20 * num_examples
+            return entry.model_copy(update=update)
+
+        return self.model_copy(
+            update={
+                "sources": [smaller(entry, share) for entry in self.sources],
+                "pretraining": {
+                    name: [smaller(entry, None) for entry in entries]
+                    for name, entries in self.pretraining.items()
+                },
+            }
+        )
+
+
+class JsonlData(_Read):
+    """One's own mixture: a folder of JSONL files, one a task, in chat form (docs/sources.md)."""
+
+    source: Literal["jsonl"]
+    folder: str
+    tasks: TaskChoice = TaskRule()
+    max_examples: PositiveInt | None = None
+
+    def cut_down(self, num_tasks: int, num_examples: int) -> JsonlData:
+        """`num_tasks` of the tasks, the first of a list, else drawn, of few examples each."""
+        few = min(num_examples, self.max_examples or num_examples)
+        if isinstance(self.tasks, list):
+            tasks: TaskChoice = self.tasks[:num_tasks]
+        else:
+            drawn = min(num_tasks, self.tasks.draw or num_tasks)
+            tasks = self.tasks.model_copy(update={"draw": drawn})
+        return self.model_copy(update={"tasks": tasks, "max_examples": few})
+
+
+class MiniWorldData(Settings):
+    """The generated visual world (merit.mini.world)."""
+
+    num_skills: ClassVar[int] = 32
+
+    source: Literal["mini_world"]
+    seed: int
+    units: Literal["tasks", "sources"] = "tasks"  # 136 tasks, or 176 sources that include them
+    size_spread: PositiveFloat = 0.6  # standard deviation of the units' log sizes
+    num_examples: PositiveInt  # fine-tuning examples over all tasks
+    num_images: PositiveInt  # distinct images behind them; tasks share images, as in Vision-FLAN
+    num_conversations: PositiveInt  # multi-turn conversations of the base's instruction tuning
+    # of the 32 skills, those that the base has not seen; see merit.mini.world.base_conversations
+    num_new_skills: Annotated[int, Field(ge=0, le=16)] = 6
+    num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5
+    num_questions: PositiveInt  # test questions a benchmark
+    num_validation_questions: PositiveInt
+
+
+class MiniTextData(Settings):
+    """The generated text world (merit.mini.text)."""
+
+    source: Literal["mini_text"]
+    seed: int
+    num_examples: PositiveInt  # fine-tuning examples over all tasks
+    num_recall: PositiveInt  # paragraphs that are looked up in themselves, read by the base first
+    num_documents: PositiveInt  # plain text that the base is pre-trained on
+    num_conversations: PositiveInt  # the base's few questions and answers
+    num_questions: PositiveInt  # test questions a benchmark
+    num_validation_questions: PositiveInt
+
+
+class ReasoningData(Settings):
+    """Tasks that the package reasoning-gym generates, with its own scorers."""
+
+    source: Literal["reasoning_gym"]
+    seed: Seed
+    tasks: Annotated[list[str], Field(min_length=1)]
+    num_examples: PositiveInt  # of each task
+    num_questions: PositiveInt  # of each task, none of which is among its examples
+
+
+DataSettings = Annotated[
+    MiniWorldData | MiniTextData | PublicData | JsonlData | ReasoningData,
+    Field(discriminator="source"),
+]

@@ -1,0 +1,89 @@
+"""Which benchmarks a model is asked, who judges, and what the report shows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from merit.config.settings import PositiveFloat, PositiveInt, Settings
+
+# settings that hardly an experiment has stand in no other's hash of its parameters
+_UNLESS_EMPTY = Field(exclude_if=lambda value: not value)
+
+
+class JudgeSettings(Settings):
+    """A judge behind an OpenAI-compatible endpoint: who scores what matching cannot.
+
+    `model` is the snapshot; `key_variable` names the environment variable that holds the key, null
+    where the endpoint asks for none. `temperature` goes before VLMEvalKit's own, which for MM-Vet
+    and MathVista rises with every retry. With `replay_only` nobody is asked: answers come from the
+    record of an earlier run.
+    """
+
+    url: str  # up to and with /v1
+    model: str
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    key_variable: str | None = "OPENAI_API_KEY"
+    timeout: PositiveFloat = 60.0  # seconds
+    num_parallel: PositiveInt = 4
+    replay_only: bool = False
+
+
+class Evaluation(Settings):
+    """Which benchmarks (records in merit.eval.benchmarks), and how answers are generated.
+
+    `min_pixels` and `max_pixels` are what images are scaled to lie between; without them the
+    checkpoint's own. `cache_images` encodes the images once for all models (`prompts`): for small
+    experiments whose fine-tuning leaves the vision part as it is. A benchmark's record may have
+    limits of its own. `check_files` refuses files of VLMEvalKit's whose MD5 it does not know.
+
+    Of lm-eval's own tasks: `text_data` is a folder with their repositories as on the hub, null for
+    the hub; `chat_template` whether their questions are put into the model's; `run_model_code`
+    allows HumanEval, in a sandbox.
+    """
+
+    benchmarks: Annotated[list[str], Field(min_length=1)]
+    batch_size: PositiveInt = 64
+    max_new_tokens: PositiveInt = 64
+    generator: Literal["transformers", "vllm"] = "transformers"
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    cache_images: bool = False
+    check_files: bool = True
+    judge: JudgeSettings | None = None
+    text_data: str | None = None
+    chat_template: bool = True
+    run_model_code: bool = False
+    max_questions: PositiveInt | None = None  # the first of every public benchmark: a rehearsal's
+
+    @model_validator(mode="after")
+    def _pixels_are_a_range(self) -> Evaluation:
+        low, high = self.min_pixels, self.max_pixels
+        if (low is None) != (high is None) or (low and high and low > high):
+            raise ValueError(f"`min_pixels` {low} and `max_pixels` {high}: give both, least first")
+        if self.cache_images and self.generator == "vllm":
+            raise ValueError("`cache_images` is for `generator: transformers`")
+        return self
+
+
+class Report(Settings):
+    """What the report stage writes, and which of the paper's tables stands beside it.
+
+    `benchmarks` are those of the report's own table, all by default. `also_tables` are further
+    tables of the paper that the full level renders, each with its benchmarks: {stem: [names]};
+    those that `evaluation.benchmarks` lacks are asked at that level besides.
+    """
+
+    title: str
+    paper_table: str | None = None  # file stem in reports/paper/; none for one's own
+    paper_build: str | None = None  # which of that table's models, where it has several
+    curves: list[str] = []  # methods whose training curves are drawn
+    partition: str | None = None  # the method whose groups order the heat map and the PCA scatter
+    benchmarks: Annotated[list[str], _UNLESS_EMPTY] = []
+    also_tables: Annotated[dict[str, list[str]], _UNLESS_EMPTY] = {}
+
+    @property
+    def stem(self) -> str:
+        """What the report's own table is called: "table02", or "results" without a paper's."""
+        return self.paper_table.split("_")[0] if self.paper_table else "results"

@@ -1,0 +1,52 @@
+"""<name>-rehearsal: an experiment cut down to minutes, through the same stages.
+
+It proves credentials, downloads, space and memory before the days begin: models, images, lengths
+and batches are as they will be; tasks, examples, steps of the base and questions are few.
+"""
+
+from __future__ import annotations
+
+from merit.config import REHEARSAL, Experiment, Method
+from merit.config.data import JsonlData, PublicData
+from merit.config.measurements import Studies
+from merit.errors import MeritError
+
+NUM_TASKS, NUM_EXAMPLES, NUM_QUESTIONS = 3, 50, 20
+NUM_STEPS = 2  # of each of the base's phases
+METHODS = {
+    "base": Method(partition="base"),
+    "merit-1d": Method(partition="merit", axes=1),  # two branches
+}
+
+
+def rehearsed(experiment: Experiment) -> Experiment:
+    """3 tasks (one of every source at least) of 50 examples, two branches, 20 questions.
+
+    Raises MeritError for a generated mixture, which `merit smoke` is there for.
+    """
+    data = experiment.data
+    if not isinstance(data, PublicData | JsonlData):
+        raise MeritError(
+            f"experiments/{experiment.name}.yaml: key `data.source`: {data.source!r} is generated "
+            "and needs no rehearsal; `merit smoke` runs it at a tiny size"
+        )
+    few = data.cut_down(NUM_TASKS, NUM_EXAMPLES)
+    phases = [
+        phase.model_copy(update={"num_steps": min(NUM_STEPS, phase.num_steps)})
+        for phase in experiment.base.phases
+    ]
+    report = {"curves": [], "partition": "merit-1d", "also_tables": {}}
+    return experiment.model_copy(
+        update={
+            "name": f"{experiment.name}-{REHEARSAL}",
+            "data": few,
+            "base": experiment.base.model_copy(update={"phases": phases}),
+            "bases": {},
+            "gradients": experiment.gradients.model_copy(update={"num_examples": NUM_EXAMPLES}),
+            "methods": METHODS,
+            "sweeps": {},
+            "evaluation": experiment.evaluation.model_copy(update={"max_questions": NUM_QUESTIONS}),
+            "report": experiment.report.model_copy(update=report),
+            "studies": Studies(),
+        }
+    )

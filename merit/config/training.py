@@ -1,0 +1,123 @@
+"""How models are held and run, examples encoded, gradients taken and branches trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from merit.config.settings import Fraction, PositiveFloat, PositiveInt, Settings, nearest
+
+Algorithm = Literal["adamw", "sgd", "muon"]
+COMPONENTS = ("vision", "projector", "decoder")
+
+
+def _component_or_pattern(value: str) -> str:
+    if value.isidentifier() and value not in COMPONENTS:
+        raise ValueError(
+            f"found {value!r}: neither a component nor a pattern.{nearest(value, COMPONENTS)}"
+        )
+    return value
+
+
+# a component, or a regular expression that whole parameter names match
+Trainable = Annotated[
+    list[Annotated[str, AfterValidator(_component_or_pattern)]], Field(min_length=1)
+]
+
+
+class Optimizer(Settings):
+    """An optimiser with a warm-up and a decay; used by a base phase and by every branch alike.
+
+    `sgd` has no momentum (table 18); `betas` are AdamW's alone. `muon` is torch's Muon on matrices
+    and AdamW on what else there is: a small base built from scratch needs half the steps.
+    """
+
+    algorithm: Algorithm = "adamw"
+    learning_rate: PositiveFloat
+    batch_size: PositiveInt
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Fraction = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_from_list(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("betas"), list):
+            values = {**values, "betas": tuple(values["betas"])}
+        return values
+
+
+class Runtime(Settings):
+    """How theta0, and every model that comes from it, is held in memory and run.
+
+    `stored` keeps the checkpoint's own type; trained parameters are float32 all the same. `auto`
+    takes a GPU where there is one; `spread` cuts a model that only reads over all GPUs of the host.
+    `varlen` is torch's variable-length flash attention, for packed rows on a GPU.
+    """
+
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    spread: bool = False
+    attention: Literal["sdpa", "eager", "varlen", "flash_attention_2"] = "sdpa"
+
+
+class Encoding(Settings):
+    """How examples become token ids.
+
+    `chat` writes the turns as the model's own chat template does, `plain` as prompt, line break,
+    answer and end mark (a pretrained text model). `cache_images` keeps the frozen vision part's
+    embeddings on disk: for miniatures, since a picture of 784 tokens takes 3 MB.
+    """
+
+    template: Literal["chat", "plain"] = "chat"
+    cache_images: bool = False
+    min_pixels: PositiveInt | None = None  # of an image as the model sees it; None: the processor's
+    max_pixels: PositiveInt | None = None
+    max_tokens: PositiveInt | None = None  # of an example, image tokens included
+    on_long_example: Literal["error", "cut"] = "error"  # cut: answers from the end, never an image
+    workers: PositiveInt = 1  # processes, each with a task of its own
+
+
+class Gradients(Settings):
+    """Calibration of the mean task gradients (docs/method.md 2) and what is kept of them."""
+
+    num_examples: PositiveInt = 200  # at most this many examples a task
+    representation: Literal["stride", "sketch"] = "stride"
+    stride: PositiveInt = 5  # keep one gradient entry in `stride`, as the paper does
+    # or as many signed sums, whatever the model's size; a prime, see docs/decisions.md
+    sketch_size: PositiveInt = 65_537
+    sketch_seed: Annotated[int, Field(ge=0)] = 0  # of the signs
+    batch_size: PositiveInt = 16
+    seed: int = 0
+
+
+class Lora(Settings):
+    """Low-rank adapters in place of full fine-tuning; branches merge as weight deltas B A."""
+
+    rank: PositiveInt = 64
+    alpha: PositiveFloat = 128.0
+    # whole module names: every linear map of the decoder, and none of the vision encoder
+    targets: str = r"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+
+
+class Training(Settings):
+    """Fine-tuning of one branch; the same for every branch, but for joint training's batch size.
+
+    A step is `optimizer.batch_size` examples however it is computed: as one padded batch, or packed
+    into rows of at most `pack_tokens` tokens, each a forward and backward pass of its own; its
+    loss is the mean over its loss-bearing tokens. `bfloat16` computes in it and keeps trained
+    parameters, gradients' sums and the optimiser's state in float32.
+    """
+
+    trainable: Trainable
+    optimizer: Optimizer
+    joint_batch_size: PositiveInt | None = None  # the paper searches it for joint training only
+    precision: Literal["float32", "bfloat16"] = "float32"
+    pack_tokens: PositiveInt | None = None
+    gradient_checkpointing: bool = False  # of the decoder's layers
+    lora: Lora | None = None
+    checkpoint_minutes: PositiveFloat | None = None  # between two of a branch's checkpoints
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that read and resize images ahead

@@ -1,0 +1,1 @@
+"""Assign an experiment's tasks, or tasks of any gradients, to groups."""

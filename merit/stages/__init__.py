@@ -1,1 +1,0 @@
-"""The pipeline's stages: read, call, write."""

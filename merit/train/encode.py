@@ -1,0 +1,227 @@
+"""encode: the mixture as arrays; where asked for, its images as the frozen vision part sees them.
+
+Task by task, in as many processes as `encoding.workers`; what a killed run has finished is taken
+up again. Only one task's tokens are in memory at a time, in each process.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merit.config import Encoding, Experiment, load_experiment
+from merit.data.examples import Example, has_image, iter_examples
+from merit.data.tasks import task_file
+from merit.errors import MeritError
+from merit.io.artifacts import (
+    Artifacts,
+    atomic_write,
+    file_hash,
+    partial_folder,
+    read_json,
+    value_hash,
+    write_json,
+)
+from merit.io.progress import Progress
+from merit.io.rows import create_array
+from merit.train.dataset import ARRAYS, NUMBERS, Encoded
+
+FLAT = ("tokens", "bearing", "image_ids")  # one behind the other; offsets add up
+PARTS = "tasks"  # where the encoded tasks lie until all are there
+
+
+def run(name: str, item: str | None = None) -> None:
+    """Write artifacts/<name>/encoded."""
+    experiment, paths = load_experiment(name), Artifacts(name)
+    tasks = task_names(paths.mixture)
+    settings = experiment.encoding
+    hashes = {task: file_hash(existing_file(paths.mixture, task)) for task in tasks}
+    base = read_json(paths.base / "base.json")["base_hash"]
+    key = value_hash([hashes, base, settings.model_dump(mode="json", exclude={"workers"})])
+    with partial_folder(paths.encoded, key) as folder:
+        (folder / PARTS).mkdir(exist_ok=True)
+        encode_tasks(paths, tasks, settings, folder / PARTS, name)
+        assemble(tasks, folder)
+        if settings.cache_images:
+            cache_images(experiment, paths, folder)
+        shutil.rmtree(folder / PARTS)
+
+
+def task_names(mixture: Path) -> list[str]:
+    """The tasks in the mixture's order. Raises MeritError where one is listed twice."""
+    tasks = [entry["task"] for entry in read_json(mixture / "tasks.json")]
+    if len(set(tasks)) != len(tasks):
+        raise MeritError(f"{mixture}/tasks.json: a task is listed twice")
+    return tasks
+
+
+def existing_file(mixture: Path, task: str) -> Path:
+    """Raises MeritError where the task has no file."""
+    path = task_file(mixture, task)
+    if not path.is_file():
+        raise MeritError(f"{path}: file not found; the data stage writes it")
+    return path
+
+
+def task_examples(mixture: Path, task: str) -> Iterator[Example]:
+    """The task's examples, one in memory at a time.
+
+    Raises MeritError where the file is empty or malformed, or holds another task's examples, or
+    where an image does not exist.
+    """
+    path = task_file(mixture, task)
+    for number, example in enumerate(iter_examples(path), start=1):
+        if example.task != task:
+            raise MeritError(
+                f"{path}, line {number}: key `task`: found {example.task!r}, expected {task!r}"
+            )
+        for image in example.images:
+            if not has_image(mixture / image):
+                raise MeritError(f"{path}, line {number}: image {mixture / image} does not exist")
+        yield example
+
+
+# --- task by task ---------------------------------------------------------------------------------
+
+
+def encode_tasks(
+    paths: Artifacts, tasks: Sequence[str], settings: Encoding, folder: Path, label: str
+) -> None:
+    """Write <number>.npz for every task that is not there yet."""
+    todo = [i for i in range(len(tasks)) if not (folder / f"{i}.npz").is_file()]
+    one = partial(encode_task, paths.mixture, paths.base, settings, folder, tasks)
+    with Progress(f"{label}, encode", len(tasks)) as progress:
+        progress.advance(len(tasks) - len(todo))
+        if settings.workers == 1 or len(todo) < 2:
+            for number in todo:
+                one(number)
+                progress.advance()
+            return
+        with ProcessPoolExecutor(min(settings.workers, len(todo))) as pool:
+            for _ in pool.map(one, todo):
+                progress.advance()
+
+
+def encode_task(
+    mixture: Path,
+    base: Path,
+    settings: Encoding,
+    folder: Path,
+    tasks: Sequence[str],
+    number: int,
+) -> None:
+    """One task's arrays, as an uncompressed archive."""
+    from merit.train.images import ImageReader
+    from merit.train.tokenize import encode_examples
+
+    processor = _processor(base, (base / "base.json").stat().st_mtime_ns)
+    examples = list(task_examples(mixture, tasks[number]))
+    paths = sorted({image for example in examples for image in example.images})
+    rows: list[tuple[int, int, int]] = []
+    if paths and hasattr(processor, "image_processor"):
+        limits = settings.min_pixels, settings.max_pixels
+        reader = ImageReader(mixture, processor.image_processor, *limits)
+        rows = [reader.grid(path) for path in paths]
+    grids = np.array(rows, dtype=np.int32).reshape(-1, 3)
+    ids = {path: i for i, path in enumerate(paths)}
+    found = encode_examples(examples, processor, ids, grids, settings)
+    content = io.BytesIO()
+    kept = {name: getattr(found, name) for name in (*ARRAYS, *NUMBERS)}
+    np.savez(content, **kept)
+    atomic_write(folder / f"{number}.npz", content.getvalue())
+
+
+@cache
+def _processor(base: Path, state: int) -> Any:
+    """The base's processor, loaded once a process."""
+    from merit.train.model import load_processor
+
+    return load_processor(base)
+
+
+# --- all together -----------------------------------------------------------------------------
+
+
+def assemble(tasks: Sequence[str], folder: Path) -> None:
+    """The tasks' arrays one behind the other in memory-mapped files, and tasks.json.
+
+    An image that several tasks show is one row of `grids` and `paths`, which are sorted by path.
+    """
+    archives = [folder / PARTS / f"{i}.npz" for i in range(len(tasks))]
+    parts = [_load(path, ("offsets", "image_offsets", "paths", "grids")) for path in archives]
+    paths, first, inverse = np.unique(
+        np.concatenate([part["paths"] for part in parts]), return_index=True, return_inverse=True
+    )
+    rows = np.split(inverse, np.cumsum([len(part["paths"]) for part in parts])[:-1])
+    np.save(folder / "paths.npy", paths)
+    np.save(folder / "grids.npy", np.concatenate([part["grids"] for part in parts])[first])
+    for name in ("offsets", "image_offsets"):
+        lengths = np.concatenate([np.diff(part[name]) for part in parts])
+        np.save(folder / f"{name}.npy", np.concatenate([[0], np.cumsum(lengths)]))
+    counts = [len(part["offsets"]) - 1 for part in parts]
+    owner = np.repeat(np.arange(len(tasks), dtype=np.int32), counts)
+    np.save(folder / "task_of_example.npy", owner)
+    entries = []
+    sizes = {name: 0 for name in FLAT}
+    kinds = {name: value.dtype for name, value in _load(archives[0], FLAT).items()}
+    for task, count, path in zip(tasks, counts, archives, strict=True):
+        found = _load(path, FLAT)
+        for name in FLAT:
+            sizes[name] += len(found[name])
+        entries.append(
+            {
+                "task": task,
+                "num_samples": count,
+                "num_tokens": len(found["tokens"]),
+                "num_loss_tokens": int(found["bearing"].sum()),
+            }
+        )
+    whole = {
+        name: create_array(folder / f"{name}.npy", kinds[name], (sizes[name],)) for name in FLAT
+    }
+    place = dict.fromkeys(FLAT, 0)
+    for path, own in zip(archives, rows, strict=True):
+        found = _load(path, FLAT)
+        found["image_ids"] = own[found["image_ids"]]
+        for name, values in found.items():
+            whole[name][place[name] : place[name] + len(values)] = values
+            place[name] += len(values)
+    del whole  # written out
+    np.save(folder / "feature_offsets.npy", np.zeros(1, dtype=np.int64))
+    np.save(folder / "features.npy", np.zeros((0, 0), dtype=np.float32))
+    write_json(folder / "meta.json", {k: int(v) for k, v in _load(archives[0], NUMBERS).items()})
+    write_json(folder / "tasks.json", entries)
+
+
+def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in names}
+
+
+def cache_images(experiment: Experiment, paths: Artifacts, folder: Path) -> None:
+    """features.npy and feature_offsets.npy: every image as the decoder sees it."""
+    from merit.train.images import image_reader, vision_features
+    from merit.train.model import image_embeddings, load_model, use_one_thread
+
+    read = image_reader(paths.mixture, paths.base, experiment.encoding)
+    data = Encoded.load(folder)
+    if read is None or not len(data.paths):
+        return
+    use_one_thread()
+    model = load_model(paths.base, experiment.model)
+    images = [data.path_of(i) for i in range(len(data.paths))]
+    counts = data.grids.prod(axis=1) // data.merge_size**2
+    shape = (int(counts.sum()), model.config.text_config.hidden_size)
+    rows = create_array(folder / "features.npy", np.dtype(np.float32), shape)
+    place = 0
+    for part in vision_features(read, images, partial(image_embeddings, model)):
+        rows[place : place + len(part)] = part
+        place += len(part)
+    np.save(folder / "feature_offsets.npy", np.concatenate([[0], np.cumsum(counts)]))

@@ -1,0 +1,213 @@
+"""theta0: load a Qwen2.5-VL, a Qwen2 or a Llama, and name its components.
+
+The components follow the paper: the vision encoder, the projector (`visual.merger`) and the
+language decoder. The fine-tuning stage trains the decoder alone; building the base also trains
+the other two. A text model is a decoder and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merit.config import COMPONENTS, Runtime
+from merit.errors import MeritError
+from merit.io.artifacts import read_json
+
+SPECIAL_TOKENS = {
+    "pad": "<|endoftext|>",
+    "start": "<|im_start|>",
+    "end": "<|im_end|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+    "unknown": "<|unk|>",
+}
+ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", "LlamaForCausalLM")
+
+
+def has_vision(model: Any) -> bool:
+    """Whether the model reads images."""
+    return hasattr(model.config, "vision_config")
+
+
+def decoder(model: Any) -> Any:
+    """The language decoder: embeddings, layers and last norm."""
+    return model.model.language_model if has_vision(model) else model.model
+
+
+def check_architecture(folder: Path) -> str:
+    """The class of a Hugging Face folder's model, as its config.json says; no weights are needed.
+
+    Raises MeritError without a config.json, and for an architecture that this project cannot train.
+    """
+    if not (folder / "config.json").is_file():
+        raise MeritError(f"{folder}: no model here (config.json is missing); `dvc repro` writes it")
+    found = read_json(folder / "config.json").get("architectures") or [""]
+    if found[0] not in ARCHITECTURES:
+        raise MeritError(
+            f"{folder}/config.json: key `architectures`: found {found}, expected "
+            f"{' or '.join(ARCHITECTURES)}"
+        )
+    return str(found[0])
+
+
+def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
+    """A model from a Hugging Face folder, sharded or not, in evaluation mode.
+
+    config.json's `architectures` says which. On the device and in the type that `runtime` asks for
+    (by default: a GPU where there is one, the checkpoint's own type). Raises MeritError where a
+    file is missing, truncated or does not fit the architecture, or the architecture is unknown.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    runtime = runtime or Runtime()
+    architecture = check_architecture(folder)
+    if runtime.attention == "varlen":
+        import merit.train.attention  # noqa: F401 - registers it with transformers
+    try:
+        loaded: Any = getattr(transformers, architecture).from_pretrained(
+            folder,
+            dtype="auto" if runtime.dtype == "stored" else getattr(torch, runtime.dtype),
+            device_map=placement(runtime),
+            attn_implementation=_attention(runtime, architecture),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
+        raise MeritError(f"{folder}: the model cannot be read ({error}); write it anew") from None
+    model, report = loaded
+    missing = [name for name in report["missing_keys"] if name != "lm_head.weight"]
+    if missing or report["unexpected_keys"]:
+        raise MeritError(
+            f"{folder}: the checkpoint's tensors do not match config.json: missing "
+            f"{missing[:3]}, unexpected {sorted(report['unexpected_keys'])[:3]}"
+        )
+    return model.eval()
+
+
+def for_generation(runtime: Runtime) -> Runtime:
+    """The same but for `varlen`, which is for packed rows: padded ones with a cache need a mask."""
+    if runtime.attention != "varlen":
+        return runtime
+    return runtime.model_copy(update={"attention": "sdpa"})
+
+
+def _attention(runtime: Runtime, architecture: str) -> Any:
+    """The vision encoder attends within windows: varlen is the decoder's alone."""
+    if runtime.attention == "varlen" and "VL" in architecture:
+        return {"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"}
+    return runtime.attention
+
+
+def placement(runtime: Runtime) -> Any:
+    """transformers' `device_map`; None leaves the model on the CPU.
+
+    Of several processes on a host, each takes the GPU of its LOCAL_RANK. Raises MeritError where a
+    GPU is asked for and there is none.
+    """
+    if runtime.device == "cpu" or not torch.cuda.is_available():
+        if runtime.device == "cuda":
+            raise MeritError("key `model.device`: found 'cuda', and torch finds no GPU here")
+        return None
+    return "auto" if runtime.spread else {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}"}
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor saved beside a model; for a text model, its tokenizer."""
+    from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise MeritError(f"{folder}: no processor here (tokenizer.json is missing)")
+    known = ("processor_config.json", "preprocessor_config.json")
+    if any((folder / name).is_file() for name in known):
+        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+    kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class", "")
+    if kind in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        # AutoTokenizer would choose Qwen2's class by the model, and with it another pre-tokenizer
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def component_of(name: str) -> str:
+    """The component a parameter belongs to, by its name."""
+    if ".visual.merger." in name or name.startswith("visual.merger."):
+        return "projector"
+    return "vision" if "visual." in name else "decoder"
+
+
+def set_trainable(model: torch.nn.Module, chosen: Iterable[str]) -> dict[str, torch.nn.Parameter]:
+    """Let exactly `chosen` learn; returns their parameters by name, in a fixed order.
+
+    An entry of `chosen` is a component or a regular expression that whole parameter names match.
+    Tied embeddings are one parameter. Raises MeritError for an entry that matches nothing.
+    """
+    named = dict(model.named_parameters())
+    found: set[str] = set()
+    for entry in chosen:
+        try:
+            mine = {n for n in named if entry in (component_of(n),) or re.fullmatch(entry, n)}
+        except re.error as error:
+            raise MeritError(
+                f"key `trainable`: {entry!r} is no regular expression: {error}"
+            ) from None
+        if not mine:
+            raise MeritError(
+                f"key `trainable`: {entry!r} matches no parameter; it is one of "
+                f"{', '.join(COMPONENTS)} or a regular expression for whole names such as "
+                f"{next(iter(named))!r}"
+            )
+        found |= mine
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in found)
+    return {name: named[name] for name in sorted(found)}
+
+
+def stored_tensors(
+    model: Any, parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """`parameters` under the names that they have in the model's checkpoint file.
+
+    transformers renames tensors while loading, and back in `save_pretrained`: a module called
+    `model.visual` is `visual` in every Qwen2.5-VL checkpoint.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, dict(parameters))
+
+
+def vision_hidden_states(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    """(num_patches, vision_hidden_size): what the vision encoder gives the projector.
+
+    In the encoder's own order: that of the pixels, where no image spans several attention windows.
+
+    Args: pixels (num_patches, patch_dim) of all images one behind the other, patches in merge-group
+    order; grids int64 (num_images, 3).
+    """
+    return model.model.visual(pixels, grid_thw=grids).last_hidden_state
+
+
+def image_embeddings(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    """(num_tokens, hidden_size): images as the decoder sees them. Arguments as above."""
+    visual = model.model.visual
+    inputs = pixels.to(visual.device, visual.dtype), grids.to(visual.device)
+    return visual(inputs[0], grid_thw=inputs[1]).pooler_output
+
+
+def project(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The projector: (num_patches, vision_hidden_size) -> (num_tokens, hidden_size)."""
+    return model.model.visual.merger(hidden)
+
+
+def use_one_thread() -> None:
+    """Two single-threaded processes beat one with two threads at the mini size (measured)."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_flush_denormal(True)
