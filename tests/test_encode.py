@@ -15,7 +15,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from merit.config import Encoding, Runtime
-from merit.data.examples import IMAGE_TOKEN, Example, load_image, make_example
+from merit.data.examples import IMAGE_TOKEN, Example, make_example
+from merit.data.images import load_image
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from merit.train import encode

@@ -14,14 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from merit.data.examples import (
-    Example,
-    has_image,
-    image_size,
-    load_image,
-    make_example,
-    read_examples,
-)
+from merit.data.examples import Example, make_example, read_examples
+from merit.data.images import has_image, image_size, load_image
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from merit.train.encode import task_examples, task_names

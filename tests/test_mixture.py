@@ -19,7 +19,8 @@ from public_fixtures import flan_record, pack, picture, said, save
 from merit.config import load_experiment
 from merit.config.data import JsonlData, PublicData, TaskRule
 from merit.data import mixture
-from merit.data.examples import Example, load_image, read_examples
+from merit.data.examples import Example, read_examples
+from merit.data.images import load_image
 from merit.data.sources import the_cauldron, writer
 from merit.data.sources.public import needs
 from merit.data.tasks import choose, task_file, task_of_file

@@ -10,9 +10,8 @@ import pytest
 from public_fixtures import said
 
 from merit.config.data import PublicSource
-from merit.data.conversations import BadRecord
-from merit.data.examples import Example, load_image
-from merit.data.pictures import Pictures
+from merit.data.examples import BadRecord, Example
+from merit.data.images import ImageFinder, load_image
 from merit.data.source import Source
 from merit.data.sources.public import NAMES, reader
 from merit.errors import MeritError
@@ -26,7 +25,7 @@ def read(
     """The examples of a laid-out source, and (where, why) of its bad records."""
     source, folder = reader(name), root / name
     images = root / "images" if source.images == "shared" else folder
-    pictures, examples, bad = Pictures(images, root / "artifacts/x/data/mixture"), [], []
+    pictures, examples, bad = ImageFinder(images, root / "artifacts/x/data/mixture"), [], []
     for record in source.records(folder, tasks):
         try:
             examples.append(source.convert(record, pictures))

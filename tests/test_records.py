@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from public_fixtures import IMAGE, picture
 
 from merit.data import parquet, records
-from merit.data.examples import has_image, load_image
+from merit.data.images import has_image, load_image
 from merit.errors import MeritError
 
 VALUES = st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.lists(st.text())))

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from merit.config import MiniWorldData
-from merit.data.examples import IMAGE_TOKEN, load_image, read_examples
+from merit.data.examples import IMAGE_TOKEN, read_examples
+from merit.data.images import load_image
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
 from merit.mini.world import base_conversations, world_tasks

@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
-from merit.data.examples import load_image
+from merit.data.images import load_image
 from merit.errors import MeritError
 
 csv.field_size_limit(1 << 30)  # a cell holds an image

@@ -1,34 +1,30 @@
 """The canonical example: what every source is converted to, and what training reads.
 
-One JSON object a line: `id`, `task`, `messages` (turns of `role` and `content`; `<image>` marks
-where an image stands) and `images` (paths relative to the data's folder: files, or members of an
-archive such as `images.zip/x.png`).
+One JSON object per line: `id`, `task`, `messages` (turns of `role` and `content`) and `images`
+(paths relative to the file's folder: files, or members of an archive such as `images.zip/x.png`).
+`<image>` in a message marks where the next image stands. A source's text that holds these
+characters as text would shift every image after it: in answers, and in prompts of a source without
+marks, they become `< image>`. A surplus mark in a prompt of a source with marks is refused.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import lzma
-import os
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from PIL import Image
-
-from merit.data import parquet
 from merit.errors import MeritError
 
 IMAGE_TOKEN = "<image>"
-TEXT_ROLE = "text"  # the one message of a plain document, which a base is pre-trained on
+ESCAPED = "< image>"
+TEXT_ROLE = "text"  # the only message of a plain document, which a base is pre-trained on
 KEYS = {"id", "task", "messages", "images"}
-Result = TypeVar("Result")
+
+
+class BadRecord(MeritError):
+    """A record that is no example; the message says why, its reader adds file and number."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Example:
 
 
 def make_example(
-    identifier: str, task: str, turns: list[tuple[str, str]], images: tuple[str, ...]
+    identifier: str, task: str, turns: Sequence[tuple[str, str]], images: tuple[str, ...]
 ) -> Example:
     """An example from (prompt, answer) turns; the images stand before the first prompt."""
     messages = []
@@ -64,12 +60,96 @@ def make_example(
 
 
 def make_document(identifier: str, text: str) -> Example:
-    """A plain document: all of it bears the loss, and no turn marks stand around it."""
+    """A plain document: every token is supervised, and no turn marks stand around it."""
     return Example(identifier, "corpus", ({"role": TEXT_ROLE, "content": text},), ())
 
 
+# --- from a source's conversations --------------------------------------------------------------
+
+
+def escape(text: str) -> str:
+    """The text without marks of images."""
+    return text.replace(IMAGE_TOKEN, ESCAPED)
+
+
+def from_turns(
+    identifier: str, task: str, turns: Sequence[tuple[Any, Any]], images: tuple[str, ...]
+) -> Example:
+    """An example from (prompt, answer) turns of a source without marks. Raises BadRecord."""
+    prompts = [(escape(p) if isinstance(p, str) else p, a) for p, a in turns]
+    return make_example(identifier, task, _answered(prompts), images)
+
+
+def from_llava(
+    identifier: str, task: str, conversations: Any, images: tuple[str, ...], marked: bool = True
+) -> Example:
+    """An example from LLaVA's `[{"from": "human" | "gpt", "value": text}, ...]`.
+
+    Marks stay in place in the prompts; the images of a source that is not `marked` stand before
+    the first prompt. A leading gpt entry is left out, as in LLaVA's own training. Raises BadRecord.
+    """
+    turns = _llava_turns(conversations)
+    if not marked:
+        return from_turns(identifier, task, turns, images)
+    num_marks = sum(prompt.count(IMAGE_TOKEN) for prompt, _ in turns)
+    if num_marks != len(images):
+        raise BadRecord(f"{num_marks} `{IMAGE_TOKEN}` in the prompts, but {len(images)} image(s)")
+    return replace(make_example(identifier, task, _answered(turns), ()), images=images)
+
+
+def _llava_turns(conversations: Any) -> list[tuple[str, str]]:
+    """(prompt, answer) pairs. Raises BadRecord if the roles do not alternate."""
+    if not isinstance(conversations, list) or not all(isinstance(m, dict) for m in conversations):
+        raise BadRecord(f"`conversations` must be a list of turns, found {conversations!r:.80}")
+    if conversations and conversations[0].get("from") == "gpt":
+        conversations = conversations[1:]
+    for i, message in enumerate(conversations):
+        expected = "human" if i % 2 == 0 else "gpt"
+        if message.get("from") != expected:
+            raise BadRecord(f"turn {i + 1} is from {message.get('from')!r}, expected {expected!r}")
+    if len(conversations) % 2 or not conversations:
+        raise BadRecord("without an answer: the last turn is a prompt")
+    values = [message.get("value") for message in conversations]
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _answered(turns: Sequence[tuple[Any, Any]]) -> list[tuple[str, str]]:
+    """The turns, answers escaped. Raises BadRecord if one is empty or no text."""
+    if not turns:
+        raise BadRecord("without an answer: no turns")
+    for prompt, answer in turns:
+        if not isinstance(prompt, str):
+            raise BadRecord(f"a prompt must be text, found {prompt!r:.80}")
+        if not isinstance(answer, str) or not answer.strip():
+            raise BadRecord(f"without an answer: found {answer!r:.80}")
+    return [(prompt, escape(answer)) for prompt, answer in turns]
+
+
+def split_turns(example: Example, max_turns: int) -> list[Example]:
+    """The example as several of at most `max_turns` turns, each with all images in front.
+
+    Raises BadRecord if an image is marked after the first prompt, and so belongs to a turn.
+    """
+    contents = [message["content"] for message in example.messages]
+    turns = list(zip(contents[::2], contents[1::2], strict=True))
+    if len(turns) <= max_turns:
+        return [example]
+    if any(IMAGE_TOKEN in prompt for prompt, _ in turns[1:]):
+        raise BadRecord("`max_turns`: an image stands after the first prompt")
+    plain = [(prompt.replace(IMAGE_TOKEN, "").strip("\n"), answer) for prompt, answer in turns]
+    return [
+        make_example(
+            f"{example.id}-{part}", example.task, plain[start:][:max_turns], example.images
+        )
+        for part, start in enumerate(range(0, len(turns), max_turns))
+    ]
+
+
+# --- from a JSONL file --------------------------------------------------------------------------
+
+
 def read_examples(path: Path) -> list[Example]:
-    """Every example of a JSONL file; for what it raises see `iter_examples`."""
+    """Every example of a JSONL file. Raises MeritError as `iter_examples` does."""
     return list(iter_examples(path))
 
 
@@ -88,7 +168,7 @@ def iter_examples(path: Path) -> Iterator[Example]:
         raise MeritError(f"{path}: file not found; the data stage writes it") from None
     except UnicodeDecodeError as error:
         raise MeritError(
-            f"{path}: not UTF-8 text (after line {number}: byte {error.start}); write it anew"
+            f"{path}: not UTF-8 text (after line {number}: byte {error.start}); write it again"
         ) from None
     if not number:
         raise MeritError(f"{path}: zero examples; remove the task or give it at least one example")
@@ -110,18 +190,15 @@ def example_from(value: Any, where: str) -> Example:
     messages = value["messages"]
     if not isinstance(messages, list) or not messages:
         raise MeritError(f"{where}: `messages` must be a list with at least one turn")
-    plain = len(messages) == 1 and TEXT_ROLE in _roles(messages)
+    roles = [message.get("role") if isinstance(message, dict) else None for message in messages]
+    document = roles == [TEXT_ROLE]
     for i, message in enumerate(messages):
-        role = TEXT_ROLE if plain else "user" if i % 2 == 0 else "assistant"
-        if (
-            not isinstance(message, dict)
-            or message.get("role") != role
-            or not isinstance(message.get("content"), str)
-        ):
+        role = TEXT_ROLE if document else "user" if i % 2 == 0 else "assistant"
+        if roles[i] != role or not isinstance(message.get("content"), str):
             raise MeritError(
                 f"{where}: messages[{i}] must have role {role!r} and text, found {message!r}"
             )
-    if len(messages) % 2 and not plain:
+    if len(messages) % 2 and not document:
         raise MeritError(f"{where}: the last message must be the assistant's answer")
     images = value["images"]
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
@@ -130,116 +207,3 @@ def example_from(value: Any, where: str) -> Example:
     if marks != len(images):
         raise MeritError(f"{where}: {marks} `{IMAGE_TOKEN}` marks but {len(images)} images")
     return Example(str(value["id"]), str(value["task"]), tuple(messages), tuple(images))
-
-
-def _roles(messages: list[Any]) -> list[Any]:
-    return [message.get("role") for message in messages if isinstance(message, dict)]
-
-
-# --- images -------------------------------------------------------------------------------------
-
-# what zipfile raises where an archive or a member is broken
-UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(EOFError, OSError, RuntimeError, ValueError),
-)
-
-
-def load_image(path: Path) -> Image.Image:
-    """An RGB image, fully decoded; `path` is a file or leads into an archive or a parquet file.
-
-    `images.zip/x.png` is a member, `x.parquet/12/0` an image of a row (merit.data.parquet). Raises
-    MeritError where the image or its archive is missing, truncated or corrupt.
-    """
-    return _opened(path, lambda image: image.convert("RGB"))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels, from the image's header; `path` and errors as `load_image`."""
-    return _opened(path, lambda image: image.size)
-
-
-def _opened(path: Path, use: Callable[[Image.Image], Result]) -> Result:
-    path = _without_dots(path)
-    place = _place_in_archive(path)
-    try:
-        with Image.open(path if place is None else io.BytesIO(_read_member(*place))) as image:
-            return use(image)
-    except FileNotFoundError:
-        raise MeritError(f"{path}: image not found; an example refers to it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MeritError(
-            f"{path}: not a readable image ({error}); fetch or write it anew"
-        ) from None
-
-
-def has_image(path: Path) -> bool:
-    """Whether there is an image at `path`, as `load_image` takes it; the image is not opened.
-
-    Raises MeritError where its archive is there and cannot be read.
-    """
-    path = _without_dots(path)
-    place = _place_in_archive(path)
-    if place is None:
-        return path.is_file()
-    archive, member = place
-    if archive.suffix == ".parquet":
-        return archive.is_file() and parquet.has_image(archive, member)
-    return archive.is_file() and member in _open_archive(archive, member).NameToInfo
-
-
-def _place_in_archive(path: Path) -> tuple[Path, str] | None:
-    """(archive, member) of a path that leads into a .zip or .parquet file, else None."""
-    for folder in path.parents:
-        if folder.suffix in (".zip", ".parquet") and not folder.is_dir():
-            return folder, path.relative_to(folder).as_posix()
-    return None
-
-
-def archive_table(archive: Path) -> list[tuple[str, int, int]]:
-    """(name, size, CRC-32) of every member. Raises MeritError where the archive cannot be read."""
-    members = _open_archive(archive, "images").infolist()
-    return [(member.filename, member.file_size, member.CRC) for member in members]
-
-
-def _without_dots(path: Path) -> Path:
-    """`a/b/../c` as `a/c`, by name alone: `artifacts` may be a link to another disk."""
-    return Path(os.path.normpath(path))
-
-
-def _read_member(archive: Path, member: str) -> bytes:
-    if archive.suffix == ".parquet":
-        return parquet.read_image(archive, member)
-    try:
-        return _open_archive(archive, member).read(member)
-    except KeyError:
-        raise MeritError(
-            f"{archive}: image {member!r} not found in it; an example refers to it"
-        ) from None
-    except UNREADABLE as error:
-        raise MeritError(
-            f"{archive}: image {member!r} cannot be read from it ({error}); fetch or write the "
-            "archive anew"
-        ) from None
-
-
-def _open_archive(archive: Path, member: str) -> zipfile.ZipFile:
-    """The archive, for the sake of `member`; opened once a process while it stays the same file."""
-    try:
-        state = archive.stat()
-        # a forked process that shared the handle would share the position in the file, too
-        return _handle(archive, os.getpid(), state.st_ino, state.st_mtime_ns, state.st_size)
-    except FileNotFoundError:
-        raise MeritError(
-            f"{archive}: archive not found; an example refers to {member!r} in it"
-        ) from None
-    except UNREADABLE as error:
-        raise MeritError(
-            f"{archive}: not a readable archive ({error}), and an example refers to {member!r} in "
-            "it; fetch or write it anew"
-        ) from None
-
-
-@lru_cache(maxsize=32)
-def _handle(archive: Path, *state: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(archive)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from merit.data.examples import archive_table
+from merit.data.images import archive_table
 from merit.errors import MeritError
 from merit.io.artifacts import file_hash
 

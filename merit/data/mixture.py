@@ -18,9 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from merit.config.data import OnBadRecord, TaskRule
-from merit.data.conversations import ESCAPED, BadRecord, split_turns
-from merit.data.examples import Example, has_image, load_image
-from merit.data.pictures import Pictures
+from merit.data.examples import ESCAPED, BadRecord, Example, split_turns
+from merit.data.images import ImageFinder, has_image, load_image
 from merit.data.source import Source
 from merit.data.tasks import check_known, choose, task_file
 from merit.errors import MeritError
@@ -67,7 +66,7 @@ class Part:
     name: str
     source: Source
     folder: Path
-    pictures: Pictures
+    pictures: ImageFinder
     tasks: Sequence[str] | TaskRule
     key: str
     prefix: str = ""

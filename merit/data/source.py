@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merit.data import parquet
-from merit.data.conversations import BadRecord
-from merit.data.examples import Example
-from merit.data.pictures import Pictures
+from merit.data.examples import BadRecord, Example
+from merit.data.images import ImageFinder
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Source:
     licence: str
     files: Callable[[Collection[str] | None], list[str]]
     records: Callable[[Path, Collection[str] | None], Iterator[Record]]
-    convert: Callable[[Record, Pictures], Example]
+    convert: Callable[[Record, ImageFinder], Example]
     tasks: tuple[str, ...] = ()
     images: Images = "beside"
     archives: tuple[str, ...] = ()

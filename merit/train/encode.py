@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from merit.config import Encoding, Experiment, load_experiment
-from merit.data.examples import Example, has_image, iter_examples
+from merit.data.examples import Example, iter_examples
+from merit.data.images import has_image
 from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.io.artifacts import (

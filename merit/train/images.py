@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from merit.config import Encoding
-from merit.data.examples import image_size, load_image
+from merit.data.images import image_size, load_image
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from merit.train.dataset import Encoded, ReadImages

@@ -27,7 +27,8 @@ from PIL import Image
 
 from merit.config import Evaluation, Experiment
 from merit.config.measurements import Overlap
-from merit.data.examples import TEXT_ROLE, iter_examples, load_image
+from merit.data.examples import TEXT_ROLE, iter_examples
+from merit.data.images import load_image
 from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.eval.answering.answers import question_files

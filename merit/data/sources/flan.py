@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import BadRecord, from_turns
-from merit.data.examples import Example
-from merit.data.pictures import Pictures
+from merit.data.examples import BadRecord, Example, from_turns
+from merit.data.images import ImageFinder
 from merit.data.records import jsonl_records
 from merit.data.source import Record, Source
 
@@ -54,7 +53,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
                 yield Record(f"{file_of(task)}, line {number}", task, value, f"{task}-{number}")
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """The template as prompt, the target as answer. Raises BadRecord."""
     found = record.get("task")
     if str(found).removesuffix("_10templates") != record.task:

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import BadRecord, from_turns
-from merit.data.examples import Example
+from merit.data.examples import BadRecord, Example, from_turns
 from merit.data.hub import files
-from merit.data.pictures import Pictures
+from merit.data.images import ImageFinder
 from merit.data.records import jsonl_records
 from merit.data.source import Record, Source, parquet_records
 from merit.errors import MeritError
@@ -48,7 +47,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
             yield record
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """The caption as answer to a prompt of ours. Raises BadRecord."""
     fetched = record.value["fetched"]
     if fetched is None:

@@ -18,9 +18,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from merit.data.conversations import from_llava
-from merit.data.examples import Example
-from merit.data.pictures import Pictures
+from merit.data.examples import Example, from_llava
+from merit.data.images import ImageFinder
 from merit.data.records import json_records
 from merit.data.source import Record, Source, numbered, only
 
@@ -38,7 +37,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
     return numbered(ANNOTATIONS, json_records(folder / ANNOTATIONS), task_of)
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """One image, or text alone, where no `<image>` is a mark. Raises BadRecord."""
     turns = record.get("conversations")
     if record.task == "text":

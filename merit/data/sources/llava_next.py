@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import from_llava
-from merit.data.examples import Example
+from merit.data.examples import Example, from_llava
 from merit.data.hub import files
-from merit.data.pictures import Pictures
+from merit.data.images import ImageFinder
 from merit.data.source import Record, Source, only, parquet_records
 
 PATTERN = "data/train-*.parquet"
@@ -30,7 +29,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
         )
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """One image or none. Raises BadRecord."""
     file, row = record.value["file"], record.value["row"]
     turns = record.value["conversations"]

@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import BadRecord, from_llava
-from merit.data.examples import Example
-from merit.data.pictures import Pictures
+from merit.data.examples import BadRecord, Example, from_llava
+from merit.data.images import ImageFinder
 from merit.data.records import json_records
 from merit.data.source import Record, Source, numbered, only
 
@@ -30,7 +29,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
     return numbered(ANNOTATIONS, json_records(folder / ANNOTATIONS), lambda value: TASK)
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """The conversation with the preferred answer at its end. Raises BadRecord."""
     preference, conversations = record.get("preference"), record.get("conversations")
     if isinstance(preference, bool) or preference not in (1, 2):
@@ -45,7 +44,7 @@ def convert(record: Record, pictures: Pictures) -> Example:
     return from_llava(record.id, record.task, turns, (_image(record.get("image"), pictures),))
 
 
-def _image(name: object, pictures: Pictures) -> str:
+def _image(name: object, pictures: ImageFinder) -> str:
     try:
         return pictures.find(f"coco/train2017/{name}")
     except BadRecord:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import BadRecord, from_llava
-from merit.data.examples import Example
+from merit.data.examples import BadRecord, Example, from_llava
 from merit.data.hub import files
-from merit.data.pictures import Pictures
+from merit.data.images import ImageFinder
 from merit.data.source import Record, Source, only, parquet_records
 
 PATTERN = "data/train-*.parquet"
@@ -28,7 +27,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
         )
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """The image and its caption. Raises BadRecord."""
     if record.value["image"] is None:
         raise BadRecord("no image in the row")

@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import BadRecord, from_turns
-from merit.data.examples import Example
+from merit.data.examples import BadRecord, Example, from_turns
 from merit.data.hub import files
-from merit.data.pictures import Pictures
+from merit.data.images import ImageFinder
 from merit.data.records import json_records
 from merit.data.source import Record, Source, numbered, only
 
@@ -33,7 +32,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
         yield from numbered(file.name, json_records(file), lambda value: TASK)
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """The image, then the question. Raises BadRecord."""
     number = record.get("image_id")
     if isinstance(number, bool) or not isinstance(number, (str, int)):

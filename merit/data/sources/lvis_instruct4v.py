@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import from_llava
-from merit.data.examples import Example
-from merit.data.pictures import Pictures
+from merit.data.examples import Example, from_llava
+from merit.data.images import ImageFinder
 from merit.data.records import json_records
 from merit.data.source import Record, Source, numbered, only
 
@@ -29,7 +28,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
     return numbered(ANNOTATIONS, json_records(folder / ANNOTATIONS), lambda value: TASK)
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """One image or none. Raises BadRecord."""
     name = record.value.get("image")
     images = () if name is None else (pictures.find(name),)

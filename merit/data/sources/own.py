@@ -15,9 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from merit.data.conversations import BadRecord, escape
-from merit.data.examples import Example, example_from
-from merit.data.pictures import Pictures
+from merit.data.examples import BadRecord, Example, escape, example_from
+from merit.data.images import ImageFinder
 from merit.data.records import text_lines
 from merit.data.source import Record, Source
 from merit.data.tasks import task_file, task_of_file
@@ -52,7 +51,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
                 yield Record(where, task, {"line": line}, f"{task}-{number}")
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """The line's example, its images found. Raises BadRecord."""
     try:
         value = json.loads(record.value["line"])

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from merit.config.data import JsonlData, PublicData, PublicSource, SourceName, TaskRule
 from merit.data.hub import describe, files, provide
+from merit.data.images import ImageFinder
 from merit.data.mixture import (
     Part,
     Rules,
@@ -20,7 +21,6 @@ from merit.data.mixture import (
     wanted_before_reading,
     write_part,
 )
-from merit.data.pictures import Pictures
 from merit.data.source import Source
 from merit.data.sources.own import source_of
 from merit.data.tasks import task_file
@@ -71,7 +71,7 @@ def write_own(settings: JsonlData, folder: Path) -> None:
         name=root.name,
         source=source_of(root),
         folder=root,
-        pictures=Pictures(root, folder / "mixture"),
+        pictures=ImageFinder(root, folder / "mixture"),
         tasks=settings.tasks,
         key="data.tasks",
         max_examples=settings.max_examples,
@@ -132,7 +132,7 @@ def _part(entry: PublicSource, settings: PublicData, folder: Path, key: str) -> 
         name=entry.name,
         source=replace(source, revision=entry.revision or source.revision),
         folder=place,
-        pictures=Pictures(images, folder / "mixture"),
+        pictures=ImageFinder(images, folder / "mixture"),
         tasks=entry.tasks,
         key=f"{key}.tasks",
         prefix=entry.prefix,

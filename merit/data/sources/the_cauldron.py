@@ -19,10 +19,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import BadRecord, from_turns
-from merit.data.examples import Example
+from merit.data.examples import BadRecord, Example, from_turns
 from merit.data.hub import files
-from merit.data.pictures import Pictures
+from merit.data.images import ImageFinder
 from merit.data.source import Record, Source, parquet_records
 
 TASKS = (
@@ -49,7 +48,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
         )
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """All images of the row, then its questions as turns. Raises BadRecord."""
     file, row, images = (record.value[key] for key in ("file", "row", "images"))
     if not images:

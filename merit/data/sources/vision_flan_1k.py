@@ -17,9 +17,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merit.data.conversations import from_llava
-from merit.data.examples import Example
-from merit.data.pictures import Pictures
+from merit.data.examples import Example, from_llava
+from merit.data.images import ImageFinder
 from merit.data.records import json_records
 from merit.data.source import Record, Source, numbered, only
 
@@ -33,7 +32,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
     return numbered(ANNOTATIONS, values, lambda value: str(value.get("task_name") or ""))
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """One image, one turn or more. Raises BadRecord."""
     image = pictures.member(IMAGES, record.get("image"), FOLDER)
     return from_llava(record.id, record.task, record.get("conversations"), (image,))

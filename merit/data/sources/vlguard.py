@@ -17,9 +17,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from merit.data.conversations import BadRecord, from_turns
-from merit.data.examples import Example
-from merit.data.pictures import Pictures
+from merit.data.examples import BadRecord, Example, from_turns
+from merit.data.images import ImageFinder
 from merit.data.records import json_records
 from merit.data.source import Record, Source, numbered, only
 
@@ -33,7 +32,7 @@ def records(folder: Path, tasks: Collection[str] | None) -> Iterator[Record]:
     return numbered(ANNOTATIONS, json_records(folder / ANNOTATIONS), lambda value: TASK)
 
 
-def convert(record: Record, pictures: Pictures) -> Example:
+def convert(record: Record, pictures: ImageFinder) -> Example:
     """One conversation of one or two turns. Raises BadRecord."""
     entries = record.get("instr-resp")
     if not isinstance(entries, list) or not 1 <= len(entries) <= 2:
@@ -49,7 +48,7 @@ def _turn(entry: Any) -> tuple[Any, Any]:
     return entry[keys[0]], entry.get("response")
 
 
-def _image(name: object, pictures: Pictures) -> str:
+def _image(name: object, pictures: ImageFinder) -> str:
     try:
         return pictures.member(IMAGES, name)
     except BadRecord:
