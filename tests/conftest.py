@@ -82,7 +82,7 @@ class Tiny:
     processor: Any
     data: Path  # the world's folder
     examples: list[Example]
-    encoded: Any  # merit.train.dataset.Encoded
+    encoded: Any  # merit.train.dataset.TokenizedDataset
 
 
 def picture(world: Path, image: str) -> Path:

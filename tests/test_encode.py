@@ -20,7 +20,7 @@ from merit.data.images import load_image
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from merit.train import encode
-from merit.train.dataset import ARRAYS, IGNORED, Encoded, mrope_positions
+from merit.train.dataset import ARRAYS, IGNORED, TokenizedDataset, mrope_positions
 from merit.train.images import image_reader
 from merit.train.loss import forward_loss
 from merit.train.model import SPECIAL_TOKENS
@@ -150,7 +150,9 @@ def test_the_encode_stage_writes_both_counts_of_every_task(
         {"task": "b", "num_samples": 2, "num_tokens": 2 * (10 + 18), "num_loss_tokens": 2 * 2},
         {"task": "a", "num_samples": 1, "num_tokens": 11 + 18, "num_loss_tokens": 3},
     ]
-    data = Encoded.load(paths.encoded, image_reader(paths.mixture, paths.base, own.encoding))
+    data = TokenizedDataset.load(
+        paths.encoded, image_reader(paths.mixture, paths.base, own.encoding)
+    )
     assert len(data) == 3
     assert data.features.shape == ((16, 32) if cache_images else (0, 0))
     with torch.no_grad():
@@ -214,7 +216,7 @@ def test_a_batch_is_the_examples_in_the_order_asked_for(tiny: Tiny) -> None:
 
 def test_arrays_come_back_from_disk(tiny: Tiny, tmp_path: Path) -> None:
     tiny.encoded.save(tmp_path)
-    loaded = Encoded.load(tmp_path)
+    loaded = TokenizedDataset.load(tmp_path)
     for name in ARRAYS:
         array = getattr(tiny.encoded, name)
         assert_array_equal(getattr(loaded, name), array)
@@ -235,4 +237,4 @@ def test_a_truncated_or_missing_array_is_refused(
     else:
         path.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
     with pytest.raises(MeritError, match=f"{name}.npy: cannot be read"):
-        Encoded.load(tmp_path)
+        TokenizedDataset.load(tmp_path)

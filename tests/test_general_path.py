@@ -34,7 +34,7 @@ from merit.partition import stage as partition
 from merit.train import base, encode
 from merit.train import branch as train
 from merit.train import task_gradients as gradients
-from merit.train.dataset import Encoded
+from merit.train.dataset import TokenizedDataset
 from merit.train.model import load_processor
 from merit.train.tokenize import Template, template_of
 from tests import tiny_models
@@ -302,7 +302,7 @@ def test_every_task_has_a_sketch_and_a_group(vision: Run, text: Run, llama: Run)
 
 
 def test_images_are_read_where_they_lie(vision: Run) -> None:
-    found = Encoded.load(vision.paths.encoded)
+    found = TokenizedDataset.load(vision.paths.encoded)
     assert found.features.size == 0
     assert sorted(map(tuple, found.grids.tolist())) == [(1, 4, 6)] * 3 + [(1, 4, 8)]
     assert {Path(found.path_of(i)).parts[-2] for i in range(4)} >= {"images_191task_1k"}

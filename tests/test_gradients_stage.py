@@ -16,7 +16,7 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_write, read_json, write_json
 from merit.method.gradients import Sketch, Stride
 from merit.train import task_gradients as stage
-from merit.train.task_gradients import AtBase, representation_of, share
+from merit.train.task_gradients import BaseGradients, representation_of, share
 from tests import synthetic
 from tests.conftest import Tiny
 
@@ -31,20 +31,22 @@ class Place:
 
         model = deepcopy(tiny.model)
         parameters = set_trainable(model, ["decoder"])
-        self.base = AtBase(model, parameters, tiny.encoded, OWNER, ["a", "b", "c"], batch_size=2)
+        self.base = BaseGradients(
+            model, parameters, tiny.encoded, OWNER, ["a", "b", "c"], batch_size=2
+        )
         self.paths = Artifacts("tiny", folder)
         self.settings = Gradients(num_examples=3)
         self.computed: list[int] = []
         write_json(self.paths.base / "base.json", {"base_hash": "1"})
         atomic_write(self.paths.encoded / "tokens", "1")
-        original = AtBase.task_gradients
+        original = BaseGradients.task_gradients
 
-        def counted(base: AtBase, task: int, *rest: Any) -> list[torch.Tensor]:
+        def counted(base: BaseGradients, task: int, *rest: Any) -> list[torch.Tensor]:
             self.computed.append(task)
             return original(base, task, *rest)
 
-        monkeypatch.setattr(AtBase, "task_gradients", counted)
-        monkeypatch.setattr(AtBase, "load", lambda *_: self.base)
+        monkeypatch.setattr(BaseGradients, "task_gradients", counted)
+        monkeypatch.setattr(BaseGradients, "load", lambda *_: self.base)
         monkeypatch.setattr(stage, "Artifacts", lambda _: self.paths)
         monkeypatch.setattr(
             stage,
@@ -104,15 +106,15 @@ def test_an_interrupted_run_goes_on_at_the_task_where_it_was(
     place.run()
     expected = place.result
     os.rename(place.paths.gradients, place.paths.folder / "before")
-    counted = AtBase.task_gradients
+    counted = BaseGradients.task_gradients
 
-    def interrupted(base: AtBase, task: int, *rest: Any) -> list[torch.Tensor]:
+    def interrupted(base: BaseGradients, task: int, *rest: Any) -> list[torch.Tensor]:
         if task == 2:
             raise KeyboardInterrupt
         return counted(base, task, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AtBase, "task_gradients", interrupted)
+        patch.setattr(BaseGradients, "task_gradients", interrupted)
         with pytest.raises(KeyboardInterrupt):
             place.run()
     assert not place.paths.gradients.exists()
@@ -123,16 +125,16 @@ def test_an_interrupted_run_goes_on_at_the_task_where_it_was(
 def test_a_share_says_so_when_the_stage_is_finished_without_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = AtBase.task_gradients
+    counted = BaseGradients.task_gradients
 
-    def overtaken(base: AtBase, *rest: Any) -> list[torch.Tensor]:
+    def overtaken(base: BaseGradients, *rest: Any) -> list[torch.Tensor]:
         with monkeypatch.context() as patch:
-            patch.setattr(AtBase, "task_gradients", counted)
+            patch.setattr(BaseGradients, "task_gradients", counted)
             stage.run("tiny")
         return counted(base, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AtBase, "task_gradients", overtaken)
+        patch.setattr(BaseGradients, "task_gradients", overtaken)
         with pytest.raises(MeritError, match="gone; another process has finished the stage"):
             place.run("3/3")
     assert len(np.load(place.paths.gradients / "gradients.npy")) == 3

@@ -24,7 +24,7 @@ from merit.method import hessian as core
 from merit.method import merging_gain, similarity
 from merit.method.gradients import Sketch, Stride
 from merit.train import task_gradients as stage
-from merit.train.task_gradients import AtBase
+from merit.train.task_gradients import BaseGradients
 from tests.conftest import Tiny
 
 DIM = 10_007  # no other array here has as many entries
@@ -93,7 +93,7 @@ def test_conflict_directions_and_alignment_go_block_by_block(
 
 
 @pytest.fixture
-def base(tiny: Tiny) -> AtBase:
+def base(tiny: Tiny) -> BaseGradients:
     """Fifteen tasks, each of one example."""
     from copy import deepcopy
 
@@ -103,10 +103,10 @@ def base(tiny: Tiny) -> AtBase:
     model.set_attn_implementation("eager")
     parameters = set_trainable(model, ["decoder"])
     names = [f"t{i:02d}" for i in range(15)]
-    return AtBase(model, parameters, tiny.encoded, np.arange(15), names, batch_size=2)
+    return BaseGradients(model, parameters, tiny.encoded, np.arange(15), names, batch_size=2)
 
 
-def test_differences_of_gradients_are_not_stacked(base: AtBase) -> None:
+def test_differences_of_gradients_are_not_stacked(base: BaseGradients) -> None:
     """Four tasks' gradients are one vector, added up; parameters move block by block."""
     curvature = hessian.Curvature(base, [np.array([i]) for i in range(4)])
     v = torch.ones(base.num_parameters)
@@ -117,7 +117,7 @@ def test_differences_of_gradients_are_not_stacked(base: AtBase) -> None:
 
 
 def test_full_gradients_and_their_cosines_stay_on_disk(
-    base: AtBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: BaseGradients, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(similarity, "_CHUNK", 256)
     with scratch_rows(tmp_path, 15, base.num_parameters) as found:
@@ -134,7 +134,7 @@ def test_full_gradients_and_their_cosines_stay_on_disk(
         assert peak < found.nbytes / 3
 
 
-def test_the_gradients_stage_holds_a_row_at_a_time(base: AtBase, tmp_path: Path) -> None:
+def test_the_gradients_stage_holds_a_row_at_a_time(base: BaseGradients, tmp_path: Path) -> None:
     whole = Gradients(stride=1)
     stage.extract(base, whole, tmp_path, "")  # whatever is made on first use
     (tmp_path / "again").mkdir()

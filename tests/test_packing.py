@@ -21,7 +21,7 @@ from merit.data.examples import make_example
 from merit.errors import MeritError
 from merit.mini.nets import build_text_model, build_tokenizer
 from merit.train import loss as loss_module
-from merit.train.dataset import IGNORED, Encoded, packed_rows
+from merit.train.dataset import IGNORED, TokenizedDataset, packed_rows
 from merit.train.images import ImageReader
 from merit.train.loss import forward_loss
 from merit.train.tokenize import Template, encode_examples, template_of
@@ -39,7 +39,7 @@ WORDS = ["say", "yes", "no", "red", "blue", "what", "color", "is", "it"]
 
 
 @pytest.fixture(scope="module")
-def ragged(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+def ragged(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TokenizedDataset:
     """Images of several sizes, none, one and two an example; a text example last and between."""
     folder = tmp_path_factory.mktemp("ragged")
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def ragged(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Encoded:
 
 
 @pytest.fixture(scope="module")
-def text() -> tuple[Any, Encoded]:
+def text() -> tuple[Any, TokenizedDataset]:
     tokenizer = build_tokenizer(WORDS)
     model = build_text_model(tokenizer, TEXT, seed=2)
     rows = [
@@ -87,7 +87,7 @@ def logits(model: Any, batch: dict[str, torch.Tensor], monkeypatch: pytest.Monke
     return found["logits"]
 
 
-def test_grids_are_those_of_the_pixels(ragged: Encoded) -> None:
+def test_grids_are_those_of_the_pixels(ragged: TokenizedDataset) -> None:
     assert ragged.grids.tolist() == [[1, 8, 8], [1, 6, 12], [1, 20, 6]]
     batch = ragged.batch([0, 2])
     assert batch["grids"].tolist() == [[1, 6, 12], [1, 20, 6], [1, 8, 8]]
@@ -95,7 +95,7 @@ def test_grids_are_those_of_the_pixels(ragged: Encoded) -> None:
 
 
 def test_positions_of_several_images_are_those_of_get_rope_index(
-    tiny: Tiny, ragged: Encoded
+    tiny: Tiny, ragged: TokenizedDataset
 ) -> None:
     for i in range(len(ragged)):
         tokens, _, positions = ragged.example(i)
@@ -112,7 +112,7 @@ def test_positions_of_several_images_are_those_of_get_rope_index(
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 3, 1, 0], [3, 3, 1]])
 def test_a_packed_vision_row_has_every_examples_own_logits(
-    tiny: Tiny, ragged: Encoded, order: list[int], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, ragged: TokenizedDataset, order: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = logits(tiny.model, ragged.pack(order), monkeypatch)[0]
     bounds = ragged.pack(order)["bounds"].tolist()
@@ -122,7 +122,7 @@ def test_a_packed_vision_row_has_every_examples_own_logits(
 
 
 def test_a_packed_text_row_has_every_examples_own_logits(
-    text: tuple[Any, Encoded], monkeypatch: pytest.MonkeyPatch
+    text: tuple[Any, TokenizedDataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data = text
     batch = data.pack([2, 0, 4, 4])
@@ -133,7 +133,7 @@ def test_a_packed_text_row_has_every_examples_own_logits(
 
 
 def test_without_their_own_text_positions_examples_would_leak(
-    tiny: Tiny, ragged: Encoded, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, ragged: TokenizedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the fourth row of positions is for: with three, the second example sees the first."""
     batch = ragged.pack([0, 3])
@@ -144,7 +144,9 @@ def test_without_their_own_text_positions_examples_would_leak(
     assert float((right - wrong).abs().max()) > 1e-3
 
 
-def test_packed_and_padded_losses_and_gradients_are_equal(tiny: Tiny, ragged: Encoded) -> None:
+def test_packed_and_padded_losses_and_gradients_are_equal(
+    tiny: Tiny, ragged: TokenizedDataset
+) -> None:
     parameters = [p for n, p in tiny.model.named_parameters() if "visual" not in n]
     found = []
     for batch in (ragged.batch(range(5)), ragged.pack(range(5))):
@@ -156,7 +158,7 @@ def test_packed_and_padded_losses_and_gradients_are_equal(tiny: Tiny, ragged: En
 
 
 def test_a_large_vocabularys_loss_is_the_small_ones(
-    text: tuple[Any, Encoded], monkeypatch: pytest.MonkeyPatch
+    text: tuple[Any, TokenizedDataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks of three tokens, computed twice: the value and the gradients of all at once."""
     model, data = text
@@ -171,7 +173,9 @@ def test_a_large_vocabularys_loss_is_the_small_ones(
         assert_close(whole, chunked, rtol=1e-4, atol=1e-6)
 
 
-def test_the_first_token_of_a_packed_example_bears_no_loss(text: tuple[Any, Encoded]) -> None:
+def test_the_first_token_of_a_packed_example_bears_no_loss(
+    text: tuple[Any, TokenizedDataset],
+) -> None:
     _, data = text
     everywhere = replace(data, bearing=np.ones_like(data.bearing))
     labels = everywhere.pack([0, 1])["labels"][0]
@@ -209,7 +213,7 @@ SYSTEM = (
 )
 
 
-def test_a_chat_template_is_taken_apart(text: tuple[Any, Encoded]) -> None:
+def test_a_chat_template_is_taken_apart(text: tuple[Any, TokenizedDataset]) -> None:
     tokenizer = build_tokenizer(WORDS)
     tokenizer.chat_template = SYSTEM
     template = template_of(tokenizer, "chat")
@@ -254,7 +258,7 @@ def test_plain_text_is_prompt_answer_and_end_mark() -> None:
     assert found.bearing.tolist() == [False, False, True, True, True]
 
 
-def long_example(tiny: Tiny, settings: Encoding, images: tuple[str, ...] = ()) -> Encoded:
+def long_example(tiny: Tiny, settings: Encoding, images: tuple[str, ...] = ()) -> TokenizedDataset:
     example = make_example("q7", "t", [("what color ?", "red . yes . yes .")], images)
     grids = np.array([[1, 8, 8]])
     return encode_examples([example], tiny.processor, {"x.png": 0}, grids, settings)
@@ -287,7 +291,7 @@ def test_an_image_two_hundred_times_as_long_as_wide_is_refused(tiny: Tiny, tmp_p
         ImageReader(tmp_path, tiny.processor.image_processor).grid("x.png")
 
 
-def test_an_image_that_has_changed_since_is_refused(tiny: Tiny, ragged: Encoded) -> None:
+def test_an_image_that_has_changed_since_is_refused(tiny: Tiny, ragged: TokenizedDataset) -> None:
     changed = replace(ragged, grids=ragged.grids[:, [0, 2, 1]])
     with pytest.raises(MeritError, match=r"b.png: the image has \[1, 6, 12\] patches now"):
         changed.batch([0])

@@ -22,12 +22,12 @@ from torch.testing import assert_close
 from merit.config import Lora, Optimizer, Training
 from merit.errors import MeritError
 from merit.train.checkpoint import Checkpoints, Progressed, stopping
-from merit.train.distributed import Crew
+from merit.train.distributed import ProcessGroup
 from merit.train.loop import Record, Stopped, train
 from merit.train.lora import add_adapters
 from merit.train.model import set_trainable
 from merit.train.order import data_order
-from tests import crews
+from tests import processes
 from tests.conftest import Tiny
 
 PACKED: dict[str, Any] = {"trainable": ["decoder"], "pack_tokens": 120}
@@ -289,14 +289,14 @@ def test_workers_that_read_ahead_change_nothing(tiny: Tiny) -> None:
 
 def test_rows_are_dealt_out_evenly() -> None:
     rows = [np.array([i]) for i in range(5)]
-    crews = [Crew(rank, 2) for rank in range(2)]
-    assert [[int(r[0]) for r in crew.share(rows)] for crew in crews] == [[0, 2, 4], [1, 3, 0]]
-    assert [crew.own(rows) for crew in crews] == [3, 2]
+    groups = [ProcessGroup(rank, 2) for rank in range(2)]
+    assert [[int(r[0]) for r in group.share(rows)] for group in groups] == [[0, 2, 4], [1, 3, 0]]
+    assert [group.own(rows) for group in groups] == [3, 2]
 
 
 @pytest.fixture(scope="module")
 def pair() -> dict[str, dict[str, Any]]:
-    return crews.in_processes(2)
+    return processes.in_processes(2)
 
 
 @pytest.mark.parametrize("case", ["float32", "frozen tower", "lora"])
@@ -304,7 +304,7 @@ def test_two_processes_train_as_one(pair: dict[str, dict[str, Any]], case: str) 
     """Over gloo: the same losses, norms and parameters but for rounding. FSDP2; adapters are whole
     in each process, and so is the frozen tower, which rows without an image do not wait for.
     """
-    one, two = crews.outcome(case), pair[case]
+    one, two = processes.outcome(case), pair[case]
     assert (one["sharded"], two["sharded"]) == (False, case != "lora")
     assert len(one["losses"]) == 6
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-4)

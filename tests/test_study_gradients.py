@@ -27,7 +27,7 @@ from merit.eval.studies.fidelity import measure as fidelity
 from merit.eval.studies.hessian import measure as hessian
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
 from merit.method.gradients import Stride, mean_gradient
-from merit.train.task_gradients import AtBase
+from merit.train.task_gradients import BaseGradients
 from tests import synthetic
 from tests.conftest import Tiny
 
@@ -35,7 +35,7 @@ OWNER = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])  # tasks of the tiny fixture's 
 
 
 @pytest.fixture
-def base(tiny: Tiny) -> AtBase:
+def base(tiny: Tiny) -> BaseGradients:
     from copy import deepcopy
 
     from merit.train.model import set_trainable
@@ -43,13 +43,13 @@ def base(tiny: Tiny) -> AtBase:
     model = deepcopy(tiny.model)
     model.set_attn_implementation("eager")
     parameters = set_trainable(model, ["decoder"])
-    return AtBase(model, parameters, tiny.encoded, OWNER, ["a", "b", "c"], batch_size=2)
+    return BaseGradients(model, parameters, tiny.encoded, OWNER, ["a", "b", "c"], batch_size=2)
 
 
 # --- gradients at the base ---------------------------------------------------------------------
 
 
-def test_examples_of_a_task_are_its_own_and_the_same_at_every_call(base: AtBase) -> None:
+def test_examples_of_a_task_are_its_own_and_the_same_at_every_call(base: BaseGradients) -> None:
     assert base.examples_of(1, 200, seed=0).tolist() == [3, 4, 5]
     some = base.examples_of(2, 2, seed=0)
     assert len(some) == 2
@@ -58,7 +58,7 @@ def test_examples_of_a_task_are_its_own_and_the_same_at_every_call(base: AtBase)
 
 
 def test_task_gradient_does_not_depend_on_batches_and_keeps_every_fifth_entry(
-    base: AtBase,
+    base: BaseGradients,
 ) -> None:
     whole = base.task_gradient(2, 200, seed=0)
     at_once = replace(base, batch_size=10).task_gradient(2, 200, seed=0)
@@ -66,7 +66,7 @@ def test_task_gradient_does_not_depend_on_batches_and_keeps_every_fifth_entry(
     assert torch.equal(base.task_gradient(2, 200, 0, Stride(5)), whole[::5])
 
 
-def test_a_gradient_that_is_not_finite_names_the_task(base: AtBase) -> None:
+def test_a_gradient_that_is_not_finite_names_the_task(base: BaseGradients) -> None:
     next(iter(base.parameters.values())).data.fill_(torch.nan)
     with pytest.raises(MeritError, match="task 'b'"):
         base.task_gradient(1, 200, seed=0)
@@ -150,7 +150,7 @@ def test_cosines_to_last_by_hand() -> None:
     assert found == pytest.approx([0.5**0.5, 1.0, 1.0])
 
 
-def test_running_sums_are_the_mean_gradients_directions(base: AtBase) -> None:
+def test_running_sums_are_the_mean_gradients_directions(base: BaseGradients) -> None:
     """What the study adds up, part by part, points as the gradient of all examples so far."""
     parts = [np.array([0, 1]), np.array([3, 6, 7]), np.array([9])]
     num_tokens = base.data.num_loss_tokens()
@@ -186,7 +186,7 @@ def test_one_unit_has_no_interval() -> None:
 
 
 def test_calibration_units_pool_families_that_are_large_enough(
-    base: AtBase, tmp_path: Path
+    base: BaseGradients, tmp_path: Path
 ) -> None:
     paths = Artifacts("x", tmp_path)
     families = {"a": "one", "b": "two", "c": "one"}
@@ -208,7 +208,7 @@ def test_calibration_sizes_must_lie_below_the_reference() -> None:
 # --- hessian -----------------------------------------------------------------------------------
 
 
-def test_curvature_product_agrees_with_differences_of_its_gradient(base: AtBase) -> None:
+def test_curvature_product_agrees_with_differences_of_its_gradient(base: BaseGradients) -> None:
     curvature = hessian.Curvature(base, [np.array([0, 1, 2]), np.array([6, 7, 8, 9])])
     tensors = list(base.parameters.values())
     theta = torch.nn.utils.parameters_to_vector(tensors).detach().clone()
@@ -223,7 +223,7 @@ def test_curvature_product_agrees_with_differences_of_its_gradient(base: AtBase)
     assert torch.equal(torch.nn.utils.parameters_to_vector(tensors), theta)
 
 
-def test_curvature_counts_tasks_alike_whatever_their_tokens(base: AtBase) -> None:
+def test_curvature_counts_tasks_alike_whatever_their_tokens(base: BaseGradients) -> None:
     examples = [np.array([0]), np.array([3, 4, 5])]
     curvature = hessian.Curvature(base, examples)
     alone = [mean_gradient(base.losses(mine), base.parameters, Stride(1)) for mine in examples]
@@ -417,15 +417,15 @@ def test_spread_over_draws_by_hand() -> None:
 
 
 def test_resamples_are_drawn_with_replacement_from_the_stage_s_examples(
-    base: AtBase, monkeypatch: pytest.MonkeyPatch
+    base: BaseGradients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[int]] = []
 
-    def gradient(_: AtBase, examples: np.ndarray, __: Any) -> torch.Tensor:
+    def gradient(_: BaseGradients, examples: np.ndarray, __: Any) -> torch.Tensor:
         drawn.append(examples.tolist())
         return torch.ones(2)
 
-    monkeypatch.setattr(AtBase, "gradient", gradient)
+    monkeypatch.setattr(BaseGradients, "gradient", gradient)
     rows = np.zeros((3, 2), np.float32)
     chosen = Gradients(num_examples=3)
     for resample in (None, 0, 1, 0):
@@ -443,10 +443,10 @@ def settings_of(chosen: Fidelity) -> dict[str, Any]:
 
 
 def test_fidelity_compares_strides_sketches_and_resamples(
-    base: AtBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: BaseGradients, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = replace(base, owner=np.arange(10) // 2, tasks=list("abcde"))
-    monkeypatch.setattr(AtBase, "load", lambda *_: base)
+    monkeypatch.setattr(BaseGradients, "load", lambda *_: base)
     paths = Artifacts("x", tmp_path)
     write_json(paths.gradients / "tasks.json", {"tasks": base.tasks, "stride": 5})
     write_json(paths.encoded / "tasks.json", [{"num_samples": 2}] * 5)

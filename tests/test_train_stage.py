@@ -32,7 +32,7 @@ from merit.io.checkpoints import Checkpoint
 from merit.merge.command import stored_names
 from merit.train import branch as stage
 from merit.train.checkpoint import Checkpoints
-from merit.train.dataset import Encoded
+from merit.train.dataset import TokenizedDataset
 from merit.train.loop import train
 from merit.train.model import set_trainable, stored_tensors
 from merit.train.optimizers import learning_rate_at
@@ -185,10 +185,10 @@ def test_an_image_that_is_gone_is_no_divergence(
 ) -> None:
     write_manifest(paths, may_diverge=True)
 
-    def gone(data: Encoded, indices: Any) -> Any:
+    def gone(data: TokenizedDataset, indices: Any) -> Any:
         raise MeritError("x.png: image not found")
 
-    monkeypatch.setattr(Encoded, "batch", gone)
+    monkeypatch.setattr(TokenizedDataset, "batch", gone)
     with pytest.raises(MeritError, match=r"^x\.png: image not found$"):
         stage.run("x", BRANCH)
     assert not paths.branch(BRANCH).exists()

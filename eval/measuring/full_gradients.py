@@ -25,7 +25,7 @@ from merit.io.rows import scratch_rows
 from merit.method.diagnostics import matrix_fidelity
 from merit.method.gradients import Representation, Sketch, Stride
 from merit.method.similarity import cosine_matrix, sketch_error
-from merit.train.task_gradients import AtBase, representation_of
+from merit.train.task_gradients import BaseGradients, representation_of
 
 BLOCK = 1 << 20  # entries of a gradient that are widened to float64 at a time
 Rows = NDArray[np.float32]
@@ -64,7 +64,7 @@ class SketchedStride:
 
 
 def exact(
-    base: AtBase,
+    base: BaseGradients,
     gradients: Gradients,
     paths: Artifacts,
     strides: Sequence[int],
@@ -87,7 +87,7 @@ def exact(
 
 
 def sketched(
-    base: AtBase,
+    base: BaseGradients,
     gradients: Gradients,
     paths: Artifacts,
     strides: Sequence[int],
@@ -144,7 +144,7 @@ def sketched(
 
 def fill_gradients(
     rows: Rows,
-    base: AtBase,
+    base: BaseGradients,
     settings: Gradients,
     resample: int | None = None,
     representation: Representation | None = None,
@@ -190,7 +190,7 @@ def sketched_cosines(gradients: Rows, sketch: Sketch) -> Array:
 
 
 def resampled_cosines(
-    base: AtBase, settings: Gradients, paths: Artifacts, num_resamples: int
+    base: BaseGradients, settings: Gradients, paths: Artifacts, num_resamples: int
 ) -> list[Array]:
     """Cosine matrices of full gradients from other draws of the calibration examples."""
     found = []

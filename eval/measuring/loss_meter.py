@@ -26,7 +26,7 @@ from merit.io.checkpoints import Checkpoint
 from merit.io.rows import scratch_rows
 from merit.merge.command import opened
 from merit.method.hessian import hvp_exact
-from merit.train.dataset import IGNORED, Encoded
+from merit.train.dataset import IGNORED, TokenizedDataset
 from merit.train.images import open_mixture
 from merit.train.loss import forward_loss
 from merit.train.model import load_model, set_trainable, stored_tensors, use_one_thread
@@ -46,7 +46,7 @@ class Meter:
 
     model: Any
     parameters: dict[str, torch.Tensor]  # what is trained, under the checkpoint's names
-    data: Encoded
+    data: TokenizedDataset
     batches: list[NDArray[np.int64]]  # indices into `data`
     num_tokens: NDArray[np.int64]  # (num_batches,): loss-bearing tokens
 
@@ -139,7 +139,9 @@ def open_meter(
     return make_meter(model, experiment.training.trainable, data, num_examples)
 
 
-def make_meter(model: Any, trainable: Iterable[str], data: Encoded, num_examples: int) -> Meter:
+def make_meter(
+    model: Any, trainable: Iterable[str], data: TokenizedDataset, num_examples: int
+) -> Meter:
     """A meter over a seeded sample of `data`; the model's parameters are changed in place.
 
     In float32 whatever the base's type: bfloat16 would round most of what was learnt away.
@@ -231,7 +233,7 @@ def failed(paths: Artifacts, model: Model) -> bool:
     return read_json(paths.model(model.id) / "merge.json")["failure"] is not None
 
 
-def mean_loss(model: Any, data: Encoded, batch_size: int) -> float:
+def mean_loss(model: Any, data: TokenizedDataset, batch_size: int) -> float:
     """Mean loss per loss-bearing token, in nats: sum_b m_b L_b / sum_b m_b over batches b."""
     total, count = 0.0, 0
     for start in range(0, len(data), batch_size):

@@ -29,7 +29,7 @@ from merit.io.artifacts import (
 from merit.io.disk import writing
 from merit.io.locks import exclusive
 from merit.io.progress import Progress
-from merit.train.dataset import Encoded
+from merit.train.dataset import TokenizedDataset
 from merit.train.gguf import SUFFIX, checkpoint_place, unpack
 from merit.train.loop import Record
 from merit.train.model import check_architecture, vision_hidden_states
@@ -147,7 +147,7 @@ def build(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
     else:
         model, processor = load_model(folder, experiment.model), load_processor(folder)
     stored, minutes = model.dtype, experiment.training.checkpoint_minutes
-    encoded: dict[str, Encoded] = {}
+    encoded: dict[str, TokenizedDataset] = {}
     total = sum(phase.num_steps for phase in settings.phases)
     place, label = folder.parent / "base-phases", f"{experiment.name}, base"
     with exclusive(place, "the base is being built"), Progress(label, total) as progress:
@@ -215,7 +215,7 @@ def phases_key(experiment: Experiment, data: Sequence[Path], start: Path) -> str
 
 def _encode(
     model: Any, processor: Any, data: Path, examples: dict[str, list[Example]], settings: Encoding
-) -> dict[str, Encoded]:
+) -> dict[str, TokenizedDataset]:
     """The base's data. Where images are cached: the vision encoder's hidden states, every image
     once; the projector still learns.
     """

@@ -25,7 +25,7 @@ from merit.config import Architecture, Phase, Training
 from merit.errors import MeritError
 from merit.io.disk import writing
 from merit.train.checkpoint import Checkpoints
-from merit.train.dataset import Encoded
+from merit.train.dataset import TokenizedDataset
 from merit.train.loop import Record, train
 from merit.train.model import decoder, project, set_trainable
 from merit.train.order import data_order, grouped_by_length
@@ -85,7 +85,7 @@ def restore_phases(model: Any, folder: Path) -> tuple[int, list[Record]]:
 
 def run_phase(
     model: Any,
-    data: Encoded,
+    data: TokenizedDataset,
     phase: Phase,
     seed: int,
     log: Log,

@@ -30,7 +30,7 @@ from merit.io.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-    from merit.train.distributed import Crew
+    from merit.train.distributed import ProcessGroup
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -44,7 +44,7 @@ def run(name: str, item: str | None = None) -> None:
     manifest = read_json(paths.manifest(item))
     check_origin(paths, manifest)
 
-    from merit.train.distributed import crew
+    from merit.train.distributed import process_group
     from merit.train.model import use_one_thread
 
     use_one_thread()
@@ -52,9 +52,9 @@ def run(name: str, item: str | None = None) -> None:
     settings = Training.model_validate(manifest["training"] | pace)
     began = time.monotonic()
     partial = settings.lora is not None or "decoder" not in settings.trainable
-    with crew(settings.precision, partial) as members:
-        summary = train_branch(paths, manifest, settings, members)
-    if members.rank == 0:
+    with process_group(settings.precision, partial) as group:
+        summary = train_branch(paths, manifest, settings, group)
+    if group.rank == 0:
         steps = f"{summary['num_steps']} steps in {time.monotonic() - began:.1f} s"
         tensors, entries = summary["num_trained_tensors"], summary["num_trained_parameters"]
         steps += f" ({tensors} trainable tensors, {entries:,} parameters)"
@@ -62,7 +62,7 @@ def run(name: str, item: str | None = None) -> None:
 
 
 def train_branch(
-    paths: Artifacts, manifest: dict[str, Any], settings: Training, members: Crew
+    paths: Artifacts, manifest: dict[str, Any], settings: Training, group: ProcessGroup
 ) -> dict[str, Any]:
     """Train as the manifest says, write the branch's folder, and return its summary."""
     import torch
@@ -92,11 +92,11 @@ def train_branch(
     timings: list[Record] = []
     failure = None
     with (
-        branch_folder(paths.branch(item), manifest, members.rank) as folder,
+        branch_folder(paths.branch(item), manifest, group.rank) as folder,
         Progress(item, num_steps) as progress,
     ):
         minutes = settings.checkpoint_minutes
-        checkpoints = Checkpoints(folder, minutes, records, timings, members.rank)
+        checkpoints = Checkpoints(folder, minutes, records, timings, group.rank)
         stopping(checkpoints)
 
         def log(record: Record, timing: Record) -> None:
@@ -117,7 +117,7 @@ def train_branch(
                 log=log,
                 name_of=example_names(paths),
                 checkpoints=checkpoints,
-                crew=members,
+                group=group,
             )
         except Stopped as stopped:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr)
@@ -137,8 +137,8 @@ def train_branch(
             "failure": failure,
         }
         with torch.no_grad():
-            whole = members.gathered(parameters) if failure is None else {}
-            if members.rank == 0:
+            whole = group.gathered(parameters) if failure is None else {}
+            if group.rank == 0:
                 for checkpoint in folder.glob("checkpoint-*"):
                     checkpoint.unlink()
                 write_json(folder / "manifest.json", manifest)

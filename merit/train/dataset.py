@@ -23,7 +23,7 @@ ReadImages = Callable[[Sequence[str]], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedDataset:
     """Examples as arrays; n examples, m images, P tokens in all.
 
     tokens int32 (P,); bearing bool (P,): whether a token bears the loss; offsets int64 (n + 1,);
@@ -73,7 +73,7 @@ class Encoded:
         write_json(folder / "meta.json", {name: int(getattr(self, name)) for name in NUMBERS})
 
     @classmethod
-    def load(cls, folder: Path, read_images: ReadImages | None = None) -> Encoded:
+    def load(cls, folder: Path, read_images: ReadImages | None = None) -> TokenizedDataset:
         """Memory-mapped. Raises MeritError where an array is missing or truncated."""
         arrays = {}
         for name in ARRAYS:
@@ -166,7 +166,7 @@ class Encoded:
         return bytes(self.paths[image]).decode()
 
 
-ARRAYS = tuple(f.name for f in fields(Encoded) if f.type == "np.ndarray")
+ARRAYS = tuple(f.name for f in fields(TokenizedDataset) if f.type == "np.ndarray")
 NUMBERS = ("image_token", "merge_size")
 
 

@@ -26,7 +26,7 @@ from merit.train.model import component_of, decoder
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessGroup:
     """`size` processes, of which this is number `rank`; `sharded` cuts the model over them."""
 
     rank: int = 0
@@ -35,7 +35,7 @@ class Crew:
     bfloat16: bool = False
 
     @classmethod
-    def alone(cls, precision: str = "float32") -> Crew:
+    def alone(cls, precision: str = "float32") -> ProcessGroup:
         return cls(bfloat16=precision == "bfloat16")
 
     def share(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -145,7 +145,7 @@ class Crew:
 
 
 @contextlib.contextmanager
-def crew(precision: str, partial: bool) -> Iterator[Crew]:
+def process_group(precision: str, partial: bool) -> Iterator[ProcessGroup]:
     """The processes of this branch, as torchrun says (RANK, WORLD_SIZE), or this one alone.
 
     Args: partial: only a part of the decoder learns; then the model is whole in each process.
@@ -154,7 +154,7 @@ def crew(precision: str, partial: bool) -> Iterator[Crew]:
     on_gpu, low = torch.cuda.is_available(), precision == "bfloat16"
     sharded = (size > 1 or (on_gpu and low)) and not partial
     if size == 1 and not sharded:
-        yield Crew.alone(precision)
+        yield ProcessGroup.alone(precision)
         return
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -163,7 +163,7 @@ def crew(precision: str, partial: bool) -> Iterator[Crew]:
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size
     )
     try:
-        yield Crew(rank, size, sharded, low)
+        yield ProcessGroup(rank, size, sharded, low)
     finally:
         dist.destroy_process_group()
 

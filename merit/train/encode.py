@@ -32,7 +32,7 @@ from merit.io.artifacts import (
 )
 from merit.io.progress import Progress
 from merit.io.rows import create_array
-from merit.train.dataset import ARRAYS, NUMBERS, Encoded
+from merit.train.dataset import ARRAYS, NUMBERS, TokenizedDataset
 
 FLAT = ("tokens", "bearing", "image_ids")  # one behind the other; offsets add up
 PARTS = "tasks"  # where the encoded tasks lie until all are there
@@ -212,7 +212,7 @@ def cache_images(experiment: Experiment, paths: Artifacts, folder: Path) -> None
     from merit.train.model import image_embeddings, load_model, use_one_thread
 
     read = image_reader(paths.mixture, paths.base, experiment.encoding)
-    data = Encoded.load(folder)
+    data = TokenizedDataset.load(folder)
     if read is None or not len(data.paths):
         return
     use_one_thread()

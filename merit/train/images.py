@@ -14,7 +14,7 @@ from merit.config import Encoding
 from merit.data.images import image_size, load_image
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
-from merit.train.dataset import Encoded, ReadImages
+from merit.train.dataset import ReadImages, TokenizedDataset
 from merit.train.model import load_processor
 
 
@@ -74,9 +74,9 @@ def image_reader(root: Path, model_folder: Path, settings: Encoding) -> ImageRea
     return ImageReader(root, processor, settings.min_pixels, settings.max_pixels)
 
 
-def open_mixture(paths: Artifacts, settings: Encoding) -> Encoded:
+def open_mixture(paths: Artifacts, settings: Encoding) -> TokenizedDataset:
     """The encoded mixture, with a reader of its images where they are not cached."""
-    data = Encoded.load(paths.encoded)
+    data = TokenizedDataset.load(paths.encoded)
     if len(data.features) or not len(data.paths):
         return data
     return replace(data, read_images=image_reader(paths.mixture, paths.base, settings))

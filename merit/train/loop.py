@@ -14,8 +14,8 @@ import torch
 from merit.config import Optimizer, Training
 from merit.errors import MeritError
 from merit.train.checkpoint import Checkpoints, Progressed
-from merit.train.dataset import Batch, Encoded, packed_rows
-from merit.train.distributed import Crew
+from merit.train.dataset import Batch, TokenizedDataset, packed_rows
+from merit.train.distributed import ProcessGroup
 from merit.train.loss import LanguageLoss, Project
 from merit.train.optimizers import build_optimizers, learning_rate_at, step_all
 from merit.train.order import batches
@@ -32,14 +32,16 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Steps:
+class BatchPlan:
     """Which examples each forward pass of each step sees: `rows[step]`, indices into the data."""
 
     rows: list[list[np.ndarray]]
     packed: bool
 
     @classmethod
-    def of(cls, order: np.ndarray, data: Encoded, size: int, pack_tokens: int | None) -> Steps:
+    def of(
+        cls, order: np.ndarray, data: TokenizedDataset, size: int, pack_tokens: int | None
+    ) -> BatchPlan:
         """Steps of `size` examples, as one batch each or packed into rows of `pack_tokens`."""
         chosen = list(batches(order, size))
         if pack_tokens is None:
@@ -58,10 +60,10 @@ class Steps:
         return np.concatenate(self.rows[step])
 
 
-class RowReader(torch.utils.data.Dataset):
+class BatchDataset(torch.utils.data.Dataset):
     """The rows that one process computes, one behind the other; read in workers where asked for."""
 
-    def __init__(self, data: Encoded, rows: Sequence[np.ndarray], packed: bool) -> None:
+    def __init__(self, data: TokenizedDataset, rows: Sequence[np.ndarray], packed: bool) -> None:
         self.data, self.rows, self.packed = data, rows, packed
 
     def __len__(self) -> int:
@@ -91,7 +93,7 @@ class RowReader(torch.utils.data.Dataset):
 def train(
     model: Any,
     parameters: dict[str, torch.nn.Parameter],
-    data: Encoded,
+    data: TokenizedDataset,
     order: np.ndarray,
     optimizer: Optimizer,
     *,
@@ -103,7 +105,7 @@ def train(
     num_records: int = 200,
     name_of: Callable[[int], str] = "example {}".format,
     checkpoints: Checkpoints | None = None,
-    crew: Crew | None = None,
+    group: ProcessGroup | None = None,
 ) -> None:
     """The optimiser's steps over `order`, in place; the parameters are float32 from then on.
 
@@ -121,28 +123,28 @@ def train(
     Args: settings: how a step is computed (default: one padded batch, float32); num_examples:
     examples in one epoch, where `order` draws on a part of `data` (a branch's group); name_of: what
     an example is called in messages; checkpoints: where the training goes on after it was stopped;
-    crew: the processes that share the branch.
+    group: the processes that share the branch.
 
     Raises Diverged, naming `what`, the step and its examples, where the loss, its gradient, or at
     the end a parameter, is not finite; another MeritError where an image cannot be read or a
     checkpoint cannot be written; Stopped where `checkpoints` was told to stop.
     """
     settings = settings or Training(trainable=["decoder"], optimizer=optimizer)
-    crew = crew or Crew.alone(settings.precision)
-    steps = Steps.of(order, data, optimizer.batch_size, settings.pack_tokens)
-    num_steps = len(steps)
+    group = group or ProcessGroup.alone(settings.precision)
+    plan = BatchPlan.of(order, data, optimizer.batch_size, settings.pack_tokens)
+    num_steps = len(plan)
     per_epoch = num_examples or len(data)
     every = max(1, num_steps // num_records)
     lengths = data.num_tokens()
     for parameter in parameters.values():
         if parameter.dtype != torch.float32:  # sums of small steps need the digits
             parameter.data = parameter.data.float()
-    module = crew.prepare(LanguageLoss(model, project), parameters)
+    module = group.prepare(LanguageLoss(model, project), parameters)
     tensors = list(parameters.values())
     optimizers = build_optimizers(parameters, optimizer)
     now = Progressed()
     if checkpoints is not None:
-        now = checkpoints.restore(parameters, optimizers, crew.least)
+        now = checkpoints.restore(parameters, optimizers, group.least)
 
     def check_finite(found: str, value: float, step: int, indices: np.ndarray) -> None:
         if not math.isfinite(value):
@@ -153,28 +155,28 @@ def train(
             )
 
     model.train()
-    mine = [crew.share(steps.rows[step]) for step in range(now.step, num_steps)]
-    reader = RowReader(data, [row for rows in mine for row in rows], steps.packed)
+    mine = [group.share(plan.rows[step]) for step in range(now.step, num_steps)]
+    reader = BatchDataset(data, [row for rows in mine for row in rows], plan.packed)
     read = reader.read(settings.workers)
     started = last = time.monotonic()
     tokens_since = 0
     for step, rows in enumerate(mine, start=now.step):
         rate = learning_rate_at(step, num_steps, optimizer)
-        indices = steps.examples(step)
-        own = crew.own(steps.rows[step])
+        indices = plan.examples(step)
+        own = group.own(plan.rows[step])
         total = int(data.num_targets(indices).sum())
         losses = []
         for i, row in enumerate(rows):
             # a row beyond this process's own only keeps it in step with the others
             share = float(data.num_targets(row).sum()) / max(total, 1) if i < own else 0.0
-            with crew.precision():
+            with group.precision():
                 loss = module(next(read))
-            (loss * (share * crew.averaged_over)).backward()
+            (loss * (share * group.averaged_over)).backward()
             losses.append((loss.detach(), share))
-        value = crew.total(sum(loss.item() * share for loss, share in losses))
+        value = group.total(sum(loss.item() * share for loss, share in losses))
         check_finite("loss is", value, step, indices)
-        crew.sum_gradients(tensors)
-        norm = crew.clip(tensors, optimizer.max_grad_norm)
+        group.sum_gradients(tensors)
+        norm = group.clip(tensors, optimizer.max_grad_norm)
         # before it reaches the parameters, and with them a checkpoint
         check_finite("gradient's norm is", norm, step, indices)
         step_all(optimizers, rate)
@@ -205,10 +207,10 @@ def train(
         if checkpoints is not None and now.step < num_steps:
             # clocks differ, and a signal reaches one process before another; `stop` is looked at
             # once, so that none comes between the saving and the end
-            due, stop = crew.any(checkpoints.due(), checkpoints.stop)
+            due, stop = group.any(checkpoints.due(), checkpoints.stop)
             if due or stop:
                 checkpoints.save(now, parameters, optimizers)
-                crew.any(False)  # until all have written theirs
+                group.any(False)  # until all have written theirs
                 checkpoints.forget_previous()
             if stop:
                 raise Stopped(f"{what}: stopped after step {now.step} of {num_steps}")

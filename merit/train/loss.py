@@ -20,7 +20,7 @@ CHUNK = 2048  # loss-bearing tokens whose logits exist at a time: 1.2 GB at 152k
 def forward_loss(model: Any, batch: Batch, project: Project | None) -> torch.Tensor:
     """Mean next-token loss over the batch's loss-bearing tokens (scalar).
 
-    Of a text model or a Qwen2.5-VL; the batch is `Encoded.batch`'s or `Encoded.pack`'s, on any
+    Of a text model or a Qwen2.5-VL; the batch is `TokenizedDataset.batch`'s or `TokenizedDataset.pack`'s, on any
     device. `project` turns cached vision hidden states into image embeddings, where the projector
     learns; without it the batch's features are image embeddings already.
     """

@@ -31,7 +31,7 @@ from merit.io.artifacts import (
 from merit.io.progress import Progress
 from merit.io.rows import create_rows, write_row
 from merit.method.similarity import gradient_norm
-from merit.train.dataset import IGNORED, Encoded
+from merit.train.dataset import IGNORED, TokenizedDataset
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AtBase:
+class BaseGradients:
     """theta0 with its trainable parameters and the encoded mixture: whatever takes gradients there.
 
     `owner` int32 (num_examples,): the index in `tasks` of every example's task.
@@ -48,13 +48,13 @@ class AtBase:
 
     model: Any
     parameters: dict[str, torch.nn.Parameter]
-    data: Encoded
+    data: TokenizedDataset
     owner: np.ndarray
     tasks: list[str]
     batch_size: int
 
     @classmethod
-    def load(cls, experiment: Experiment, paths: Artifacts) -> AtBase:
+    def load(cls, experiment: Experiment, paths: Artifacts) -> BaseGradients:
         """Raises MeritError where a file of the base or of the mixture cannot be read."""
         from merit.train.images import open_mixture
         from merit.train.model import load_model, set_trainable, use_one_thread
@@ -143,7 +143,7 @@ def run(name: str, shard: str | None = None) -> None:
     """
     experiment, paths = load_experiment(name), Artifacts(name)
     settings = experiment.gradients
-    base = AtBase.load(experiment, paths)
+    base = BaseGradients.load(experiment, paths)
     base_hash = read_json(paths.base / "base.json")["base_hash"]
     key = value_hash(
         {
@@ -192,7 +192,7 @@ def _finished(folder: Path, num_tasks: int) -> list[Path]:
 
 
 def extract(
-    base: AtBase, settings: Gradients, folder: Path, label: str, shard: str | None = None
+    base: BaseGradients, settings: Gradients, folder: Path, label: str, shard: str | None = None
 ) -> None:
     """Write the tasks' rows that the partial folder lacks, of one share of them if asked."""
     representation = representation_of(settings)

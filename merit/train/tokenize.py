@@ -15,7 +15,7 @@ import numpy as np
 from merit.config import Encoding
 from merit.data.examples import IMAGE_TOKEN, TEXT_ROLE, Example
 from merit.errors import MeritError
-from merit.train.dataset import Encoded
+from merit.train.dataset import TokenizedDataset
 from merit.train.model import SPECIAL_TOKENS
 
 CHUNK = 1000  # examples that are tokenised at a time
@@ -91,7 +91,7 @@ def encode_examples(
     images: Mapping[str, int],
     grids: np.ndarray,
     settings: Encoding | None = None,
-) -> Encoded:
+) -> TokenizedDataset:
     """Examples as arrays; tokenised a thousand at a time.
 
     Args: processor: a text model's is its tokenizer; images: path -> row of grids int32 (m, 3).
@@ -124,7 +124,7 @@ def encode_examples(
             found.append(_shortened(example, tokens, bears, image_token, settings))
             image_ids.append(mine)
     lengths = [len(tokens) for tokens, _ in found]
-    return Encoded(
+    return TokenizedDataset(
         tokens=np.concatenate([tokens for tokens, _ in found]),
         bearing=np.concatenate([bears for _, bears in found]),
         offsets=np.cumsum([0, *lengths]).astype(np.int64),

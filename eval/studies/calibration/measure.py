@@ -23,7 +23,7 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows
-from merit.train.task_gradients import AtBase, representation_of
+from merit.train.task_gradients import BaseGradients, representation_of
 
 TABLE = "table11_calibration"
 CLAIMED = 200  # examples; the paper's claim (C11) is about these
@@ -37,7 +37,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> 
     as in the paper, whose cosine at n = 1000 is 1.
     Raises MeritError where no unit holds `reference` examples.
     """
-    base = AtBase.load(experiment, paths)
+    base = BaseGradients.load(experiment, paths)
     units = _units(base, paths, settings)
     sizes = [*sorted(set(settings.sizes)), settings.reference]
     num_tokens = base.data.num_loss_tokens()
@@ -81,7 +81,9 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> 
     }
 
 
-def _units(base: AtBase, paths: Artifacts, settings: Calibration) -> dict[str, NDArray[np.int64]]:
+def _units(
+    base: BaseGradients, paths: Artifacts, settings: Calibration
+) -> dict[str, NDArray[np.int64]]:
     """The examples of every task, or of every family, that has `reference` of them, by name."""
     names = np.array(base.tasks)
     if settings.unit == "family":

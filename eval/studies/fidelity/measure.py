@@ -23,7 +23,7 @@ from merit.method.diagnostics import matrix_fidelity, norm_concentration
 from merit.method.gradients import Sketch
 from merit.method.partition import merit_groups
 from merit.method.similarity import pca
-from merit.train.task_gradients import AtBase
+from merit.train.task_gradients import BaseGradients
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -35,7 +35,7 @@ DRAWN_PAIRS = 2000  # of the pairs of tasks in the scatter plot: what result.jso
 def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dict[str, Any]:
     """Tables 16 and 19 from the full gradients of all tasks at the base; strides and sketches."""
     stored = read_json(paths.gradients / "tasks.json")
-    base = AtBase.load(experiment, paths)
+    base = BaseGradients.load(experiment, paths)
     if base.tasks != stored["tasks"]:
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
     if max(settings.strides) == experiment.gradients.stride == 1:
@@ -59,7 +59,7 @@ def _measure(
     experiment: Experiment,
     paths: Artifacts,
     settings: Fidelity,
-    base: AtBase,
+    base: BaseGradients,
     cosines: Cosines,
 ) -> dict[str, Any]:
     counts = np.array([e["num_samples"] for e in read_json(paths.encoded / "tasks.json")])

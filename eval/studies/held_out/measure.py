@@ -19,7 +19,7 @@ from merit.errors import MeritError
 from merit.eval.measuring.loss_meter import failed, mean_loss
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
-from merit.train.dataset import Encoded
+from merit.train.dataset import TokenizedDataset
 from merit.train.images import ImageReader
 from merit.train.model import load_model, load_processor, use_one_thread
 from merit.train.tokenize import encode_examples
@@ -65,7 +65,9 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
     }
 
 
-def held_out(paths: Artifacts, task: str, encoding: Encoding, settings: HeldOut) -> Encoded:
+def held_out(
+    paths: Artifacts, task: str, encoding: Encoding, settings: HeldOut
+) -> TokenizedDataset:
     """At most `num_examples` of the task's held-out examples, the first ones, encoded."""
     path = task_file(paths.data / "held_out", task)
     examples = read_examples(path)[: settings.num_examples]

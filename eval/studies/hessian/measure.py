@@ -38,7 +38,7 @@ from merit.method.hessian import (
     quadrant_tasks,
 )
 from merit.method.similarity import cosine_matrix, pca
-from merit.train.task_gradients import AtBase, representation_of
+from merit.train.task_gradients import BaseGradients, representation_of
 
 TOLERANCE = 0.05  # relative difference up to which the paper's central differences stand
 TABLE, STEPS = "table21_hessian_pca_alignment", "hessian_epsilon"
@@ -52,7 +52,7 @@ BLOCK = 2**20  # entries of a flat vector that are moved at a time
 class Curvature:
     """Gradient and Hessian products of the mean of several tasks' losses; flat vectors are (P,)."""
 
-    base: AtBase
+    base: BaseGradients
     examples: Sequence[NDArray[np.int64]]  # of each task
 
     @cached_property
@@ -100,7 +100,7 @@ def _batch_product(
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict[str, Any]:
     """Table 21, the three tiers, and how far the paper's central differences can be trusted."""
-    base = AtBase.load(experiment, paths)
+    base = BaseGradients.load(experiment, paths)
     base.model.set_attn_implementation("eager")
     base.model.float()  # in bfloat16 the central differences' step would be rounded away
     with ExitStack() as scratch:
@@ -113,7 +113,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict
 
 
 def _measure(
-    base: AtBase,
+    base: BaseGradients,
     experiment: Experiment,
     settings: Hessian,
     empty: Callable[[int, int], Tensor],

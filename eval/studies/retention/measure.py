@@ -21,7 +21,7 @@ from merit.eval.answering.generate import generate
 from merit.eval.measuring.loss_meter import failed, mean_loss
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
-from merit.train.dataset import Encoded
+from merit.train.dataset import TokenizedDataset
 from merit.train.model import load_model, load_processor, use_one_thread
 from merit.train.tokenize import encode_examples
 
@@ -81,7 +81,7 @@ def answers(model: Any, processor: Any, prompts: Sequence[str], settings: Retent
 
 def encoded(
     processor: Any, prompts: Sequence[str], texts: Sequence[str], encoding: Encoding
-) -> Encoded:
+) -> TokenizedDataset:
     """Prompts with the base's answers, as training would read them; an empty answer is left out."""
     examples = [
         make_example(f"everyday-{i}", "everyday", [(prompt, text)], ())

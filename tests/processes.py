@@ -1,6 +1,6 @@
 """Small trainings that one process, or several as torchrun starts them, do alike.
 
-`python -m tests.crews` with RANK and WORLD_SIZE set prints every case's outcome as JSON.
+`python -m tests.processes` with RANK and WORLD_SIZE set prints every case's outcome as JSON.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from merit.config import Architecture, Lora, Optimizer, Training
 from merit.data.examples import make_example
 from merit.mini.nets import VOCABULARY, build_model, build_processor, text_model
-from merit.train.dataset import Encoded
-from merit.train.distributed import crew
+from merit.train.dataset import TokenizedDataset
+from merit.train.distributed import process_group
 from merit.train.loop import train
 from merit.train.lora import add_adapters
 from merit.train.model import set_trainable
@@ -55,7 +55,7 @@ def outcome(case: str) -> dict[str, Any]:
         parameters = set_trainable(model, settings.trainable)
     frozen = [p.detach().clone() for n, p in model.named_parameters() if n not in parameters]
     losses: list[list[float]] = []
-    with crew(settings.precision, settings.lora is not None) as members:
+    with process_group(settings.precision, settings.lora is not None) as group:
         train(
             model,
             parameters,
@@ -65,20 +65,20 @@ def outcome(case: str) -> dict[str, Any]:
             what="x",
             settings=settings,
             log=lambda record, _: losses.append([record["loss"], record["gradient_norm"]]),
-            crew=members,
+            group=group,
         )
         after = [p for n, p in model.named_parameters() if n not in parameters]
-        whole = members.gathered(parameters)
+        whole = group.gathered(parameters)
         return {
             "losses": losses,
             "norm": sum(float(p.detach().double().square().sum()) for p in whole.values()),
-            "sharded": members.sharded,
+            "sharded": group.sharded,
             "frozen": all(torch.equal(a, b) for a, b in zip(frozen, after, strict=True)),
             "num_frozen": len(frozen),
         }
 
 
-def text() -> tuple[Any, Encoded]:
+def text() -> tuple[Any, TokenizedDataset]:
     model, tokenizer = text_model(Architecture(**TEXT), 0)
     words = sorted(w for w in tokenizer.get_vocab() if w.isalpha())[:40]
     turns = [
@@ -88,7 +88,7 @@ def text() -> tuple[Any, Encoded]:
     return model, encode_examples(rows, tokenizer, {}, np.zeros((0, 3)))
 
 
-def vision() -> tuple[Any, Encoded]:
+def vision() -> tuple[Any, TokenizedDataset]:
     """One example in three has an image, so that some rows, and processes, have none."""
     words = VOCABULARY.read_text(encoding="utf-8").split()
     architecture = Architecture(**TEXT, **VISION)
@@ -125,7 +125,7 @@ def in_processes(number: int) -> dict[str, dict[str, Any]]:
         }
         running.append(
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "tests.crews"],
+                [sys.executable, "-W", "ignore", "-m", "tests.processes"],
                 env=env,
                 cwd=Path(__file__).parent.parent,
                 stdout=subprocess.PIPE,
