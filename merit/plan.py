@@ -20,6 +20,7 @@ from merit.config import EXPERIMENTS_DIR, Base, Experiment, Params, load_experim
 from merit.config.branches import Model, Plan, plan
 from merit.config.settings import Level, nearest
 from merit.errors import MeritError
+from merit.eval.studies import settings_of
 from merit.io.artifacts import (
     REPORTS_DIR,
     Artifacts,
@@ -74,7 +75,7 @@ def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
     stem, _, part = x.partition("-")
     source, reader = data_code(experiment)
     studies = {}
-    for name, study in experiment.studies.named.items():
+    for name, study in settings_of(experiment).items():
         reads, also = study_inputs(experiment, name, study.reads)
         code_of_study = STUDY_CODE.get(name, f"eval/studies/{name}.py")
         studies[name] = {"reads": reads, "also": also, "code": code_of_study}
@@ -272,13 +273,13 @@ def settings_files(experiment: Experiment) -> dict[str, Any]:
     }
     for model in plan(experiment).models.values():
         files[f"models/{model.id}"] = recipe(experiment, model)
-    for name in experiment.studies.named:
+    for name, settings in settings_of(experiment).items():
         # what a study computes by itself follows the settings of training and evaluation
         shared = ("model", "gradients", "training", "merge_weights", "methods", "sweeps")
-        readiness = dump["studies"]["readiness"] if name in ("regime", "tune") else None
+        readiness = dump["studies"].get("readiness") if name == "regime" else None
         files[f"studies/{name}"] = {
             **{key: dump[key] for key in (*shared, "evaluation")},
-            "settings": dump["studies"][name],
+            "settings": settings.model_dump(mode="json"),
             "readiness": readiness,
         }
     return files

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from merit.eval.measuring.loss_meter import Losses, Meter
+from merit.eval.measuring.losses import Losses, LossEvaluator
 from merit.io.checkpoints import Checkpoint
 from tests import synthetic
 
 
 @dataclass(frozen=True)
-class Analytic(Meter):
+class Analytic(LossEvaluator):
     """Two batches of equal size with L(theta) = 1/2 theta^T H theta + q/4 sum theta^4 -+ noise."""
 
     hessian: torch.Tensor
@@ -40,7 +40,7 @@ def analytic(hessian: Any, quartic: float = 0.0, noise: float = 0.0) -> Analytic
 
 
 @dataclass(frozen=True)
-class Toy(Meter):
+class Toy(LossEvaluator):
     """Two batches of one weight, L(theta) = |theta - goal|^2 / 2 + bump exp(-|theta|^2 / width)."""
 
     goal: torch.Tensor

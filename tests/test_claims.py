@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merit.config.measurements import STUDIES
 from merit.errors import MeritError
 from merit.eval.report import study_sections
 from merit.eval.report.claims import (
@@ -33,6 +32,7 @@ from merit.eval.report.explorer import neighbours
 from merit.eval.report.intervals import compare
 from merit.eval.report.study_sections import StudyResult, load_studies, studies_part
 from merit.eval.results import Results
+from merit.eval.studies import STUDIES
 from merit.eval.verdict import OUTSIDE, Evidence, Link
 from merit.io.artifacts import write_json
 from tests import synthetic

@@ -408,7 +408,7 @@ def all_levels() -> dict[str, Any]:
         "more": {"methods": ["kmeans-2"], "level": "full", "algorithm": "sgd"},
         "search": {"methods": ["random-2"], "level": "tune", "batch_size": [1, 2]},
     }
-    values["studies"] = {"cost": {}, "gain": {"level": "full"}, "tune": {"sweep": "search"}}
+    values["studies"] = {"cost": {}, "gain": {"level": "full"}}
     return values
 
 
@@ -426,7 +426,7 @@ SWEEPS: dict[Level, dict[str, list[int]]] = {
 STUDIES: dict[Level, list[str]] = {
     "default": ["cost"],
     "full": ["cost", "gain"],
-    "tune": ["cost", "tune"],
+    "tune": ["cost"],
 }
 LEVELS: tuple[Level, ...] = ("default", "full", "tune")
 
@@ -451,7 +451,7 @@ def test_a_level_selects_methods_seeds_sweeps_and_studies(level: Level) -> None:
     assert list(chosen.methods) == list(SEEDS[level])  # in the order of the YAML
     assert seeds(chosen) == SEEDS[level]
     assert {name: method.seeds for name, method in variants(chosen)} == SWEEPS[level]
-    assert list(chosen.studies.named) == STUDIES[level]
+    assert list(chosen.studies) == STUDIES[level]
     # nothing else changes, twice is once, and what is chosen is a right experiment by itself
     parts = {"methods", "sweeps", "studies"}
     assert chosen.model_dump(exclude=parts) == whole.model_dump(exclude=parts)
@@ -584,7 +584,7 @@ def test_the_weak_base_of_mini_vision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert weak.methods["joint-shrunk-lr0.002"] == Method(
         partition="shrunk", source="joint-1ep-lr0.002", match="merit-3d-lr0.002", base="weak"
     )
-    assert (weak.sweeps, weak.studies.named) == ({}, {})
+    assert (weak.sweeps, weak.studies) == ({}, {})
     assert {name for name, _ in variants(main)} == {
         name + tag for name in names for tag in ("-lr0.00025", "-lr0.002")
     }

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from merit.config import load_experiment
-from merit.config.measurements import STUDIES
 from merit.data.sources import SOURCES
+from merit.eval.studies import STUDIES
 from merit.plan import STUDY_CODE, plan_rows
 from merit.run.cli import STAGES
 from merit.train.base_phases import INITIALISERS, PRETRAINING

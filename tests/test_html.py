@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from merit.config.measurements import Cost, Hessian, Readiness, Studies
 from merit.errors import MeritError
 from merit.eval.report import html as page_module
 from merit.eval.report import study_sections
@@ -79,7 +78,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         methods=("base", "joint-1ep", "random-8", "merit-3d", "joint-shrunk"),
         seeds=(1, 2),
     )
-    studies = Studies(readiness=Readiness(), cost=Cost(), hessian=Hessian())
+    studies: dict[str, object] = {"readiness": {}, "cost": {}, "hessian": {}}
     experiment = experiment.model_copy(update={"studies": studies})
     artifacts, reports = Artifacts(experiment.name, root / "artifacts"), root / "reports"
     folder = reports / "studies" / "synthetic" / "cost"

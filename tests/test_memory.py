@@ -14,8 +14,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from merit.config import Gradients
-from merit.eval.measuring.full_gradients import fill_gradients, sketched_cosines, stored_difference
 from merit.eval.studies.calibration import measure as calibration
+from merit.eval.studies.fidelity.full_gradients import (
+    fill_gradients,
+    sketched_cosines,
+    stored_difference,
+)
 from merit.eval.studies.gain import measure as gain
 from merit.eval.studies.hessian import measure as hessian
 from merit.io.progress import Progress
@@ -165,7 +169,7 @@ def test_running_sums_are_kept_in_their_rows(rows: np.ndarray) -> None:
 def test_gain_keeps_branches_on_disk(rows: np.ndarray) -> None:
     counts = []
 
-    class Meter:
+    class LossEvaluator:
         def losses(self, theta: torch.Tensor) -> np.ndarray:
             counts.append(long_vectors(rows))
             return np.array([float(theta.double().square().sum())])
@@ -182,7 +186,7 @@ def test_gain_keeps_branches_on_disk(rows: np.ndarray) -> None:
 
     branches, room = torch.from_numpy(rows[:8]), torch.from_numpy(rows[8:])
     base, weights = torch.zeros(DIM), [1 / 8] * 8
-    found = gain.gains(Meter(), base, branches, weights, [0.5], Progress("", 1), room)  # type: ignore[arg-type]
+    found = gain.gains(LossEvaluator(), base, branches, weights, [0.5], Progress("", 1), room)  # type: ignore[arg-type]
     assert found[0]["predicted"] == pytest.approx(found[0]["measured"], rel=1e-4)
     assert max(counts) <= 5  # the base, the merged model, their difference, a product
 

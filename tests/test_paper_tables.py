@@ -13,7 +13,6 @@ import pytest
 
 from merit.config import EXPERIMENTS_DIR, Base, Experiment, select
 from merit.config.branches import plan
-from merit.config.measurements import Studies
 from merit.config.settings import Level, load_yaml
 from merit.eval.benchmarks import BENCHMARKS, Benchmark
 from merit.eval.paper import load_paper_table
@@ -35,7 +34,7 @@ def shipped(name: str, level: Level = "default") -> Experiment:
         method: settings.model_copy(update={"seeds": [1] if settings.partition != "base" else []})
         for method, settings in experiment.methods.items()
     }
-    return experiment.model_copy(update={"methods": methods, "sweeps": {}, "studies": Studies()})
+    return experiment.model_copy(update={"methods": methods, "sweeps": {}, "studies": {}})
 
 
 def published(name: str, build: str | None = None) -> Values:

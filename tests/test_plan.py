@@ -27,8 +27,8 @@ from merit.config import (
     load_experiment,
     load_params,
 )
-from merit.config.measurements import STUDIES as STUDY_SETTINGS
 from merit.errors import MeritError
+from merit.eval.studies import STUDIES as STUDY_SETTINGS
 from merit.io.artifacts import Artifacts, read_json
 from merit.plan import (
     SELF_TAUGHT,

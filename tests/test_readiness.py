@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merit.config.measurements import Readiness, Thresholds
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate
-from merit.eval.measuring.geometry import CONDITIONS, Split, conditions, geometry
 from merit.eval.report.study_sections import sentences
 from merit.eval.studies.readiness import draw as drawing
 from merit.eval.studies.readiness import measure as readiness
+from merit.eval.studies.readiness.geometry import CONDITIONS, Split, conditions, geometry
 from merit.eval.studies.readiness.measure import outcome, reference_models
+from merit.eval.studies.readiness.settings import Readiness, Thresholds
 from merit.io.artifacts import Artifacts
 from tests import synthetic
 from tests.meters import toy, vector
@@ -322,7 +322,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return {name: (count, 50) for name in NAMES}
 
     asked = scripted_scores(monkeypatch, readiness, right)
-    monkeypatch.setattr(readiness, "open_meter", lambda *arguments: toy(*[0.0] * 30))
+    monkeypatch.setattr(readiness, "open_evaluator", lambda *arguments: toy(*[0.0] * 30))
     result = readiness.measure(experiment, Artifacts("synthetic", tmp_path), SETTINGS)
     assert [one.split for one in asked] == ["validation"]  # never the test split
     assert asked[0].names == ["joint-1ep-s1", "joint-1ep-s2", "random-2-s1", "random-2-s2"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from merit.config import Experiment
-from merit.config.measurements import Control
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate
 from merit.eval.report.study_sections import sentences
+from merit.eval.studies import Control
 from merit.eval.studies.control import draw as drawing
 from merit.eval.studies.control import measure as control
 from merit.io.artifacts import Artifacts
@@ -76,7 +76,7 @@ def run(
     )
     hessian = np.zeros(int(np.prod(synthetic.SHAPE)))
     hessian[: len(CURVATURE)] = CURVATURE
-    monkeypatch.setattr(control, "open_meter", lambda *args: analytic(np.diag(hessian)))
+    monkeypatch.setattr(control, "open_evaluator", lambda *args: analytic(np.diag(hessian)))
     found = control.measure(*build(root, benchmarks), SETTINGS)
     return json.loads(json.dumps(found)), {one.split: one for one in asked}
 

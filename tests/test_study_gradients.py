@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merit.config import Gradients
-from merit.config.measurements import Calibration, Cost, Fidelity
 from merit.errors import MeritError
-from merit.eval.measuring.full_gradients import fill_gradients, spread
 from merit.eval.report.figures_partition import _contours
 from merit.eval.report.study_sections import sentences
 from merit.eval.report.style import new_figure, styled
+from merit.eval.studies import Calibration, Cost, Fidelity
 from merit.eval.studies.calibration import measure as calibration
 from merit.eval.studies.cost import draw as drawing
 from merit.eval.studies.cost import measure as cost
 from merit.eval.studies.fidelity import draw as fidelity_drawing
 from merit.eval.studies.fidelity import measure as fidelity
+from merit.eval.studies.fidelity.full_gradients import fill_gradients, spread
 from merit.eval.studies.hessian import measure as hessian
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
 from merit.method.gradients import Stride, mean_gradient

@@ -19,10 +19,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from merit.config import Experiment
-from merit.config.measurements import STUDIES, Connectivity, Epochs, Gain, Study, Surface
 from merit.errors import MeritError
-from merit.eval.measuring.loss_meter import Meter, flatten, make_meter, open_meter, planned_model
+from merit.eval.measuring.losses import (
+    LossEvaluator,
+    flatten,
+    make_evaluator,
+    open_evaluator,
+    planned_model,
+)
 from merit.eval.report.study_sections import sentences
+from merit.eval.studies import STUDIES, Connectivity, Epochs, Gain, Study, Surface
 from merit.eval.studies.connectivity import measure as connectivity
 from merit.eval.studies.epochs import measure as epochs
 from merit.eval.studies.gain import measure as gain
@@ -39,24 +45,24 @@ from tests.meters import analytic
 
 
 @pytest.fixture(scope="module")
-def meter(tiny: Tiny) -> Meter:
+def meter(tiny: Tiny) -> LossEvaluator:
     model = copy.deepcopy(tiny.model)
     model.set_attn_implementation("eager")
-    return make_meter(model, ["decoder"], tiny.encoded, num_examples=100)
+    return make_evaluator(model, ["decoder"], tiny.encoded, num_examples=100)
 
 
-def current(meter: Meter) -> torch.Tensor:
+def current(meter: LossEvaluator) -> torch.Tensor:
     return flatten(meter.parameters.values())
 
 
-def test_the_meter_measures_the_mean_loss_per_token(meter: Meter, tiny: Tiny) -> None:
+def test_the_meter_measures_the_mean_loss_per_token(meter: LossEvaluator, tiny: Tiny) -> None:
     assert meter.num_examples == len(tiny.encoded)  # fewer than asked for
     whole = forward_loss(meter.model, tiny.encoded.batch(range(len(tiny.encoded))), None)
     assert meter.loss(current(meter)) == pytest.approx(whole.item(), rel=1e-5)
     assert meter.num_tokens.sum() == tiny.encoded.num_loss_tokens().sum()
 
 
-def test_the_meter_forgets_the_model_measured_before(meter: Meter) -> None:
+def test_the_meter_forgets_the_model_measured_before(meter: LossEvaluator) -> None:
     theta = current(meter)
     before = meter.losses(theta)
     assert meter.loss(1.1 * theta) != pytest.approx(meter.mean(before), rel=1e-6)
@@ -64,23 +70,23 @@ def test_the_meter_forgets_the_model_measured_before(meter: Meter) -> None:
     assert torch.equal(current(meter), theta)
 
 
-def test_a_bfloat16_base_is_measured_in_float32(meter: Meter, tiny: Tiny) -> None:
+def test_a_bfloat16_base_is_measured_in_float32(meter: LossEvaluator, tiny: Tiny) -> None:
     """What a branch learnt is smaller than bfloat16's steps."""
     low = copy.deepcopy(tiny.model).bfloat16()
     theta = current(meter)
     expected = meter.losses(theta)
-    found = make_meter(low, ["decoder"], tiny.encoded, meter.num_examples)
+    found = make_evaluator(low, ["decoder"], tiny.encoded, meter.num_examples)
     assert found.losses(theta) == pytest.approx(expected, rel=1e-6)
 
 
 def test_samples_are_nested_and_drawn_over_the_mixture(tiny: Tiny) -> None:
     model = copy.deepcopy(tiny.model)
-    few, more = (make_meter(model, ["decoder"], tiny.encoded, n).batches[0] for n in (4, 9))
+    few, more = (make_evaluator(model, ["decoder"], tiny.encoded, n).batches[0] for n in (4, 9))
     assert len(set(more.tolist())) == 9
     assert more[:4].tolist() == few.tolist() != [0, 1, 2, 3]
 
 
-def test_a_checkpoint_is_read_in_the_parameters_order(meter: Meter, tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_in_the_parameters_order(meter: LossEvaluator, tmp_path: Path) -> None:
     theta = current(meter)
     tensors = {name: tensor.detach() + 1 for name, tensor in meter.parameters.items()}
     save_file({"visual.other": torch.ones(2), **tensors}, tmp_path / "model.safetensors")
@@ -97,7 +103,7 @@ def test_a_checkpoint_is_read_in_the_parameters_order(meter: Meter, tmp_path: Pa
         meter.read(tmp_path / "short.safetensors")
 
 
-def test_hessian_products_are_the_gradient_s_differences(meter: Meter) -> None:
+def test_hessian_products_are_the_gradient_s_differences(meter: LossEvaluator) -> None:
     theta = current(meter)
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
     parameters = list(meter.parameters.values())
@@ -121,7 +127,7 @@ def test_the_standard_error_is_the_ratio_estimator_s() -> None:
     assert two.mean(np.array([1.0, 3.0])) == 2.0
     # shares 1/2: sqrt(2/1 (1/4 + 1/4)) = 1, the textbook std / sqrt(n) of (1, 3)
     assert two.standard_error(np.array([1.0, 3.0])) == pytest.approx(1.0)
-    uneven = Meter(None, {}, None, [np.arange(1)] * 2, np.array([3, 1]))  # type: ignore[arg-type]
+    uneven = LossEvaluator(None, {}, None, [np.arange(1)] * 2, np.array([3, 1]))  # type: ignore[arg-type]
     # mean 3/4 * 1 + 1/4 * 5 = 2; deviations 3/4 * -1 and 1/4 * 3
     assert uneven.mean(np.array([1.0, 5.0])) == 2.0
     assert uneven.standard_error(np.array([1.0, 5.0])) == pytest.approx((2 * 2 * 0.75**2) ** 0.5)
@@ -287,9 +293,9 @@ def measure(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Measure:
 
     def measured(study: ModuleType, options: Study) -> dict[str, Any]:
         size = int(np.prod(synthetic.SHAPE))
-        monkeypatch.setattr(study, "open_meter", lambda *args, **kwargs: analytic(np.eye(size)))
+        monkeypatch.setattr(study, "open_evaluator", lambda *args, **kwargs: analytic(np.eye(size)))
         result = json.loads(json.dumps(study.measure(*tree, options)))
-        assert sentences(study.__name__.rpartition(".")[2], result).endswith(".")
+        assert sentences(study.__name__.split(".")[-2], result).endswith(".")
         return result
 
     return measured
@@ -353,7 +359,7 @@ def test_the_gain_on_a_quadratic_loss_is_as_predicted(measure: Measure, tmp_path
 
 def test_the_meter_is_opened_from_artifacts(tmp_path: Path) -> None:
     with pytest.raises(MeritError, match="no model here"):
-        open_meter(synthetic.experiment(), Artifacts("synthetic", tmp_path), 4)
+        open_evaluator(synthetic.experiment(), Artifacts("synthetic", tmp_path), 4)
 
 
 EVAL = Path(connectivity.__file__).parents[1]
@@ -373,5 +379,5 @@ def test_measuring_needs_neither_the_report_nor_matplotlib(path: Path) -> None:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_has_its_drawing(study: str) -> None:
-    assert callable(importlib.import_module(f"merit.eval.studies.{study}").measure)
-    assert callable(importlib.import_module(f"merit.eval.report.drawings.{study}").draw)
+    assert callable(importlib.import_module(f"merit.eval.studies.{study}.measure").measure)
+    assert callable(importlib.import_module(f"merit.eval.studies.{study}.draw").draw)

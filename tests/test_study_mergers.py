@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from merit.config.measurements import Mergers
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, moved
 from merit.eval.report.study_sections import sentences
+from merit.eval.studies import Mergers
 from merit.eval.studies.mergers import draw as drawing
 from merit.eval.studies.mergers import measure as mergers
 from merit.io.artifacts import Artifacts, read_json

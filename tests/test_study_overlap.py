@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 from merit.config import Evaluation
-from merit.config.measurements import Overlap
 from merit.data.examples import make_example
 from merit.data.tasks import task_file
 from merit.errors import MeritError
-from merit.eval.measuring.likeness import (
+from merit.eval.report.study_sections import sentences
+from merit.eval.studies import Overlap
+from merit.eval.studies.overlap import draw as drawing
+from merit.eval.studies.overlap.contamination import (
     NEAR,
     difference_hash,
     near,
@@ -27,8 +29,6 @@ from merit.eval.measuring.likeness import (
     pixel_hash,
     question_parts,
 )
-from merit.eval.report.study_sections import sentences
-from merit.eval.studies.overlap import draw as drawing
 from merit.eval.studies.overlap.measure import measure, read_questions
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
 from tests.test_lm_public import repository

@@ -12,10 +12,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from merit.config import Experiment, Sweep, load_experiment
-from merit.config.measurements import Readiness, Regime, Thresholds
 from merit.errors import MeritError
 from merit.eval.measuring.scores import Interval
 from merit.eval.report.study_sections import sentences
+from merit.eval.studies import Regime
+from merit.eval.studies.readiness.settings import Thresholds
 from merit.eval.studies.regime import draw as drawing
 from merit.eval.studies.regime import measure as regime
 from merit.io.artifacts import Artifacts, read_json, write_json
@@ -116,8 +117,7 @@ def test_merge_ready_is_near_the_base_and_random_not_far_behind() -> None:
     assert not regime.merge_ready(0.01, -1.1, LIMITS)
     settings = synthetic.experiment()
     assert regime.thresholds(settings) == LIMITS
-    stricter = Readiness(thresholds=Thresholds(joint_displacement=0.05))
-    studies = settings.studies.model_copy(update={"readiness": stricter})
+    studies = {"readiness": {"thresholds": {"joint_displacement": 0.05}}}
     asked = regime.thresholds(settings.model_copy(update={"studies": studies}))
     assert asked.joint_displacement == 0.05
 

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from merit.config import Experiment, Optimizer
 from merit.config.branches import plan
-from merit.config.measurements import Sgd
 from merit.errors import MeritError
 from merit.eval.measuring.scores import Scores
 from merit.eval.report.study_sections import sentences
+from merit.eval.studies import Sgd
 from merit.eval.studies.sgd import draw as drawing
 from merit.eval.studies.sgd import measure as sgd
 from merit.io.artifacts import Artifacts, read_json

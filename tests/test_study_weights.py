@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from merit.config import Experiment
-from merit.config.measurements import Weights
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate
 from merit.eval.report.study_sections import sentences
+from merit.eval.studies import Weights
 from merit.eval.studies.weights import draw as drawing
 from merit.eval.studies.weights import measure as weights
 from merit.io.artifacts import Artifacts, read_json, write_json

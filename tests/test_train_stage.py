@@ -18,7 +18,7 @@ import torch
 
 from merit.config import Optimizer, Training
 from merit.errors import MeritError
-from merit.eval.measuring.loss_meter import branch_vector, flatten, make_meter
+from merit.eval.measuring.losses import branch_vector, flatten, make_evaluator
 from merit.io.artifacts import (
     Artifacts,
     file_hash,
@@ -320,6 +320,6 @@ def test_adapters_are_stored_as_peft_reads_them(paths: Artifacts, tiny: Tiny) ->
         assert not torch.equal(found.read(name), base.read(name).double())
         torch.testing.assert_close(found.read(name).float(), expected[name].detach())
     # and so do the studies that measure branches read them
-    meter = make_meter(copy.deepcopy(tiny.model), ["decoder"], tiny.encoded, 4)
+    meter = make_evaluator(copy.deepcopy(tiny.model), ["decoder"], tiny.encoded, 4)
     whole = flatten(expected[name] for name in meter.parameters)
     torch.testing.assert_close(branch_vector(meter, paths, BRANCH), whole)

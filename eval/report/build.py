@@ -21,6 +21,7 @@ from merit.eval.report.published import base_part, further_tables, layout, write
 from merit.eval.report.study_sections import draw_studies, load_studies, studies_part
 from merit.eval.report.tables import write_tables
 from merit.eval.results import load_results
+from merit.eval.studies import settings_of
 from merit.io.artifacts import Artifacts, atomic_write, report_name
 
 ONCE = " (run once, not part of the default)"
@@ -44,7 +45,7 @@ def build_report(
     cells = table_cells(results)
     compared = comparisons(experiment, results)
     with tempfile.TemporaryDirectory() as scratch:
-        out, planned = Path(scratch), experiment.studies.named
+        out, planned = Path(scratch), settings_of(experiment)
         draw_studies(experiment.name, reports_dir, planned, out)
         studies = load_studies(experiment.name, reports_dir, planned, out)
         case = Case(experiment, results, studies, provenance.base_hash)

@@ -15,12 +15,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from merit.config.measurements import STUDIES
 from merit.errors import MeritError
 from merit.eval.report.claims import shown_verdict
 from merit.eval.report.markdown import line_to_html, picture, to_html
 from merit.eval.report.render import TEMPLATES, render
 from merit.eval.report.study_sections import StudyResult, load_studies
+from merit.eval.studies import STUDIES
 from merit.eval.verdict import OUTSIDE, VERDICTS
 from merit.io.artifacts import atomic_write, read_json, report_name
 

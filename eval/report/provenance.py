@@ -12,6 +12,7 @@ from merit.eval.commit import git_commit
 from merit.eval.report.intervals import one_seed
 from merit.eval.results import Results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
+from merit.eval.studies import settings_of
 from merit.io.artifacts import Artifacts, read_json, value_hash
 
 
@@ -51,7 +52,7 @@ def load_provenance(experiment: Experiment, artifacts: Artifacts) -> Provenance:
         commit=git_commit(),
         parameter_hash=value_hash(experiment.model_dump(mode="json")),
         base_hash=_base_hash(experiment, artifacts),
-        studies=tuple(experiment.studies.named),
+        studies=tuple(settings_of(experiment)),
     )
 
 

@@ -5,15 +5,14 @@ Which ones there are is the experiment's to say: what an earlier run has left is
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merit.config.measurements import STUDIES
 from merit.errors import MeritError
 from merit.eval.report.render import render
+from merit.eval.studies import STUDIES, draw_of
 from merit.io.artifacts import read_json
 
 
@@ -93,8 +92,7 @@ def draw_studies(experiment: str, reports_dir: Path, names: Iterable[str], out: 
     """`out`/studies/<name>/figures, drawn from what the study stored and nothing else."""
     for name in names:
         stored = read_json(reports_dir / "studies" / experiment / name / "result.json")
-        module = importlib.import_module(f"merit.eval.studies.{name}.draw")
-        module.draw(stored, out / "studies" / name)
+        draw_of(name)(stored, out / "studies" / name)
 
 
 def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:

@@ -1,9 +1,8 @@
-"""study: one of the paper's measurements besides its main tables (merit.config.measurements)."""
+"""study: one of the paper's measurements besides its main tables (merit.eval.studies)."""
 
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from merit.config import load_experiment
-from merit.config.measurements import STUDIES
 from merit.eval.commit import git_commit
+from merit.eval.studies import STUDIES, measure_of, settings_of
 from merit.eval.table_files import latex_table, markdown_table
 from merit.io.artifacts import (
     Artifacts,
@@ -31,9 +30,8 @@ def run(name: str, item: str | None = None) -> None:
     """Write reports/studies/<name>/<item>."""
     experiment, paths = load_experiment(name), Artifacts(name)
     assert item is not None
-    settings = experiment.studies.named[item]
-    study = importlib.import_module(f"merit.eval.studies.{item}.measure")
-    result = study.measure(experiment, paths, settings)
+    settings = settings_of(experiment)[item]
+    result = measure_of(item)(experiment, paths, settings)
     result["provenance"] = {
         "base_hash": read_json(paths.base / "base.json")["base_hash"],
         "commit": git_commit(),

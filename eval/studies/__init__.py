@@ -1,1 +1,84 @@
-"""One module a study: `measure` computes a JSON-ready result, and no more (merit.eval.stages.study)."""
+"""The studies: what the paper measures besides its main tables.
+
+A study is a folder here: settings.py (its block `studies.<name>` of an experiment's YAML, without
+which it is not run), measure.py (numbers), draw.py (figures) and text.md.j2 (sentences). To add one,
+add its folder and its line in `STUDIES`. Importing this module takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import create_model
+
+from merit.config import EXPERIMENTS_DIR, Experiment
+from merit.config.settings import Settings, checked
+from merit.eval.studies.calibration.settings import Calibration
+from merit.eval.studies.connectivity.settings import Connectivity
+from merit.eval.studies.control.settings import Control
+from merit.eval.studies.cost.settings import Cost
+from merit.eval.studies.epochs.settings import Epochs
+from merit.eval.studies.fidelity.settings import Fidelity
+from merit.eval.studies.gain.settings import Gain
+from merit.eval.studies.held_out.settings import HeldOut
+from merit.eval.studies.hessian.settings import Hessian
+from merit.eval.studies.mergers.settings import Mergers
+from merit.eval.studies.overlap.settings import Overlap
+from merit.eval.studies.readiness.settings import Readiness
+from merit.eval.studies.regime.settings import Regime
+from merit.eval.studies.retention.settings import Retention
+from merit.eval.studies.sgd.settings import Sgd
+from merit.eval.studies.study import Study
+from merit.eval.studies.surface.settings import Surface
+from merit.eval.studies.weights.settings import Weights
+
+STUDIES: dict[str, type[Study]] = {  # in the order of the pages
+    "readiness": Readiness,
+    "weights": Weights,
+    "regime": Regime,
+    "control": Control,
+    "cost": Cost,
+    "fidelity": Fidelity,
+    "calibration": Calibration,
+    "connectivity": Connectivity,
+    "epochs": Epochs,
+    "surface": Surface,
+    "sgd": Sgd,
+    "hessian": Hessian,
+    "gain": Gain,
+    "mergers": Mergers,
+    "overlap": Overlap,
+    "held_out": HeldOut,
+    "retention": Retention,
+}
+
+_FIELDS: dict[str, Any] = {name: (kind | None, None) for name, kind in STUDIES.items()}
+_Studies: Any = create_model("_Studies", __base__=Settings, **_FIELDS)
+_Part: Any = create_model("_Part", __base__=Settings, studies=(_Studies, ...))
+
+
+def settings_of(experiment: Experiment) -> dict[str, Study]:
+    """The settings of the experiment's studies, by name, in the order of the pages.
+
+    Raises MeritError, one line per mistake, that names the file and the key.
+    """
+    path = EXPERIMENTS_DIR / f"{experiment.name.partition('-')[0]}.yaml"
+    found = checked({"studies": experiment.studies}, _Part, path).studies
+    return {name: study for name, study in found if study is not None}
+
+
+def module_of(name: str) -> str:
+    """The module that measures the study: most need torch, so they are imported when run."""
+    return f"{__name__}.{name}.measure"
+
+
+def measure_of(name: str) -> Callable[..., dict[str, Any]]:
+    """The study's function measure(experiment, paths, settings) -> result."""
+    return importlib.import_module(module_of(name)).measure
+
+
+def draw_of(name: str) -> Callable[..., None]:
+    """The study's function draw(result, folder), which writes folder/figures."""
+    return importlib.import_module(f"{__name__}.{name}.draw").draw

@@ -18,6 +18,7 @@ from merit.check.memory import (
 )
 from merit.check.preparation import preparation
 from merit.config.branches import Branch, optimizer_of
+from merit.eval.studies import settings_of
 
 
 def branch_hours(work: Work, branch: Branch) -> float:
@@ -64,7 +65,7 @@ def rows(work: Work) -> list[Row]:
         train(work),
         merge(work),
         evaluate(work),
-        *([not_estimated(work)] if work.experiment.studies.named else []),
+        *([not_estimated(work)] if work.experiment.studies else []),
     ]
 
 
@@ -166,6 +167,14 @@ def evaluate(work: Work) -> Row:
 
 
 def not_estimated(work: Work) -> Row:
-    named = ", ".join(work.experiment.studies.named)
-    count = len(work.experiment.studies.named)
-    return Row("study", count, None, None, None, None, None, basis=(f"not estimated: {named}",))
+    named = settings_of(work.experiment)
+    return Row(
+        "study",
+        len(named),
+        None,
+        None,
+        None,
+        None,
+        None,
+        basis=(f"not estimated: {', '.join(named)}",),
+    )

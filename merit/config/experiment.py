@@ -12,7 +12,6 @@ from pydantic import Field, ValidationError, model_validator
 from merit.config.base import MAIN, Base, OtherBase
 from merit.config.data import DataSettings
 from merit.config.evaluation import Evaluation, Report
-from merit.config.measurements import Studies
 from merit.config.methods import Method, Sweep, included, runs_at
 from merit.config.params import PARAMS_FILE, load_params
 from merit.config.settings import Level, Settings, load_yaml, nearest
@@ -44,7 +43,7 @@ class Experiment(Settings):
     sweeps: dict[str, Sweep] = {}
     evaluation: Evaluation
     report: Report
-    studies: Studies = Studies()
+    studies: dict[str, Any] = {}  # merit.eval.studies checks and reads them
 
     @property
     def table_benchmarks(self) -> list[str]:
@@ -214,7 +213,7 @@ def select(experiment: Experiment, level: Level, base: str = MAIN) -> Experiment
         | {
             "methods": chosen,
             "sweeps": sweeps,
-            "studies": experiment.studies.at(included(level)),
+            "studies": _studies_at(experiment.studies, level),
         }
     )
     if base == MAIN:
@@ -227,7 +226,18 @@ def select(experiment: Experiment, level: Level, base: str = MAIN) -> Experiment
         for name, method in (*found.methods.items(), *variants(found, base))
         if method.base == base or method.partition == "base"
     }
-    return other.model_copy(update={"methods": methods, "sweeps": {}, "studies": Studies()})
+    return other.model_copy(update={"methods": methods, "sweeps": {}, "studies": {}})
+
+
+def _studies_at(studies: Mapping[str, Any], level: Level) -> dict[str, Any]:
+    """The studies of this level, without the key that says so."""
+    found = {}
+    for name, block in studies.items():
+        block = dict(block) if isinstance(block, Mapping) else block
+        own = block.pop("level", "default") if isinstance(block, dict) else "default"
+        if own in included(level):
+            found[name] = block
+    return found
 
 
 def _tables_at(experiment: Experiment, level: Level) -> dict[str, Any]:

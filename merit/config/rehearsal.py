@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from merit.config import REHEARSAL, Experiment, Method
 from merit.config.data import JsonlData, PublicData
-from merit.config.measurements import Studies
 from merit.errors import MeritError
 
 NUM_TASKS, NUM_EXAMPLES, NUM_QUESTIONS = 3, 50, 20
@@ -47,6 +46,6 @@ def rehearsed(experiment: Experiment) -> Experiment:
             "sweeps": {},
             "evaluation": experiment.evaluation.model_copy(update={"max_questions": NUM_QUESTIONS}),
             "report": experiment.report.model_copy(update=report),
-            "studies": Studies(),
+            "studies": {},
         }
     )

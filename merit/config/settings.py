@@ -46,6 +46,11 @@ def load_yaml(path: Path, model: type[AnySettings]) -> AnySettings:
         raise MeritError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise MeritError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return checked(values, model, path)
+
+
+def checked(values: Any, model: type[AnySettings], path: Path) -> AnySettings:
+    """`values` of the file as settings. Raises MeritError as `load_yaml` does."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -18,8 +18,8 @@ from scipy import stats
 from torch import Tensor
 
 from merit.config import Experiment
-from merit.config.measurements import Calibration
 from merit.errors import MeritError
+from merit.eval.studies.calibration.settings import Calibration
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from merit.config import Experiment
-from merit.config.measurements import Connectivity
-from merit.eval.measuring.loss_meter import (
+from merit.eval.measuring.losses import (
     Losses,
-    Meter,
+    LossEvaluator,
     base_vector,
     branch_readers,
-    open_meter,
+    open_evaluator,
     planned_model,
     reader,
     vectors_on_disk,
 )
+from merit.eval.studies.connectivity.settings import Connectivity
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.method.diagnostics import barrier
@@ -34,7 +34,7 @@ TOLERANCE = 0.01  # a barrier below this share of the path's mean end-point loss
 def measure(experiment: Experiment, paths: Artifacts, settings: Connectivity) -> dict[str, Any]:
     """Table 5 for one method's branches; `curves` holds the losses along every path."""
     model = planned_model(experiment, "connectivity.method", settings.method, settings.seed, 2)
-    meter = open_meter(experiment, paths, settings.num_examples)
+    meter = open_evaluator(experiment, paths, settings.num_examples)
     readers = [*branch_readers(meter, paths, model), reader(meter, paths, model)]
     names = [*(f"b{k}" for k in range(len(model.branches))), "merged"]
     alphas = np.linspace(0, 1, settings.num_points)
@@ -60,7 +60,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Connectivity) ->
 
 
 def path_losses(
-    meter: Meter, points: dict[str, torch.Tensor], alphas: np.ndarray
+    meter: LossEvaluator, points: dict[str, torch.Tensor], alphas: np.ndarray
 ) -> dict[str, list[Losses]]:
     """{"a-b": losses at (1 - alpha) a + alpha b} for every pair of points; each end once."""
     pairs = list(combinations(points, 2))
@@ -79,7 +79,9 @@ def path_losses(
     return dict(sorted(curves.items(), key=lambda item: item[0].endswith("merged")))
 
 
-def path_row(meter: Meter, path: str, alphas: np.ndarray, curve: list[Losses]) -> dict[str, Any]:
+def path_row(
+    meter: LossEvaluator, path: str, alphas: np.ndarray, curve: list[Losses]
+) -> dict[str, Any]:
     """The paper's columns; the barrier also as a share of the mean end-point loss.
 
     `excess_se` is the standard error, over the sample's batches, of the largest inner excess over

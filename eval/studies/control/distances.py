@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merit.config.branches import Model
-from merit.config.measurements import Control
 from merit.eval.measuring.scores import (
     Interval,
     Row,
@@ -23,6 +22,7 @@ from merit.eval.measuring.scores import (
     only,
     verdict,
 )
+from merit.eval.studies.control.settings import Control
 
 Models = dict[str, list[Model]]  # method -> its models, seed by seed
 Point = tuple[str, float]  # a model's id and its c

@@ -13,15 +13,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from merit.config import Experiment
-from merit.config.measurements import Control
 from merit.errors import MeritError
 from merit.eval.benchmarks import benchmark
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
-from merit.eval.measuring.loss_meter import (
-    Meter,
+from merit.eval.measuring.losses import (
+    LossEvaluator,
     base_vector,
     model_vector,
-    open_meter,
+    open_evaluator,
     planned_model,
 )
 from merit.eval.measuring.scores import mean, num_questions
@@ -38,6 +37,7 @@ from merit.eval.studies.control.distances import (
     scores_at,
     summary,
 )
+from merit.eval.studies.control.settings import Control
 from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
 from merit.io.progress import Progress
@@ -53,7 +53,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict
     """Validation scores over c; test scores at c = 1, at the best c, and at one distance."""
     models = chosen_models(experiment, settings)
     scales = sorted({*settings.scales, WHOLE})
-    meter = open_meter(experiment, paths, settings.num_examples)
+    meter = open_evaluator(experiment, paths, settings.num_examples)
     base = base_vector(meter, paths)
     distances = {
         model.id: float((model_vector(meter, paths, model.id).double() - base.double()).norm())
@@ -215,7 +215,7 @@ def benchmark_kinds(experiment: Experiment) -> dict[str, list[str]]:
 
 
 def measure_losses(
-    meter: Meter, paths: Artifacts, base: torch.Tensor, points: Sequence[Point]
+    meter: LossEvaluator, paths: Artifacts, base: torch.Tensor, points: Sequence[Point]
 ) -> dict[Point, float]:
     """Loss on the mixture of every point, and of ("base", 0)."""
     losses: dict[Point, float] = {("base", 0.0): meter.loss(base)}

@@ -16,8 +16,8 @@ from scipy import stats
 
 from merit.config import Experiment
 from merit.config.branches import Model, plan
-from merit.config.measurements import Cost
 from merit.errors import MeritError
+from merit.eval.studies.cost.settings import Cost
 from merit.eval.verdict import Link, Verdict
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 

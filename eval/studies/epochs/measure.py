@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from merit.config import Experiment
 from merit.config.branches import Model
-from merit.config.measurements import Epochs
 from merit.errors import MeritError
-from merit.eval.measuring.loss_meter import (
-    Meter,
+from merit.eval.measuring.losses import (
+    LossEvaluator,
     base_vector,
-    open_meter,
+    open_evaluator,
     planned_model,
     reader,
     vectors_on_disk,
 )
 from merit.eval.results import Results, load_results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES, paired_bootstrap
+from merit.eval.studies.epochs.settings import Epochs
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
 from merit.method.diagnostics import flatness_auc
@@ -39,7 +39,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
     """Table 1 with scores and flatness; every perturbed loss in `tables.epochs_perturbation`."""
     pairs = paired_models(experiment, settings)
     results = load_results(experiment, paths)
-    meter = open_meter(experiment, paths, settings.num_examples)
+    meter = open_evaluator(experiment, paths, settings.num_examples)
     base = base_vector(meter, paths)
     models = {model.id: model for _, joint, merged in pairs for model in (joint, merged)}
     readers = [reader(meter, paths, model) for model in models.values()]
@@ -125,7 +125,7 @@ def paired_models(experiment: Experiment, settings: Epochs) -> list[tuple[float,
 
 
 def perturbed(
-    meter: Meter, vectors: dict[str, torch.Tensor], sigmas: list[float], num_draws: int
+    meter: LossEvaluator, vectors: dict[str, torch.Tensor], sigmas: list[float], num_draws: int
 ) -> dict[str, NDArray[np.float64]]:
     """L(theta + sigma z) - L(theta) of every model: float64 (num_draws, num_sigmas).
 

@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from merit.config import Experiment
-from merit.config.measurements import Fidelity
 from merit.errors import MeritError
-from merit.eval.measuring.full_gradients import Cosines, exact, predicted_rmse, sketched, spread
+from merit.eval.studies.fidelity.full_gradients import (
+    Cosines,
+    exact,
+    predicted_rmse,
+    sketched,
+    spread,
+)
+from merit.eval.studies.fidelity.settings import Fidelity
 from merit.io.artifacts import Artifacts, read_json
 from merit.method.diagnostics import matrix_fidelity, norm_concentration
 from merit.method.gradients import Sketch

@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from merit.config import Experiment
-from merit.config.measurements import Gain
-from merit.eval.measuring.loss_meter import (
-    Meter,
+from merit.eval.measuring.losses import (
+    LossEvaluator,
     base_vector,
     branch_vector,
-    open_meter,
+    open_evaluator,
     planned_model,
 )
+from merit.eval.studies.gain.settings import Gain
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows
@@ -42,7 +42,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[st
         planned_model(experiment, "gain.methods", method, settings.seed, 2)
         for method in settings.methods
     ]
-    meter = open_meter(experiment, paths, settings.num_examples, curvature=True)
+    meter = open_evaluator(experiment, paths, settings.num_examples, curvature=True)
     base = base_vector(meter, paths)
     rows = []
     num_products = sum(len(model.branches) for model in models) * (1 + len(settings.shrinkages))
@@ -75,7 +75,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[st
 
 
 def gains(
-    meter: Meter,
+    meter: LossEvaluator,
     base: torch.Tensor,
     branches: torch.Tensor,
     merge_weights: list[float],
@@ -121,7 +121,7 @@ def gains(
 
 
 def predicted_gain(
-    meter: Meter,
+    meter: LossEvaluator,
     at: torch.Tensor,
     displacements: torch.Tensor,
     merge_weights: list[float],

@@ -12,11 +12,11 @@ import numpy as np
 
 from merit.config import Encoding, Experiment
 from merit.config.branches import Model, plan
-from merit.config.measurements import HeldOut
 from merit.data.examples import read_examples
 from merit.data.tasks import task_file
 from merit.errors import MeritError
-from merit.eval.measuring.loss_meter import failed, mean_loss
+from merit.eval.measuring.losses import failed, mean_loss
+from merit.eval.studies.held_out.settings import HeldOut
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
 from merit.train.dataset import TokenizedDataset

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merit.config import Experiment
-from merit.config.measurements import Hessian
+from merit.eval.studies.hessian.settings import Hessian
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows

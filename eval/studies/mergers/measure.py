@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merit.config import Experiment
-from merit.config.measurements import Mergers
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
 from merit.eval.measuring.scores import (
@@ -29,6 +28,7 @@ from merit.eval.measuring.scores import (
     num_questions,
     verdict,
 )
+from merit.eval.studies.mergers.settings import Mergers
 from merit.io.artifacts import Artifacts, read_json
 
 if TYPE_CHECKING:

@@ -26,20 +26,20 @@ import numpy as np
 from PIL import Image
 
 from merit.config import Evaluation, Experiment
-from merit.config.measurements import Overlap
 from merit.data.examples import TEXT_ROLE, iter_examples
 from merit.data.images import load_image
 from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.eval.answering.answers import question_files
 from merit.eval.benchmarks import benchmark
-from merit.eval.measuring.likeness import (
+from merit.eval.studies.overlap.contamination import (
     difference_hash,
     near,
     normalised,
     pixel_hash,
     question_parts,
 )
+from merit.eval.studies.overlap.settings import Overlap
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.io.progress import Progress
 

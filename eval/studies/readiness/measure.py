@@ -20,18 +20,18 @@ import torch
 
 from merit.config import Experiment
 from merit.config.branches import Model, plan
-from merit.config.measurements import Readiness
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, score_candidates
-from merit.eval.measuring.geometry import Split, conditions, geometry, of_kind
-from merit.eval.measuring.loss_meter import (
+from merit.eval.measuring.losses import (
     base_vector,
     branch_readers,
-    open_meter,
+    open_evaluator,
     reader,
     vectors_on_disk,
 )
 from merit.eval.measuring.scores import Row, difference, num_questions
+from merit.eval.studies.readiness.geometry import Split, conditions, geometry, of_kind
+from merit.eval.studies.readiness.settings import Readiness
 from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
 
@@ -39,7 +39,7 @@ from merit.io.checkpoints import Checkpoint
 def measure(experiment: Experiment, paths: Artifacts, settings: Readiness) -> dict[str, Any]:
     """Losses, barriers, displacements and validation scores; the verdict in `summary`."""
     joints, randoms = reference_models(experiment, settings)
-    meter = open_meter(experiment, paths, settings.num_examples)
+    meter = open_evaluator(experiment, paths, settings.num_examples)
     base = base_vector(meter, paths)
     readers = [reader(meter, paths, m) for m in joints]
     for m in randoms:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from merit.config import MAIN, Experiment, Sweep, load_experiment, suffix
-from merit.config.measurements import Readiness, Regime, Thresholds
 from merit.errors import MeritError
 from merit.eval.answering.answers import stored_questions
 from merit.eval.measuring.scores import Row, average, difference, num_questions, verdict
+from merit.eval.studies.readiness.settings import Readiness, Thresholds
+from merit.eval.studies.regime.settings import Regime
 from merit.io.artifacts import Artifacts, read_json
 
 OWN, OTHER = "has the skills", "must learn them"  # said of the base
@@ -110,7 +111,7 @@ def check_methods(experiment: Experiment, settings: Regime) -> float:
 
 def thresholds(experiment: Experiment) -> Thresholds:
     """What the study `readiness` asks of a merge-ready base."""
-    return (experiment.studies.readiness or Readiness()).thresholds
+    return Readiness.model_validate(experiment.studies.get("readiness") or {}).thresholds
 
 
 def skills(experiment: Experiment) -> dict[str, int | None]:

@@ -14,11 +14,11 @@ import numpy as np
 
 from merit.config import Encoding, Experiment
 from merit.config.branches import plan
-from merit.config.measurements import Retention
 from merit.data.examples import make_example
 from merit.eval.answering.batches import Prompt, prepared, split
 from merit.eval.answering.generate import generate
-from merit.eval.measuring.loss_meter import failed, mean_loss
+from merit.eval.measuring.losses import failed, mean_loss
+from merit.eval.studies.retention.settings import Retention
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.train.dataset import TokenizedDataset

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merit.config import Experiment, Sweep, combinations, suffix
-from merit.config.measurements import Sgd
 from merit.errors import MeritError
 from merit.eval.answering.answers import stored_questions
 from merit.eval.measuring.scores import (
@@ -21,6 +20,7 @@ from merit.eval.measuring.scores import (
     rate_label,
     verdict,
 )
+from merit.eval.studies.sgd.settings import Sgd
 from merit.io.artifacts import Artifacts, read_json
 
 

@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from merit.config import Experiment
-from merit.config.measurements import Surface
 from merit.errors import MeritError
-from merit.eval.measuring.loss_meter import (
-    Meter,
+from merit.eval.measuring.losses import (
+    LossEvaluator,
     base_vector,
     branch_readers,
-    open_meter,
+    open_evaluator,
     planned_model,
     reader,
     vectors_on_disk,
 )
+from merit.eval.studies.surface.settings import Surface
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 
@@ -35,7 +35,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Surface) -> dict
     """Losses on the grid and at the points; `tables.surface` lists the points."""
     joint = planned_model(experiment, "surface.joint", settings.joint, settings.seed)
     merged = planned_model(experiment, "surface.method", settings.method, settings.seed, 2)
-    meter = open_meter(experiment, paths, settings.num_examples)
+    meter = open_evaluator(experiment, paths, settings.num_examples)
     base = base_vector(meter, paths)
     readers = [reader(meter, paths, model) for model in (joint, merged)]
     readers += branch_readers(meter, paths, merged)
@@ -80,7 +80,7 @@ def plane(joint: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
 
 
 def point_row(
-    meter: Meter, name: str, theta: torch.Tensor, base: torch.Tensor, axes: torch.Tensor
+    meter: LossEvaluator, name: str, theta: torch.Tensor, base: torch.Tensor, axes: torch.Tensor
 ) -> dict[str, Any]:
     """A point's own loss, its projection, and how much of its squared displacement that holds."""
     delta = (theta - base).double()
@@ -109,7 +109,7 @@ def grid(
 
 
 def grid_losses(
-    meter: Meter,
+    meter: LossEvaluator,
     base: torch.Tensor,
     axes: torch.Tensor,
     x: NDArray[np.float64],

@@ -16,12 +16,12 @@ import numpy as np
 
 from merit.config import Experiment
 from merit.config.branches import Model
-from merit.config.measurements import Weights
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, average_files, score_candidates
-from merit.eval.measuring.loss_meter import planned_model
+from merit.eval.measuring.losses import planned_model
 from merit.eval.measuring.scores import Row, average, num_questions
 from merit.eval.studies.weights.readings import READINGS, score_row, summary
+from merit.eval.studies.weights.settings import Weights
 from merit.io.artifacts import Artifacts, read_json
 from merit.method.average import merge_weights
 

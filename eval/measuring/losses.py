@@ -1,7 +1,7 @@
 """The loss of any trained parameters on one fixed sample of the mixture.
 
 A model is a flat float32 vector theta (P,): its trained tensors one behind the other, in the
-order of `Meter.parameters`. The base is loaded once; every other model is only its vector.
+order of `LossEvaluator.parameters`. The base is loaded once; every other model is only its vector.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Losses = NDArray[np.float64]  # (num_batches,)
 
 
 @dataclass(frozen=True)
-class Meter:
+class LossEvaluator:
     """Measures L(theta) = mean next-token loss per loss-bearing token over the sample.
 
     `losses` gives every batch's own loss, so that differences between models are paired;
@@ -124,9 +124,9 @@ class Meter:
         return forward_loss(self.model, self.data.batch(indices), None)
 
 
-def open_meter(
+def open_evaluator(
     experiment: Experiment, paths: Artifacts, num_examples: int, curvature: bool = False
-) -> Meter:
+) -> LossEvaluator:
     """A meter over `num_examples` examples of the mixture (all of them where it has fewer).
 
     `curvature` switches to the attention that can be differentiated twice.
@@ -136,12 +136,12 @@ def open_meter(
     if curvature:
         model.set_attn_implementation("eager")
     data = open_mixture(paths, experiment.encoding)
-    return make_meter(model, experiment.training.trainable, data, num_examples)
+    return make_evaluator(model, experiment.training.trainable, data, num_examples)
 
 
-def make_meter(
+def make_evaluator(
     model: Any, trainable: Iterable[str], data: TokenizedDataset, num_examples: int
-) -> Meter:
+) -> LossEvaluator:
     """A meter over a seeded sample of `data`; the model's parameters are changed in place.
 
     In float32 whatever the base's type: bfloat16 would round most of what was learnt away.
@@ -151,7 +151,7 @@ def make_meter(
     sample = np.random.default_rng(SEED).permutation(len(data))[:num_examples]
     batches = [sample[i : i + BATCH_SIZE] for i in range(0, len(sample), BATCH_SIZE)]
     counts = [int((data.batch(b)["labels"][:, 1:] != IGNORED).sum()) for b in batches]
-    return Meter(model, parameters, data, batches, np.array(counts, dtype=np.int64))
+    return LossEvaluator(model, parameters, data, batches, np.array(counts, dtype=np.int64))
 
 
 def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -159,15 +159,15 @@ def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors])
 
 
-def base_vector(meter: Meter, paths: Artifacts) -> torch.Tensor:
+def base_vector(meter: LossEvaluator, paths: Artifacts) -> torch.Tensor:
     return meter.read(paths.base)
 
 
-def model_vector(meter: Meter, paths: Artifacts, model: str) -> torch.Tensor:
+def model_vector(meter: LossEvaluator, paths: Artifacts, model: str) -> torch.Tensor:
     return meter.read(paths.model(model))
 
 
-def branch_vector(meter: Meter, paths: Artifacts, name: str) -> torch.Tensor:
+def branch_vector(meter: LossEvaluator, paths: Artifacts, name: str) -> torch.Tensor:
     """theta of a branch; of one that was trained as adapters, the base with what they add to it."""
     folder = paths.branch(name)
     if not (folder / CONFIG).is_file():
@@ -177,24 +177,24 @@ def branch_vector(meter: Meter, paths: Artifacts, name: str) -> torch.Tensor:
     return flatten((adapter if adapter.has(n) else base).read(n) for n in meter.parameters)
 
 
-def branch_vectors(meter: Meter, paths: Artifacts, model: Model) -> list[torch.Tensor]:
+def branch_vectors(meter: LossEvaluator, paths: Artifacts, model: Model) -> list[torch.Tensor]:
     return [branch_vector(meter, paths, name) for name in model.branches]
 
 
 Reader = Callable[[], torch.Tensor]
 
 
-def reader(meter: Meter, paths: Artifacts, model: Model) -> Reader:
+def reader(meter: LossEvaluator, paths: Artifacts, model: Model) -> Reader:
     return functools.partial(model_vector, meter, paths, model.id)
 
 
-def branch_readers(meter: Meter, paths: Artifacts, model: Model) -> list[Reader]:
+def branch_readers(meter: LossEvaluator, paths: Artifacts, model: Model) -> list[Reader]:
     return [functools.partial(branch_vector, meter, paths, name) for name in model.branches]
 
 
 @contextlib.contextmanager
 def vectors_on_disk(
-    meter: Meter, paths: Artifacts, readers: Sequence[Reader]
+    meter: LossEvaluator, paths: Artifacts, readers: Sequence[Reader]
 ) -> Iterator[list[torch.Tensor]]:
     """What the readers give, (P,) each, memory-mapped scratch space: one at a time is in memory."""
     size = sum(parameter.numel() for parameter in meter.parameters.values())

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from merit.config.measurements import Thresholds
 from merit.errors import MeritError
-from merit.eval.measuring.loss_meter import Losses, Meter
+from merit.eval.measuring.losses import Losses, LossEvaluator
 from merit.eval.measuring.scores import Row
+from merit.eval.studies.readiness.settings import Thresholds
 from merit.io.progress import Progress
 from merit.method.diagnostics import barrier
 
@@ -28,7 +28,7 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class Split:
-    """One random split's branches and their average, each a vector (P,) as in `Meter`."""
+    """One random split's branches and their average, each a vector (P,) as in `LossEvaluator`."""
 
     name: str
     branches: list[torch.Tensor]
@@ -39,7 +39,7 @@ class Split:
 
 
 def geometry(
-    meter: Meter,
+    meter: LossEvaluator,
     base: torch.Tensor,
     joints: Mapping[str, torch.Tensor],
     splits: Sequence[Split],

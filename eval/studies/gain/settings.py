@@ -1,0 +1,22 @@
+"""Settings of the study `gain`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from merit.config.settings import PositiveFloat, PositiveInt
+from merit.eval.studies.study import Study
+
+
+class Gain(Study):
+    """Merging gain by the quadratic prediction of theorem 3.1 against the measured one."""
+
+    title = "Merging gain, predicted and measured"
+    reads = ("models", "branches")
+
+    methods: Annotated[list[str], Field(min_length=1)] = ["merit-1d", "merit-2d", "merit-3d"]
+    seed: int = 1
+    shrinkages: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.1, 0.25, 0.5, 1.0]
+    num_examples: PositiveInt = 256  # every branch takes a Hessian product a shrinkage

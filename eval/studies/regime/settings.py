@@ -1,0 +1,21 @@
+"""Settings of the study `regime`."""
+
+from __future__ import annotations
+
+from merit.eval.studies.study import Study
+
+
+class Regime(Study):
+    """joint, shrunk joint, random and merit over learning rate x base, as in `sweeps.<sweep>`.
+
+    The experiment's own learning rate is always a part of the map.
+    """
+
+    title = "When does splitting help?"
+    reads = ("models", "evaluation/scores.json")
+
+    sweep: str = "regime"
+    joint: str = "joint-1ep"
+    random: str = "random-8"
+    method: str = "merit-3d"
+    shrunk: str = "joint-shrunk"
