@@ -29,6 +29,7 @@ from merit.io.artifacts import (
     report_name,
     write_json,
 )
+from merit.merge.model import recipe
 
 PIPELINE, PLAN = "dvc.yaml", "plan.yaml"  # of every experiment's folder
 SHARED_PIPELINE = Path("pipeline.yaml")
@@ -292,28 +293,6 @@ def asking(experiment: Experiment) -> dict[str, Any]:
     """
     asked = experiment.evaluation.model_dump(mode="json", exclude=set(SCORING))
     return {"evaluation": asked, "model": experiment.model.model_dump(mode="json")}
-
-
-def recipe(experiment: Experiment, model: Model) -> dict[str, Any]:
-    """How a model is made: a rule, the branches or models that it takes, and their weights.
-
-    `origin` is what its card says of the base.
-    """
-    base = experiment.base
-    scratch = "assembled" if base.assemble else "trained from scratch"
-    name = base.hub or base.checkpoint or f"{scratch}: experiments/{experiment.name}"
-    return {
-        "origin": {"name": name, "revision": base.revision},
-        "model": model.id,
-        "method": model.method,
-        "seed": model.seed,
-        "rule": model.rule,
-        "branches": list(model.branches),
-        "source": model.source,
-        "match": model.match,
-        "merge_weights": experiment.merge_weights,
-        "merge_dtype": experiment.merge_dtype,
-    }
 
 
 def run(name: str, item: str | None = None) -> None:

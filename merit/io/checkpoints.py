@@ -97,12 +97,10 @@ class _File:
                 header = json.loads(file.read(size))
             self._descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
-            raise MeritError(
-                f"{path}: checkpoint not found; `dvc repro` writes those of an experiment"
-            ) from None
+            raise MeritError(f"{path}: checkpoint not found") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise MeritError(
-                f"{path}: truncated or not a safetensors file ({error}); train or fetch it anew"
+                f"{path}: truncated or not a safetensors file ({error}); fetch it again"
             ) from None
         weakref.finalize(self, os.close, self._descriptor)
         header.pop("__metadata__", None)
@@ -137,7 +135,11 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, files = _files_of(path)
+        files = [_File(file) for file in checkpoint_files(path)]
+        self.path = files[0].path
+        if path.is_dir() and (path / INDEX).exists():
+            self.path = path
+            _check_index(path, files)
         self._file_of = {name: file for file in files for name in file.tensors}
         self.names: list[str] = sorted(self._file_of)
 
@@ -169,29 +171,28 @@ def checkpoint_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         if not path.exists() and not path.suffix:
-            raise MeritError(
-                f"{path}: no checkpoint here, neither folder nor file; `dvc repro` writes those of "
-                "an experiment"
-            )
+            raise MeritError(f"{path}: no checkpoint here, neither folder nor file")
         return [path]
     if not (path / INDEX).exists():
         return [path / SINGLE]
     if (path / SINGLE).exists():
-        raise MeritError(f"{path}: holds both {SINGLE} and {INDEX}; remove the one that is old")
-    listed = {str(file) for file in _weight_map(path).values()}
-    for name in sorted(listed):
+        raise MeritError(
+            f"{path}: holds both {SINGLE} and {INDEX}; name the file itself, or a folder with one "
+            "of the two"
+        )
+    listed = sorted({str(file) for file in _weight_map(path).values()})
+    for name in listed:
         if Path(name).name != name:
             raise MeritError(f"{path / INDEX}: shard {name!r} does not lie in the folder itself")
         if not (path / name).is_file():
-            raise MeritError(f"{path / name}: shard not found, {INDEX} names it; fetch it anew")
-    surplus = sorted(p.name for p in path.iterdir() if SHARD.fullmatch(p.name))
-    surplus = [name for name in surplus if name not in listed]
-    if surplus:
-        raise MeritError(
-            f"{path / INDEX}: shard {surplus[0]} is there, but the index does not name it; fetch "
-            "the checkpoint anew, or remove what is of another one"
-        )
-    return [path / name for name in sorted(listed)]
+            raise MeritError(f"{path / name}: shard not found, {INDEX} names it; fetch it again")
+    for name in sorted(file.name for file in path.iterdir()):
+        if SHARD.fullmatch(name) and name not in listed:
+            raise MeritError(
+                f"{path / INDEX}: shard {name} is there, but the index does not name it; fetch the "
+                "checkpoint again, into a folder of its own"
+            )
+    return [path / name for name in listed]
 
 
 def checkpoint_hash(path: Path) -> str:
@@ -212,25 +213,17 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
     return found
 
 
-def _files_of(path: Path) -> tuple[Path, list[_File]]:
-    """What a message calls the checkpoint, and its open files; index and files agree."""
-    files = [_File(file) for file in checkpoint_files(path)]
-    if not path.is_dir() or not (path / INDEX).exists():
-        return files[0].path, files
-    listed = _weight_map(path)
+def _check_index(folder: Path, files: list[_File]) -> None:
+    """Raises MeritError where a shard does not hold the tensors that the index says."""
+    listed = _weight_map(folder)
     for file in files:
         promised = {name for name, found in listed.items() if found == file.path.name}
-        if missing := sorted(promised - set(file.tensors)):
+        if wrong := sorted(promised ^ set(file.tensors)):
+            name, says = wrong[0], f"{INDEX} says"
+            how = f"is missing, {says} it" if name in promised else f"is not one that {says}"
             raise MeritError(
-                f"{file.path}: tensor {missing[0]!r} is missing, {INDEX} says it lies there; "
-                "fetch the checkpoint anew"
+                f"{file.path}: tensor {name!r} {how} lies there; fetch the checkpoint again"
             )
-        if surplus := sorted(set(file.tensors) - promised):
-            raise MeritError(
-                f"{file.path}: tensor {surplus[0]!r} is not one that {INDEX} says lies there; "
-                "fetch the checkpoint anew"
-            )
-    return path, files
 
 
 def check_same_tensors(
@@ -246,13 +239,13 @@ def check_same_tensors(
         if name not in known:
             raise MeritError(
                 f"{checkpoint.path}: tensor {name!r} does not exist in the base {base.path}; "
-                "it was trained from another base: train it again"
+                "it comes from another base"
             )
         found, wanted = checkpoint.info(name), base.info(name)
         if found.shape != wanted.shape:
             raise MeritError(
                 f"{checkpoint.path}: tensor {name!r} has shape {found.shape}, the base "
-                f"{base.path} has {wanted.shape}; it comes from another base: train it again"
+                f"{base.path} has {wanted.shape}; it comes from another base"
             )
         if found.dtype not in WIDER.get(wanted.dtype, (wanted.dtype,)):
             raise MeritError(

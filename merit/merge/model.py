@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merit.config import Experiment, load_experiment
+from merit.config.branches import Model, plan
+from merit.config.settings import nearest
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, atomic_write, read_json, write_json
 
@@ -13,106 +15,136 @@ if TYPE_CHECKING:
     from merit.merge.rules import Rule
 
 TOKEN_COUNTS = ("num_tokens", "num_loss_tokens")
-Found = tuple["Rule", dict[str, Any]]  # the rule, and what the record gains besides
+Recipe = dict[str, Any]
+
+
+def recipe(experiment: Experiment, model: Model) -> Recipe:
+    """How a model is made: a rule, the branches or models that it takes, and their weights.
+
+    `origin` is what its card says of the base.
+    """
+    base = experiment.base
+    scratch = "assembled" if base.assemble else "trained from scratch"
+    name = base.hub or base.checkpoint or f"{scratch}: experiments/{experiment.name}"
+    return {
+        "origin": {"name": name, "revision": base.revision},
+        "model": model.id,
+        "method": model.method,
+        "seed": model.seed,
+        "rule": model.rule,
+        "branches": list(model.branches),
+        "source": model.source,
+        "match": model.match,
+        "merge_weights": experiment.merge_weights,
+        "merge_dtype": experiment.merge_dtype,
+    }
 
 
 def run(name: str, item: str | None = None) -> None:
-    """Write artifacts/<name>/models/<item> as its recipe says (merit.plan.recipe).
+    """Write artifacts/<name>/models/<item> as its recipe says.
 
-    A model of which a branch diverged leaves a record with the `failure`, and no checkpoint.
+    A model of which a branch diverged gets a record with the `failure`, and no checkpoint.
     """
     assert item is not None
-    paths = Artifacts(name)
-    recipe = read_json(paths.recipe(item))
-    check_branches(recipe, paths)
-    failure = failed(recipe, paths)
+    experiment = load_experiment(name)
+    models = plan(experiment).models
+    if item not in models:
+        raise MeritError(f"merge: {name} has no model {item!r}.{nearest(item, list(models))}")
+    made, paths = recipe(experiment, models[item]), Artifacts(name)
+    check_branches(made, paths)
+    failure = failed(made, paths)
     with atomic_folder(paths.model(item)) as folder:
-        record = {key: recipe[key] for key in ("model", "method", "seed", "rule", "branches")}
+        record = {key: made[key] for key in ("model", "method", "seed", "rule", "branches")}
         record |= {"failure": failure}
         if failure is None:
-            from merit.io.checkpoints import checkpoint_hash
+            from merit.io.checkpoints import Checkpoint, checkpoint_hash
             from merit.merge.card import model_card
-            from merit.merge.write import copy_model_files
+            from merit.merge.write import OUTPUT_DTYPES, copy_model_files, write_merged
 
-            record |= write_model(recipe, paths, folder)
-            copy_model_files(paths.base, folder, recipe["merge_dtype"])
+            base, dtype = Checkpoint(paths.base), made["merge_dtype"]
+            rule, found = rule_of(made, paths, base)
+            measured = write_merged(folder, base, rule, dtype=OUTPUT_DTYPES[dtype], label=item)
+            copy_model_files(paths.base, folder, dtype)
+            record |= {"weighted_by": made["merge_weights"], **found, **measured}
             record["checkpoint_hash"] = checkpoint_hash(folder)
             base_hash = read_json(paths.base / "base.json")["base_hash"]
-            manifests = [read_json(paths.branch(b) / "manifest.json") for b in recipe["branches"]]
-            card = model_card(name, recipe, record, base_hash, manifests)
+            card = model_card(name, made, record, base_hash, manifests_of(made, paths))
             atomic_write(folder / "README.md", card)
+        else:
+            print(f"merge of {item}: not merged, since {failure}")
         write_json(folder / "merge.json", record)
 
 
-def failed(recipe: dict[str, Any], paths: Artifacts) -> str | None:
-    """Why one of the model's parts diverged; None where none did."""
-    parts = [paths.branch(branch) / "summary.json" for branch in recipe["branches"]]
-    others = [recipe[key] for key in ("source", "match") if recipe[key]]
-    parts += [paths.model(model) / "merge.json" for model in others]
+def manifests_of(made: Recipe, paths: Artifacts) -> list[dict[str, Any]]:
+    return [read_json(paths.branch(branch) / "manifest.json") for branch in made["branches"]]
+
+
+def failed(made: Recipe, paths: Artifacts) -> str | None:
+    """Why one of the model's parts diverged; None where none did.
+
+    Raises MeritError where a model that it is derived from is missing.
+    """
+    parts = [paths.branch(branch) / "summary.json" for branch in made["branches"]]
+    for model in (made[key] for key in ("source", "match") if made[key]):
+        parts.append(paths.model(model) / "merge.json")
+        if not parts[-1].is_file():
+            raise MeritError(
+                f"merge of {made['model']}: model {model} is missing in {paths.model(model)}; "
+                "merge it first"
+            )
     return next((why for part in parts if (why := read_json(part)["failure"])), None)
 
 
-def write_model(recipe: dict[str, Any], paths: Artifacts, folder: Path) -> dict[str, Any]:
-    """Write the model's checkpoint, a few rows at a time; returns what its record gains."""
-    from merit.io.checkpoints import Checkpoint
-    from merit.merge.write import OUTPUT_DTYPES, write_merged
-
-    base = Checkpoint(paths.base)
-    rules = {"base": _base, "merge": _average, "shrunk": _shrunk}
-    rule, found = rules[recipe["rule"]](recipe, paths, base)
-    dtype = OUTPUT_DTYPES[recipe["merge_dtype"]]
-    measured = write_merged(folder, base, rule, dtype=dtype, label=recipe["model"])
-    nothing: dict[str, Any] = {"merge_weights": [], **dict.fromkeys(TOKEN_COUNTS, 0)}
-    return nothing | {"weighted_by": recipe["merge_weights"]} | found | measured
-
-
-def _base(recipe: dict[str, Any], paths: Artifacts, base: Checkpoint) -> Found:
-    from merit.merge.rules import unchanged
-
-    return unchanged(), {}
-
-
-def _average(recipe: dict[str, Any], paths: Artifacts, base: Checkpoint) -> Found:
-    """sum_k w_k theta_k, with w_k what the recipe's `merge_weights` counts."""
+def rule_of(made: Recipe, paths: Artifacts, base: Checkpoint) -> tuple[Rule, dict[str, Any]]:
+    """The rule that makes the model, and what its record gains by it."""
     from merit.io.checkpoints import Checkpoint, check_same_tensors
-    from merit.merge.command import opened
-    from merit.merge.rules import average
-    from merit.method.average import merge_weights
+    from merit.merge import rules
+    from merit.method.average import matching_alpha, merge_weights
 
-    manifests = [read_json(paths.branch(b) / "manifest.json") for b in recipe["branches"]]
-    branches = [opened(paths.branch(b), base, paths.base) for b in recipe["branches"]]
+    if made["rule"] == "base":
+        return rules.unchanged(), {"merge_weights": [], **dict.fromkeys(TOKEN_COUNTS, 0)}
+    if made["rule"] == "shrunk":  # theta0 + alpha (source - theta0), as far from it as `match`
+        parts = {key: made[key] for key in ("source", "match")}
+        source, match = (read_json(paths.model(m) / "merge.json") for m in parts.values())
+        alpha = matching_alpha(match["displacement"], source["displacement"])
+        joint = Checkpoint(paths.model(made["source"]))
+        check_same_tensors(joint, base)
+        counts = {key: source[key] for key in TOKEN_COUNTS}
+        return rules.shrunk(joint, alpha), {"merge_weights": [], "alpha": alpha, **parts, **counts}
+
+    from merit.merge.command import opened
+
+    manifests = manifests_of(made, paths)
+    branches = [opened(paths.branch(branch), base, paths.base) for branch in made["branches"]]
     for branch in branches:
         if isinstance(branch, Checkpoint):  # an adapter is checked when it is opened
             check_same_tensors(branch, base, set(branches[0].names))
     try:
-        weights = merge_weights(manifests, recipe["merge_weights"])
+        weights = merge_weights(manifests, made["merge_weights"])
         counts = {key: sum(manifest[key] for manifest in manifests) for key in TOKEN_COUNTS}
     except (ValueError, KeyError) as error:
         missing = f"key `{error.args[0]}` is missing"
         cause = missing if isinstance(error, KeyError) else error
         raise MeritError(
-            f"{paths.branch(recipe['branches'][0]).parent}: {recipe['model']}: {cause}; run the "
+            f"{paths.branch(made['branches'][0]).parent}: {made['model']}: {cause}; run the "
             "partition stage again"
         ) from None
-    return average(branches[0].names, branches, weights), {"merge_weights": weights, **counts}
+    return rules.average(branches[0].names, branches, weights), {"merge_weights": weights, **counts}
 
 
-def check_branches(recipe: dict[str, Any], paths: Artifacts) -> None:
+def check_branches(made: Recipe, paths: Artifacts) -> None:
     """Raises MeritError, naming the branch, unless these branches are what is to be merged.
 
     None may be missing, foreign (of another base or another partition than the others) or surplus
     (in the folder of a split's branches, but not of them).
     """
-    what = f"merge of {recipe['model']}"
-    manifests: list[dict[str, Any]] = []
-    for branch in recipe["branches"]:
+    what, first = f"merge of {made['model']}", None
+    for branch in made["branches"]:
         folder = paths.branch(branch)
         if not (folder / "summary.json").is_file() or not (folder / "manifest.json").is_file():
-            raise MeritError(
-                f"{what}: branch {branch} is missing in {folder}; `dvc repro` trains it"
-            )
+            raise MeritError(f"{what}: branch {branch} is missing in {folder}; train it first")
         manifest = read_json(folder / "manifest.json")
-        manifests.append(manifest)
+        first = first or manifest
         if manifest["branch"] != branch:
             raise MeritError(
                 f"{what}: {folder} holds branch {manifest['branch']!r}, not {branch}; train it "
@@ -120,34 +152,19 @@ def check_branches(recipe: dict[str, Any], paths: Artifacts) -> None:
             )
         if manifest["base_hash"] != read_json(paths.base / "base.json")["base_hash"]:
             raise MeritError(
-                f"{folder}: trained from another base than {paths.base}; train it again"
+                f"{what}: branch {branch} was trained from another base than {paths.base}; train "
+                "it again"
             )
-        if manifest["partition_hash"] != manifests[0]["partition_hash"]:
+        if manifest["partition_hash"] != first["partition_hash"]:
             raise MeritError(
-                f"{what}: branch {branch} is of another partition than {recipe['branches'][0]}; "
-                "train it again"
+                f"{what}: branch {branch} is of another partition than {first['branch']}; train "
+                "it again"
             )
-    if manifests and manifests[0]["num_groups"] > 1:
-        runs = paths.branch(recipe["branches"][0]).parent
+    if first and first["num_groups"] > 1:
+        runs = paths.branch(first["branch"]).parent
         present = {path.name for path in runs.iterdir() if not path.name.startswith(".")}
-        surplus = sorted(present - set(recipe["branches"]))
-        if surplus:
+        if surplus := sorted(present - set(made["branches"])):
             raise MeritError(
                 f"{what}: {runs} holds {', '.join(surplus)} besides its branches; remove what an "
                 "earlier plan has left there"
             )
-
-
-def _shrunk(recipe: dict[str, Any], paths: Artifacts, base: Checkpoint) -> Found:
-    """theta0 + alpha (source - theta0), as far from theta0 as `match`."""
-    from merit.io.checkpoints import Checkpoint, check_same_tensors
-    from merit.merge.rules import shrunk
-    from merit.method.average import matching_alpha
-
-    keys = ("source", "match")
-    source, match = (read_json(paths.model(recipe[key]) / "merge.json") for key in keys)
-    alpha = matching_alpha(match["displacement"], source["displacement"])
-    joint = Checkpoint(paths.model(recipe["source"]))
-    check_same_tensors(joint, base)
-    found = {"alpha": alpha, **{key: recipe[key] for key in keys}}
-    return shrunk(joint, alpha), found | {key: source[key] for key in TOKEN_COUNTS}
