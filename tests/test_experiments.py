@@ -12,7 +12,7 @@ import yaml
 from merit.config import EXPERIMENTS_DIR, Experiment, load_experiment, load_params
 from merit.config.branches import plan
 from merit.config.data import JsonlData, PublicData, TaskRule
-from merit.data.sources.public import reader
+from merit.data.sources.public import PUBLIC
 from merit.errors import MeritError
 from merit.eval.benchmarks import BENCHMARKS, engine_of
 from merit.eval.paper import load_paper_table
@@ -104,7 +104,7 @@ def test_the_176_units() -> None:
     assert not isinstance(flan.tasks, list)
     assert flan.tasks.draw == 136
     assert isinstance(cauldron.tasks, list)
-    assert set(cauldron.tasks) <= set(reader("the_cauldron").tasks or cauldron.tasks)
+    assert set(cauldron.tasks) <= set(PUBLIC["the_cauldron"].tasks or cauldron.tasks)
     assert flan.tasks.draw + len(set(cauldron.tasks)) + len(single) == 176
 
 

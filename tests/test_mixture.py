@@ -18,11 +18,11 @@ from public_fixtures import flan_record, pack, picture, said, save
 
 from merit.config import load_experiment
 from merit.config.data import JsonlData, PublicData, TaskRule
-from merit.data import mixture
+from merit.data import drawing
 from merit.data.examples import Example, read_examples
 from merit.data.images import load_image
-from merit.data.sources import the_cauldron, writer
-from merit.data.sources.public import needs
+from merit.data.sources import writer
+from merit.data.sources.public import CAULDRON
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
@@ -198,7 +198,7 @@ def test_a_config_that_is_not_wanted_need_not_be_there() -> None:
     (folder / "nlvr2/train-00000-of-00001-cc.parquet").write_bytes(b"broken")
     write(public({"name": "the_cauldron", "tasks": ["ai2d"]}, download=False))
     assert ids("ai2d") == [f"ai2d/train-0000{i}-of-00002-{'ab'[i] * 2}.parquet/0" for i in (0, 1)]
-    others = [task for task in the_cauldron.TASKS if task != "ai2d"]
+    others = [task for task in CAULDRON if task != "ai2d"]
     write(public({"name": "the_cauldron", "tasks": {"exclude": others}}, download=False))
     assert len(ids("ai2d")) == 2
     drawn = public({"name": "the_cauldron", "tasks": {"draw": 1}}, seed=1, download=False)
@@ -366,7 +366,7 @@ def test_images_are_left_unopened_where_that_is_asked_for() -> None:
 
 
 def test_images_are_checked_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixture, "AT_A_TIME", 3)
+    monkeypatch.setattr(drawing, "AT_A_TIME", 3)
     lay([*records("a", 7), *records("a", 1, "x.jpg"), *records("a", 2)], x=b"broken")
     write(public(VISION, on_bad_record="skip"))
     assert ids("a") == [f"a-{i}@{i + 1}" for i in range(7)] + ["a-0@9", "a-1@10"]
@@ -487,28 +487,6 @@ def test_reading_ends_early_where_it_is_told_to() -> None:
     assert (manifest["num_records"], manifest["tasks"][0]["num_available"]) == (8, 8)
     assert len(ids("a")) == 5
     assert {int(name.split("@")[0].split("-")[1]) for name in ids("a")} <= set(range(8))
-
-
-def test_what_a_mixture_needs_is_told_before_anything_is_fetched() -> None:
-    public_fixtures.lay(Path("sources"), "vision_flan_1k")
-    rows = needs(
-        public(
-            VISION,
-            {"name": "vlguard"},
-            {"name": "lvis_instruct4v"},
-            {"name": "the_cauldron", "tasks": ["ai2d"]},
-            pretraining={"captions": [{"name": "lrv_instruction"}]},
-        )
-    )
-    assert [row["missing"] for row in rows] == [
-        *([], ["train.json", "train.zip|train"], ["lvis_instruct4v_220k.json"]),
-        *(["ai2d/train-*.parquet"], ["filter_cap*.json"]),
-    ]
-    assert [row["gated"] for row in rows] == [False, True, False, False, False]
-    assert [row["images"] for row in rows] == ["", "", "sources/images", "", "sources/images"]
-    assert not any(row["images_here"] for row in rows if row["images"])
-    assert [row["gigabytes"] for row in rows] == [36.4, None, 0.4, 170.0, None]
-    assert "Google Drive" in rows[-1]["hint"]
 
 
 # --- one's own folder ---------------------------------------------------------------------------

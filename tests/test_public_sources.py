@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import public_fixtures
 import pytest
 from public_fixtures import said
 
-from merit.config.data import PublicSource
+from merit.config.data import PublicSource, SourceName
 from merit.data.examples import BadRecord, Example
 from merit.data.images import ImageFinder, load_image
-from merit.data.source import Source
-from merit.data.sources.public import NAMES, reader
+from merit.data.records import Source
+from merit.data.sources.public import PUBLIC
 from merit.errors import MeritError
 
 Turns = list[tuple[str, str]]
@@ -23,7 +23,7 @@ def read(
     root: Path, name: str, tasks: list[str] | None = None
 ) -> tuple[list[Example], list[tuple[str, str]]]:
     """The examples of a laid-out source, and (where, why) of its bad records."""
-    source, folder = reader(name), root / name
+    source, folder = PUBLIC[name], root / name
     images = root / "images" if source.images == "shared" else folder
     pictures, examples, bad = ImageFinder(images, root / "artifacts/x/data/mixture"), [], []
     for record in source.records(folder, tasks):
@@ -208,7 +208,7 @@ BAD = {
 KNOWN = {"the_cauldron": ["ai2d", "clevr_math", "nlvr2"], "flan": ["bool_q", "hellaswag"]}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_records_become_examples(root: Path, name: str) -> None:
     public_fixtures.lay(root, name)
     examples, bad = read(root, name, KNOWN.get(name))
@@ -224,15 +224,13 @@ def test_records_become_examples(root: Path, name: str) -> None:
 
 
 def test_every_source_says_what_it_is_and_where_it_is_from() -> None:
-    for name in NAMES:
-        source = reader(name)
+    for name in PUBLIC:
+        source = PUBLIC[name]
         assert isinstance(source, Source)
         assert PublicSource.model_validate({"name": name}).name == name
         assert source.licence
         assert source.repository or source.hint
-    modules = {path.stem for path in Path(public_fixtures.__file__).parents[1].joinpath(
-        "merit/data/sources").glob("*.py")}  # fmt: skip
-    assert modules - {"__init__", "public", "own", "reasoning"} == set(NAMES)
+    assert tuple(PUBLIC) == get_args(SourceName)
 
 
 def test_two_images_in_a_row_are_two_pictures(root: Path) -> None:

@@ -13,7 +13,7 @@ import merit.plan as settings
 from merit.config import load_experiment
 from merit.config.branches import plan
 from merit.data import stage as data
-from merit.data.sources.public import NAMES
+from merit.data.sources.public import PUBLIC
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.merge import model as merge
@@ -32,7 +32,7 @@ EXPERIMENT = {
         "on_bad_record": "skip",
         "sources": [
             {"name": name, "prefix": f"{name}/"} | ({"tasks": TASKS[name]} if name in TASKS else {})
-            for name in NAMES
+            for name in PUBLIC
         ],
     },
     "base": {"checkpoint": "theta0"},
@@ -53,7 +53,7 @@ def test_every_source_goes_through_the_pipeline(
     tiny.model.save_pretrained("theta0")
     tiny.processor.save_pretrained("theta0")
     Path("params.yaml").write_text("experiments: [public]\n", encoding="utf-8")
-    for name in NAMES:
+    for name in PUBLIC:
         public_fixtures.lay(Path("sources"), name)
 
     for stage in (settings, data, base, encode, gradients, partition):

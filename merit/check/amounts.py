@@ -13,7 +13,7 @@ from merit.check.facts import BenchmarkFacts, facts
 from merit.config import Evaluation, Experiment, MiniTextData, MiniWorldData
 from merit.config.data import JsonlData, PublicData, PublicSource, TaskRule
 from merit.data.hub import files
-from merit.data.sources.public import reader
+from merit.data.sources.public import PUBLIC
 from merit.io.artifacts import Artifacts, read_array, read_json
 
 PIXELS_PER_TOKEN = 28**2  # Qwen2.5-VL: 2 x 2 patches of 14 x 14
@@ -93,9 +93,9 @@ def public(entry: PublicSource, experiment: Experiment) -> Amount:
 
 def lies_here(entry: PublicSource, data: PublicData) -> bool:
     """Whether all that the source is read from is in its folder."""
-    source = reader(entry.name)
+    source = PUBLIC[entry.name]
     wanted = None if isinstance(entry.tasks, TaskRule) else entry.tasks
-    return bool(files(folder_of(entry, data), [*source.files(wanted), *source.archives]))
+    return bool(files(folder_of(entry, data), [*source.patterns(wanted), *source.archives]))
 
 
 def folder_of(entry: PublicSource, data: PublicData) -> Path:

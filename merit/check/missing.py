@@ -12,8 +12,8 @@ from merit.check.estimate import Row, Work
 from merit.check.facts import facts
 from merit.check.stages import training_parts
 from merit.config.data import JsonlData, PublicData, PublicSource
-from merit.data.sources import laion_gpt4v
-from merit.data.sources.public import reader
+from merit.data.sources.convert import FETCH_LINKS, FETCHED
+from merit.data.sources.public import PUBLIC
 
 LARGE = 1e9  # trained parameters from which a processor is no place to train
 
@@ -56,7 +56,7 @@ def _absent(work: Work) -> list[PublicSource]:
 
 
 def _hub(work: Work, here: Surroundings) -> Iterator[str]:
-    wanted: list[str] = [e.name for e in _absent(work) if reader(e.name).repository]
+    wanted: list[str] = [e.name for e in _absent(work) if PUBLIC[e.name].repository]
     wanted += work.origins
     if work.experiment.evaluation.text_data is None:
         wanted += [n for n, record in work.records.items() if record.kind == "lm_eval"]
@@ -79,7 +79,7 @@ def _sources(work: Work, here: Surroundings) -> Iterator[str]:
             yield "examples: the mixture has none"
         return
     for entry in _absent(work):
-        source, folder = reader(entry.name), folder_of(entry, data)
+        source, folder = PUBLIC[entry.name], folder_of(entry, data)
         if source.repository is None:
             yield f"source {entry.name} in {folder}: {source.hint}"
         elif (entry.revision or source.revision) is None:
@@ -87,10 +87,10 @@ def _sources(work: Work, here: Surroundings) -> Iterator[str]:
         elif not data.download:
             yield f"source {entry.name}: not in {folder}, and `data.download` is off"
     for entry in _entries(data):
-        fetched = folder_of(entry, data) / laion_gpt4v.FETCHED
+        fetched = folder_of(entry, data) / FETCHED
         if entry.name == "laion_gpt4v" and not fetched.is_file():
-            yield f"{fetched} of laion_gpt4v: {laion_gpt4v.TO_DO}"
-        if not entry.images and reader(entry.name).images != "shared":
+            yield f"{fetched} of laion_gpt4v: {FETCH_LINKS}"
+        if not entry.images and PUBLIC[entry.name].images != "shared":
             continue
         images = Path(entry.images or f"{data.folder}/images")
         if not images.is_dir():
