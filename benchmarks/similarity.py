@@ -5,7 +5,7 @@
 The strided file is narrower than the real one: its time is extrapolated linearly to the 617,187,738
 entries a task that stride 5 keeps of Qwen2.5-VL-3B, and the result says so. The sketches' file has
 its real size. Before every reading the file is dropped from the system's cache. How faithful both
-are comes from the study `fidelity` (reports/studies/mini_vision/fidelity), which has the exact
+are comes from the study `fidelity` (reports/studies/mini_vision_full/fidelity), which has the exact
 cosines. Writes reports/benchmarks/similarity.json and .md.
 """
 

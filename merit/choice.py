@@ -25,11 +25,7 @@ def chosen(names: Sequence[str], rehearse: bool, folder: Path = EXPERIMENTS_DIR)
     """
     found = []
     for name in dict.fromkeys(names):
-        stem, _, part = name.partition("-")
-        if part not in ("", REHEARSAL):
-            load_experiment(name, folder)  # where there is none, this says so
-            raise MeritError(f"{name} is a part of {stem}; `merit repro {stem}` runs it")
-        whole = f"{stem}-{REHEARSAL}" if rehearse or part else stem
+        whole = f"{name.removesuffix(REHEARSAL)}{REHEARSAL}" if rehearse else name
         load_experiment(whole, folder)
         found.append(whole)
     return list(dict.fromkeys(found))

@@ -18,7 +18,7 @@ import yaml
 
 from merit.config import EXPERIMENTS_DIR, Base, Experiment, Params, load_experiment, load_params
 from merit.config.branches import Model, Plan, plan
-from merit.config.settings import Level, nearest
+from merit.config.settings import nearest
 from merit.errors import MeritError
 from merit.eval.studies import settings_of
 from merit.io.artifacts import (
@@ -26,7 +26,6 @@ from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
     atomic_write,
-    report_name,
     write_json,
 )
 from merit.merge.model import recipe
@@ -56,24 +55,19 @@ HEADER = """\
 
 
 def planned_experiments(params: Params, folder: Path = EXPERIMENTS_DIR) -> list[Experiment]:
-    """The experiments of params.yaml, each followed by its parts that start from other bases."""
+    """The experiments of params.yaml, each followed by those whose results it reads."""
     return [part for name in params.experiments for part in with_parts(name, folder)]
 
 
 def with_parts(name: str, folder: Path = EXPERIMENTS_DIR) -> list[Experiment]:
-    """An experiment and its parts that start from other bases.
-
-    A base from which nothing is trained at this level has no part.
-    """
+    """An experiment and those whose results it reads."""
     experiment = load_experiment(name, folder)
-    parts = [load_experiment(f"{name}-{base}", folder) for base in experiment.bases]
-    return [experiment, *(p for p in parts if any(m.trained for m in p.methods.values()))]
+    return [experiment, *(load_experiment(other, folder) for other in experiment.reads)]
 
 
-def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
+def plan_rows(experiment: Experiment) -> dict[str, Any]:
     """What pipeline.yaml reads of an experiment: four names, and a row a stage that is looped."""
     x, todo = experiment.name, plan(experiment)
-    stem, _, part = x.partition("-")
     source, reader = data_code(experiment)
     studies = {}
     for name, study in settings_of(experiment).items():
@@ -81,10 +75,10 @@ def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
         code_of_study = STUDY_CODE.get(name, f"eval/studies/{name}.py")
         studies[name] = {"reads": reads, "also": also, "code": code_of_study}
     folder = REPORTS_DIR / "studies" / x if studies else REPORTS_DIR / "paper"
-    report = {"folder": str(REPORTS_DIR / report_name(x, level)), "studies": str(folder)}
+    report = {"folder": str(REPORTS_DIR / x), "studies": str(folder)}
     return {
         "x": x,
-        "yaml": f"{EXPERIMENTS_DIR}/{stem}.yaml",
+        "yaml": f"{EXPERIMENTS_DIR}/{x}.yaml",
         "source": source,
         "reader": reader,
         "builder": builder(experiment.base),
@@ -99,7 +93,7 @@ def plan_rows(experiment: Experiment, level: Level) -> dict[str, Any]:
         "branches": {branch.id: {"run": branch.run} for branch in todo.branches.values()},
         "models": {model.id: merged_from(model, todo) for model in todo.models.values()},
         "studies": studies,
-        "reports": {} if part else {level: report},
+        "reports": {"default": report},
     }
 
 
@@ -146,9 +140,8 @@ def merged_from(model: Model, todo: Plan) -> Row:
 def study_inputs(experiment: Experiment, name: str, reads: tuple[str, str]) -> tuple[str, str]:
     """The two outputs that a study depends on; the regime map's second one is another base's."""
     first, second = (Artifacts(experiment.name).folder / part for part in reads)
-    bases = [b for s in experiment.sweeps.values() for b in s.bases if b in experiment.bases]
-    if name == "regime" and bases:
-        other = Artifacts(f"{experiment.name}-{bases[0]}")
+    if name == "regime" and experiment.reads:
+        other = Artifacts(experiment.reads[0])
         return str(second), str(other.evaluation / "scores.json")
     return str(first), str(second)
 
@@ -182,7 +175,7 @@ def write_plan() -> list[Path]:
     that its results come back from DVC's cache if it is planned again.
     """
     params = load_params()
-    found = {e.name: render(plan_rows(e, params.level)) for e in planned_experiments(params)}
+    found = {e.name: render(plan_rows(e)) for e in planned_experiments(params)}
     changed = []
     for path in sorted(folder / PIPELINE for folder in EXPERIMENTS_DIR.iterdir()):
         if path.is_symlink() and path.parent.name not in found:
@@ -212,7 +205,7 @@ def check_planned(stage: str, name: str, item: str | None) -> None:
     """
     params = load_params()
     # a rehearsal is named in params.yaml itself, a part of an experiment is not
-    planned = name if name in params.experiments else name.partition("-")[0]
+    planned = name if name in params.experiments else name.removesuffix("_weak")
     if planned not in params.experiments:
         raise MeritError(
             f"{stage}: no experiment {planned!r} in params.yaml."
@@ -220,11 +213,8 @@ def check_planned(stage: str, name: str, item: str | None) -> None:
         )
     parts = {part.name: part for part in with_parts(planned)}
     if name not in parts:
-        raise MeritError(
-            f"{stage}: nothing is trained from the base of {name!r} at the level "
-            f"{params.level!r}.{nearest(name, list(parts))}"
-        )
-    rows = plan_rows(parts[name], params.level)
+        raise MeritError(f"{stage}: {planned} reads no {name!r}.{nearest(name, list(parts))}")
+    rows = plan_rows(parts[name])
     check_fresh(name, rows)
     if stage in LOOPED and item not in rows[LOOPED[stage]]:
         raise MeritError(
@@ -247,7 +237,7 @@ def check_plans() -> None:
     """Raises MeritError where `merit plan` would change anything: for what spans experiments."""
     params = load_params()
     for experiment in planned_experiments(params):
-        check_fresh(experiment.name, plan_rows(experiment, params.level))
+        check_fresh(experiment.name, plan_rows(experiment))
 
 
 # --- the settings, stage by stage -----------------------------------------------------------------

@@ -24,7 +24,7 @@ from merit.choice import chosen, put_in, take_out
 from merit.config import PARAMS_FILE, REHEARSAL, Experiment, Params, load_params
 from merit.dvc_processes import Chunk, Places, dvc_repro, experiment_of, fork_server, stale
 from merit.errors import MeritError
-from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json, report_name
+from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json
 from merit.launch.local import make_slots, visible_gpus
 from merit.plan import PIPELINE, folder_of, plan_rows, with_parts, write_plan
 from merit.run.access import uses_hub
@@ -72,7 +72,7 @@ def run_all(params: Params, names: Sequence[str], everything: bool) -> None:
     changed = stale([] if everything else pipelines)
     if not changed:
         return
-    flows = {part.name: waves(plan_rows(part, params.level)) for part in planned}
+    flows = {part.name: waves(plan_rows(part)) for part in planned}
     progress = _Progress([*(stage for flow in flows.values() for stage in stages(flow)), *LAST])
     alone = {part.name for part in planned if uses_hub(part)}
     slots = make_slots(params.launch, visible_gpus(), params.workers)[: params.workers]
@@ -104,8 +104,7 @@ def last_of(params: Params, names: Sequence[str]) -> Chunk:
     if any(map(is_rehearsal, names)):
         return []
     reports = {
-        name: Artifacts(name).root / f"{REPORTS_DIR / report_name(name, params.level)}.json"
-        for name in params.experiments
+        name: Artifacts(name).root / f"{REPORTS_DIR / name}.json" for name in params.experiments
     }
     absent = [name for name, path in reports.items() if not path.is_file()]
     if absent:
@@ -114,7 +113,7 @@ def last_of(params: Params, names: Sequence[str]) -> Chunk:
 
 
 def is_rehearsal(name: str) -> bool:
-    return name.endswith(f"-{REHEARSAL}")
+    return name.endswith(REHEARSAL)
 
 
 def waves(rows: Mapping[str, Any]) -> list[list[Chunk]]:

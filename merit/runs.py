@@ -25,7 +25,7 @@ STEP_METRICS = (
     "epoch",  # an x-axis on which branches of different lengths line up
 )
 # of an experiment: what no single run depends on
-NOT_A_RUNS = {"methods", "sweeps", "bases", "studies", "report"}
+NOT_A_RUNS = {"methods", "sweeps", "studies", "report"}
 Row = dict[str, Any]
 
 

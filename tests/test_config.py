@@ -15,14 +15,12 @@ from merit.config import (
     every_method,
     load_experiment,
     load_params,
-    other_base,
     overridden,
-    select,
     suffix,
     variants,
 )
 from merit.config.branches import plan
-from merit.config.settings import Level
+from merit.config.experiment import merged
 from merit.errors import MeritError
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +94,7 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
     assert experiment.methods == {
         "base": Method(partition="base", seeds=[1]),
         "joint-1ep": Method(partition="joint", seeds=[1, 2], epochs=1.0),
-        "merit-1d": Method(partition="merit", axes=1, optimizer={}, base="main"),
+        "merit-1d": Method(partition="merit", axes=1, optimizer={}),
         "joint-shrunk": Method(partition="shrunk", source="joint-1ep", match="merit-1d"),
     }
 
@@ -124,41 +122,30 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
             "methods.joint-1ep.groups",
             2,
             "key `methods.joint-1ep`: `groups` is no key of `partition: joint`. Known here: "
-            "base, epochs, may_diverge, optimizer, partition, seeds.",
+            "epochs, may_diverge, optimizer, partition, seeds.",
         ),
         (
             "methods.merit-1d",
             {"partition": "conflict", "groups": 2},
             "key `methods.merit-1d`: `groups` is no key of `partition: conflict`. Known here: "
-            "base, epochs, may_diverge, optimizer, partition, reading, seeds.",
+            "epochs, may_diverge, optimizer, partition, reading, seeds.",
         ),
         (
             "methods.merit-1d.reading",
             "between",
             "key `methods.merit-1d`: `reading` is no key of `partition: merit`. Known here: "
-            "axes, base, epochs, may_diverge, optimizer, partition, seeds.",
+            "axes, epochs, may_diverge, optimizer, partition, seeds.",
         ),
         (
             "methods.joint-shrunk.epochs",
             2.0,
             "key `methods.joint-shrunk`: `epochs` is no key of `partition: shrunk`. Known here: "
-            "base, match, partition, seeds, source.",
+            "match, partition, seeds, source.",
         ),
         (
             "methods.base.seeds",
             [2],
             "key `methods.base`: `seeds` is no key of `partition: base`. Known here: partition.",
-        ),
-        # keys that there were once
-        (
-            "methods.joint-1ep.full_seeds",
-            [2, 3],
-            "unknown key `methods.joint-1ep.full_seeds`. Did you mean `seeds`?",
-        ),
-        (
-            "methods.merit-1d.when",
-            "full",
-            "unknown key `methods.merit-1d.when`. Known here: axes, base, epochs, groups, match, ",
         ),
         # missing
         (
@@ -208,16 +195,6 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ("methods", {}, "key `methods`: found {}: "),
         ("methods.joint-1ep.seeds", [-1], "key `methods.joint-1ep.seeds.0`: found -1: "),
         (
-            "methods.joint-1ep.seeds",
-            {"never": [1]},
-            "key `methods.joint-1ep.seeds.never`: found 'never': Input should be 'default', ",
-        ),
-        (
-            "methods.joint-1ep.seeds",
-            {"default": [1], "full": 2},
-            "key `methods.joint-1ep.seeds.full`: found 2: Input should be a valid list",
-        ),
-        (
             "methods.merit-1d",
             {"partition": "conflict", "reading": "inside"},
             "key `methods.merit-1d.reading`: found 'inside': Input should be 'within' or 'between'",
@@ -260,29 +237,17 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         ),
         ("report.curves", ["joint-9ep"], "report: no method is called 'joint-9ep'"),
         ("report.partition", "merit-9d", "report: no method is called 'merit-9d'"),
-        # contradictions between the levels of work
         (
             "methods.joint-1ep.seeds",
-            {"default": [1, 2], "full": [3, 2]},
-            "key `methods.joint-1ep`: `seeds`: [2] are listed twice; every level but `default` "
-            "says what it adds to that one",
+            [1, 2, 1],
+            "key `methods.joint-1ep`: `seeds`: [1] are listed twice",
         ),
         (
-            "methods.joint-shrunk.seeds",
-            {"default": [1], "full": [2]},
-            "methods.joint-shrunk.seeds: [2] are not seeds of 'merit-1d' at the full level",
+            "report.also_tables",
+            {"table10": ["mini_mcq"]},
+            "report: benchmark 'mini_mcq' is not in evaluation.benchmarks",
         ),
-        (
-            "methods.merit-1d.seeds",
-            {"full": [1]},
-            "methods.joint-shrunk.seeds: [1] are not seeds of 'merit-1d'",
-        ),
-        (
-            "methods",
-            {"m": {"partition": "joint", "seeds": {"full": [1]}}},
-            "methods: none has seeds at the default level; at least one must",
-        ),
-        # what a method changes in its optimiser, and the base that it starts from
+        # what a method changes in its optimiser
         (
             "methods.merit-1d.optimizer",
             {"learning_rat": 0.1},
@@ -293,11 +258,6 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
             "methods.merit-1d.optimizer",
             {"batch_size": 0},
             "methods.merit-1d.optimizer.batch_size: input should be greater than 0. ",
-        ),
-        (
-            "methods.merit-1d.base",
-            "week",
-            "methods.merit-1d.base: no base is called 'week'. Known here: main.",
         ),
         # sweeps
         (
@@ -315,33 +275,11 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
             {"s": {"methods": ["joint-1ep", "joint-shrunk"], "learning_rate": [0.2]}},
             "sweeps.s.methods: 'joint-shrunk' needs 'merit-1d' there, too",
         ),
-        (
-            "sweeps",
-            {"s": {"methods": ["joint-1ep"], "bases": ["main", "weak"]}},
-            "sweeps.s.bases: no base is called 'weak'. Known here: main.",
-        ),
         ("sweeps", {"s": {"methods": []}}, "key `sweeps.s.methods`: found []: "),
         (
             "sweeps",
             {"s": {"methods": ["joint-1ep"], "learning_rates": [0.2]}},
             "unknown key `sweeps.s.learning_rates`. Did you mean `learning_rate`?",
-        ),
-        # other bases
-        (
-            "bases",
-            {"main": {}},
-            "bases.main: letters, digits and _ only, and neither 'main', which is the",
-        ),
-        ("bases", {"we-ak": {}}, "bases.we-ak: letters, digits and _ only, and neither 'main', "),
-        (
-            "bases",
-            {"weak": {"data": {"num_image": 3}}},
-            "bases.weak: num_image: Extra inputs are not permitted",
-        ),
-        (
-            "bases",
-            {"weak": {"phases": {"stage 2": {"num_steps": 7}}}},
-            "bases.weak.phases: no phase is called 'stage 2'.",
         ),
     ],
 )
@@ -353,12 +291,6 @@ def test_a_mistake_is_named(tmp_path: Path, key: str, value: Any, message: str) 
     assert len(found.splitlines()) == 1
 
 
-def test_an_unknown_reading_of_merge_weights_is_one_line(tmp_path: Path) -> None:
-    message = refusal(tmp_path, settings() | {"merge_weights": "token"})
-    assert len(message.splitlines()) == 1
-    assert "`merge_weights`" in message
-
-
 @pytest.mark.parametrize("reading", ["tokens", "loss_tokens", "samples", "uniform"])
 def test_every_reading_of_merge_weights_is_read(tmp_path: Path, reading: str) -> None:
     assert Experiment.model_validate(settings()).merge_weights == "tokens"  # if none is given
@@ -367,132 +299,86 @@ def test_every_reading_of_merge_weights_is_read(tmp_path: Path, reading: str) ->
     assert load_experiment("tiny", tmp_path).merge_weights == reading
 
 
-@pytest.mark.parametrize("key", ["curves", "partition"])
-def test_the_report_draws_what_runs_by_default(tmp_path: Path, key: str) -> None:
-    values = settings()
-    values["methods"]["kmeans-2"] = {"partition": "kmeans", "groups": 2, "seeds": {"full": [1]}}
-    values["report"][key] = ["kmeans-2"] if key == "curves" else "kmeans-2"
-    assert refusal(tmp_path, values) == (
-        "report: 'kmeans-2' has no seeds at the default level; give it some"
-    )
+# --- an experiment that extends another one --------------------------------------------------------
 
 
-def test_a_sweeps_methods_run_at_its_level(tmp_path: Path) -> None:
-    values = settings()
-    values["methods"]["kmeans-2"] = {"partition": "kmeans", "groups": 2, "seeds": {"full": [1]}}
-    values["sweeps"] = {"s": {"methods": ["kmeans-2"], "level": "full"}}
-    assert list(Experiment.model_validate(values).sweeps) == ["s"]
-    values["sweeps"]["s"]["level"] = "default"
-    assert refusal(tmp_path, values) == (
-        "sweeps.s.methods: 'kmeans-2' has no seeds at the default level; give it some"
-    )
+def write(folder: Path, **files: Any) -> None:
+    for name, values in files.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
 
 
-# --- what is run at a level -----------------------------------------------------------------------
-
-
-def all_levels() -> dict[str, Any]:
-    """`settings` with seeds, methods, sweeps and studies of the other levels."""
-    values = settings()
-    values["methods"] |= {
-        "merit-1d": {"partition": "merit", "axes": 1, "seeds": {"default": [1], "full": [3, 2]}},
-        "joint-shrunk": {
-            **{"partition": "shrunk", "source": "joint-1ep", "match": "merit-1d"},
-            **{"seeds": {"default": [1], "full": [2]}},
-        },
-        "kmeans-2": {"partition": "kmeans", "groups": 2, "seeds": {"full": [1]}},
-        "random-2": {"partition": "random", "groups": 2, "seeds": {"tune": [5]}},
+def test_a_child_changes_some_keys(tmp_path: Path) -> None:
+    """Mappings are merged, lists and scalars replaced, `null` removes; the parent's order stays."""
+    methods = {
+        "base": {},
+        "joint-0.5ep": {"partition": "joint", "epochs": 0.5},
+        "joint-1ep": {"seeds": [3]},
+        "joint-shrunk": None,
+        "random-2": {"partition": "random", "groups": 2},
     }
-    values["sweeps"] = {
-        "always": {"methods": ["joint-1ep"], "learning_rate": [0.1, 0.2]},
-        "more": {"methods": ["kmeans-2"], "level": "full", "algorithm": "sgd"},
-        "search": {"methods": ["random-2"], "level": "tune", "batch_size": [1, 2]},
-    }
-    values["studies"] = {"cost": {}, "gain": {"level": "full"}}
-    return values
+    child = {"extends": "tiny", "methods": methods, "report": {"title": "Child"}}
+    child["training"] = {"optimizer": {"batch_size": 4, "betas": None}}
+    write(tmp_path, tiny=settings(), child=child, grandchild={"extends": "child"})
+    parent, found = load_experiment("tiny", tmp_path), load_experiment("child", tmp_path)
+    assert found.name == "child"
+    assert list(found.methods) == ["base", "joint-0.5ep", "joint-1ep", "merit-1d", "random-2"]
+    assert found.methods["joint-1ep"] == Method(partition="joint", seeds=[3])
+    assert found.methods["merit-1d"] == parent.methods["merit-1d"]
+    optimizer = found.training.optimizer
+    assert (optimizer.learning_rate, optimizer.batch_size) == (0.1, 4)
+    assert optimizer.betas == (0.9, 0.999)  # the default: the child removes the parent's
+    assert (found.report.title, found.report.paper_table) == ("Child", parent.report.paper_table)
+    again = load_experiment("grandchild", tmp_path)
+    assert again.model_copy(update={"name": "child"}) == found
 
 
-ALWAYS = {"base": [1], "joint-1ep": [1, 2], "merit-1d": [1], "joint-shrunk": [1]}
-SEEDS: dict[Level, dict[str, list[int]]] = {
-    "default": ALWAYS,
-    "full": ALWAYS | {"merit-1d": [1, 3, 2], "joint-shrunk": [1, 2], "kmeans-2": [1]},
-    "tune": ALWAYS | {"random-2": [5]},
-}
-SWEEPS: dict[Level, dict[str, list[int]]] = {
-    "default": {"joint-1ep-lr0.2": [1]},
-    "full": {"joint-1ep-lr0.2": [1], "kmeans-2-sgd": [1]},
-    "tune": {"joint-1ep-lr0.2": [1], "random-2-b1": [1]},
-}
-STUDIES: dict[Level, list[str]] = {
-    "default": ["cost"],
-    "full": ["cost", "gain"],
-    "tune": ["cost"],
-}
-LEVELS: tuple[Level, ...] = ("default", "full", "tune")
-
-
-def seeds(experiment: Experiment) -> dict[str, Any]:
-    return {name: method.seeds for name, method in experiment.methods.items()}
-
-
-def test_seeds_by_level() -> None:
-    plain = Method(partition="joint", seeds=[4, 2])
-    assert [plain.seeds_at(level) for level in LEVELS] == [[4, 2]] * 3
-    by_level = Method(partition="joint", seeds={"full": [1], "default": [3, 2]})
-    assert [by_level.seeds_at(level) for level in LEVELS] == [[3, 2], [3, 2, 1], [3, 2]]
-    only_full = Method(partition="joint", seeds={"full": [7]})
-    assert [only_full.seeds_at(level) for level in LEVELS] == [[], [7], []]
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_level_selects_methods_seeds_sweeps_and_studies(level: Level) -> None:
-    whole = Experiment.model_validate(all_levels())
-    chosen = select(whole, level)
-    assert list(chosen.methods) == list(SEEDS[level])  # in the order of the YAML
-    assert seeds(chosen) == SEEDS[level]
-    assert {name: method.seeds for name, method in variants(chosen)} == SWEEPS[level]
-    assert list(chosen.studies) == STUDIES[level]
-    # nothing else changes, twice is once, and what is chosen is a right experiment by itself
-    parts = {"methods", "sweeps", "studies"}
-    assert chosen.model_dump(exclude=parts) == whole.model_dump(exclude=parts)
-    assert select(chosen, level) == chosen
-    assert Experiment.model_validate(chosen.model_dump()) == chosen
-
-
-def test_every_level_holds_the_default_one() -> None:
-    whole = Experiment.model_validate(all_levels())
-    default, full, tune = (plan(select(whole, level)) for level in LEVELS)
-    for larger in (full, tune):
-        assert default.branches.items() <= larger.branches.items()
-        assert default.models.items() <= larger.models.items()
-    assert sorted(set(full.branches) - set(default.branches)) == sorted(
-        [f"kmeans-2{changed}-s1-g{k}" for changed in ("", "-sgd") for k in (0, 1)]
-        + [f"merit-1d-s{seed}-g{k}" for seed in (2, 3) for k in (0, 1)]
-    )
-    assert sorted(set(tune.branches) - set(default.branches)) == [
-        *("random-2-b1-s1-g0", "random-2-b1-s1-g1", "random-2-s5-g0", "random-2-s5-g1"),
-    ]
+def test_null_is_kept_where_the_parent_says_nothing() -> None:
+    assert merged({"a": None, "b": 1, "c": {"d": 1}}, {"b": None, "e": None}) == {
+        "a": None, "c": {"d": 1}, "e": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("params", "level"),
+    ("files", "message"),
     [
-        (None, "default"),
-        ("experiments: [tiny]", "default"),
-        ("experiments: [tiny]\nlevel: default", "default"),
-        ("experiments: [tiny]\nlevel: full", "full"),
-        ("experiments: [tiny]\nlevel: tune", "tune"),
+        (
+            {"tiny": {"extends": "tiny"}},
+            "tiny.yaml: key `extends`: tiny extends tiny: no experiment may extend itself",
+        ),
+        (
+            {"tiny": {"extends": "b"}, "b": {"extends": "c"}, "c": {"extends": "b"}},
+            "tiny.yaml: key `extends`: tiny extends b extends c extends b: no experiment may",
+        ),
+        (
+            {"tiny": {"extends": "bb"}, "b": {}},
+            "tiny.yaml: key `extends`: FOLDER/bb.yaml: no such experiment. Did you mean `b`?",
+        ),
+        ({"tiny": {"extends": ["b"]}}, "tiny.yaml: key `extends`: found ['b'], expected an exp"),
+        ({"tiny": settings() | {"rehearsal": 3}}, "tiny.yaml: key `rehearsal`: found 3, expected"),
+        ({"tiny": {"name": "other"}}, "tiny.yaml: key `name`: found 'other', the file is called"),
     ],
 )
-def test_the_params_beside_the_experiments_decide_the_level(
-    tmp_path: Path, params: str | None, level: Level
-) -> None:
-    folder = tmp_path / "experiments"
-    folder.mkdir()
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(all_levels()), encoding="utf-8")
-    if params is not None:
-        (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
-    assert seeds(load_experiment("tiny", folder)) == SEEDS[level]
+def test_a_parent_that_cannot_be_taken(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    write(tmp_path, **files)
+    with pytest.raises(MeritError) as caught:
+        load_experiment("tiny", tmp_path)
+    assert str(caught.value).replace(str(tmp_path), "FOLDER").startswith(f"FOLDER/{message}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["Tiny", "tiny-2", "2tiny"])
+def test_a_name_is_lower_case_letters_digits_and_underscores(tmp_path: Path, name: str) -> None:
+    values = settings()
+    del values["name"]
+    assert refusal(tmp_path, values, name).startswith(f"key `name`: found '{name}': ")
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text("data:\n  seed: 1\n  source: jsonl\n  seed: 2\n", encoding="utf-8")
+    with pytest.raises(MeritError) as caught:
+        load_experiment("tiny", tmp_path)
+    assert str(caught.value) == f"{path}, line 4: key `seed` is there twice"
 
 
 # --- sweeps ---------------------------------------------------------------------------------------
@@ -562,94 +448,23 @@ def test_an_optimizer_with_some_keys_changed() -> None:
         overridden(own, {"momentum": 0.9}, "x")
 
 
-# --- other bases ----------------------------------------------------------------------------------
-
-
 def test_the_weak_base_of_mini_vision(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has 16 of 32 skills to learn, saw 750 steps of instructions, and runs the regime map."""
     monkeypatch.chdir(ROOT)
-    main, weak = load_experiment("mini_vision"), load_experiment("mini_vision-weak")
-    assert (weak.name, weak.data.source) == ("mini_vision-weak", "mini_world")
+    main, weak = load_experiment("mini_vision"), load_experiment("mini_vision_weak")
+    assert (main.reads, load_experiment("mini_vision_full").reads) == ([weak.name], [weak.name])
     changed = {"num_new_skills": 16, "num_conversations": 6000}
     assert weak.data.model_dump() == main.data.model_dump() | changed
     assert [phase.num_steps for phase in main.base.phases] == [450, 800, 1500]
-    assert [phase.num_steps for phase in weak.base.phases] == [450, 800, 750]
-    assert weak.base.architecture == main.base.architecture
+    steps = {"num_steps": 750}
+    assert weak.base.phases == [*main.base.phases[:2], main.base.phases[2].model_copy(update=steps)]
     names = ["joint-1ep", "random-8", "merit-3d", "joint-shrunk"]
-    assert list(weak.methods) == ["base"] + [
+    assert set(weak.methods) == {"base", *names}
+    assert set(every_method(weak)) == {"base"} | {
         name + tag for tag in ("-lr0.00025", "", "-lr0.002") for name in names
-    ]
-    own = weak.methods["merit-3d"]  # at the experiment's own rate: no method of the main base
-    assert own == Method(partition="merit", axes=3, base="weak", may_diverge=True)
-    assert weak.methods["joint-shrunk-lr0.002"] == Method(
-        partition="shrunk", source="joint-1ep-lr0.002", match="merit-3d-lr0.002", base="weak"
-    )
-    assert (weak.sweeps, weak.studies) == ({}, {})
-    assert {name for name, _ in variants(main)} == {
-        name + tag for name in names for tag in ("-lr0.00025", "-lr0.002")
     }
-
-
-def with_bases(**method: Any) -> Experiment:
-    values = settings()
-    phases = [
-        {"name": name, "data": "labels", "trainable": ["decoder"], "num_steps": steps}
-        | {"optimizer": {"learning_rate": 0.1, "batch_size": 2}}
-        for name, steps in (("stage 1", 10), ("stage 2", 20))
-    ]
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    architecture = {size: 8 for size in sizes} | {"num_key_value_heads": 8}
-    values["base"] = {
-        **{"architecture": architecture | {"initializer_range": 0.1}, "phases": phases},
-    }
-    values["bases"] = {"weak": {"data": {"seed": 3}, "phases": {"stage 2": {"num_steps": 5}}}}
-    values["methods"]["joint-weak"] = {"partition": "joint", "base": "weak"} | method
-    return Experiment.model_validate(values)
-
-
-def test_a_method_may_start_from_another_base() -> None:
-    whole = with_bases(seeds=[2])
-    assert list(select(whole, "default").methods) == [
-        *("base", "joint-1ep", "merit-1d", "joint-shrunk"),
-    ]
-    weak = select(whole, "default", "weak")
-    assert weak.methods == {
-        "base": Method(partition="base"),
-        "joint-weak": Method(partition="joint", seeds=[2], base="weak"),
-    }
-    assert (weak.name, weak.data.seed) == ("tiny-weak", 3)
-    assert [phase.num_steps for phase in weak.base.phases] == [10, 5]
-    assert list(plan(weak).branches) == ["joint-1ep-s2"]
-
-
-def test_another_base_is_refused_by_the_key_that_is_wrong() -> None:
-    whole = with_bases()
-
-    def refused(message: str, **changes: Any) -> None:
-        other = whole.bases["weak"].model_copy(update=changes)
-        with pytest.raises(ValueError, match=message):
-            other_base(whole.model_copy(update={"bases": {"weak": other}}), "weak")
-
-    refused(r"^bases\.weak\.phases: no phase is called 'stage2'\. Did you mean `stage \d`\?$",
-            phases={"stage2": {}})  # fmt: skip
-    refused(r"^bases\.weak: phases\.1\.num_steps: Input should be greater than 0$",
-            phases={"stage 2": {"num_steps": 0}})  # fmt: skip
-    refused(r"^bases\.weak: phases\.0\.steps: Extra inputs are not permitted$",
-            phases={"stage 1": {"steps": 4}})  # fmt: skip
-    refused(r"^bases\.weak: num_images: Input should be a valid integer$",
-            data={"num_images": "3"})  # fmt: skip
-
-
-def test_an_unknown_base_of_an_experiment_suggests_the_nearest(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(ROOT)
-    message = (
-        r"^experiments/mini_vision\.yaml: key `bases`: no base is called 'week'\. "
-        r"Did you mean `weak`\?$"
-    )
-    with pytest.raises(MeritError, match=message):
-        load_experiment("mini_vision-week")
+    assert (weak.reads, weak.studies) == ([], {})
+    assert all(branch.may_diverge for branch in plan(weak).branches.values())
 
 
 # --- the files as a whole -------------------------------------------------------------------------
@@ -674,11 +489,6 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     assert lines[1].endswith("tiny.yaml: key `report.title` is missing")
 
 
-def test_a_name_that_is_not_the_files(tmp_path: Path) -> None:
-    message = refusal(tmp_path, settings(), name="other")
-    assert message == "key `name`: found 'tiny', the file is called 'other'"
-
-
 def test_a_missing_experiment_suggests_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings()), encoding="utf-8")
     with pytest.raises(MeritError, match=r"tinny\.yaml: no such experiment\. Did you mean `tiny`?"):
@@ -693,7 +503,7 @@ def test_a_missing_experiment_suggests_the_nearest(tmp_path: Path) -> None:
         ("workers: 2", "key `experiments` is missing"),
         ("experiments: mini", "key `experiments`: found 'mini': "),
         ("experiments: []", "key `experiments`: found []: "),
-        ("experiments: [a]\nlevel: all", "key `level`: found 'all': Input should be 'default'"),
+        ("experiments: [a]\nlevel: full", "unknown key `level`. Known here: experiments, "),
         ("experiments: [a]\nstudies: full", "unknown key `studies`. Known here: experiments, "),
         ("experiments: [a]\nworkers: two", "key `workers`: found 'two': "),
         ("experiments: [a]\nworkers: true", "key `workers`: found True: "),

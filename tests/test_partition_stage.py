@@ -1,4 +1,4 @@
-"""The partition stage at both levels of work: what it writes, and what the level must not touch."""
+"""The partition stage: what it writes, and what further methods must not touch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from tests import synthetic
 NUM_TASKS = 12
 METHODS: dict[str, dict[str, Any]] = {
     "base": {"partition": "base"},
-    "joint-1ep": {"partition": "joint", "seeds": {"default": [1], "full": [2]}},
+    "joint-1ep": {"partition": "joint"},
     "random-2": {"partition": "random", "groups": 2},
-    "merit-1d": {"partition": "merit", "axes": 1, "seeds": {"default": [1], "full": [2]}},
-    "merit-3d": {"partition": "merit", "axes": 3, "seeds": {"full": [1]}},
-    "rawpca-2d": {"partition": "rawpca", "axes": 2, "seeds": {"full": [1]}},
-    "kmeans-4": {"partition": "kmeans", "groups": 4, "seeds": {"full": [1]}},
-    "conflict-2": {"partition": "conflict", "seeds": {"full": [1]}},
-    "conflict-2-between": {
-        **{"partition": "conflict", "reading": "between"},
-        **{"seeds": {"full": [1]}},
-    },
+    "merit-1d": {"partition": "merit", "axes": 1},
+}
+MORE: dict[str, dict[str, Any]] = {
+    "joint-1ep": {"seeds": [1, 2]},
+    "merit-1d": {"seeds": [1, 2]},
+    "merit-3d": {"partition": "merit", "axes": 3},
+    "rawpca-2d": {"partition": "rawpca", "axes": 2},
+    "kmeans-4": {"partition": "kmeans", "groups": 4},
+    "conflict-2": {"partition": "conflict"},
+    "conflict-2-between": {"partition": "conflict", "reading": "between"},
 }
 BASE_HASH = "f00d"
 
@@ -44,6 +45,10 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
     values["report"] |= {"curves": [], "partition": None}
     Path("experiments").mkdir()
     Path("experiments/tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    more = {"extends": "tiny", "methods": MORE}
+    Path("experiments/tiny_full.yaml").write_text(yaml.safe_dump(more), encoding="utf-8")
+    Path("artifacts").mkdir()
+    Path("artifacts/tiny_full").symlink_to("tiny")  # the same data, gradients and base
     paths = Artifacts("tiny")
     names = [f"task-{i:02d}" for i in range(NUM_TASKS)]
     tasks = [
@@ -59,17 +64,16 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
     return paths
 
 
-def run(level: str, paths: Artifacts) -> dict[str, bytes]:
-    """Run the stage at this level; its files by path."""
-    Path("params.yaml").write_text(f"experiments: [tiny]\nlevel: {level}\n", encoding="utf-8")
-    partition.run("tiny")
+def run(name: str, paths: Artifacts) -> dict[str, bytes]:
+    """Run the stage for this experiment; its files by path."""
+    partition.run(name)
     files = sorted(path for path in paths.partition.rglob("*") if path.is_file())
     return {str(path.relative_to(paths.partition)): path.read_bytes() for path in files}
 
 
-def test_the_full_level_leaves_the_default_manifests_as_they_are(paths: Artifacts) -> None:
-    """Or else switching to it would train everything again."""
-    default, full = run("default", paths), run("full", paths)
+def test_further_methods_leave_the_manifests_as_they_are(paths: Artifacts) -> None:
+    """Or else adding them would train everything again."""
+    default, full = run("tiny", paths), run("tiny_full", paths)
     manifests = {name for name in default if name.startswith("manifests/")}
     assert manifests == {
         f"manifests/{branch}.json"
@@ -86,9 +90,9 @@ def test_the_full_level_leaves_the_default_manifests_as_they_are(paths: Artifact
 
 
 def test_every_partition_covers_the_mixture_once(paths: Artifacts) -> None:
-    run("full", paths)
+    run("tiny_full", paths)
     tasks = read_json(paths.encoded / "tasks.json")
-    planned = plan(load_experiment("tiny"))
+    planned = plan(load_experiment("tiny_full"))
     assert len(planned.branches) == 2 + 2 + 2 * 2 + 8 + 4 + 4 + 2 + 2
     for model in planned.models.values():
         if not model.branches:
@@ -107,36 +111,36 @@ def test_every_partition_covers_the_mixture_once(paths: Artifacts) -> None:
 
 
 def test_a_second_run_writes_the_same_bytes(paths: Artifacts) -> None:
-    assert run("full", paths) == run("full", paths)
+    assert run("tiny_full", paths) == run("tiny_full", paths)
 
 
 def test_rawpca_goes_by_length_where_merit_goes_by_direction(paths: Artifacts) -> None:
     """Longer gradients change the raw partition and nothing of the cosine ones."""
-    before = run("full", paths)
+    before = run("tiny_full", paths)
     gradients = np.load(paths.gradients / "gradients.npy")
     lengths = 2.0 ** np.arange(-6, 6, dtype=np.float32)  # powers of two leave cosines exact
     np.save(paths.gradients / "gradients.npy", gradients * lengths[:, None])
-    after = run("full", paths)
+    after = run("tiny_full", paths)
     old, new = (json.loads(files["partitions.json"]) for files in (before, after))
     assert {key for key in old if old[key] != new[key]} == {"rawpca-2d"}
 
 
 def test_a_manifest_names_the_base_and_the_mixture_it_is_for(paths: Artifacts) -> None:
     """All that a branch depends on: another base or another encoding changes every manifest."""
-    before = run("default", paths)
+    before = run("tiny", paths)
     names = [name for name in before if name.startswith("manifests/")]
     found = [json.loads(before[name]) for name in names]
     encoded = folder_hash(paths.encoded)
     assert {(m["base_hash"], m["encoded_hash"]) for m in found} == {(BASE_HASH, encoded)}
     write_json(paths.base / "base.json", {"base_hash": "another"})
-    for name, content in run("default", paths).items():
+    for name, content in run("tiny", paths).items():
         assert (content == before[name]) == (name not in names), name
 
 
 def test_gradients_of_other_tasks_are_refused(paths: Artifacts) -> None:
     write_json(paths.gradients / "tasks.json", {"tasks": ["another"]})
     with pytest.raises(MeritError, match=r"gradients: made for other tasks; run the gradients"):
-        run("default", paths)
+        run("tiny", paths)
 
 
 # --- token counts -------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ def test_a_task_of_unknown_token_counts_is_refused(paths: Artifacts, key: str, b
         tasks[4][key] = bad
     write_json(path, tasks)
     with pytest.raises(MeritError) as caught:
-        run("default", paths)
+        run("tiny", paths)
     assert str(caught.value) == (
         f"{path}: task 'task-04': key `{key}`: found {bad!r}, expected a number of tokens; run "
         "the encode stage again"

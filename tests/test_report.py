@@ -583,7 +583,7 @@ def test_the_index_looks_for_reports_of_other_experiments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("once", "twice-full"):
+    for folder in ("once", "twice_full"):
         (tmp_path / "reports" / folder).mkdir(parents=True)
         (tmp_path / "reports" / folder / "section.md").write_text("x", encoding="utf-8")
     found = [name for name in ("once", "twice", "never") if index.has_report(name)]

@@ -23,7 +23,7 @@ from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic
 from tests.scored import save_model, write_predictions
 
-SETTINGS = Regime()
+SETTINGS = Regime(other="synthetic_weak")
 METHODS = ["joint-1ep", "random-8", "merit-3d", "joint-shrunk"]
 SWEEP = Sweep(methods=METHODS, seeds=[1, 2], learning_rate=[5e-4])
 LIMITS = Thresholds()
@@ -222,9 +222,8 @@ def experiment(**changes: Any) -> Experiment:
         seeds=(1, 2),
         methods=["base", *METHODS, "joint-2ep", "merit-1d"],
         benchmarks=["a"],
-        bases={"weak": {"data": {"num_new_skills": 12}}},
-        sweeps={"regime": sweep | {"bases": ["main", "weak"]} | changes},
-        studies={"regime": {}},
+        sweeps={"regime": sweep | changes},
+        studies={"regime": {"other": "synthetic_weak"}},
     )
 
 
@@ -237,7 +236,9 @@ def pipeline(root: Path, diverged: str | None = None) -> Experiment:
     folder.mkdir()
     text = yaml.safe_dump(experiment().model_dump(mode="json"), sort_keys=False)
     (folder / "synthetic.yaml").write_text(text, encoding="utf-8")
-    for name, failed in (("synthetic", []), ("synthetic-weak", [diverged] if diverged else [])):
+    weak = {"extends": "synthetic", "data": {"num_new_skills": 12}, "studies": None}
+    (folder / "synthetic_weak.yaml").write_text(yaml.safe_dump(weak), encoding="utf-8")
+    for name, failed in (("synthetic", []), ("synthetic_weak", [diverged] if diverged else [])):
         settings = load_experiment(name, folder)
         synthetic.write(root / "artifacts", settings, num_tasks=16, diverged=failed)
         paths = Artifacts(name, root / "artifacts")
@@ -245,7 +246,7 @@ def pipeline(root: Path, diverged: str | None = None) -> Experiment:
             (kind,) = [kind for kind in RIGHT_OF if file.stem.startswith(kind)] or ["base"]
             write_predictions(paths, file.stem, {"a": (RIGHT_OF[kind], 100)})
     # the other base is twice as long
-    file = Artifacts("synthetic-weak", root / "artifacts").base / "model.safetensors"
+    file = Artifacts("synthetic_weak", root / "artifacts").base / "model.safetensors"
     save_file({"w": 2 * load_file(file)["w"]}, file)
     return load_experiment("synthetic", folder)
 
@@ -271,8 +272,8 @@ def test_the_whole_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for (base, rate), (name, tag, length) in {
         (regime.OWN, 5e-4): ("synthetic", "-lr0.0005", norm),
         (regime.OWN, 1e-3): ("synthetic", "", norm),
-        (regime.OTHER, 5e-4): ("synthetic-weak", "-lr0.0005", 2 * norm),
-        (regime.OTHER, 1e-3): ("synthetic-weak", "", 2 * norm),
+        (regime.OTHER, 5e-4): ("synthetic_weak", "-lr0.0005", 2 * norm),
+        (regime.OTHER, 1e-3): ("synthetic_weak", "", 2 * norm),
     }.items():
         records = [
             read_json(Artifacts(name).model(f"{model}{tag}-s{seed}") / "merge.json")
@@ -315,9 +316,9 @@ def test_the_experiments_own_rate_is_always_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = experiment(learning_rate=[5e-4], bases=["main"])
+    settings = experiment(learning_rate=[5e-4])
     synthetic.write(tmp_path / "artifacts", settings, num_tasks=16)
-    result = regime.measure(settings, Artifacts("synthetic"), SETTINGS)
+    result = regime.measure(settings, Artifacts("synthetic"), Regime())
     assert [(c["base"], c["learning_rate"]) for c in result["cells"]] == [
         (regime.OWN, 5e-4), (regime.OWN, 1e-3),
     ]  # fmt: skip
@@ -327,7 +328,7 @@ def test_the_experiments_own_rate_is_always_there(
 @pytest.mark.parametrize(
     ("options", "sweep", "message"),
     [
-        ({"sweep": "map"}, {}, r"studies\.regime\.sweep`: no sweep at this level is called 'map'"),
+        ({"sweep": "map"}, {}, r"studies\.regime\.sweep`: no sweep is called 'map'"),
         ({"random": "merit-3d"}, {}, r"studies\.regime\.random`: 'merit-3d' is no random method"),
         ({"method": "none"}, {}, r"studies\.regime\.method`: 'none' is no merit method"),
         ({"shrunk": "joint-1ep"}, {}, r"studies\.regime\.shrunk`: 'joint-1ep' is no shrunk method"),
@@ -341,8 +342,6 @@ def test_the_experiments_own_rate_is_always_there(
             {"methods": ["joint-2ep", *METHODS]},
             r"different epochs \(joint-2ep 2, random-8 1, merit-3d 1\)",
         ),
-        ({}, {"bases": ["weak"]}, r"sweeps\.regime\.bases`: found \['weak'\]; the map has 'main'"),
-        ({}, {"learning_rate": [5e-4]}, r"learning_rate`: found \[0\.0005\]; from another base"),
     ],
 )
 def test_a_map_that_cannot_be_drawn_is_refused(

@@ -216,7 +216,7 @@ def planned_model(
     where = f"experiments/{experiment.name}.yaml: key `studies.{key}`"
     if f"{method}-s{seed}" not in models:
         raise MeritError(
-            f"{where}: found {method!r} with seed {seed}, which is not run at this level; the "
+            f"{where}: found {method!r} with seed {seed}, which is not run; the "
             f"models are {', '.join(models)}"
         )
     model = models[f"{method}-s{seed}"]

@@ -22,8 +22,9 @@ from merit.eval.report.study_sections import draw_studies, load_studies, studies
 from merit.eval.report.tables import write_tables
 from merit.eval.results import load_results
 from merit.eval.studies import settings_of
-from merit.io.artifacts import Artifacts, atomic_write, report_name
+from merit.io.artifacts import Artifacts, atomic_write
 
+FULL = "_full"  # <name>_full: the experiment <name> with all rows and studies
 ONCE = " (run once, not part of the default)"
 
 
@@ -85,12 +86,15 @@ def build_index(
 ) -> None:
     """README.md and index.html in `reports_dir` from the finished reports; `readme`'s results.
 
-    A full run's report (`level: full`) stands beside the default one wherever there is one. Those
-    of `others`, which params.yaml does not name, follow where there is one; `readme` lacks them.
+    <name>_full stands beside <name>. The reports of `others`, which params.yaml does not name,
+    follow; `readme` lacks them.
     """
-    titles = _titles(experiments, reports_dir)
-    once = [(folder, f"{title}{ONCE}") for folder, title in _titles(others, reports_dir)]
-    fuller = [name for name, _ in titles if name not in {e.name for e in experiments}]
+    full = {e.name: e for e in others if e.name.removesuffix(FULL) in {x.name for x in experiments}}
+    beside = [e for x in experiments for e in (x, full.get(f"{x.name}{FULL}")) if e is not None]
+    rest = [e for e in others if e.name not in full]
+    titles = _titles(beside, reports_dir)
+    once = [(folder, f"{title}{ONCE}") for folder, title in _titles(rest, reports_dir)]
+    fuller = [name for name, _ in titles if name in full]
     write_pages(titles, fuller, reports_dir, readme, once)
     write_html([*titles, *once], reports_dir)
 
@@ -98,8 +102,7 @@ def build_index(
 def _titles(experiments: Sequence[Experiment], reports_dir: Path) -> list[tuple[str, str]]:
     """(folder, title) of every report that there is, in order."""
     return [
-        (folder, f"{e.report.title}{suffix}")
+        (e.name, e.report.title)
         for e in experiments
-        for level, suffix in (("default", ""), ("full", ", all rows and studies"))
-        if (reports_dir / (folder := report_name(e.name, level)) / "section.md").is_file()
+        if (reports_dir / e.name / "section.md").is_file()
     ]

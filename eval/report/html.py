@@ -22,13 +22,13 @@ from merit.eval.report.render import TEMPLATES, render
 from merit.eval.report.study_sections import StudyResult, load_studies
 from merit.eval.studies import STUDIES
 from merit.eval.verdict import OUTSIDE, VERDICTS
-from merit.io.artifacts import atomic_write, read_json, report_name
+from merit.io.artifacts import atomic_write, read_json
 
 # parts that begin folded: long
 CLOSED = ("Benchmark by benchmark", "Leave one benchmark out", "Intervals of every score")
 EXPLORER = "Partition explorer"
 PROVENANCE = "Where the numbers come from"
-FULL = report_name("", "full")
+FULL = "_full"
 PRECONDITION = "precondition"  # filtered apart from the verdicts that are counted
 MARKS = dict(zip(VERDICTS, ("✓", "✗", "≈", "–"), strict=True)) | {OUTSIDE: "·", PRECONDITION: "·"}
 
@@ -67,7 +67,7 @@ def _content(heading: str, body: str, folder: Path) -> str:
         records = read_json(folder / "claims.json")
         return to_html(words, folder) + claims_table(records, folder)
     if heading == "Studies":
-        full = folder.with_name(report_name(folder.name, "full"))
+        full = folder.with_name(f"{folder.name}{FULL}")
         return studies_part(folder, full if full.is_dir() else None)
     text = to_html(body, folder)
     return Markup('<div class="figures">{}</div>').format(text) if heading == "Figures" else text

@@ -6,18 +6,18 @@ from merit.config import EXPERIMENTS_DIR, load_experiment, load_params
 from merit.errors import MeritError
 from merit.eval.report.build import build_index
 from merit.eval.stages.report import report_digest
-from merit.io.artifacts import REPORTS_DIR, report_name
+from merit.io.artifacts import REPORTS_DIR
 
 
 def run() -> None:
     """Raises MeritError, naming the experiment, where one has no report yet."""
     params = load_params()
     for name in params.experiments:
-        digest = report_digest(report_name(name, params.level))
+        digest = report_digest(name)
         if not digest.is_file():
             raise MeritError(f"{digest}: {name} has no report; `dvc repro` writes it")
-    known = {name.partition("-")[0] for name in params.experiments}
-    others = sorted(p.stem for p in EXPERIMENTS_DIR.glob("*.yaml") if p.stem not in known)
+    known = {path.stem for path in EXPERIMENTS_DIR.glob("*.yaml")}
+    others = sorted(known - set(params.experiments))
     build_index(
         [load_experiment(name) for name in params.experiments],
         REPORTS_DIR,
@@ -27,5 +27,4 @@ def run() -> None:
 
 def has_report(name: str) -> bool:
     """Whether an experiment that is not run by default left a report: it stays in the pages."""
-    folders = (report_name(name, level) for level in ("default", "full"))
-    return any((REPORTS_DIR / folder / "section.md").is_file() for folder in folders)
+    return (REPORTS_DIR / name / "section.md").is_file()

@@ -64,7 +64,7 @@ def settings_of(experiment: Experiment) -> dict[str, Study]:
 
     Raises MeritError, one line per mistake, that names the file and the key.
     """
-    path = EXPERIMENTS_DIR / f"{experiment.name.partition('-')[0]}.yaml"
+    path = EXPERIMENTS_DIR / f"{experiment.name}.yaml"
     found = checked({"studies": experiment.studies}, _Part, path).studies
     return {name: study for name, study in found if study is not None}
 

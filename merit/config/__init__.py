@@ -1,11 +1,9 @@
 """Typed settings: one YAML an experiment, and params.yaml for the pipeline as a whole.
 
-Every key that there is stands in a class of one of these modules, with its default. Everything that
-is run has a level: the default one, `full` (the default and more) or `tune`.
+Every key that there is stands in a class of one of these modules, with its default.
 """
 
 from merit.config.base import (
-    MAIN,
     Architecture,
     Base,
     Origin,
@@ -23,13 +21,8 @@ from merit.config.experiment import (
     EXPERIMENTS_DIR,
     REHEARSAL,
     Experiment,
-    combinations,
     every_method,
     load_experiment,
-    other_base,
-    overridden,
-    select,
-    suffix,
     variants,
 )
 from merit.config.methods import (
@@ -37,6 +30,9 @@ from merit.config.methods import (
     Method,
     Reading,
     Sweep,
+    combinations,
+    overridden,
+    suffix,
 )
 from merit.config.params import (
     PARAMS_FILE,
@@ -58,7 +54,6 @@ from merit.config.training import (
 __all__ = [
     "COMPONENTS",
     "EXPERIMENTS_DIR",
-    "MAIN",
     "PARAMETERS",
     "PARAMS_FILE",
     "REHEARSAL",
@@ -87,9 +82,7 @@ __all__ = [
     "every_method",
     "load_experiment",
     "load_params",
-    "other_base",
     "overridden",
-    "select",
     "suffix",
     "variants",
 ]

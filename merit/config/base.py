@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from merit.config.settings import PositiveFloat, PositiveInt, Settings
 from merit.config.training import Optimizer, Trainable
 
-MAIN = "main"  # what `base` calls the experiment's own base
 VISION_SIZES = (
     *("vision_hidden_size", "vision_intermediate_size", "vision_depth", "vision_num_heads"),
     "patch_size",
@@ -115,10 +114,3 @@ class Base(Settings):
             raise ValueError("give exactly one of `architecture`, `checkpoint`, `hub`, `assemble`")
         check_revision(self.hub, self.revision)
         return self
-
-
-class OtherBase(Settings):
-    """Another theta0 of the same mixture: what differs in `data` and, by name, in base phases."""
-
-    data: dict[str, Any] = {}
-    phases: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from merit.config import Experiment, Method, Optimizer, Reading, overridden, suffix, variants
+from merit.config.experiment import Experiment, variants
+from merit.config.methods import Method, Reading, overridden, suffix
+from merit.config.training import Optimizer
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,6 @@ def plan(experiment: Experiment) -> Plan:
         if method.partition == "base":
             models[name] = Model(name, name, None, "base")
             continue
-        assert isinstance(method.seeds, list)
-
         for seed in method.seeds:
             model_id = f"{name}-s{seed}"
             if method.partition == "shrunk":

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from merit.config.base import MAIN
-from merit.config.settings import Level, PositiveFloat, PositiveInt, Seed, Settings, nearest
-from merit.config.training import Algorithm
+from merit.config.settings import PositiveFloat, PositiveInt, Seed, Settings, nearest
+from merit.config.training import Algorithm, Optimizer
 
 Rule = Literal["base", "joint", "random", "soup", "merit", "rawpca", "kmeans", "conflict", "shrunk"]
 Reading = Literal["within", "between"]  # of conflict-2; see merit.method.partition.conflict_groups
 Axes = Annotated[int, Field(ge=1, le=10)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
-# tagged, so that a mistake is told of the one that was meant; the tags are no keys of the file
-SeedsByLevel = Annotated[
-    Annotated[Seeds, Tag("(list)")] | Annotated[dict[Level, Seeds], Tag("(by level)")],
-    Discriminator(lambda value: "(by level)" if isinstance(value, dict) else "(list)"),
-]
 # rule -> the keys that it needs, besides those that it may have
 PARAMETERS: dict[Rule, tuple[str, ...]] = {
     "base": (),
@@ -39,7 +34,7 @@ def optional_keys(rule: Rule) -> tuple[str, ...]:
     if rule == "base":
         return ()
     trained = () if rule == "shrunk" else ("epochs", "optimizer", "may_diverge")
-    return ("seeds", "base", *trained, *(("reading",) if rule == "conflict" else ()))
+    return ("seeds", *trained, *(("reading",) if rule == "conflict" else ()))
 
 
 class Method(Settings):
@@ -53,13 +48,12 @@ class Method(Settings):
     pair of tasks, in one of two readings. shrunk: theta0 + alpha (source - theta0), alpha such that
     the distance from theta0 is `match`'s, seed by seed (the control; it trains nothing).
 
-    `seeds` of a list are run at every level; `{default: [...], full: [...]}` says what the full
-    level adds. `optimizer` overrides keys of `training.optimizer`; `base` names one of `bases`. A
-    training that `may_diverge` leaves a result without a model where its loss is not finite.
+    `optimizer` overrides keys of `training.optimizer`. A training that `may_diverge` leaves a
+    result without a model if its loss is not finite.
     """
 
     partition: Rule
-    seeds: SeedsByLevel = [1]
+    seeds: Seeds = [1]
     epochs: PositiveFloat = 1.0
     groups: Annotated[int, Field(ge=2)] | None = None
     members: Annotated[int, Field(ge=2)] | None = None
@@ -68,7 +62,6 @@ class Method(Settings):
     source: str | None = None
     match: str | None = None
     optimizer: dict[str, Any] = {}
-    base: str = MAIN
     may_diverge: bool = False
 
     @model_validator(mode="after")
@@ -84,13 +77,8 @@ class Method(Settings):
         for name in needed:
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` is missing; `partition: {self.partition}` needs it")
-        for level in get_args(Level):
-            twice = sorted(seed for seed, n in Counter(self.seeds_at(level)).items() if n > 1)
-            if twice:
-                raise ValueError(
-                    f"`seeds`: {twice} are listed twice; every level but `default` says what it "
-                    "adds to that one"
-                )
+        if twice := sorted(seed for seed, n in Counter(self.seeds).items() if n > 1):
+            raise ValueError(f"`seeds`: {twice} are listed twice")
         return self
 
     @property
@@ -104,12 +92,6 @@ class Method(Settings):
             return 2
         return 2**self.axes if self.axes else self.groups or 1
 
-    def seeds_at(self, level: Level) -> list[int]:
-        """The seeds that are run at this level, in the order of the YAML."""
-        if isinstance(self.seeds, list):
-            return self.seeds
-        return [seed for name in included(level) for seed in self.seeds.get(name, [])]
-
 
 class Sweep(Settings):
     """Methods again at other settings: every combination of what is listed, as further methods.
@@ -119,19 +101,34 @@ class Sweep(Settings):
     diverge: finding out where is what a sweep is for.
     """
 
-    level: Level = "default"
     methods: Annotated[list[str], Field(min_length=1)]
     seeds: Seeds = [1]
     learning_rate: list[PositiveFloat] = []
     batch_size: list[PositiveInt] = []
     algorithm: Algorithm | None = None
-    bases: Annotated[list[str], Field(min_length=1)] = [MAIN]
 
 
-def included(level: Level) -> tuple[Level, ...]:
-    """The levels that are run at `level`."""
-    return ("default",) if level == "default" else ("default", level)
+def overridden(optimizer: Optimizer, changes: Mapping[str, Any], key: str) -> Optimizer:
+    """`optimizer` with some of its keys changed. Raises ValueError that names `key`."""
+    try:
+        return Optimizer.model_validate(optimizer.model_dump() | dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        hint = nearest(field, list(Optimizer.model_fields))
+        raise ValueError(f"{key}.{field}: {first['msg'].lower()}.{hint}") from None
 
 
-def runs_at(method: Method, level: Level) -> bool:
-    return method.partition == "base" or bool(method.seeds_at(level))
+def combinations(sweep: Sweep, own: Optimizer) -> Iterator[dict[str, Any]]:
+    """Every point of the sweep as the keys in which it differs from the experiment's optimiser."""
+    for rate in sweep.learning_rate or [own.learning_rate]:
+        for size in sweep.batch_size or [own.batch_size]:
+            point: dict[str, Any] = {"algorithm": sweep.algorithm or own.algorithm}
+            point |= {"learning_rate": rate, "batch_size": size}
+            yield {key: value for key, value in point.items() if value != getattr(own, key)}
+
+
+def suffix(changes: Mapping[str, Any]) -> str:
+    """What the name of a sweep's method ends in: "" if nothing differs, else "-sgd-lr0.1-b4"."""
+    form = {"algorithm": "-{}", "learning_rate": "-lr{:g}", "batch_size": "-b{}"}
+    return "".join(form.get(key, f"-{key}{{}}").format(value) for key, value in changes.items())

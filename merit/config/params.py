@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from merit.config.settings import Level, PositiveInt, Settings, load_yaml
+from merit.config.settings import PositiveInt, Settings, load_yaml
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -57,7 +57,6 @@ class Params(Settings):
     """params.yaml: what the pipeline as a whole runs."""
 
     experiments: Annotated[list[str], Field(min_length=1)]
-    level: Level = "default"  # "full": every method, seed and study; "tune": the search of settings
     workers: PositiveInt = 2  # stages side by side in `make repro`
     launch: Launch = Launch()
     tracking: Tracking = Tracking()

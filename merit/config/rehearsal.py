@@ -1,4 +1,4 @@
-"""<name>-rehearsal: an experiment cut down to minutes, through the same stages.
+"""<name>_rehearsal: an experiment cut down to minutes, through the same stages.
 
 It proves credentials, downloads, space and memory before the days begin: models, images, lengths
 and batches are as they will be; tasks, examples, steps of the base and questions are few.
@@ -6,8 +6,9 @@ and batches are as they will be; tasks, examples, steps of the base and question
 
 from __future__ import annotations
 
-from merit.config import REHEARSAL, Experiment, Method
 from merit.config.data import JsonlData, PublicData
+from merit.config.experiment import REHEARSAL, Experiment
+from merit.config.methods import Method
 from merit.errors import MeritError
 
 NUM_TASKS, NUM_EXAMPLES, NUM_QUESTIONS = 3, 50, 20
@@ -26,7 +27,7 @@ def rehearsed(experiment: Experiment) -> Experiment:
     data = experiment.data
     if not isinstance(data, PublicData | JsonlData):
         raise MeritError(
-            f"experiments/{experiment.name}.yaml: key `data.source`: {data.source!r} is generated "
+            f"experiments/{experiment.name.removesuffix(REHEARSAL)}.yaml: key `data.source`: {data.source!r} is generated "
             "and needs no rehearsal; `merit smoke` runs it at a tiny size"
         )
     few = data.cut_down(NUM_TASKS, NUM_EXAMPLES)
@@ -37,10 +38,8 @@ def rehearsed(experiment: Experiment) -> Experiment:
     report = {"curves": [], "partition": "merit-1d", "also_tables": {}}
     return experiment.model_copy(
         update={
-            "name": f"{experiment.name}-{REHEARSAL}",
             "data": few,
             "base": experiment.base.model_copy(update={"phases": phases}),
-            "bases": {},
             "gradients": experiment.gradients.model_copy(update={"num_examples": NUM_EXAMPLES}),
             "methods": METHODS,
             "sweeps": {},

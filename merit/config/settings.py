@@ -20,11 +20,7 @@ from merit.errors import MeritError
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Level = Literal["default", "full", "tune"]  # how much is run: `level` of params.yaml
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use accepts
-
-# libyaml's parser where there is one: every stage reads every experiment
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Settings(BaseModel):
@@ -36,21 +32,44 @@ class Settings(BaseModel):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def load_yaml(path: Path, model: type[AnySettings]) -> AnySettings:
-    """The file's settings. Raises MeritError, a line a mistake, that names the file and the key."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """A safe loader, libyaml's if it is installed, that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise MeritError(
+                    f"{key.start_mark.name}, line {line}: key `{key.value}` is there twice"
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The file's keys and values. Raises MeritError that names the file."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open(encoding="utf-8") as file:
+            values = yaml.load(file, Loader=_Loader)
     except FileNotFoundError:
         raise MeritError(f"{path}: file not found; run from the repository's root") from None
     except yaml.YAMLError as error:
         raise MeritError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise MeritError(f"{path}: expected keys and values, found {type(values).__name__}")
-    return checked(values, model, path)
+    return values
+
+
+def load_yaml(path: Path, model: type[AnySettings]) -> AnySettings:
+    """The file's settings. Raises MeritError, a line per mistake, that names the file and the key."""
+    return checked(read_yaml(path), model, path)
 
 
 def checked(values: Any, model: type[AnySettings], path: Path) -> AnySettings:
-    """`values` of the file as settings. Raises MeritError as `load_yaml` does."""
+    """The settings of `values`, read from `path`. Raises MeritError, a line per mistake."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

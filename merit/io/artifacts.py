@@ -121,12 +121,7 @@ class Artifacts:
 
     @property
     def report(self) -> Path:
-        return REPORTS_DIR / report_name(self.experiment, "default")
-
-
-def report_name(experiment: str, level: str) -> str:
-    """The folder of an experiment's report; a default run leaves that of a full one alone."""
-    return experiment if level == "default" else f"{experiment}-{level}"
+        return REPORTS_DIR / self.experiment
 
 
 def study_folder(experiment: str, study: str) -> Path:

@@ -130,7 +130,7 @@ def prepare(folder: Path) -> None:
 def tiny(experiment: Experiment) -> Experiment:
     """`experiment` at a tiny size. Raises pydantic's ValidationError for a misspelled override."""
     values = _merged(experiment.model_dump(mode="json"), OVERRIDES)
-    values |= {"methods": METHODS, "studies": STUDIES, "sweeps": SWEEPS, "bases": {}}
+    values |= {"methods": METHODS, "studies": STUDIES, "sweeps": SWEEPS}
     for phase, num_steps in zip(values["base"]["phases"], NUM_STEPS, strict=True):
         phase["num_steps"] = num_steps
     return Experiment.model_validate(values)

@@ -45,7 +45,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[st
     for method in (settings.joint, *settings.methods):
         if not any(model.branches for model in models.get(method, [])):
             raise MeritError(
-                f"studies.cost: {method!r} is no method that trains branches at this level; "
+                f"studies.cost: {method!r} is no method that trains branches; "
                 f"there are {', '.join(name for name in models if models[name][0].branches)}"
             )
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from merit.config import MAIN, Experiment, Sweep, load_experiment, suffix
+from merit.config import Experiment, Sweep, load_experiment, suffix
+from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.eval.answering.answers import stored_questions
 from merit.eval.measuring.scores import Row, average, difference, num_questions, verdict
@@ -35,8 +36,8 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Regime) -> dict[
     """Every cell of the map from the sweep's models; differences with paired intervals."""
     epochs, sweep = check_methods(experiment, settings), experiment.sweeps[settings.sweep]
     bases = {OWN: experiment}
-    for name in sweep.bases[1:]:
-        bases[OTHER] = load_experiment(f"{experiment.name}-{name}")
+    if settings.other:
+        bases[OTHER] = load_experiment(settings.other)
     own, limits = experiment.training.optimizer.learning_rate, thresholds(experiment)
     rates = sorted({*sweep.learning_rate, own})
     cells = [
@@ -73,18 +74,7 @@ def check_methods(experiment: Experiment, settings: Regime) -> float:
     where = f"experiments/{experiment.name}.yaml: key `studies.regime"
     sweep = experiment.sweeps.get(settings.sweep)
     if sweep is None:
-        raise MeritError(f"{where}.sweep`: no sweep at this level is called {settings.sweep!r}")
-    cells = f"experiments/{experiment.name}.yaml: key `sweeps.{settings.sweep}"
-    if sweep.bases[0] != MAIN or len(sweep.bases) > 2:
-        raise MeritError(
-            f"{cells}.bases`: found {sweep.bases}; the map has {MAIN!r} first and at most one other"
-        )
-    own = experiment.training.optimizer.learning_rate
-    if len(sweep.bases) > 1 and sweep.learning_rate and own not in sweep.learning_rate:
-        raise MeritError(
-            f"{cells}.learning_rate`: found {sweep.learning_rate}; from another base the "
-            f"experiment's own {own:g}, which is a part of the map, must be listed"
-        )
+        raise MeritError(f"{where}.sweep`: no sweep is called {settings.sweep!r}")
     epochs: dict[str, float] = {}
     for key in (*KINDS[:2], "method", "shrunk"):
         name, kind = getattr(settings, key), "merit" if key == "method" else key
@@ -139,6 +129,13 @@ def read_models(
         kind: [f"{name}{tag}-s{seed}" for seed in sweep.seeds]
         for kind, name in zip((*KINDS, "shrunk"), names, strict=True)
     }
+    known = plan(experiment).models
+    for model in (model for some in models.values() for model in some):
+        if model not in known:
+            raise MeritError(
+                f"experiments/{experiment.name}.yaml: key `methods`: no model {model!r}, which the "
+                f"study regime reads; it takes the methods of `sweeps.{settings.sweep}`"
+            )
     records = [merge_record(paths, model) for some in models.values() for model in some]
     return None if any(record["failure"] for record in records) else models
 

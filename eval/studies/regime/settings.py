@@ -15,6 +15,7 @@ class Regime(Study):
     reads = ("models", "evaluation/scores.json")
 
     sweep: str = "regime"
+    other: str | None = None  # an experiment with the same methods from another base
     joint: str = "joint-1ep"
     random: str = "random-8"
     method: str = "merit-3d"
