@@ -36,6 +36,8 @@ from merit.io.locks import exclusive
 
 ARTIFACTS_DIR = Path("artifacts")
 REPORTS_DIR = Path("reports")
+KEY = "key.json"  # beside an item's result: what it was made from (merit.run.store)
+WORK = ".work"  # of an experiment's folder: unfinished results
 
 
 @dataclass(frozen=True)
@@ -147,16 +149,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def work_place(path: Path) -> Path:
+    """Where unfinished work on `path` is kept: artifacts/<experiment>/.work/..., for other paths
+    beside them. DVC empties a stage's outputs before it runs the stage; it never sees this folder.
+    """
+    if path.parts[0] == ARTIFACTS_DIR.name and len(path.parts) > 2:
+        return Path(*path.parts[:2], WORK, *path.parts[2:])
+    return path
+
+
 def open_partial(path: Path, key: str) -> Path:
-    """The hidden folder in which the work on `path` with this key goes on, made where it lacks.
+    """The folder that holds the unfinished work on `path` with this key, made if it is missing.
 
     `key` is a hash of all that decides the result; folders of other keys, left by killed writers,
     are removed. Several processes may fill one folder, each its own files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{key[:16]}"
-    stale = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}")
-    for other in path.parent.iterdir():
+    place = work_place(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.parent / f".{place.name}.{key[:16]}"
+    stale = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{16}}")
+    for other in place.parent.iterdir():
         if other != partial and stale.fullmatch(other.name):
             shutil.rmtree(other, ignore_errors=True)
     partial.mkdir(exist_ok=True)
@@ -172,9 +184,10 @@ def partial_folder(path: Path, key: str, what: str = "is being written") -> Iter
     `path`'s place when the block ends without an error.
     Raises MeritError, saying `what` is done, where another process is at the same work.
     """
-    with exclusive(path, what):
+    with exclusive(work_place(path), what):
         partial = open_partial(path, key)
         yield partial
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
@@ -209,7 +222,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; `dvc repro` writes it") from None
+        raise MeritError(f"{path}: file not found; `merit run` writes it") from None
     except json.JSONDecodeError as error:
         raise MeritError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
 
@@ -225,7 +238,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; `dvc repro` writes it") from None
+        raise MeritError(f"{path}: file not found; `merit run` writes it") from None
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -256,8 +269,8 @@ def file_hash(path: Path) -> str:
 
 
 def folder_hash(path: Path) -> str:
-    """SHA-256 over the names and bytes of a folder's files."""
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    """SHA-256 over the names and bytes of a folder's files, its key apart."""
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / KEY)
     return value_hash([[str(p.relative_to(path)), file_hash(p)] for p in files])
 
 

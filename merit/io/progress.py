@@ -73,6 +73,16 @@ class _Lines:
         self.log.flush()
 
 
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: "45 s", "3:20 min", "2:05 h"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{seconds:02} min"
+    return f"{minutes // 60}:{minutes % 60:02} h"
+
+
 def write_timing(folder: Path, stage: str, item: str | None, began: float) -> None:
     """timings/<stage>[-<item>].json: wall-clock seconds since `began` and the peak memory (MB), of
     a GPU, too, where the stage used one.

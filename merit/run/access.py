@@ -9,7 +9,7 @@ from merit.config import Experiment
 from merit.config.data import PublicData
 
 VARIABLE = "HF_HUB_OFFLINE"  # of the user, where it is set: then it decides
-ANSWERING = ("evaluate", "study")  # stages in which lm-eval loads its tasks' data
+ANSWERING = ("evaluate", "studies")  # stages in which lm-eval loads its tasks' data
 
 
 def needs_hub(experiment: Experiment, stage: str) -> bool:

@@ -136,6 +136,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the same cut down to minutes: 3 tasks, 50 examples, two branches, 20 questions",
     )
+    command = add("run", "bring experiments, or one stage of one, up to date")
+    command.add_argument("experiment", nargs="?", help="default: all that params.yaml names")
+    command.add_argument("stage", nargs="?")
+    command.add_argument("--only", nargs="+", default=[], metavar="ITEM")
+    command.add_argument("--dry-run", action="store_true")
+    add("status", "which results are out of date, and why").add_argument("experiment", nargs="?")
     add("smoke", "the whole pipeline at a tiny size in a temporary folder")
     add("ui", "MLflow's UI on 127.0.0.1").add_argument("--port", type=int, default=5000)
     return parser
@@ -187,6 +193,15 @@ def _dispatch(options: argparse.Namespace) -> None:
         set_access(uses_hub(load_experiment(options.experiment)))
         run = importlib.import_module("merit.check.account")
         run.preflight(options.experiment, options.gpu, options.after, options.judge_price)
+    elif name in ("run", "status"):
+        from merit.config import load_params
+        from merit.run import execute
+
+        names = [options.experiment] if options.experiment else load_params().experiments
+        if name == "status":
+            execute.status(names)
+        else:
+            execute.run(names, options.stage, options.only, options.dry_run)
     elif name == "index":
         from merit.plan import check_plans
 

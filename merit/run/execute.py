@@ -1,0 +1,258 @@
+"""The executor of the pipeline: `merit run`, `merit status`, and what both need.
+
+Each stage runs the items whose results are not those of their present key, side by side, and keeps
+the others. DVC calls it once per stage; without DVC and git one call runs all stages.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from merit.config import Experiment, Params, load_experiment, load_params
+from merit.config.settings import nearest
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, read_json, work_place, write_json
+from merit.io.locks import exclusive
+from merit.io.progress import clock, write_timing
+from merit.run.access import needs_hub, uses_hub
+from merit.run.pool import Pool, Task, gpu_slots, run_stage
+from merit.run.stages import STAGES, Context, Stage, prune_outputs, stage_settings
+from merit.run.store import Item, Key, NotReady
+
+SETTINGS_DIR = Path("artifacts/settings")
+LAST_BEFORE_STUDIES = "score"
+
+
+def run(
+    names: Sequence[str], stage: str | None = None, only: Sequence[str] = (), dry: bool = False
+) -> None:
+    """Bring experiments up to date, or one stage of them, or only some of its items.
+
+    Raises MeritError that names what failed; everything else is finished first.
+    """
+    params = load_params()
+    for name in names:
+        executor = Executor(load(name), params)
+        wanted = [stage] if stage else list(STAGES)
+        check_items(executor.context, wanted, only)
+        if dry:
+            executor.describe(wanted, only)
+        else:
+            executor.run(wanted, only)
+
+
+def load(name: str) -> Experiment:
+    """The experiment with its studies' settings checked, too."""
+    return load_experiment(name)
+
+
+def check_items(context: Context, stages: Sequence[str], only: Sequence[str]) -> None:
+    """Raises MeritError for a stage or an item that there is not."""
+    for name in stages:
+        if name not in STAGES:
+            raise MeritError(f"run: no stage is called {name!r}.{nearest(name, list(STAGES))}")
+    if only and len(stages) != 1:
+        raise MeritError("run: `--only` needs a stage, as in `merit run NAME train --only BRANCH`")
+    known = STAGES[stages[0]].names(context)
+    for item in only:
+        if item not in known:
+            hint = nearest(item, known) if known != [""] else " It has no items."
+            raise MeritError(f"run: {context.experiment.name} {stages[0]} has no {item!r}.{hint}")
+
+
+class Executor:
+    """One experiment, its context, and the processes that its stages share."""
+
+    def __init__(self, experiment: Experiment, params: Params) -> None:
+        self.experiment, self.params = experiment, params
+        self.name, self.context = experiment.name, Context.of(experiment)
+        self._pool: Pool | None = None
+
+    def pool(self, stages: Sequence[str]) -> Pool:
+        if self._pool is None:
+            # whether the hub may be asked is read once, when its client is imported
+            ahead = [] if uses_hub(self.experiment) else [m for s in stages for m in STAGES[s].preload]
+            self._pool = Pool(gpu_slots(self.params), list(dict.fromkeys(ahead)))
+        return self._pool
+
+    def run(self, stages: Sequence[str], only: Sequence[str] = ()) -> None:
+        """Run the stages in order. Items that need a failed one are left out."""
+        failures: dict[str, str] = {}
+        waiting: list[str] = []
+        for name in stages:
+            if (failures or waiting) and name not in ("merge", "prompts", "evaluate"):
+                break  # these do what they can; all others need everything
+            if name == "studies":
+                for other in getattr(self.experiment, 'reads', []):
+                    self._bring_up(other)
+            began = time.monotonic()
+            failed, blocked, done, kept = self.run_stage(STAGES[name], stages, only)
+            failures |= failed
+            waiting += blocked
+            if done or failed or len(stages) == 1:
+                took = clock(time.monotonic() - began)
+                print(f"{name} {self.name}: {done} done, {kept} kept, {took}", flush=True)
+        if failures or waiting:
+            lines = [f"  {label}: {why}" for label, why in failures.items()]
+            if waiting:
+                lines.append(f"  not run, since they need what is missing: {', '.join(waiting)}")
+            head = f"{self.name}: {len(failures)} failed; the same command tries again"
+            raise MeritError("\n".join([head, *lines]))
+
+    def _bring_up(self, other: str) -> None:
+        stages = list(STAGES)
+        Executor(load(other), self.params).run(stages[: stages.index(LAST_BEFORE_STUDIES) + 1])
+
+    def run_stage(
+        self, stage: Stage, stages: Sequence[str], only: Sequence[str]
+    ) -> tuple[dict[str, str], list[str], int, int]:
+        """({failed item: why}, items that wait for others, number done, number kept)."""
+        lock = work_place(Path("artifacts", self.name, f"run-{stage.name}"))
+        failures: dict[str, str] = {}
+        done = kept = 0
+        with exclusive(lock, f"{stage.name} is run"):
+            if not only:
+                for path in prune_outputs(stage, self.context):
+                    print(f"removed: {path}, which the plan does not name", file=sys.stderr)
+            pending = [i for i in stage.items(self.context) if not only or i.name in only]
+            while True:
+                ready, pending = self._ready(stage, pending)
+                todo = [(item, key) for item, key in ready if not self._keep(stage, item, key)]
+                kept += len(ready) - len(todo)
+                failed = self._compute(stage, stages, todo) if todo else {}
+                failures |= failed
+                done += len(todo) - len(failed)
+                if not pending or not ready:
+                    return failures, [item.label for item in pending], done, kept
+
+    def _ready(
+        self, stage: Stage, items: Sequence[Item]
+    ) -> tuple[list[tuple[Item, Key]], list[Item]]:
+        """The items whose inputs are there, with their keys, and the others.
+
+        What is out of date is removed at once, so that nothing is made of it.
+        """
+        ready, others = [], []
+        for item in items:
+            try:
+                key = stage.key(self.context, item.name)
+            except NotReady:
+                others.append(item)
+                continue
+            if stage.stored and not item.is_current(key):
+                item.adopt()
+                item.remove()
+            ready.append((item, key))
+        return ready, others
+
+    def _keep(self, stage: Stage, item: Item, key: Key) -> bool:
+        return item.is_current(key) or (stage.stored and item.take(key))
+
+    def _compute(
+        self, stage: Stage, stages: Sequence[str], todo: Sequence[tuple[Item, Key]]
+    ) -> dict[str, str]:
+        if stage.name == "train":
+            todo = sorted(todo, key=self._num_tokens, reverse=True)  # slots end together
+            if self.params.launch.backend == "slurm":
+                from merit.run.slurm import train_branches
+
+                return train_branches(self.name, todo, self.params)
+        pool, hub = self.pool(stages), needs_hub(self.experiment, stage.name)
+        label = f"{self.name}, {stage.name}"
+        if stage.name == "gradients" and len(pool.slots) > 1:
+            n = len(pool.slots)
+            shares = [
+                _share(stage, self.name, f"{i}/{n}", hub) for i in range(1, n + 1)
+            ]
+            if failed := pool.run(label, shares):
+                return failed
+        tasks: list[Task] = [
+            (item.label, make_item, (stage.module, item, key, hub, stage.stored))
+            for item, key in todo
+        ]
+        return pool.run(label, tasks)
+
+    def _num_tokens(self, pair: tuple[Item, Key]) -> int:
+        return read_json(Artifacts(self.name).manifest(pair[0].name))["num_tokens"]
+
+    # --- what would be done ---------------------------------------------------------------------
+
+    def describe(self, stages: Sequence[str], only: Sequence[str] = ()) -> int:
+        """Print what is out of date, and why; returns how many items are."""
+        stale = 0
+        for name in stages:
+            stage, num_current = STAGES[name], 0
+            for item in stage.items(self.context):
+                if only and item.name not in only:
+                    continue
+                why = self._why(stage, item)
+                num_current += not why
+                if why:
+                    print(f"{self.name} {item.label}: {why}")
+            stale += len(stage.items(self.context)) - num_current
+            print(f"{self.name} {name}: {num_current} up to date")
+        return stale
+
+    def _why(self, stage: Stage, item: Item) -> str:
+        try:
+            key = stage.key(self.context, item.name)
+        except NotReady as missing:
+            return f"waits for {missing}"
+        why = item.changed(key)
+        return f"{why}; kept in the store" if why and item.place(key).is_dir() else why
+
+
+def _share(stage: Stage, experiment: str, share: str, hub: bool) -> Task:
+    return f"{stage.name} {share}", run_stage, (stage.module, experiment, share, hub)
+
+
+def make_item(module: str, item: Item, key: Key, hub: bool, stored: bool) -> None:
+    """Make one item and record it. Runs in a process of its own."""
+    began = time.monotonic()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if item.stage == "train" and len(gpus) > 1:
+        _train_on_ranks(item, len(gpus))
+    else:
+        run_stage(module, item.experiment, item.name or None, hub)
+    item.finish(key, stored)
+    write_timing(Artifacts(item.experiment).folder, item.stage, item.name or None, began)
+
+
+def _train_on_ranks(item: Item, num_ranks: int) -> None:
+    """Train a branch in `num_ranks` processes of torchrun; a signal that stops it is passed on."""
+    command = [sys.executable, "-m", "merit.run.ranks", str(num_ranks), item.experiment, item.name]
+    process = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    if code := process.wait():
+        sys.exit(code)
+
+
+# --- around all stages ------------------------------------------------------------------------------
+
+
+def write_settings(names: Sequence[str]) -> None:
+    """artifacts/settings/<name>.json, which dvc.yaml's stages depend on block by block.
+
+    Besides, what DVC or the user has brought into place is stored: DVC empties the outputs of a
+    stage before it runs the stage.
+    """
+    for name in names:
+        experiment = load(name)
+        write_json(SETTINGS_DIR / f"{name}.json", stage_settings(experiment))
+        context = Context.of(experiment)
+        for stage in STAGES.values():
+            for item in stage.items(context) if stage.stored else ():
+                item.adopt()
+
+
+def status(names: Sequence[str]) -> None:
+    """Print which items are out of date, and why."""
+    params = load_params()
+    stale = sum(Executor(load(name), params).describe(list(STAGES)) for name in names)
+    print(f"{stale} out of date" if stale else "everything is up to date")

@@ -1,0 +1,120 @@
+"""What a result depends on: its settings, its inputs, and the code that decides its bytes.
+
+A key is three hashes, so that a stale result can say which of them has changed. The code of a stage
+is its module and all that this imports, directly or not, without comments and docstrings, together
+with the data files beside those modules. Nothing is listed by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from merit.io.artifacts import value_hash
+
+PACKAGE = Path(__file__).parents[1]
+# Settings decide through their values, which are in the key; the others word messages and find files.
+NOT_CODE = (
+    "merit.config.",
+    "merit.errors",
+    "merit.io.artifacts",
+    "merit.io.disk",
+    "merit.io.locks",
+    "merit.io.progress",
+    "merit.eval.commit",
+)
+
+
+def make_key(settings: Any, inputs: Mapping[str, Any], code: str) -> dict[str, str]:
+    """{"settings", "inputs", "code"}: what decides an item's bytes, each as a hash."""
+    return {"settings": value_hash(settings), "inputs": value_hash(inputs), "code": code}
+
+
+def code_hash(modules: Iterable[str]) -> str:
+    """SHA-256 over the code that these modules lead to."""
+    files = {file for module in modules for file in code_files(module)}
+    return value_hash(sorted((path.as_posix(), fingerprint(PACKAGE / path)) for path in files))
+
+
+@cache
+def code_files(module: str) -> frozenset[Path]:
+    """The files, relative to the package, that decide what a module computes."""
+    todo, modules = [module], set()
+    while todo:
+        name = todo.pop()
+        if name not in modules and not f"{name}.".startswith(NOT_CODE) and module_file(name):
+            modules.add(name)
+            todo += imported(module_file(name))
+    sources = {module_file(name) for name in modules}
+    data = {file for folder in {source.parent for source in sources} for file in data_files(folder)}
+    return frozenset(path.relative_to(PACKAGE) for path in sources | data)
+
+
+@cache
+def module_file(name: str) -> Path | None:
+    """The file of a module of this package; None for any other name."""
+    first, *rest = name.split(".")
+    if first != PACKAGE.name:
+        return None
+    path = PACKAGE.joinpath(*rest)
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if rest and file.is_file():
+            return file
+    return None
+
+
+@cache
+def imported(file: Path) -> tuple[str, ...]:
+    """What a file imports, within functions too: modules, and names that may be modules."""
+    return tuple(_imports(ast.parse(file.read_bytes())))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue  # names for the type checker
+        else:
+            yield from _imports(node)
+
+
+@cache
+def data_files(folder: Path) -> tuple[Path, ...]:
+    """What is not Python beside the modules of a folder, and in folders below it without modules."""
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name != "__pycache__" and not any(path.glob("**/*.py")):
+            found += [file for file in sorted(path.rglob("*")) if file.is_file()]
+        elif path.is_file() and path.suffix not in (".py", ".pyc") and path.name[0] != ".":
+            found.append(path)
+    return tuple(found)
+
+
+@cache
+def fingerprint(file: Path) -> str:
+    """SHA-256 of a file; of Python without comments, docstrings and layout."""
+    content = file.read_bytes()
+    if file.suffix == ".py":
+        tree = ast.parse(content)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_text(body[0]):
+                body[0] = ast.Pass()
+        content = ast.dump(tree).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

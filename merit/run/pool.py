@@ -1,0 +1,156 @@
+"""Items side by side: a process each, forked from one that has the libraries loaded.
+
+A process that fails or is killed takes no other with it, and none outlives the command. Each slot
+has GPUs of its own if the machine has any.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from multiprocessing.connection import wait
+from typing import Any
+
+from merit.config import PARAMS_FILE, Params
+from merit.errors import MeritError, message_of
+from merit.io.progress import Progress
+
+Task = tuple[str, Callable[..., None], tuple[Any, ...]]  # label, function, arguments
+STOPPED = os.EX_TEMPFAIL  # 75: training was stopped by a signal and can resume
+
+
+def gpu_slots(params: Params) -> list[list[str]]:
+    """The GPUs of each slot; without GPUs, empty ones: `launch.slots` or `workers` of them.
+
+    Raises MeritError if the host has fewer GPUs than the settings ask for.
+    """
+    gpus, settings = visible_gpus(), params.launch
+    size = settings.gpus_per_branch
+    if not gpus or not size:
+        return [[] for _ in range(settings.slots or params.workers)]
+    number = settings.slots or max(1, len(gpus) // size)
+    if number * size > len(gpus):
+        raise MeritError(
+            f"{PARAMS_FILE}: key `launch.gpus_per_branch`: {number} x {size} GPUs are asked for, "
+            f"{len(gpus)} are visible here; lower it or `launch.slots`"
+        )
+    return [list(gpus[i * size : (i + 1) * size]) for i in range(number)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(i) for i, _ in enumerate(line for line in listed.stdout.splitlines() if line[:4] == "GPU ")]
+
+
+class Pool:
+    """Runs tasks in the slots. Set the preloaded modules before the first task."""
+
+    def __init__(self, slots: Sequence[list[str]], preload: Sequence[str]) -> None:
+        self.slots = slots
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(list(preload))
+
+    def run(self, label: str, tasks: Sequence[Task]) -> dict[str, str]:
+        """Run all tasks; returns {label: why} of those that failed.
+
+        Ctrl-C and SIGTERM are passed on: a training writes its checkpoint first.
+        """
+        todo, failures = list(tasks), {}
+        running: dict[int, tuple[str, Any, list[str]]] = {}
+        free = list(self.slots)
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            with Progress(label, len(tasks)) if len(tasks) > 1 else nullcontext() as progress:
+                while todo or running:
+                    while todo and free:
+                        name, function, arguments = todo.pop(0)
+                        gpus = free.pop(0)
+                        process = self.context.Process(
+                            target=_child, args=(os.getpid(), gpus, function, arguments), name=name
+                        )
+                        process.start()
+                        running[process.sentinel] = (name, process, gpus)
+                    for sentinel in wait(list(running)):
+                        name, process, gpus = running.pop(sentinel)  # type: ignore[arg-type]
+                        process.join()
+                        free.append(gpus)
+                        if process.exitcode:
+                            failures[name] = _ending(process.exitcode)
+                        if progress:
+                            progress.advance()
+        except KeyboardInterrupt:
+            for _, process, _ in running.values():
+                process.terminate()
+            for _, process, _ in running.values():
+                process.join()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return failures
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _ending(code: int) -> str:
+    if code == STOPPED:
+        return "stopped by a signal; the same command resumes it"
+    if code > 0:
+        return f"failed (exit status {code}); its message is above"
+    memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"ended by signal {-code}{memory}"
+
+
+class _Lines:
+    """Standard error of a process among others: progress in lines, not as a bar."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def _child(
+    parent: int, gpus: list[str], function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """Run the function in this process; a user's mistake is one line and exit status 2."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes Ctrl-C on as SIGTERM
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the fork server
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    sys.stderr = _Lines(sys.stderr)
+    try:
+        function(*arguments)
+    except BaseException as error:
+        if (text := message_of(error)) is None:
+            raise  # a bug, with its traceback; or the exit status of a training that was stopped
+        print(f"merit: error: {multiprocessing.current_process().name}: {text}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_stage(module: str, experiment: str, item: str | None, hub: bool) -> None:
+    """What a child does: one stage of one experiment, for one of its items."""
+    from merit.run.access import set_access
+
+    set_access(hub)
+    importlib.import_module(module).run(experiment, item)
