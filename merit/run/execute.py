@@ -12,21 +12,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from merit.config import Experiment, Params, load_experiment, load_params
 from merit.config.settings import nearest
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_json, work_place, write_json
+from merit.io.artifacts import Artifacts, read_json, value_hash, work_place, write_json
 from merit.io.locks import exclusive
 from merit.io.progress import clock, write_timing
 from merit.run.access import needs_hub, uses_hub
+from merit.run.keys import code_hash
 from merit.run.pool import Pool, Task, gpu_slots, run_stage
 from merit.run.stages import STAGES, Context, Stage, prune_outputs, stage_settings
 from merit.run.store import Item, Key, NotReady
 
 SETTINGS_DIR = Path("artifacts/settings")
 LAST_BEFORE_STUDIES = "score"
+OVER_ALL = {"index": "merit.eval.stages.index", "track": "merit.track"}
 
 
 def run(
@@ -49,7 +52,11 @@ def run(
 
 def load(name: str) -> Experiment:
     """The experiment with its studies' settings checked, too."""
-    return load_experiment(name)
+    from merit.eval.studies import settings_of
+
+    experiment = load_experiment(name)
+    settings_of(experiment)
+    return experiment
 
 
 def check_items(context: Context, stages: Sequence[str], only: Sequence[str]) -> None:
@@ -77,7 +84,9 @@ class Executor:
     def pool(self, stages: Sequence[str]) -> Pool:
         if self._pool is None:
             # whether the hub may be asked is read once, when its client is imported
-            ahead = [] if uses_hub(self.experiment) else [m for s in stages for m in STAGES[s].preload]
+            ahead = (
+                [] if uses_hub(self.experiment) else [m for s in stages for m in STAGES[s].preload]
+            )
             self._pool = Pool(gpu_slots(self.params), list(dict.fromkeys(ahead)))
         return self._pool
 
@@ -89,7 +98,7 @@ class Executor:
             if (failures or waiting) and name not in ("merge", "prompts", "evaluate"):
                 break  # these do what they can; all others need everything
             if name == "studies":
-                for other in getattr(self.experiment, 'reads', []):
+                for other in getattr(self.experiment, "reads", []):
                     self._bring_up(other)
             began = time.monotonic()
             failed, blocked, done, kept = self.run_stage(STAGES[name], stages, only)
@@ -113,10 +122,12 @@ class Executor:
         self, stage: Stage, stages: Sequence[str], only: Sequence[str]
     ) -> tuple[dict[str, str], list[str], int, int]:
         """({failed item: why}, items that wait for others, number done, number kept)."""
+        # single branches may be trained by several machines at once; each has a lock of its own
         lock = work_place(Path("artifacts", self.name, f"run-{stage.name}"))
+        guard = nullcontext() if only else exclusive(lock, f"{stage.name} is being run")
         failures: dict[str, str] = {}
         done = kept = 0
-        with exclusive(lock, f"{stage.name} is run"):
+        with guard:
             if not only:
                 for path in prune_outputs(stage, self.context):
                     print(f"removed: {path}, which the plan does not name", file=sys.stderr)
@@ -167,9 +178,7 @@ class Executor:
         label = f"{self.name}, {stage.name}"
         if stage.name == "gradients" and len(pool.slots) > 1:
             n = len(pool.slots)
-            shares = [
-                _share(stage, self.name, f"{i}/{n}", hub) for i in range(1, n + 1)
-            ]
+            shares = [_share(stage, self.name, f"{i}/{n}", hub) for i in range(1, n + 1)]
             if failed := pool.run(label, shares):
                 return failed
         tasks: list[Task] = [
@@ -224,6 +233,11 @@ def make_item(module: str, item: Item, key: Key, hub: bool, stored: bool) -> Non
     write_timing(Artifacts(item.experiment).folder, item.stage, item.name or None, began)
 
 
+def train_rank(experiment: str, branch: str) -> None:
+    """The part of one process of torchrun in training a branch."""
+    run_stage(STAGES["train"].module, experiment, branch, hub=False)
+
+
 def _train_on_ranks(item: Item, num_ranks: int) -> None:
     """Train a branch in `num_ranks` processes of torchrun; a signal that stops it is passed on."""
     command = [sys.executable, "-m", "merit.run.ranks", str(num_ranks), item.experiment, item.name]
@@ -244,11 +258,17 @@ def write_settings(names: Sequence[str]) -> None:
     """
     for name in names:
         experiment = load(name)
-        write_json(SETTINGS_DIR / f"{name}.json", stage_settings(experiment))
+        others = {
+            other: value_hash(stage_settings(load(other)))
+            for other in getattr(experiment, "reads", [])
+        }
+        write_json(SETTINGS_DIR / f"{name}.json", stage_settings(experiment) | {"reads": others})
         context = Context.of(experiment)
         for stage in STAGES.values():
             for item in stage.items(context) if stage.stored else ():
                 item.adopt()
+    code = {name: code_hash([module]) for name, module in OVER_ALL.items()}
+    write_json(SETTINGS_DIR / "all.json", {"code": code})
 
 
 def status(names: Sequence[str]) -> None:

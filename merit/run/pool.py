@@ -25,6 +25,7 @@ from merit.io.progress import Progress
 
 Task = tuple[str, Callable[..., None], tuple[Any, ...]]  # label, function, arguments
 STOPPED = os.EX_TEMPFAIL  # 75: training was stopped by a signal and can resume
+STOPPING = (signal.SIGTERM, signal.SIGUSR2)  # Slurm says the second before a time limit
 
 
 def gpu_slots(params: Params) -> list[list[str]]:
@@ -53,7 +54,10 @@ def visible_gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [str(i) for i, _ in enumerate(line for line in listed.stdout.splitlines() if line[:4] == "GPU ")]
+    return [
+        str(i)
+        for i, _ in enumerate(line for line in listed.stdout.splitlines() if line[:4] == "GPU ")
+    ]
 
 
 class Pool:
@@ -67,12 +71,13 @@ class Pool:
     def run(self, label: str, tasks: Sequence[Task]) -> dict[str, str]:
         """Run all tasks; returns {label: why} of those that failed.
 
-        Ctrl-C and SIGTERM are passed on: a training writes its checkpoint first.
+        Ctrl-C, SIGTERM and SIGUSR2 are passed on: a training writes its checkpoint first. Raises
+        Stopped after a signal, KeyboardInterrupt after Ctrl-C.
         """
         todo, failures = list(tasks), {}
         running: dict[int, tuple[str, Any, list[str]]] = {}
         free = list(self.slots)
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        before = {number: signal.signal(number, _stop) for number in STOPPING}
         try:
             with Progress(label, len(tasks)) if len(tasks) > 1 else nullcontext() as progress:
                 while todo or running:
@@ -82,7 +87,10 @@ class Pool:
                         process = self.context.Process(
                             target=_child, args=(os.getpid(), gpus, function, arguments), name=name
                         )
+                        # the fork server must outlive the signals that stop its children
+                        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
                         process.start()
+                        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
                         running[process.sentinel] = (name, process, gpus)
                     for sentinel in wait(list(running)):
                         name, process, gpus = running.pop(sentinel)  # type: ignore[arg-type]
@@ -92,19 +100,24 @@ class Pool:
                             failures[name] = _ending(process.exitcode)
                         if progress:
                             progress.advance()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             for _, process, _ in running.values():
                 process.terminate()
             for _, process, _ in running.values():
                 process.join()
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return failures
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+class Stopped(Exception):
+    """A signal asked the command to end; the trainings have written their checkpoints."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
 
 
 def _ending(code: int) -> str:
@@ -134,6 +147,7 @@ def _child(
 ) -> None:
     """Run the function in this process; a user's mistake is one line and exit status 2."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes Ctrl-C on as SIGTERM
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the fork server
     if gpus:

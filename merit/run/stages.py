@@ -27,7 +27,10 @@ class Context:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Context:
+        from merit.eval.studies import settings_of
+
         dump = experiment.model_dump(mode="json")
+        dump["studies"] = {k: v.model_dump(mode="json") for k, v in settings_of(experiment).items()}
         return cls(experiment, dump, plan(experiment), Artifacts(experiment.name))
 
     def block(self, *keys: str) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def _train(c: Context, branch: str) -> Basis:
 
 
 def _merge(c: Context, model: str) -> Basis:
-    from merit.plan import recipe
+    from merit.merge.model import recipe
 
     made_of = recipe(c.experiment, c.plan.models[model])
     branches = {name: _current(c, "train", name) for name in made_of["branches"]}
@@ -132,7 +135,7 @@ def _merge(c: Context, model: str) -> Basis:
 
 
 def _prompts(c: Context, _: str) -> Basis:
-    from merit.plan import asking
+    from merit.eval.stages.prompts import asking
 
     questions = hash_of(c.paths.data / KEY, "data/benchmarks")
     return asking(c.experiment), {"questions": questions, "base": _base_hash(c.paths)}
@@ -177,13 +180,11 @@ def _results(c: Context) -> dict[str, Any]:
 def _report(c: Context, _: str) -> Basis:
     settings = c.block("data", "methods", "sweeps", "evaluation", "report", "studies")
     inputs: dict[str, Any] = _results(c) | {"partition": hash_of(c.paths.partition / KEY)}
-    inputs["studies"] = {s: hash_of(_study_record(c.paths, s)) for s in study_names(c)}
+    inputs["studies"] = {s: hash_of(_study_record(c.paths, s)) for s in list(c.dump["studies"])}
     paper = Path("reports/paper")
     inputs["paper"] = {file.name: file_hash(file) for file in sorted(paper.glob("*.csv"))}
     return settings, inputs
 
-
-def study_names(c: Context) -> list[str]:
     return list(getattr(c.experiment.studies, "named", c.experiment.studies))
 
 
@@ -334,7 +335,7 @@ STAGES = {
                 _study_record(paths, study),
             ),
             _study,
-            lambda c: study_names(c),
+            lambda c: list(c.dump["studies"]),
             lambda c, study: [f"merit.eval.studies.{study}.measure"],
             looped=True,
             record_beside=True,

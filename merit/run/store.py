@@ -203,4 +203,6 @@ def hash_of(record: Path, below: str = "") -> str:
     found = read_json(record)
     if not below:
         return found["hash"]
-    return value_hash(sorted((n, sha) for n, (_, sha) in found["files"].items() if n.startswith(below)))
+    return value_hash(
+        sorted((n, sha) for n, (_, sha) in found["files"].items() if n.startswith(below))
+    )

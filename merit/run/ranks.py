@@ -1,8 +1,8 @@
-"""`python -m merit.launch.ranks N train EXPERIMENT BRANCH`: a stage as N ranks of this host.
+"""`python -m merit.run.ranks N EXPERIMENT BRANCH`: train a branch in N processes of this host.
 
 It is torchrun, but for two things that a training of hours needs. A signal that stops it goes to
-the ranks, which have as long as they need for their checkpoint: torchrun kills them after 30
-seconds. And where they exit with status 75 (stopped, to go on later), so does this, not with 1.
+the processes, which have as long as they need for their checkpoint: torchrun kills them after 30
+seconds. And if they exit with status 75 (stopped, can resume), so does this, not with 1.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from merit.launch.jobs import STOPPED
+from merit.run.pool import STOPPED
 
 
-def main(num_ranks: str, *stage: str) -> int:
+def main(num_ranks: str, experiment: str, branch: str) -> int:
     """The exit status of all ranks."""
     import psutil
     from torch.distributed import run
@@ -27,15 +27,16 @@ def main(num_ranks: str, *stage: str) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, pass_on)
     own = "--signals_to_handle=SIGINT,SIGHUP,SIGQUIT"
+    command = ["-m", "merit", "run", experiment, "train", "--only", branch]
     try:
-        run.main(["--standalone", f"--nproc-per-node={num_ranks}", own, "-m", "merit", *stage])
+        run.main(["--standalone", f"--nproc-per-node={num_ranks}", own, *command])
     except ChildFailedError as error:
         return common_status([failure.exitcode for failure in error.failures.values()])
     return 0
 
 
 def common_status(codes: Sequence[int]) -> int:
-    """75 where a rank has it, since the others are then ended; else the highest, at least 1."""
+    """75 if a rank has it, since the others are then ended; else the highest, at least 1."""
     return STOPPED if STOPPED in codes else max(1, *codes)
 
 
