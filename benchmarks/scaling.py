@@ -90,9 +90,9 @@ def run(num_tasks: int, axes: int, hidden: int) -> dict[str, Any]:
 
 
 def stage(name: str, item: str | None = None) -> float:
-    from merit.run.cli import STAGES
+    from merit.run.stages import STAGES
 
-    module = importlib.import_module(STAGES[name][0])
+    module = importlib.import_module(STAGES[name].module)
     began = time.process_time()
     with contextlib.redirect_stdout(None):
         module.run(NAME, item)

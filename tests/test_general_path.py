@@ -19,7 +19,6 @@ import torch
 import yaml
 from torch.testing import assert_close
 
-from merit import plan
 from merit.data import stage as data
 from merit.data.examples import read_examples
 from merit.eval.report.study_sections import sentences
@@ -98,7 +97,7 @@ def run(folder: Path, settings: dict[str, Any]) -> Run:
     (folder / "experiments" / f"{NAME}.yaml").write_text(yaml.safe_dump(values))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for stage in (plan, data, base, encode, gradients, partition):
+        for stage in (data, base, encode, gradients, partition):
             stage.run(NAME)
         for branch in ("merit-1d-s1-g0", "merit-1d-s1-g1", "joint-1ep-s1"):
             train.run(NAME, branch)

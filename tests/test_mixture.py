@@ -11,12 +11,10 @@ from typing import Any
 
 import public_fixtures
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from public_fixtures import flan_record, pack, picture, said, save
 
-from merit.config import load_experiment
 from merit.config.data import JsonlData, PublicData, TaskRule
 from merit.data import drawing
 from merit.data.examples import Example, read_examples
@@ -26,7 +24,6 @@ from merit.data.sources.public import CAULDRON
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
-from merit.plan import plan_rows
 from merit.train.encode import task_examples, task_names
 
 ROOT = Path(__file__).parent.parent
@@ -565,21 +562,3 @@ def test_a_folder_that_is_not_there_or_empty_is_named() -> None:
     Path("mine").mkdir()
     with pytest.raises(MeritError, match=r"mine: no \.jsonl file; one for each task"):
         write(own())
-
-
-@pytest.mark.parametrize(
-    ("data", "source"),
-    [
-        ({"source": "jsonl", "folder": "mine"}, "mine"),
-        ({"source": "public", "sources": [{"name": "flan"}]}, "merit/data/sources"),
-    ],
-)
-def test_the_data_stage_depends_on_ones_own_files_or_on_what_reads_public_ones(
-    data: dict[str, Any], source: str
-) -> None:
-    values = yaml.safe_load((ROOT / "experiments/mini_text.yaml").read_text(encoding="utf-8"))
-    values |= {"name": "x", "data": data, "base": {"checkpoint": "theta0"}}
-    save(Path("experiments/x.yaml"), yaml.safe_dump(values))
-    rows = plan_rows(load_experiment("x"), "default")
-    assert (rows["source"], rows["reader"]) == (source, "merit/data")
-    assert rows["questions"] == "merit/errors.py"  # none are written

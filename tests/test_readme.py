@@ -15,9 +15,9 @@ import pytest
 
 from merit.config import load_experiment
 from merit.config.branches import plan
-from merit.dvc_processes import environment
 from merit.eval.report.pages import BEGIN, END
-from merit.run.cli import STAGES, _parser, main
+from merit.run.cli import _parser, main
+from merit.run.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -46,7 +46,12 @@ def text_of(page: Path) -> str:
 def run(*command: str) -> str:
     """What the command prints, run in the repository's root."""
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
     return done.stdout

@@ -9,7 +9,6 @@ import public_fixtures
 import pytest
 import yaml
 
-import merit.plan as settings
 from merit.config import load_experiment
 from merit.config.branches import plan
 from merit.data import stage as data
@@ -56,7 +55,7 @@ def test_every_source_goes_through_the_pipeline(
     for name in PUBLIC:
         public_fixtures.lay(Path("sources"), name)
 
-    for stage in (settings, data, base, encode, gradients, partition):
+    for stage in (data, base, encode, gradients, partition):
         stage.run("public")
     paths = Artifacts("public")
     tasks = read_json(paths.mixture / "tasks.json")
