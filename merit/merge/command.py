@@ -56,8 +56,6 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("experiment", nargs="?", help="as in experiments/<name>.yaml, or <name>-<base>")
-    add("item", nargs="?", help="the model's name in its plan.yaml")
     add("--base", type=Path, metavar="DIR", help="theta0, from which all branches started")
     add("--branches", type=Path, nargs="+", metavar="DIR", help="what was trained from it")
     add("--out", type=Path, metavar="DIR", help="the folder to write; must not exist")

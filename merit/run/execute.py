@@ -98,7 +98,7 @@ class Executor:
             if (failures or waiting) and name not in ("merge", "prompts", "evaluate"):
                 break  # these do what they can; all others need everything
             if name == "studies":
-                for other in getattr(self.experiment, "reads", []):
+                for other in self.experiment.reads:
                     self._bring_up(other)
             began = time.monotonic()
             failed, blocked, done, kept = self.run_stage(STAGES[name], stages, only)
@@ -258,10 +258,7 @@ def write_settings(names: Sequence[str]) -> None:
     """
     for name in names:
         experiment = load(name)
-        others = {
-            other: value_hash(stage_settings(load(other)))
-            for other in getattr(experiment, "reads", [])
-        }
+        others = {other: value_hash(stage_settings(load(other))) for other in experiment.reads}
         write_json(SETTINGS_DIR / f"{name}.json", stage_settings(experiment) | {"reads": others})
         context = Context.of(experiment)
         for stage in STAGES.values():

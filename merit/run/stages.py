@@ -171,7 +171,7 @@ def _results(c: Context) -> dict[str, Any]:
     models = {m: hash_of(c.paths.model(m) / KEY) for m in c.plan.models}
     scores = {
         name: hash_of(Artifacts(name).predictions("x").parent / KEY)
-        for name in (c.experiment.name, *getattr(c.experiment, "reads", []))
+        for name in (c.experiment.name, *c.experiment.reads)
     }
     encoded, data = hash_of(c.paths.encoded / KEY), hash_of(c.paths.data / KEY)
     return {"models": models, "scores": scores, "encoded": encoded, "data": data}
