@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,20 @@ def pack(path: Path, members: dict[str, bytes]) -> None:
 
 
 def save(path: Path, content: bytes | str | list[Any]) -> None:
+    """Bytes, text, or a list as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, list):
         content = json.dumps(content, ensure_ascii=False)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def save_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    save(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def save_table(path: Path, columns: dict[str, Any], group: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=group)
 
 
 def said(*texts: str) -> list[dict[str, str]]:
@@ -51,8 +61,12 @@ def said(*texts: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
+def record(identifier: str, image: str, *texts: str, **rest: Any) -> dict[str, Any]:
+    return {"id": identifier, "image": image, "conversations": said(*texts), **rest}
+
+
 def flan_record(identifier: str, image: str, task: str, *texts: str) -> dict[str, Any]:
-    return {"id": identifier, "image": image, "conversations": said(*texts), "task_name": task}
+    return record(identifier, image, *texts, task_name=task)
 
 
 VISION_FLAN = [
@@ -65,15 +79,15 @@ VISION_FLAN = [
 ]
 
 
+# Each of these lays one source: its own folder is `folder`, shared images are beside it.
+
+
 def vision_flan_1k(folder: Path, records: list[dict[str, Any]] | None = None) -> None:
     save(folder / "annotation_191-task_1k.json", VISION_FLAN if records is None else records)
+    members = {"": b"", "COCO_1.jpg": picture(1), "CLEVR+#U00e9 'x'.png": picture(2)}
     pack(
         folder / "image_191-task_1k.zip",
-        {
-            "images_191task_1k/": b"",
-            "images_191task_1k/COCO_1.jpg": picture(1),
-            "images_191task_1k/CLEVR+#U00e9 'x'.png": picture(2),
-        },
+        {f"images_191task_1k/{name}": content for name, content in members.items()},
     )
 
 
@@ -89,88 +103,64 @@ def vision_flan(folder: Path) -> None:
 
 
 def the_cauldron(folder: Path) -> None:
-    def rows(
-        name: str, images: list[list[bytes | None]], texts: list[list[tuple[str, str]]]
-    ) -> None:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table = pa.table(
-            {
-                "images": pa.array(
-                    [[{"bytes": b, "path": None} for b in row] for row in images], pa.list_(IMAGE)
-                ),
-                "texts": pa.array(
-                    [[{"user": u, "assistant": a, "source": "S"} for u, a in row] for row in texts],
-                    pa.list_(TEXT),
-                ),
-            }
-        )
-        pq.write_table(table, path, row_group_size=1)
+    def rows(name: str, *found: tuple[list[bytes], list[tuple[str, str]]]) -> None:
+        images = [[{"bytes": b, "path": None} for b in row] for row, _ in found]
+        texts = [[{"user": u, "assistant": a, "source": "S"} for u, a in row] for _, row in found]
+        columns = {
+            "images": pa.array(images, pa.list_(IMAGE)),
+            "texts": pa.array(texts, pa.list_(TEXT)),
+        }
+        save_table(folder / f"{name}.parquet", columns, 1)
 
+    grey = picture(2, mode="CMYK")
     rows(
-        "ai2d/train-00000-of-00002-aa.parquet",
-        [[picture(1)]],
-        [[("Q1?", "Answer: B"), ("Q2?", "C")]],
+        "ai2d/train-00000-of-00002-aa",
+        ([picture(1)], [("Q1?", "Answer: B"), ("Q2?", "C")]),
     )
-    rows("ai2d/train-00001-of-00002-bb.parquet", [[picture(2, mode="CMYK")]], [[("<image>?", "D")]])
-    rows("nlvr2/train-00000-of-00001-cc.parquet", [[picture(3), picture(4)]], [[("Both?", "No")]])
+    rows("ai2d/train-00001-of-00002-bb", ([grey], [("<image>?", "D")]))
+    rows("nlvr2/train-00000-of-00001-cc", ([picture(3), picture(4)], [("Both?", "No")]))
     rows(
-        "clevr_math/train-00000-of-00001-dd.parquet",
-        [[picture(5)], []],
-        [[("1?", "1")], [("2?", "2")]],
+        "clevr_math/train-00000-of-00001-dd",
+        ([picture(5)], [("1?", "1")]),
+        ([], [("2?", "2")]),
     )
 
 
 def lvis_instruct4v(folder: Path) -> None:
-    save(
-        folder / "lvis_instruct4v/lvis_instruct4v_220k.json",
-        [
-            {
-                **{"id": "1", "image": "coco/train2017/1.jpg"},
-                "conversations": said("<image>\nA?", "a", "B?", "b"),
-            },
-            {"id": "2", "image": "coco/val2017/2.jpg", "conversations": said("A?\n<image>", "c")},
-            {"id": "3", "conversations": said("No picture?", "none")},
-        ],
-    )
-    pack(folder / "images/coco/train2017.zip", {"train2017/1.jpg": picture(1)})
-    save(folder / "images/coco/val2017/2.jpg", picture(2))
+    records = [
+        record("1", "coco/train2017/1.jpg", "<image>\nA?", "a", "B?", "b"),
+        record("2", "coco/val2017/2.jpg", "A?\n<image>", "c"),
+        {"id": "3", "conversations": said("No picture?", "none")},
+    ]
+    save(folder / "lvis_instruct4v_220k.json", records)
+    pack(folder.parent / "images/coco/train2017.zip", {"train2017/1.jpg": picture(1)})
+    save(folder.parent / "images/coco/val2017/2.jpg", picture(2))
 
 
 def llava_preference(folder: Path) -> None:
-    def record(conversations: list[dict[str, str]], preference: Any, image: str) -> dict[str, Any]:
+    def compared(image: str, preference: int, *texts: str) -> dict[str, Any]:
         outputs = {f"output_{i}": {"from": "llava", "value": f"answer {i}"} for i in (1, 2)}
-        rest = {"id": "x", "image": image, "hallucination": False, "preference": preference}
-        return {"conversations": conversations, **outputs, **rest}
+        return record("x", image, *texts, hallucination=False, preference=preference, **outputs)
 
-    save(
-        folder / "llava_preference/llava_7b_v1_preference.json",
-        [
-            record(said("<image>\nA?", "a", "B?"), 2, "1.jpg"),
-            record(said("<image>\nA?", "to be replaced"), 1, "2.jpg"),
-            record(said("<image>\nA?"), 3, "1.jpg"),
-        ],
-    )
-    save(folder / "images/coco/train2017/1.jpg", picture(1))
-    save(folder / "images/coco/train2014/2.jpg", picture(2))
+    records = [
+        compared("1.jpg", 2, "<image>\nA?", "a", "B?"),
+        compared("2.jpg", 1, "<image>\nA?", "to be replaced"),
+        compared("1.jpg", 3, "<image>\nA?"),
+    ]
+    save(folder / "llava_7b_v1_preference.json", records)
+    save(folder.parent / "images/coco/train2017/1.jpg", picture(1))
+    save(folder.parent / "images/coco/train2014/2.jpg", picture(2))
 
 
 def lrv_instruction(folder: Path) -> None:
-    record = {"question": "Is there a cat?", "answer": "There is none.", "task": "negative"}
-    save(
-        folder / "lrv_instruction/filter_cap.json",
-        [{"image_id": "17", **record}, {"image_id": 18, **record}],
-    )
-    save(folder / "images/vg/VG_100K/17.jpg", picture(1))
-    pack(folder / "images/vg/VG_100K_2.zip", {"VG_100K_2/18.jpg": picture(2)})
+    rest = {"question": "Is there a cat?", "answer": "There is none.", "task": "negative"}
+    save(folder / "filter_cap.json", [{"image_id": "17", **rest}, {"image_id": 18, **rest}])
+    save(folder.parent / "images/vg/VG_100K/17.jpg", picture(1))
+    pack(folder.parent / "images/vg/VG_100K_2.zip", {"VG_100K_2/18.jpg": picture(2)})
 
 
 def laion_gpt4v(folder: Path) -> None:
-    links = [
-        "https://example.org/a.png",
-        "https://example.org/dead.png",
-        "https://example.org/b.png",
-    ]
+    links = [f"https://example.org/{name}.png" for name in ("a", "dead", "b")]
     columns = {
         "link": links,
         "caption": ["A grey square.", "Gone.", "Another."],
@@ -178,15 +168,16 @@ def laion_gpt4v(folder: Path) -> None:
         "timestamp": ["t", "t", "t"],
         "image": pa.nulls(3),
     }
-    (folder / "data").mkdir(parents=True)
-    pq.write_table(pa.table(columns), folder / "data/train-00000-of-00001-ee.parquet")
+    save_table(folder / "data/train-00000-of-00001-ee.parquet", columns, 3)
     save(folder / "fetched/a.png", picture(1))
     save(folder / "fetched/b.png", picture(2))
-    lines = [
-        {"link": links[0], "file": "fetched/a.png", "sha256": file_hash(folder / "fetched/a.png")},
-        {"link": links[2], "file": "fetched/b.png", "sha256": "0" * 64},
-    ]
-    save(folder / "fetched.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    found = {
+        "link": links[0],
+        "file": "fetched/a.png",
+        "sha256": file_hash(folder / "fetched/a.png"),
+    }
+    changed = {"link": links[2], "file": "fetched/b.png", "sha256": "0" * 64}
+    save_lines(folder / "fetched.jsonl", [found, changed])
 
 
 def vlguard(folder: Path) -> None:
@@ -194,81 +185,61 @@ def vlguard(folder: Path) -> None:
         {"safe_instruction": "What is shown?", "response": "A street."},
         {"unsafe_instruction": "Who lives here?", "response": "I cannot say."},
     ]
-    save(
-        folder / "train.json",
-        [
-            {"id": "p", "image": "privacyAlert/p.png", "safe": True, "instr-resp": safe},
-            {
-                **{"id": "q", "image": "bad_ads/q.png", "safe": False, "harmful_category": "risky"},
-                "harmful_subcategory": "political",
-                "instr-resp": [{"instruction": "Share this.", "response": "I will not."}],
-            },
-        ],
-    )
-    pack(
-        folder / "train.zip", {"train/privacyAlert/p.png": picture(1), "bad_ads/q.png": picture(2)}
-    )
+    unsafe = [{"instruction": "Share this.", "response": "I will not."}]
+    harm = {"harmful_category": "risky", "harmful_subcategory": "political"}
+    records = [
+        {"id": "p", "image": "privacyAlert/p.png", "safe": True, "instr-resp": safe},
+        {"id": "q", "image": "bad_ads/q.png", "safe": False, **harm, "instr-resp": unsafe},
+    ]
+    save(folder / "train.json", records)
+    members = {"train/privacyAlert/p.png": picture(1), "bad_ads/q.png": picture(2)}
+    pack(folder / "train.zip", members)
 
 
 def llava_pretrain(folder: Path) -> None:
-    def record(name: str, *texts: str) -> dict[str, Any]:
-        return {"id": name, "image": f"00453/{name}.jpg", "conversations": said(*texts)}
-
-    save(
-        folder / "blip_laion_cc_sbu_558k.json",
-        [
-            record("1", "Render a clear summary of the photo.\n<image>", "a mattress topper"),
-            record("2", "<image>\nWrite a terse caption.", "two boats"),
-        ],
-    )
+    records = [
+        record(
+            "1", "00453/1.jpg", "Render a clear summary of the photo.\n<image>", "a mattress topper"
+        ),
+        record("2", "00453/2.jpg", "<image>\nWrite a terse caption.", "two boats"),
+    ]
+    save(folder / "blip_laion_cc_sbu_558k.json", records)
     pack(folder / "images.zip", {f"00453/{i}.jpg": picture(i) for i in (1, 2)})
 
 
 def llava_mix665k(folder: Path) -> None:
-    save(
-        folder / "llava_mix665k/llava_v1_5_mix665k.json",
-        [
-            {"id": "1", "image": "coco/train2017/1.jpg", "conversations": said("<image>\nA?", "a")},
-            {"id": "2", "image": "ocr_vqa/images/2.jpg", "conversations": said("<image>\nB?", "b")},
-            {
-                **{"id": "3", "model": "", "conversations": [{"from": "gpt", "value": "lost"}]},
-                "conversations": [
-                    {"from": "gpt", "value": "lost"},
-                    *said("An <image> tag?", "HTML"),
-                ],
-            },
-        ],
-    )
-    save(folder / "images/coco/train2017/1.jpg", picture(1))
-    save(folder / "images/ocr_vqa/images/2.jpg", picture(2, mode="P"))  # a PNG that is called .jpg
+    shared = [{"from": "gpt", "value": "lost"}, *said("An <image> tag?", "HTML")]
+    records = [
+        record("1", "coco/train2017/1.jpg", "<image>\nA?", "a"),
+        record("2", "ocr_vqa/images/2.jpg", "<image>\nB?", "b"),
+        {"id": "3", "model": "", "conversations": shared},
+    ]
+    save(folder / "llava_v1_5_mix665k.json", records)
+    save(folder.parent / "images/coco/train2017/1.jpg", picture(1))
+    save(folder.parent / "images/ocr_vqa/images/2.jpg", picture(2, mode="P"))  # a PNG, in truth
 
 
-def _llava_table(
-    folder: Path, rows: list[tuple[str, list[dict[str, str]], str, bytes | None]]
-) -> None:
+def _llava_table(folder: Path, *rows: tuple[str, list[dict[str, str]], str, bytes | None]) -> None:
     columns = {
         "id": [row[0] for row in rows],
         "conversations": pa.array([row[1] for row in rows], pa.list_(TURN)),
         "data_source": [row[2] for row in rows],
         "image": pa.array([r[3] and {"bytes": r[3], "path": "x.jpg"} for r in rows], IMAGE),
     }
-    (folder / "data").mkdir(parents=True)
-    pq.write_table(
-        pa.table(columns), folder / "data/train-00000-of-00001.parquet", row_group_size=2
-    )
+    save_table(folder / "data/train-00000-of-00001.parquet", columns, 2)
 
 
 def llava_next(folder: Path) -> None:
-    rows = [
+    _llava_table(
+        folder,
         ("a", said("<image>\nA?", "a"), "chartqa", picture(1)),
         ("b", said("Text?", "only", "<image>?", "a tag"), "sharegpt", None),
         ("c", said("<image>\nC?", "c"), "chartqa", picture(3)),
-    ]
-    _llava_table(folder, rows)
+    )
 
 
 def llava_recap_cc3m(folder: Path) -> None:
-    _llava_table(folder, [("a", said("<image>\nDescribe it.", "A long one."), "cc3m", picture(1))])
+    _llava_table(folder, ("a", said("<image>\nDescribe it.", "A long one."), "cc3m", picture(1)))
 
 
 def flan(folder: Path) -> None:
@@ -277,29 +248,10 @@ def flan(folder: Path) -> None:
         "hellaswag": [("A man sits. Then", "he stands up.")],
     }.items():
         rows = [{"inputs": i, "targets": t, "task": f"{task}_10templates"} for i, t in lines]
-        save(
-            folder / f"train/{task}_10templates_train.jsonl",
-            "".join(json.dumps(row) + "\n" for row in rows),
-        )
-
-
-# those whose folder is the source's own, and those beside a folder of shared images
-OWN: dict[str, Callable[[Path], None]] = {
-    f.__name__: f
-    for f in (
-        *(vision_flan_1k, vision_flan, the_cauldron, laion_gpt4v, vlguard, llava_pretrain),
-        *(llava_next, llava_recap_cc3m, flan),
-    )
-}
-SHARED: dict[str, Callable[[Path], None]] = {
-    f.__name__: f for f in (lvis_instruct4v, llava_preference, lrv_instruction, llava_mix665k)
-}
+        save_lines(folder / f"train/{task}_10templates_train.jsonl", rows)
 
 
 def lay(root: Path, name: str) -> Path:
     """The source's files below `root`, as `data.folder`; the source's own folder."""
-    if name in OWN:
-        OWN[name](root / name)
-    else:
-        SHARED[name](root)
+    globals()[name](root / name)
     return root / name

@@ -117,7 +117,7 @@ def llava(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artif
     for part in ("eyes", "words"):
         (tmp_path / part).symlink_to(parts / part)
     llava_pretrain(Path("sources/llava_pretrain"))
-    llava_mix665k(Path("sources"))
+    llava_mix665k(Path("sources/llava_mix665k"))
     Path("experiments").mkdir()
     Path("experiments/llava.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
     data.run("llava")

@@ -1,4 +1,4 @@
-"""The canonical example: what is written comes back, and what is broken is named by its line."""
+"""The canonical example and its images: what is written comes back, what is broken is named."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from public_fixtures import pack
 
 from merit.data.examples import Example, make_example, read_examples
 from merit.data.images import has_image, image_size, load_image
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
+from merit.io.artifacts import write_json, write_jsonl
 from merit.train.encode import task_examples, task_names
 
 GOOD: dict[str, Any] = {
@@ -36,46 +37,32 @@ def test_an_example_comes_back_as_it_was(tmp_path: Path) -> None:
     turns = [("what is it ?", "a star ."), ("which color ?", "red .")]
     example = make_example("a-0", "a", turns, ("images/x.png", "images/y.png"))
     assert [m["content"] for m in example.messages] == [
-        "<image>\n<image>\nwhat is it ?", "a star .", "which color ?", "red .",
-    ]  # fmt: skip
+        *("<image>\n<image>\nwhat is it ?", "a star .", "which color ?", "red .")
+    ]
     write_jsonl(tmp_path / "a.jsonl", [example.to_json(), GOOD])
     found = read_examples(tmp_path / "a.jsonl")
     assert found == [example, Example("a-0", "a", (USER, ASSISTANT), ("images/x.png",))]
 
 
-MALFORMED = {
-    "not JSON": ('{"id": "a-0",', "not valid JSON"),
-    "an empty line": ("", "not valid JSON"),
-    "not an object": ("[1, 2]", "found list"),
-    "a key is missing": (
-        {k: v for k, v in GOOD.items() if k != "task"},
-        r"expected the keys .*'task'.*, found \['id', 'images', 'messages'\]",
-    ),
-    "a key is unknown": ({**GOOD, "image": "x.png"}, "found .*'image', 'images'"),
-    "no messages": ({**GOOD, "messages": []}, "at least one turn"),
-    "messages are text": ({**GOOD, "messages": "hello"}, "at least one turn"),
-    "roles do not alternate": ({**GOOD, "messages": [USER, USER]}, r"messages\[1\].*'assistant'"),
-    "the assistant begins": ({**GOOD, "messages": [ASSISTANT, USER]}, r"messages\[0\].*'user'"),
-    "a role is unknown": (
-        {**GOOD, "messages": [{"role": "system", "content": "be kind"}, ASSISTANT]},
-        r"messages\[0\]",
-    ),
-    "a message is not an object": ({**GOOD, "messages": ["hi", ASSISTANT]}, r"messages\[0\]"),
-    "content is no text": (
-        {**GOOD, "messages": [USER, {"role": "assistant", "content": 3}]},
-        r"messages\[1\]",
-    ),
-    "the last answer is missing": ({**GOOD, "messages": [USER, ASSISTANT, USER]}, "assistant's"),
-    "images are text": ({**GOOD, "images": "images/x.png"}, "list of paths"),
-    "an image is no path": ({**GOOD, "images": [1]}, "list of paths"),
-    "more marks than images": ({**GOOD, "images": []}, "1 `<image>` marks but 0 images"),
-    "more images than marks": ({**GOOD, "images": ["x", "y"]}, "1 `<image>` marks but 2 images"),
-}
-
-
-@pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_line_is_named(tmp_path: Path, case: str) -> None:
-    line, message = MALFORMED[case]
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "a-0",', "not valid JSON"),
+        ("[1, 2]", "found list"),
+        ({k: v for k, v in GOOD.items() if k != "task"}, r"expected the keys .*'task'.*, found"),
+        ({**GOOD, "image": "x.png"}, "found .*'image', 'images'"),
+        ({**GOOD, "messages": []}, "at least one turn"),
+        ({**GOOD, "messages": [USER, USER]}, r"messages\[1\].*'assistant'"),
+        ({**GOOD, "messages": ["hi", ASSISTANT]}, r"messages\[0\]"),
+        ({**GOOD, "messages": [USER, {"role": "assistant", "content": 3}]}, r"messages\[1\]"),
+        ({**GOOD, "messages": [USER, ASSISTANT, USER]}, "assistant's"),
+        ({**GOOD, "images": "images/x.png"}, "list of paths"),
+        ({**GOOD, "images": [1]}, "list of paths"),
+        ({**GOOD, "images": []}, "1 `<image>` marks but 0 images"),
+        ({**GOOD, "images": ["x", "y"]}, "1 `<image>` marks but 2 images"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: Any, message: str) -> None:
     text = line if isinstance(line, str) else json.dumps(line)
     path = tmp_path / "a.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n{text}\n{json.dumps(GOOD)}\n", encoding="utf-8")
@@ -90,11 +77,10 @@ def test_a_malformed_line_is_named(tmp_path: Path, case: str) -> None:
 def test_a_file_without_examples_is_refused(
     tmp_path: Path, content: bytes | None, message: str
 ) -> None:
-    path = tmp_path / "a.jsonl"
     if content is not None:
-        path.write_bytes(content)
+        (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(MeritError, match=rf"a\.jsonl: {message}"):
-        read_examples(path)
+        read_examples(tmp_path / "a.jsonl")
 
 
 # --- images -------------------------------------------------------------------------------------
@@ -112,14 +98,6 @@ def test_an_image_is_read_as_rgb(tmp_path: Path) -> None:
     assert np.asarray(load_image(tmp_path / "grey.png")).tolist() == [[[7, 7, 7]] * 2] * 2
 
 
-@pytest.mark.parametrize("kept", [0, 10, 40, 0.5, 0.99])
-def test_a_truncated_image_is_refused(tmp_path: Path, kept: float) -> None:
-    path, content = tmp_path / "x.png", png()
-    path.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
-    with pytest.raises(MeritError, match=r"x\.png: not a readable image"):
-        load_image(path)
-
-
 @pytest.mark.parametrize("read", [load_image, image_size])
 def test_a_header_that_claims_a_billion_pixels_is_refused(
     tmp_path: Path, read: Callable[[Path], object]
@@ -133,82 +111,75 @@ def test_a_header_that_claims_a_billion_pixels_is_refused(
         read(tmp_path / "x.bmp")
 
 
-def test_a_missing_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MeritError, match=r"x\.png: image not found"):
-        load_image(tmp_path / "x.png")
-
-
-# --- images in archives -------------------------------------------------------------------------
-
-
-def pack(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    return path
-
-
 def test_a_member_of_an_archive_is_the_same_image_as_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(png())
-    archive = pack(tmp_path / "images.zip", {"x.png": png(), "deeper/y.png": png()})
+    archive = tmp_path / "images.zip"
+    pack(archive, {"x.png": png(), "deeper/y.png": png()})
     expected = np.asarray(load_image(tmp_path / "x.png"))
     for member in ("x.png", "deeper/y.png"):
         assert has_image(archive / member)
         assert np.array_equal(np.asarray(load_image(archive / member)), expected)
     assert not has_image(archive / "z.png")
     assert not has_image(tmp_path / "absent.zip" / "x.png")
+    (tmp_path / "folder.zip").mkdir()  # a folder that is called like an archive
+    (tmp_path / "folder.zip" / "x.png").write_bytes(png())
+    assert load_image(tmp_path / "folder.zip" / "x.png").size == (56, 56)
 
 
-def test_a_folder_that_is_called_like_an_archive_is_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "images.zip").mkdir()
-    (tmp_path / "images.zip" / "x.png").write_bytes(png())
-    assert has_image(tmp_path / "images.zip" / "x.png")
-    assert load_image(tmp_path / "images.zip" / "x.png").size == (56, 56)
-
-
-def test_an_archive_is_opened_once_and_anew_when_it_is_another_file(
+def test_an_archive_is_opened_once_and_again_if_it_is_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = []
-    opener = zipfile.ZipFile
+    opened, opener, archive = [], zipfile.ZipFile, tmp_path / "images.zip"
 
     def spy(path: Path) -> zipfile.ZipFile:
         opened.append(path)
         return opener(path)
 
-    archive = pack(tmp_path / "images.zip", {"x.png": png(), "y.png": png()})
+    pack(archive, {"x.png": png(), "y.png": png()})
     monkeypatch.setattr(zipfile, "ZipFile", spy)
     for member in ("x.png", "y.png", "x.png"):
         load_image(archive / member)
     assert opened == [archive]
     monkeypatch.undo()
-    pack(tmp_path / "new.zip", {"z.png": png()}).replace(archive)
+    pack(tmp_path / "new.zip", {"z.png": png()})
+    (tmp_path / "new.zip").replace(archive)
     assert load_image(archive / "z.png").size == (56, 56)
 
 
-def test_a_missing_archive_is_named_with_the_member(tmp_path: Path) -> None:
-    with pytest.raises(MeritError, match=r"images\.zip: archive not found; .*'x\.png'"):
-        load_image(tmp_path / "images.zip" / "x.png")
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    pack(tmp_path / "there.zip", {"x.png": png()})
+    for path, message in (
+        ("x.png", r"x\.png: image not found"),
+        ("images.zip/x.png", r"images\.zip: archive not found; .*'x\.png'"),
+        ("there.zip/y.png", r"there\.zip: image 'y\.png' not found in it"),
+    ):
+        with pytest.raises(MeritError, match=message):
+            load_image(tmp_path / path)
 
 
-def test_a_missing_member_is_named_with_the_archive(tmp_path: Path) -> None:
-    archive = pack(tmp_path / "images.zip", {"x.png": png()})
-    with pytest.raises(MeritError, match=r"images\.zip: image 'y\.png' not found in it"):
-        load_image(archive / "y.png")
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_image_or_archive_is_refused(tmp_path: Path, kept: float) -> None:
+    def truncate(path: Path) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(kept * len(content))])
 
-
-@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
-def test_a_truncated_archive_is_refused(tmp_path: Path, kept: float) -> None:
-    archive = pack(tmp_path / "images.zip", {"x.png": png()})
-    content = archive.read_bytes()
-    archive.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
+    (tmp_path / "x.png").write_bytes(png())
+    truncate(tmp_path / "x.png")
+    with pytest.raises(MeritError, match=r"x\.png: not a readable image"):
+        load_image(tmp_path / "x.png")
+    archive = tmp_path / "images.zip"
+    pack(archive, {"x.png": png(), "cut.png": png()[: int(kept * 2000)]})
+    with pytest.raises(MeritError, match=r"images\.zip/cut\.png: not a readable image"):
+        load_image(archive / "cut.png")
+    truncate(archive)
     for read in (load_image, has_image):
         with pytest.raises(MeritError, match=r"images\.zip: not a readable archive .*'x\.png'"):
             read(archive / "x.png")
 
 
 def test_a_member_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
-    archive = pack(tmp_path / "images.zip", {"x.png": png()})
+    archive = tmp_path / "images.zip"
+    pack(archive, {"x.png": png()})
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)
@@ -216,68 +187,34 @@ def test_a_member_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
         load_image(archive / "x.png")
 
 
-def test_a_member_that_is_no_whole_image_is_refused(tmp_path: Path) -> None:
-    archive = pack(tmp_path / "images.zip", {"x.png": png()[:2000], "y.png": b"not a picture"})
-    for member in ("x.png", "y.png"):
-        with pytest.raises(MeritError, match=rf"images\.zip/{member}: not a readable image"):
-            load_image(archive / member)
-
-
 # --- the mixture as the encode stage reads it ---------------------------------------------------
 
-
-@pytest.fixture
-def paths(tmp_path: Path) -> Artifacts:
-    paths = Artifacts("tiny", tmp_path)
-    write_json(paths.mixture / "tasks.json", [{"task": "a"}, {"task": "b"}])
-    for task in ("a", "b"):
-        write_jsonl(paths.mixture / f"{task}.jsonl", [{**GOOD, "task": task}] * 2)
-    (paths.mixture / "images").mkdir()
-    (paths.mixture / "images" / "x.png").write_bytes(png())
-    return paths
+LOST = {**GOOD, "task": "b", "images": ["images.zip/y.png"]}
 
 
-def read_mixture(mixture: Path) -> tuple[list[str], list[Example]]:
-    tasks = task_names(mixture)
-    return tasks, [example for task in tasks for example in task_examples(mixture, task)]
+@pytest.mark.parametrize(
+    ("tasks", "rows", "message"),
+    [
+        ("ab", [LOST], r"b\.jsonl, line 1: image .*images\.zip/y\.png does not exist"),
+        ("ab", [{**GOOD, "task": "a"}], r"b\.jsonl, line 1: key `task`: found 'a', expected 'b'"),
+        ("ab", [], r"b\.jsonl: zero examples"),
+        ("aba", [GOOD], r"tasks\.json: a task is listed twice"),
+    ],
+)
+def test_a_mixture_is_read_task_by_task(
+    tmp_path: Path, tasks: str, rows: list[Any], message: str
+) -> None:
+    def read() -> list[Example]:
+        return [e for task in task_names(tmp_path) for e in task_examples(tmp_path, task)]
 
-
-def test_the_mixture_is_read_task_by_task(paths: Artifacts) -> None:
-    tasks, examples = read_mixture(paths.mixture)
-    assert tasks == ["a", "b"]
-    assert [example.task for example in examples] == ["a", "a", "b", "b"]
-
-
-def test_a_missing_image_is_named_with_the_line_that_asks_for_it(paths: Artifacts) -> None:
-    rows = [{**GOOD, "task": "b"}, {**GOOD, "task": "b", "images": ["images/y.png"]}]
-    write_jsonl(paths.mixture / "b.jsonl", rows)
-    with pytest.raises(MeritError, match=r"b\.jsonl, line 2: image .*images/y\.png does not exist"):
-        read_mixture(paths.mixture)
-
-
-def test_a_missing_member_is_named_with_the_line_that_asks_for_it(paths: Artifacts) -> None:
-    pack(paths.mixture / "images.zip", {"x.png": png()})
-    rows = [{**GOOD, "task": "b", "images": [f"images.zip/{name}.png"]} for name in "xy"]
-    write_jsonl(paths.mixture / "b.jsonl", rows)
-    message = r"b\.jsonl, line 2: image .*images\.zip/y\.png does not exist"
+    write_json(tmp_path / "tasks.json", [{"task": task} for task in "ab"])
+    for task in "ab":
+        write_jsonl(tmp_path / f"{task}.jsonl", [{**GOOD, "task": task}] * 2)
+    pack(tmp_path / "images.zip", {"x.png": png()})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x.png").write_bytes(png())
+    assert [example.task for example in read()] == ["a", "a", "b", "b"]
+    write_json(tmp_path / "tasks.json", [{"task": task} for task in tasks])
+    write_jsonl(tmp_path / "b.jsonl", rows)
     with pytest.raises(MeritError, match=message):
-        read_mixture(paths.mixture)
-
-
-def test_another_tasks_example_is_named(paths: Artifacts) -> None:
-    write_jsonl(paths.mixture / "b.jsonl", [GOOD])
-    with pytest.raises(MeritError, match=r"b\.jsonl, line 1: key `task`: found 'a', expected 'b'"):
-        read_mixture(paths.mixture)
-
-
-def test_a_task_without_examples_is_refused(paths: Artifacts) -> None:
-    write_jsonl(paths.mixture / "b.jsonl", [])
-    with pytest.raises(MeritError, match=r"b\.jsonl: zero examples"):
-        read_mixture(paths.mixture)
-
-
-def test_a_task_listed_twice_is_refused(paths: Artifacts) -> None:
-    path = paths.mixture / "tasks.json"
-    write_json(path, [*read_json(path), {"task": "a"}])
-    with pytest.raises(MeritError, match=r"tasks\.json: a task is listed twice"):
-        read_mixture(paths.mixture)
+        read()

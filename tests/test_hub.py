@@ -21,8 +21,9 @@ REVISION = "a" * 40
 REPOSITORY = "owner/name"
 
 
-def call(folder: Path, download: bool = True, revision: str | None = REVISION) -> list[Path]:
-    return provide(folder, ["x.json", "images.zip|unpacked"], REPOSITORY, revision, download)
+def call(folder: Path, download: bool = True, revision: str | None = REVISION) -> list[str]:
+    patterns = ["x.json", "images.zip|unpacked"]
+    return [path.name for path in provide(folder, patterns, REPOSITORY, revision, download)]
 
 
 @pytest.fixture
@@ -33,31 +34,10 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_there_is_not_fetched(tmp_path: Path) -> None:
     save(tmp_path / "x.json", "[]")
     save(tmp_path / "images.zip", "z")
-    assert [path.name for path in call(tmp_path)] == ["x.json", "images.zip"]
+    assert call(tmp_path) == ["x.json", "images.zip"]
     (tmp_path / "images.zip").unlink()
     (tmp_path / "unpacked").mkdir()
-    assert [path.name for path in call(tmp_path)] == ["x.json"]
-
-
-def test_what_is_missing_is_fetched_at_the_pinned_revision(
-    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, Any] = {}
-
-    def fetch(repository: str, **options: Any) -> None:
-        asked.update(options, repository=repository)
-        save(tmp_path / "x.json", "[]")
-        save(tmp_path / "images.zip", "z")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    assert [path.name for path in call(tmp_path)] == ["x.json", "images.zip"]
-    assert asked == {
-        "repository": REPOSITORY,
-        "repo_type": "dataset",
-        "revision": REVISION,
-        "allow_patterns": ["x.json", "images.zip"],
-        "local_dir": tmp_path,
-    }
+    assert call(tmp_path) == ["x.json"]
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -115,26 +95,14 @@ def hub(online: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     thread.join()
 
 
-def test_the_real_client_fetches_what_is_asked_for_and_no_more(tmp_path: Path, hub: None) -> None:
-    assert [path.name for path in call(tmp_path)] == ["x.json", "images.zip"]
+@pytest.mark.parametrize("revision", [REVISION, "aaaaaaa"])
+def test_the_real_client_fetches_what_is_asked_for_and_no_more(
+    tmp_path: Path, hub: None, revision: str
+) -> None:
+    assert call(tmp_path, revision=revision) == ["x.json", "images.zip"]
     assert (tmp_path / "x.json").read_bytes() == b"[]"
     assert not (tmp_path / "other.bin").exists()
     assert noted_revision(tmp_path, tmp_path / "x.json") == REVISION
-
-
-def test_an_abbreviated_revision_is_looked_up(tmp_path: Path, hub: None) -> None:
-    assert [path.name for path in call(tmp_path, revision="aaaaaaa")] == ["x.json", "images.zip"]
-    assert noted_revision(tmp_path, tmp_path / "x.json") == REVISION
-    with pytest.raises(MeritError, match="owner/name: 0 commits begin with bbbbbbb"):
-        call(tmp_path / "b", revision="bbbbbbb")
-
-
-def test_a_models_address_is_no_data_sets(
-    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_commits", lambda *_, **__: [])
-    with pytest.raises(MeritError, match=r"https://huggingface\.co/owner/name: 0 commits begin"):
-        fetch(tmp_path, ["x"], "owner/name", "bbbbbbb", "missing", kind="model")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +111,7 @@ def test_a_models_address_is_no_data_sets(
         ("owner/gated", REVISION, "owner/gated: gated; accept its conditions"),
         ("owner/other", REVISION, "owner/other: no such repository, or a private one"),
         (REPOSITORY, "b" * 40, f"owner/name: has no revision {'b' * 40}"),
+        (REPOSITORY, "b" * 7, "owner/name: 0 commits begin with bbbbbbb"),
     ],
 )
 def test_what_the_real_client_raises_is_one_message(
@@ -153,26 +122,19 @@ def test_what_the_real_client_raises_is_one_message(
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (errors.LocalEntryNotFoundError("no way"), r"owner/name: not reachable \(no way\); .*lay "),
-        (errors.HTTPError("refused"), r"owner/name: not reachable \(refused\)"),
-        (ConnectionResetError("reset"), r"owner/name: not reachable \(reset\)"),
-    ],
+    "error", [errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionResetError]
 )
-def test_a_hub_that_does_not_give_is_one_message(
-    tmp_path: Path,
-    online: None,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    message: str,
+def test_a_hub_that_cannot_be_reached_is_one_message(
+    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    def fetch(*_: Any, **__: Any) -> None:
-        raise error
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("no way")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    with pytest.raises(MeritError, match=message):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(MeritError, match=r"datasets/owner/name: not reachable \(no way\); .*lay "):
         call(tmp_path)
+    with pytest.raises(MeritError, match=r"huggingface\.co/owner/name: not reachable"):
+        fetch(tmp_path, ["x"], REPOSITORY, REVISION, "missing", kind="model")
 
 
 def test_a_hub_that_is_switched_off_is_not_asked(

@@ -1,4 +1,4 @@
-"""A source's files: in a folder laid out like its hub repository, fetched there where asked for."""
+"""A source's files: in a folder laid out like its hub repository, fetched if the settings say so."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from merit.io.artifacts import file_hash
 
 # where huggingface_hub notes the commit of a file that it fetched into a folder
 NOTES = Path(".cache") / "huggingface" / "download"
-_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)")
 
 
 def files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files below `folder` that match, sorted; none where a pattern matches nothing.
+    """The files below `folder` that match, sorted per pattern; none if a pattern matches nothing.
 
     Of a pattern `a|b` either is enough; b may be a folder, whose files are not listed. Raises
-    MeritError where parts of a file in several parts (`-00003-of-00022`) are missing.
+    MeritError if parts of a file in several parts (`-00003-of-00022`) are missing.
     """
     found: list[Path] = []
     for pattern in patterns:
@@ -29,25 +28,22 @@ def files(folder: Path, patterns: Sequence[str]) -> list[Path]:
         if not matches:
             return []
         found += [path for path in matches if path.is_file()]
-    missing = _missing_parts([path.relative_to(folder).as_posix() for path in found])
+    parts: dict[tuple[str, int], set[int]] = {}
+    for path in found:
+        name = path.relative_to(folder).as_posix()
+        if match := re.fullmatch(r"(.*)-(\d{5})-of-(\d{5}).*", name):
+            parts.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    missing = [
+        f"{stem}-{i:05d}-of-{count:05d}"
+        for (stem, count), numbers in sorted(parts.items())
+        for i in range(count)
+        if i not in numbers
+    ]
     if missing:
         raise MeritError(
             f"{folder}: {len(missing)} part(s) missing, {missing[0]} the first; fetch the rest"
         )
     return list(dict.fromkeys(found))
-
-
-def _missing_parts(names: Sequence[str]) -> list[str]:
-    parts: dict[tuple[str, int], set[int]] = {}
-    for name in names:
-        if match := _PART.fullmatch(name):
-            parts.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-    return [
-        f"{stem}-{i:05d}-of-{count:05d}"
-        for (stem, count), there in sorted(parts.items())
-        for i in range(count)
-        if i not in there
-    ]
 
 
 def provide(
@@ -58,7 +54,7 @@ def provide(
     download: bool,
     hint: str = "",
 ) -> list[Path]:
-    """The files of the patterns, fetched from the hub at `revision` where they are not there.
+    """The files of the patterns; those of a hub repository are fetched at `revision` if missing.
 
     Raises one MeritError that says what to do: files missing that may not or cannot be fetched, a
     hub that is switched off, unreachable or asks for consent, a revision that does not exist, a
@@ -76,21 +72,13 @@ def provide(
                 f"{missing}; no revision of it is pinned: set `revision` to a commit of "
                 f"{place}, or lay its files there"
             )
-        if not download:
-            raise MeritError(
-                f"{missing}; lay the files there as at {place}, or set `data.download: true`"
-            )
         by_hand = f"{missing}; lay the files there as at {place}"
+        if not download:
+            raise MeritError(f"{by_hand}, or set `data.download: true`")
         fetch(folder, patterns, repository, revision, by_hand)
         found = files(folder, patterns)
         if not found:
             raise MeritError(f"{missing}; {place} does not have them either")
-    check_revision(folder, found, revision)
-    return found
-
-
-def check_revision(folder: Path, found: Sequence[Path], revision: str | None) -> None:
-    """Raises MeritError for a file that huggingface_hub noted as of another commit."""
     for path in found:
         noted = noted_revision(folder, path)
         if noted and revision and not noted.startswith(revision):
@@ -98,6 +86,7 @@ def check_revision(folder: Path, found: Sequence[Path], revision: str | None) ->
                 f"{path}: fetched at revision {noted}, but {revision} is asked for; remove it, or "
                 "set `revision` of this source"
             )
+    return found
 
 
 def noted_revision(folder: Path, path: Path) -> str | None:
@@ -117,7 +106,7 @@ def fetch(
 ) -> None:
     """Bring the files of a repository that match into `folder`.
 
-    Raises MeritError where the hub is switched off (the message begins with `missing`), cannot be
+    Raises MeritError if the hub is switched off (the message begins with `missing`), cannot be
     reached, asks for consent, or has no such repository or revision.
     """
     from huggingface_hub import errors, snapshot_download
@@ -127,12 +116,12 @@ def fetch(
         raise MeritError(
             f"{missing}, or let the hub be asked: it is switched off (HF_HUB_OFFLINE=0 turns it on)"
         )
-    place = _place(repository, kind)
+    place = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
     try:
         snapshot_download(
             repository,
             repo_type=kind,
-            revision=_in_full(repository, revision, kind),
+            revision=_in_full(repository, revision, kind, place),
             allow_patterns=[pattern.split("|")[0] for pattern in patterns],
             local_dir=folder,
         )
@@ -145,13 +134,14 @@ def fetch(
     except errors.RepositoryNotFoundError:
         raise MeritError(f"{place}: no such repository, or a private one; check HF_TOKEN") from None
     except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:
-        raise MeritError(f"{place}: not reachable ({_first_line(error)}); {missing}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MeritError(f"{place}: not reachable ({reason}); {missing}") from None
 
 
-def _in_full(repository: str, revision: str | None, kind: str) -> str | None:
-    """The commit that a hexadecimal revision abbreviates: the hub takes whole hashes alone.
+def _in_full(repository: str, revision: str | None, kind: str, place: str) -> str | None:
+    """The commit that a hexadecimal revision abbreviates: the hub takes only whole hashes.
 
-    Raises MeritError where no commit of the repository, or more than one, begins so.
+    Raises MeritError unless exactly one commit of the repository begins so.
     """
     from huggingface_hub import HfApi
 
@@ -160,26 +150,15 @@ def _in_full(repository: str, revision: str | None, kind: str) -> str | None:
     commits = HfApi().list_repo_commits(repository, repo_type=kind)
     found = [c.commit_id for c in commits if c.commit_id.startswith(revision)]
     if len(found) != 1:
-        raise MeritError(
-            f"{_place(repository, kind)}: {len(found)} commits begin with {revision}; check "
-            "`revision`"
-        )
+        raise MeritError(f"{place}: {len(found)} commits begin with {revision}; check `revision`")
     return found[0]
 
 
-def _place(repository: str, kind: str) -> str:
-    return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def describe(folder: Path, path: Path) -> dict[str, object]:
-    """What a manifest says of a file: name, size, hash; `revision` where the hub's client noted it.
+    """A file's entry in a manifest: name, size, hash; `revision` if the hub's client noted it.
 
-    An archive's `members_sha256` is that of its members' names, sizes and checksums (CRC-32): the
-    content of 36 GB told from its table.
+    An archive's `members_sha256` is the hash of its members' names, sizes and checksums (CRC-32):
+    36 GB need not be read.
     """
     found: dict[str, object] = {
         "file": path.relative_to(folder).as_posix(),

@@ -1,11 +1,9 @@
 """Tasks of the package reasoning-gym (0.1.25, Apache-2.0): generated questions with own scorers.
 
-`<benchmark>.jsonl` holds the questions as lm-eval asks them; `task`, `seed` and `item` say which
-instance of the package each one is, so that its own `score_answer` judges the answer
-(merit.eval.answering.reasoning). No question is among the examples of its task, word for word.
-
-Quirks: some tasks have no stored answer, some draw from Python sets and so differ from process to
-process, and some scorers evaluate what the model wrote as Python: these are refused.
+`<benchmark>.jsonl` holds the questions as lm-eval asks them. `task`, `seed` and `item` identify the
+package's instance, whose own `score_answer` judges the answer. No question is among the examples of
+its task, word for word. Refused are tasks without stored answers, tasks that draw from Python sets
+and so differ per process, and tasks whose scorer evaluates what the model wrote as Python.
 """
 
 from __future__ import annotations
@@ -44,8 +42,9 @@ SIZE = 10_000  # instances of a task: some make all of them at once, and a few m
 
 
 def write_reasoning(settings: ReasoningData, folder: Path) -> None:
-    """The mixture, a file a task, and the benchmarks' questions. Raises MeritError as `instances`
-    does, and for a package that is missing or of another version.
+    """Write the mixture, a file per task, and the benchmarks' questions.
+
+    Raises MeritError if the package is missing or of another version, or a task cannot be used.
     """
     package = reasoning_gym()
     entries: list[dict[str, Any]] = []
@@ -53,33 +52,20 @@ def write_reasoning(settings: ReasoningData, folder: Path) -> None:
     with Progress("data", len(settings.tasks)) as progress:
         for task in sorted(settings.tasks):
             dataset = open_task(package, task, settings.seed)
-            found = instances(dataset, task, settings.num_examples + settings.num_questions)
-            chosen = list(found)
-            examples = [
-                make_example(f"{task}-{item}", task, [(e["question"], e["answer"])], ())
-                for item, e in chosen[: settings.num_examples]
+            found = list(instances(dataset, task, settings.num_examples + settings.num_questions))
+            rows = [
+                make_example(f"{task}-{item}", task, [(e["question"], e["answer"])], ()).to_json()
+                for item, e in found[: settings.num_examples]
             ]
-            rows = [example.to_json() for example in examples]
             write_jsonl(folder / "mixture" / f"{task}.jsonl", rows)
-            questions[BENCHMARKS[dataset.category]] += [
-                {
-                    "index": f"{task}/{item}",
-                    "question": entry["question"],
-                    "answer": entry["answer"],
-                    "task": task,
-                    "seed": settings.seed,
-                    "item": item,
-                }
-                for item, entry in chosen[settings.num_examples :]
-            ]
-            entries.append(
-                {
-                    "task": task,
-                    "family": dataset.category,
-                    "style": "",
-                    "num_examples": len(examples),
-                }
-            )
+            for item, entry in found[settings.num_examples :]:
+                stated = {key: entry[key] for key in ("question", "answer")}
+                instance = {"task": task, "seed": settings.seed, "item": item}
+                questions[BENCHMARKS[dataset.category]].append(
+                    {"index": f"{task}/{item}", **stated, **instance}
+                )
+            named = {"task": task, "family": dataset.category, "style": ""}
+            entries.append({**named, "num_examples": len(rows)})
             progress.advance()
     write_json(folder / "mixture" / "tasks.json", entries)
     for name, asked in questions.items():
@@ -89,7 +75,7 @@ def write_reasoning(settings: ReasoningData, folder: Path) -> None:
 
 
 def reasoning_gym() -> Any:
-    """The package. Raises MeritError where it is missing, or of a version that asks otherwise."""
+    """The package. Raises MeritError if it is missing or of another version: it asks otherwise."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -108,7 +94,7 @@ def reasoning_gym() -> Any:
 def open_task(package: Any, task: str, seed: int) -> Any:
     """The task's instances at its default difficulty, as the package's `ProceduralDataset`.
 
-    Raises MeritError for a task that there is not, or that cannot be used (see above).
+    Raises MeritError for a task that does not exist or cannot be used (see above).
     """
     from reasoning_gym.factory import DATASETS
 
@@ -132,7 +118,7 @@ def open_task(package: Any, task: str, seed: int) -> Any:
 def instances(dataset: Any, task: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """(item, instance) of the first `count` instances whose questions all differ.
 
-    Raises MeritError where the task repeats itself too soon, or has no stored answer.
+    Raises MeritError if the task repeats itself too soon, or has no stored answer.
     """
     seen: set[str] = set()
     for item in range(SIZE):
