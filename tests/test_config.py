@@ -212,7 +212,7 @@ def test_a_right_experiment_is_read_as_written(tmp_path: Path) -> None:
         (
             "methods.merit-1d.partition",
             "kmean",
-            "key `methods.merit-1d.partition`: found 'kmean': Input should be 'base', 'joint', ",
+            "key `methods.merit-1d.partition`: found 'kmean'. Did you mean `kmeans`?",
         ),
         # contradictions
         (

@@ -11,7 +11,9 @@ from merit.config import Encoding, Experiment, Method, Optimizer, Runtime
 from merit.config.branches import Branch, Model, Partition, Plan, optimizer_of, partition_of, plan
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
-from merit.partition.stage import Evidence, assign, budget, build_manifests, check_budgets
+from merit.method.rules import Evidence
+from merit.partition.stage import assign, budget, build_manifests, check_budgets
+from merit.partition.stage import evidence as evidence_of
 from tests import synthetic
 
 TASKS = [
@@ -36,7 +38,7 @@ GRADIENTS = np.array([[1.0, 0.0], [5.0, 0.0], [2.0, 0.0], [3.0, 0.0]], dtype=np.
 
 
 def evidence(tasks: list[dict[str, Any]] = TASKS) -> Evidence:
-    return Evidence(tasks, GRADIENTS, SIMILARITY, EMBEDDING)
+    return evidence_of(tasks, GRADIENTS, SIMILARITY, EMBEDDING)
 
 
 def with_methods(joint_batch_size: Any = None, **methods: Any) -> Experiment:
@@ -103,10 +105,12 @@ def test_the_plan_of_the_other_partitions_by_hand() -> None:
         )
     )
     assert planned.partitions == {
-        "conflict-2-within": Partition("conflict", "conflict-2-within", 2, reading="within"),
-        "conflict-2-between": Partition("conflict", "conflict-2-between", 2, reading="between"),
-        "kmeans-2-s4": Partition("kmeans", "kmeans-2", 2, seed=4),
-        "rawpca-1d": Partition("rawpca", "rawpca-1d", 2),
+        "conflict-2-within": Partition("conflict", "conflict-2-within", 2, {"reading": "within"}),
+        "conflict-2-between": Partition(
+            "conflict", "conflict-2-between", 2, {"reading": "between"}
+        ),
+        "kmeans-2-s4": Partition("kmeans", "kmeans-2", 2, {"groups": 2}, seed=4),
+        "rawpca-1d": Partition("rawpca", "rawpca-1d", 2, {"axes": 1}),
     }
     assert list(planned.branches.values()) == [
         Branch(
@@ -491,7 +495,7 @@ def test_kmeans_refuses_more_groups_than_directions() -> None:
     similarity = np.eye(4)
     similarity[2, 3] = similarity[3, 2] = 1.0
     planned = plan(with_methods(m={"partition": "kmeans", "groups": 4}))
-    known = Evidence(TASKS, GRADIENTS, similarity, EMBEDDING)
+    known = evidence_of(TASKS, GRADIENTS, similarity, EMBEDDING)
     with pytest.raises(MeritError, match=r"^partition 'kmeans-4-s1': 4 groups .* found 3; use"):
         assign(planned, known)
 

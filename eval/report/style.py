@@ -15,6 +15,7 @@ from PIL import Image
 
 from merit.config import Method
 from merit.io.artifacts import atomic_write
+from merit.method.rules import RULES
 
 STYLE: dict[str, Any] = {
     "figure.dpi": 150,
@@ -45,21 +46,15 @@ LARGE_PNG = 250_000  # bytes; the committed pictures stay below 300 kB
 # Okabe and Ito's palette: told apart with every common colour blindness
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
-OLIVE = "#8A8A00"  # a dark yellow, for lines and bars on white
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
 LARGER = {"*": 2.0, "P": 1.5, "X": 1.4}  # markers that cover less than their box
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
 PARTITION_COLORS = {  # one for each way of assigning tasks to groups
     "base": GREY,
-    "joint": VERMILION,
-    "random": SKY,
     "soup": PURPLE,
-    "merit": GREEN,
-    "rawpca": OLIVE,
-    "kmeans": BLUE,
-    "conflict": ORANGE,
     "shrunk": BLACK,
+    **{name: rule.color for name, rule in RULES.items()},
 }
 
 

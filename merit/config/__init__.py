@@ -28,7 +28,6 @@ from merit.config.experiment import (
 from merit.config.methods import (
     PARAMETERS,
     Method,
-    Reading,
     Sweep,
     combinations,
     overridden,
@@ -73,7 +72,6 @@ __all__ = [
     "Origin",
     "Params",
     "Phase",
-    "Reading",
     "Runtime",
     "Sweep",
     "Tracking",

@@ -10,27 +10,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merit.config.experiment import Experiment, variants
-from merit.config.methods import Method, Reading, overridden, suffix
+from merit.config.methods import Method, overridden, suffix
 from merit.config.training import Optimizer
+from merit.method.rules import RULES
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One assignment of all tasks to groups: a rule (`kind`) and what the rule needs to know.
+    """One assignment of all tasks to groups: a rule, what it is told, and a seed if it draws."""
 
-    `kind` is "joint", "random", "merit", "rawpca", "kmeans" or "conflict"; `seed` is given where
-    the rule draws (random, kmeans), `reading` for conflict only.
-    """
-
-    kind: str
+    rule: str  # of merit.method.rules
     label: str  # "joint", "random-<groups>", "merit-<axes>d", ...: what branches are called after
     num_groups: int
+    parameters: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
-    reading: Reading | None = None
 
     @property
     def key(self) -> str:
-        """What the partition stage files the groups under: the label, "-s<seed>" where drawn."""
+        """What the partition stage files the groups under: the label, "-s<seed>" if drawn."""
         return self.label if self.seed is None else f"{self.label}-s{self.seed}"
 
 
@@ -81,23 +78,16 @@ class Plan:
 
 
 def partition_of(method: Method, seed: int) -> Partition:
-    """How the method, run with this seed, assigns tasks. Raises ValueError where it trains nothing.
+    """How the method, run with this seed, assigns tasks. Raises ValueError if it trains nothing.
 
-    Seeds draw the groups of random and kmeans; for the others they are data orders only.
+    The seed draws the groups of some rules; for the others it is a data order only.
     """
-    kind = method.partition
-    match kind:
-        case "joint" | "soup":
-            return Partition("joint", "joint", 1)
-        case "random" | "kmeans":
-            return Partition(kind, f"{kind}-{method.groups}", method.num_groups, seed=seed)
-        case "merit" | "rawpca":
-            return Partition(kind, f"{kind}-{method.axes}d", method.num_groups)
-        case "conflict":
-            reading = method.reading
-            return Partition(kind, f"conflict-2-{reading}", 2, reading=reading)
-        case _:
-            raise ValueError(f"{kind} methods assign no tasks")
+    if not method.trained:
+        raise ValueError(f"{method.partition} methods assign no tasks")
+    rule, parameters = RULES[method.rule], method.parameters
+    label = rule.label.format(**parameters)
+    drawn = seed if rule.draws else None
+    return Partition(method.rule, label, method.num_groups, parameters, drawn)
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -140,7 +130,7 @@ def _branches(own: Optimizer, partition: Partition, method: Method, seed: int) -
     """
     changes = {k: v for k, v in method.optimizer.items() if v != getattr(own, k)}
     tag = suffix(changes)
-    if partition.kind == "joint":
+    if partition.rule == "joint":
         run = f"joint-{method.epochs:g}ep{tag}"
         names = [f"{run}-s{seed}"]
     else:

@@ -4,60 +4,50 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from merit.config.settings import PositiveFloat, PositiveInt, Seed, Settings, nearest
 from merit.config.training import Algorithm, Optimizer
+from merit.method.partition import Reading
+from merit.method.rules import RULES
 
-Rule = Literal["base", "joint", "random", "soup", "merit", "rawpca", "kmeans", "conflict", "shrunk"]
-Reading = Literal["within", "between"]  # of conflict-2; see merit.method.partition.conflict_groups
-Axes = Annotated[int, Field(ge=1, le=10)]
-Seeds = Annotated[list[Seed], Field(min_length=1)]
-# rule -> the keys that it needs, besides those that it may have
-PARAMETERS: dict[Rule, tuple[str, ...]] = {
+# `partition` of a method -> the keys that it needs: the rules, and what assigns no tasks by itself
+PARAMETERS: dict[str, tuple[str, ...]] = {
     "base": (),
-    "joint": (),
-    "random": ("groups",),
     "soup": ("members",),
-    "merit": ("axes",),
-    "rawpca": ("axes",),
-    "kmeans": ("groups",),
-    "conflict": (),
     "shrunk": ("source", "match"),
+    **{name: rule.needs for name, rule in RULES.items()},
 }
+NOT_TRAINED = ("base", "shrunk")
+Seeds = Annotated[list[Seed], Field(min_length=1)]
 
 
-def optional_keys(rule: Rule) -> tuple[str, ...]:
-    """What a method of this rule may have; only trained ones take epochs and an optimiser."""
-    if rule == "base":
-        return ()
-    trained = () if rule == "shrunk" else ("epochs", "optimizer", "may_diverge")
-    return ("seeds", *trained, *(("reading",) if rule == "conflict" else ()))
+def _known(partition: str) -> str:
+    if partition not in PARAMETERS:
+        raise ValueError(f"found {partition!r}.{nearest(partition, sorted(PARAMETERS))}")
+    return partition
 
 
 class Method(Settings):
     """How tasks are assigned to branches (`partition`), and how the branches are trained.
 
-    base: theta0 itself. joint: one group of all tasks. random: `groups` balanced groups, drawn by
-    the seed. soup: `members` joint runs that differ in data order, averaged uniformly. merit:
-    2^axes groups from median splits along the PCA axes of the cosine matrix. rawpca: the same along
-    those of the raw gradients' Gram matrix (table 20). kmeans: on the gradients' directions, its
-    starts drawn by the seed (table 10). conflict: two groups, greedily from the most conflicting
-    pair of tasks, in one of two readings. shrunk: theta0 + alpha (source - theta0), alpha such that
-    the distance from theta0 is `match`'s, seed by seed (the control; it trains nothing).
+    `partition` is a rule (merit.method.rules); or base: theta0 itself; soup: `members` joint runs
+    that differ in data order, averaged uniformly; shrunk: theta0 + alpha (source - theta0), alpha
+    such that the distance from theta0 is that of `match`, seed by seed (the control; it trains
+    nothing).
 
     `optimizer` overrides keys of `training.optimizer`. A training that `may_diverge` leaves a
     result without a model if its loss is not finite.
     """
 
-    partition: Rule
+    partition: Annotated[str, AfterValidator(_known)]
     seeds: Seeds = [1]
     epochs: PositiveFloat = 1.0
     groups: Annotated[int, Field(ge=2)] | None = None
     members: Annotated[int, Field(ge=2)] | None = None
-    axes: Axes | None = None
+    axes: Annotated[int, Field(ge=1, le=10)] | None = None
     reading: Reading = "within"
     source: str | None = None
     match: str | None = None
@@ -65,9 +55,8 @@ class Method(Settings):
     may_diverge: bool = False
 
     @model_validator(mode="after")
-    def _rule_has_its_parameters(self) -> Method:
-        needed = PARAMETERS[self.partition]
-        known = ("partition", *needed, *optional_keys(self.partition))
+    def _has_its_parameters(self) -> Method:
+        needed, known = PARAMETERS[self.partition], self._known_keys()
         for name, field in type(self).model_fields.items():
             if name not in known and getattr(self, name) != field.default:
                 raise ValueError(
@@ -81,16 +70,33 @@ class Method(Settings):
             raise ValueError(f"`seeds`: {twice} are listed twice")
         return self
 
+    def _known_keys(self) -> set[str]:
+        known = {"partition", *PARAMETERS[self.partition]}
+        if self.partition != "base":
+            known |= {"seeds"}
+        if self.trained:
+            known |= {"epochs", "optimizer", "may_diverge"}
+        return known | set(RULES[self.partition].options if self.partition in RULES else ())
+
     @property
     def trained(self) -> bool:
-        return self.partition not in ("base", "shrunk")
+        return self.partition not in NOT_TRAINED
+
+    @property
+    def rule(self) -> str:
+        """The rule that assigns the tasks: of a soup, whose members are joint runs, `joint`."""
+        return "joint" if self.partition == "soup" else self.partition
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the rule is told; {} if the method assigns no tasks."""
+        rule = RULES.get(self.rule)
+        return {key: getattr(self, key) for key in (*rule.needs, *rule.options)} if rule else {}
 
     @property
     def num_groups(self) -> int:
-        """K: how many groups the tasks are split into; 1 of joint training and soups."""
-        if self.partition == "conflict":
-            return 2
-        return 2**self.axes if self.axes else self.groups or 1
+        """K: how many groups the tasks are split into; 1 if they are not."""
+        return RULES[self.rule].count(**self.parameters) if self.rule in RULES else 1
 
 
 class Sweep(Settings):

@@ -14,6 +14,8 @@ import numpy as np
 
 from merit.errors import MeritError
 
+Reading = Literal["within", "between"]  # of conflict-2: see `conflict_groups`
+
 
 @dataclass(frozen=True)
 class Split:
@@ -137,7 +139,7 @@ def kmeans_groups(
 def conflict_groups(
     similarity: np.ndarray,
     names: Sequence[str],
-    reading: Literal["within", "between"] = "within",
+    reading: Reading = "within",
 ) -> np.ndarray:
     """The two groups of conflict-2, greedily from the most conflicting pair (docs/method.md 6).
 

@@ -1,7 +1,7 @@
 """Groups from anybody's gradients: `merit partition --gradients` and `merit extend`.
 
-No experiment is needed: a .npy file with a gradient a row, and the tasks' names and sizes. What is
-written is a folder (docs/formats.md) that `extend` adds further tasks to, from O(T m) products.
+No experiment is needed: a .npy file with one gradient per row, and the tasks' names and sizes. What
+is written is a folder (docs/formats.md) that `extend` adds further tasks to, from O(T m) products.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ import numpy as np
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_folder, atomic_write, read_array, read_json, write_json
 from merit.method.partition import merit_groups
-from merit.method.similarity import cosines_and_norms, extend_cosine_matrix, gradient_norm, pca
+from merit.method.similarity import (
+    Pca,
+    cosines_and_norms,
+    extend_cosine_matrix,
+    gradient_norm,
+    pca,
+)
 
 Matrix = tuple[np.ndarray, np.ndarray]  # cosines (T, T), norms (T,)
 
@@ -36,7 +42,7 @@ class Rows:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What of which model's gradients was kept, where the gradients stage has written it."""
+        """Which entries of which model's gradients these are, if the gradients stage wrote them."""
         beside = self.path.parent / "tasks.json"
         stored = read_json(beside) if beside.is_file() else {}
         if not isinstance(stored, dict):
@@ -48,7 +54,7 @@ class Rows:
 def partition_files(gradients: Path, tasks: Path, axes: int, out: Path) -> None:
     """Write `out`: similarity, PCA and the 2^axes groups of the tasks (Algorithm 1, steps 1 to 3).
 
-    Raises MeritError where a file cannot be used or `out` is there already.
+    Raises MeritError if a file cannot be used or `out` exists already.
     """
     rows = read_rows(gradients, tasks)
     similarity, norms = _with_path(gradients, lambda: cosines_and_norms(rows.gradients))
@@ -56,10 +62,10 @@ def partition_files(gradients: Path, tasks: Path, axes: int, out: Path) -> None:
 
 
 def extend_files(folder: Path, gradients: Path, tasks: Path, out: Path) -> None:
-    """Write `out`: `folder` of `merit partition --gradients`, or of this, with further tasks.
+    """Write `out`: a folder of `merit partition --gradients`, or of this, with further tasks.
 
     Only products with the new gradients are computed; the groups are those of all tasks.
-    Raises MeritError where a file cannot be used or `out` is there already.
+    Raises MeritError if a file cannot be used or `out` exists already.
     """
     stored, old = read_groups(folder)
     new = read_rows(gradients, tasks)
@@ -89,12 +95,12 @@ def extend_files(folder: Path, gradients: Path, tasks: Path, out: Path) -> None:
 
 
 def read_rows(gradients: Path, tasks: Path) -> Rows:
-    """Raises MeritError, naming the file, where the two do not fit together."""
+    """The gradients with their tasks. Raises MeritError, naming the file, if they do not match."""
     array = read_array(gradients)
     if array.ndim != 2 or array.dtype.kind != "f":
         raise MeritError(
             f"{gradients}: found {array.dtype} of shape {array.shape}; expected floating-point "
-            "numbers, a gradient a row"
+            "numbers, one gradient per row"
         )
     entries = read_json(tasks)
     if not isinstance(entries, list):
@@ -137,14 +143,7 @@ def write_groups(
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([("task", "num_samples", "group"), *zip(names, counts, groups, strict=True)])
     with atomic_folder(out) as folder:
-        np.save(folder / "similarity.npy", similarity)
-        np.save(folder / "embedding.npy", components.embedding)
-        explained = {
-            "eigenvalues": components.eigenvalues.tolist(),
-            "explained": components.explained.tolist(),
-            "num_axes": axes,
-        }
-        write_json(folder / "pca.json", explained)
+        write_similarity(folder, similarity, components)
         write_json(folder / "splits.json", [vars(split) for split in splits])
         atomic_write(folder / "groups.csv", table.getvalue())
         tasks = [
@@ -162,10 +161,22 @@ def write_groups(
         )
 
 
+def write_similarity(folder: Path, similarity: np.ndarray, components: Pca) -> None:
+    """similarity.npy, embedding.npy and pca.json."""
+    np.save(folder / "similarity.npy", similarity)
+    np.save(folder / "embedding.npy", components.embedding)
+    explained = {
+        "eigenvalues": components.eigenvalues.tolist(),
+        "explained": components.explained.tolist(),
+        "num_axes": components.embedding.shape[1],
+    }
+    write_json(folder / "pca.json", explained)
+
+
 def read_groups(folder: Path) -> tuple[dict[str, Any], list[Rows]]:
     """tasks.json of a folder of `write_groups`, and the files of gradients it was made of.
 
-    Raises MeritError where a file is missing or is not the one it was.
+    Raises MeritError if a file is missing or has changed.
     """
     stored = read_json(folder / "tasks.json") if (folder / "tasks.json").is_file() else None
     if not isinstance(stored, dict) or not {"axes", "gradients", "kept", "tasks"} <= set(stored):
