@@ -25,10 +25,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 from statsmodels.stats.multitest import multipletests
 
 from merit.errors import MeritError
+from merit.eval.verdict import Direction, direction
 
 Array = NDArray[np.float64]
 NUM_RESAMPLES = 2000  # of every bootstrap that is reported
@@ -66,13 +66,10 @@ class Difference(NamedTuple):
     p_value: float
     num_questions: int
 
-
-class McNemar(NamedTuple):
-    """Questions that only one side got right, and the two-sided exact p-value."""
-
-    ours_only: int
-    theirs_only: int
-    p_value: float
+    @property
+    def direction(self) -> Direction:
+        """Where the interval lies: "positive", "negative" or "undecided"."""
+        return direction(self.low, self.high)
 
 
 # --- over seeds ------------------------------------------------------------------------------
@@ -254,41 +251,17 @@ def _column_weights(num_seeds: Sequence[int], num_resamples: int, seed: int) -> 
     return np.concatenate(weights, axis=1)
 
 
-# --- answers that are right or wrong -----------------------------------------------------------
-
-
-def mcnemar(ours: ArrayLike, theirs: ArrayLike, name: str = "answers") -> McNemar:
-    """McNemar's exact test on binary answers (0 or 1) of two models to the same questions.
-
-    Of the questions that exactly one side got right, each side is as likely under the null:
-    two-sided binomial test. No such question: p = 1.
-    """
-    a, b = _vector(ours, name), _vector(theirs, name)
-    if len(a) != len(b):
-        raise MeritError(f"{name}: {len(a)} answers against {len(b)}: not the same questions")
-    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
-        raise MeritError(
-            f"{name}: McNemar's test needs answers scored 0 or 1; use paired_bootstrap"
-        )
-    ours_only, theirs_only = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-    # answers on which both agree do not count, so the table's diagonal may stay 0
-    p_value = mcnemar_test([[0, ours_only], [theirs_only, 0]], exact=True).pvalue
-    return McNemar(ours_only, theirs_only, float(p_value))
-
-
 # --- where a gain comes from, and how many were looked at --------------------------------------
 
 
-def gain_shares(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float | None]:
-    """Each benchmark's share of the average's gain: (ours_b - theirs_b) / sum of differences.
+def gain_shares(differences: Mapping[str, float]) -> dict[str, float | None]:
+    """Each benchmark's share of the average's gain, docs/method.md, eq. (50).
 
     Shares sum to 1; a benchmark that moved against the total has a negative one, and others may
     then exceed 1. None where the total gain is zero.
     """
-    _same_benchmarks(ours, theirs)
-    gains = {name: ours[name] - theirs[name] for name in ours}
-    total = math.fsum(gains.values())
-    return {name: gain / total if abs(total) > 1e-12 else None for name, gain in gains.items()}
+    total = math.fsum(differences.values())
+    return {name: d / total if abs(total) > 1e-12 else None for name, d in differences.items()}
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

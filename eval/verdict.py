@@ -1,4 +1,4 @@
-"""How a claim is decided: inequalities between a measured value and a bound, and the one rule."""
+"""The one rule of every verdict: where an interval lies. Of differences, and of claims."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+Direction = Literal["positive", "negative", "undecided"]  # of a difference, in files
+WORDS: dict[Direction, str] = {"positive": "ahead", "negative": "behind", "undecided": "undecided"}
 Side = Literal["above", "below"]
 Verdict = Literal["holds", "does not hold", "inconclusive", "not testable here"]
 VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "inconclusive", "not testable here")
@@ -14,6 +16,13 @@ OUTSIDE = "outside of the tally"  # in place of a verdict, where numbers differ 
 
 class NotTestable(Exception):
     """Raised where methods, studies or the setting that a claim speaks of are missing."""
+
+
+def direction(low: float, high: float, bound: float = 0.0) -> Direction:
+    """Where the interval lies wholly: "positive" above `bound`, "negative" below it."""
+    if low > bound:
+        return "positive"
+    return "negative" if high < bound else "undecided"
 
 
 @dataclass(frozen=True)
@@ -56,26 +65,26 @@ class Link:
 
 
 def verdict(links: Sequence[Link]) -> Verdict:
-    """The rule: a chain holds if all its links do, and one that does not hold breaks it.
+    """The verdict of a chain, which holds if all of its links do; one that does not hold breaks it.
 
     A link holds where its interval lies wholly on its side of `bound`, does not hold where it lies
     wholly on the other side of `refuted`, and is inconclusive otherwise. Without an interval the
     point decides, strictly.
     """
-    found: set[Verdict] = set()
-    for link in links:
-        if link.low is None or link.high is None:
-            found.add("holds" if link.margin > 0 else "does not hold")
-            continue
-        near, far = (link.low, link.high) if link.sign > 0 else (link.high, link.low)
-        refuted = link.bound if link.refuted is None else link.refuted
-        if link.sign * (near - link.bound) > 0:
-            found.add("holds")
-        else:
-            found.add("does not hold" if link.sign * (far - refuted) < 0 else "inconclusive")
+    found = {_verdict(link) for link in links}
     if "does not hold" in found:
         return "does not hold"
     return "holds" if found == {"holds"} else "inconclusive"
+
+
+def _verdict(link: Link) -> Verdict:
+    if link.low is None or link.high is None:
+        return "holds" if link.margin > 0 else "does not hold"
+    right, wrong = ("positive", "negative") if link.sign > 0 else ("negative", "positive")
+    if direction(link.low, link.high, link.bound) == right:
+        return "holds"
+    refuted = link.bound if link.refuted is None else link.refuted
+    return "does not hold" if direction(link.low, link.high, refuted) == wrong else "inconclusive"
 
 
 @dataclass(frozen=True)

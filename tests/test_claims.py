@@ -1,4 +1,4 @@
-"""The claims ledger: verdict rules by hand, every study's claim, and where a gain comes from."""
+"""The claims ledger: the verdict rule by hand, every rule on scores, every study's claim."""
 
 from __future__ import annotations
 
@@ -13,28 +13,23 @@ from hypothesis import strategies as st
 
 from merit.errors import MeritError
 from merit.eval.report import study_sections
-from merit.eval.report.claims import (
+from merit.eval.report.claims import CLAIMS_FILE, Case, load_claims
+from merit.eval.report.comparison import compare
+from merit.eval.report.ledger import (
     RULES,
-    Case,
     claims,
-    claims_line,
-    counted,
+    counts,
     ledger,
-    ledger_page,
     readiness,
-    short_part,
     tally,
+    write_ledger,
 )
-from merit.eval.report.claims_file import CLAIMS_FILE, load_claims
-from merit.eval.report.claims_scores import growth
-from merit.eval.report.comparison import by_benchmark, carriers, carriers_sentence
-from merit.eval.report.explorer import neighbours
-from merit.eval.report.intervals import compare
+from merit.eval.report.rules import growth
 from merit.eval.report.study_sections import StudyResult, load_studies, studies_part
 from merit.eval.results import Results
 from merit.eval.studies import STUDIES
-from merit.eval.verdict import OUTSIDE, Evidence, Link
-from merit.io.artifacts import write_json
+from merit.eval.verdict import OUTSIDE, Evidence, Link, direction
+from merit.io.artifacts import read_json, write_json
 from tests import synthetic
 
 BASE_HASH = "b" * 64
@@ -129,6 +124,16 @@ def test_no_worse_than_allows_a_margin(low: float, high: float, expected: str) -
     assert Link("x", 0.0, 10, low, high, bound=-1.0, refuted=0.0).verdict == expected
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.1, 2, "positive"), (0, 2, "undecided"), (-2, 0, "undecided"), (-2, -0.1, "negative")],
+)
+def test_a_difference_is_decided_where_its_interval_leaves_0(
+    low: float, high: float, expected: str
+) -> None:
+    assert direction(low, high) == expected
+
+
 def test_without_an_interval_the_point_decides() -> None:
     assert Link("x", 1.01, 1, bound=1.0).verdict == "holds"
     assert Link("x", 1.0, 1, bound=1.0).verdict == "does not hold"  # the claim is strict
@@ -165,17 +170,8 @@ def test_mirrored_links_have_mirrored_verdicts(
 
 
 def test_statistics_say_the_numbers_that_decide() -> None:
-    paired = "paired bootstrap over seeds and the questions of all benchmarks, 95 %"
-    said = {
-        "C2": "Every random-K − joint training > −1 point; "
-        f"{paired}. Refuted where an interval lies wholly below 0 and reaches below the margin.",
-        "C3": f"merit-2d − merit-1d > 0 and merit-3d − merit-2d > 0; {paired}.",
-        "C7": "Largest barrier of all paths < 1% of the mean loss at the path's ends.",
-        "C11": "Mean cosine over tasks > 0.80.",
-        "C12": "Pearson and Spearman correlation of the cosines > 0.98.",
-        "C14": "z-score against Gaussian directions > 5, raw and double-centred.",
-    }
-    assert {name: claims()[name].statistic for name in said} == said
+    said = {"C2": "> −1 point;", "C7": "< 1% of", "C11": "> 0.80.", "C12": "> 0.98."}
+    assert [name for name, text in said.items() if text not in claims()[name].statistic] == []
     assert {claim.study for claim in claims().values()} - {""} <= set(STUDIES)
 
 
@@ -525,145 +521,62 @@ def test_a_planned_study_without_a_result_is_named(tmp_path: Path) -> None:
 # --- pages --------------------------------------------------------------------------------------
 
 
-def test_pages_say_good_and_bad_alike() -> None:
-    case = make_case()
-    records = ledger(case)
-    expected = "4 hold, 1 does not hold, 0 are inconclusive, 14 are not testable here"
-    assert tally(records) == expected
-    assert claims_line(records, case) == (
-        f"At mini scale, of the 19 claims counted in the [ledger](claims.md), {expected}. Not "
-        "counted: C18 is wall-clock time.\n"
-    )
-    short = short_part(records, case)
-    assert short.startswith("### Claims\n\nAt mini scale, of the 19 claims counted in the ledger, ")
-    assert "| C21 | Ours: MERIT beats the joint model shrunk to MERIT's distance" in short
-    assert "| **does not hold** | merit-3d − joint-shrunk: -6.2 [-6.2, -6.2] |" in short
-    page = ledger_page(records, case)
-    assert "those of scores are by bootstrap over seeds and questions together.\n" in page
-    assert "## C21: does not hold" in page
-    assert "## C1: holds" in page
-    assert "| merit-3d − joint-1ep | +12.5 [+12.5, +12.5] | above 0 | 8 | holds |" in page
-    for claim in claims().values():
-        assert f"Decided by: {claim.statistic}" in page
-
-
 def ready_study(**summary: Any) -> StudyResult:
     stated = {"merge_ready": True, "failed": [], "decided_by_d": False, "verdict": "Said."}
     return study("readiness", stated | summary)
 
 
-@pytest.mark.parametrize(
-    ("summary", "line"),
-    [
-        ({}, "Merge-ready: the conditions that the paper's claims rest on hold here ("),
-        (
-            {"merge_ready": False, "failed": ["c"]},
-            "**Not merge-ready** (condition that fails: c: joint training that ends too far from "
-            "the base; see [readiness](",
-        ),
-        (
-            {"merge_ready": False, "failed": ["a", "d"]},
-            "**Not merge-ready** (conditions that fail: a: a loss barrier; d: random splits that "
-            "are worse than joint training; see [readiness](",
-        ),
-    ],
-)
-def test_pages_begin_with_merge_readiness(summary: dict[str, Any], line: str) -> None:
-    case = make_case({"readiness": ready_study(**summary)})
+def test_the_ledger_is_written_in_full(tmp_path: Path) -> None:
+    case = make_case()
     records = ledger(case)
+    assert counts(records) == {
+        "holds": 4,
+        "does not hold": 1,
+        "inconclusive": 0,
+        "not testable here": 14,
+    }
+    assert "19 claims" in tally(records, case)
+    write_ledger(records, case, tmp_path)
+    assert read_json(tmp_path / "claims.json") == records
+    page = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "## C21: does not hold" in page
+    assert "| merit-3d − joint-1ep | +12.5 [+12.5, +12.5] | above 0 | 8 | holds |" in page
+    assert [c.id for c in claims().values() if c.statistic not in page] == []
+
+
+@pytest.mark.parametrize("failed", [[], ["c"], ["a", "d"]])
+def test_merge_readiness_comes_first(failed: list[str]) -> None:
+    case = make_case({"readiness": ready_study(merge_ready=not failed, failed=failed)})
     said = readiness(case)
-    assert said.startswith(line)
+    assert said.startswith("**Not merge-ready**" if failed else "Merge-ready")
     assert "(../studies/synthetic/readiness/result.json)" in said
-    assert ("no evidence for or against" in said) == bool(summary)
-    assert said.count("\n") == 1
-    assert claims_line(records, case).startswith(said)
-    assert short_part(records, case).startswith(f"### Claims\n\n{said}")
-    assert ledger_page(records, case).startswith(f"# Claims: Synthetic\n\n{said}")
+    assert [letter for letter in "abcd" if f"{letter}: " in said] == failed
+    assert readiness(make_case()) == ""
 
 
 def test_what_readiness_asks_for_is_a_precondition() -> None:
     alone = {r["id"]: r for r in ledger(make_case())}
     assert {record["role"] for record in alone.values()} == {"claim"}
-    case = make_case({"readiness": ready_study(decided_by_d=True)})
-    records = ledger(case)
+    records = ledger(make_case({"readiness": ready_study(decided_by_d=True)}))
     found = {r["id"]: r for r in records}
     assert [i for i, record in found.items() if record["role"] == "precondition"] == ["C2"]
     assert found["C2"]["verdict"] == alone["C2"]["verdict"] == "holds"
     assert found["C2"]["links"] == alone["C2"]["links"]
     assert found["C2"]["note"].endswith("readiness hinges on it")
-    assert len(counted(records)) == 18
-    assert tally(records) == (
-        "3 hold, 1 does not hold, 0 are inconclusive, 14 are not testable here"
-    )
-    assert "Not counted: C2 is a precondition and C18 is wall-clock time." in (
-        claims_line(records, case)
-    )
-    assert "## C2: precondition: holds" in ledger_page(records, case)
-    assert "| **precondition: holds** |" in short_part(records, case)
+    assert counts(records) == counts(list(alone.values())) | {"holds": 3}
 
 
 def test_wall_clock_times_stay_outside_of_the_tally() -> None:
-    seconds = "MERIT takes 12.3 s, an overhead of 98.7 %."
     result = replace(
         study("cost", {"overhead_share": 0.987}, {"table15_wall_clock": [{"seconds": 12.3}]}),
-        text=seconds,
+        text="MERIT takes 12.3 s, an overhead of 98.7 %.",
         figures=("cost",),
     )
-    case = make_case({"cost": result})
-    records = ledger(case)
+    records = ledger(make_case({"cost": result}))
     found = next(record for record in records if record["id"] == "C18")
-    assert found["verdict"] == OUTSIDE
-    assert (found["value"], found["n"], found["links"]) == (None, None, [])
-    assert "[cost](../studies/synthetic/cost/result.json)" in found["note"]
+    assert (found["verdict"], found["value"], found["links"]) == (OUTSIDE, None, [])
     assert found["table"] == "../studies/synthetic/cost/table15_wall_clock.csv"
-    assert tally(records) == tally(ledger(make_case()))
+    assert counts(records) == counts(ledger(make_case()))
     said = studies_part({"cost": result}, BASE_HASH)
-    assert said == (
-        "### Studies\n\n#### Wall-clock time\n\nFigures: [cost](studies/cost/figures/cost.png). "
-        "Tables: [table15_wall_clock.csv](../studies/synthetic/cost/table15_wall_clock.csv).\n"
-    )
-    written = "\n".join(
-        [ledger_page(records, case), short_part(records, case), repr(records), said]
-    )
-    assert "12.3" not in written
-    assert "98.7" not in written
-
-
-# --- benchmark by benchmark ---------------------------------------------------------------------
-
-
-def test_a_difference_by_benchmark() -> None:
-    rows = by_benchmark(make_results(), "merit-3d", "joint-1ep")
-    assert [row.difference for row in rows] == [0.0, 25.0]
-    assert [row.share for row in rows] == [0.0, 1.0]
-    assert [row.test for row in rows] == [None, None]  # graded
-    assert [row.benchmark for row in carriers(rows)] == ["mini_describe"]
-    assert carriers_sentence(rows) == (
-        "Against joint-1ep, 1 of 2 benchmarks carries 100% of the gain of 12.5 points on the "
-        "average: mini_describe (+25.0).\n"
-    )
-    against = by_benchmark(make_results(), "merit-3d", "joint-shrunk")  # -12.5 and 0
-    assert "carries 100% of the loss of 6.2 points" in carriers_sentence(against)
-    same = by_benchmark(make_results(), "random-2", "random-8")
-    assert carriers_sentence(same) == "Against random-8 the average does not differ.\n"
-
-
-def test_mcnemar_takes_the_first_common_seed() -> None:
-    results = make_results({"merit-3d": (1.0, 1.0), "joint-1ep": (0.0, 0.0), "base": (0.0, 1.0)})
-    results.seeds["joint-1ep"] = (2, 3)
-    results.answers["joint-1ep"][0][0] = [1.0, 0.0, 0.0, 0.0]  # seed 2
-    test = by_benchmark(results, "merit-3d", "joint-1ep")[0].test
-    assert test is not None
-    assert (test.ours_only, test.theirs_only, test.p_value) == (3, 0, 0.25)
-    results.seeds["joint-1ep"] = (4, 5)
-    assert by_benchmark(results, "merit-3d", "joint-1ep")[0].test is None
-    against_base = by_benchmark(results, "merit-3d", "base")[0].test
-    assert against_base is not None
-    assert against_base.ours_only == 4
-
-
-def test_neighbours_by_hand() -> None:
-    similarity = np.array([[1, 0.5, -0.2], [0.5, 1, 0.1], [-0.2, 0.1, 1]])
-    similar, conflicting = neighbours(similarity, 1)
-    assert similar == [[[1, 0.5]], [[0, 0.5]], [[1, 0.1]]]
-    assert conflicting == [[[2, -0.2]], [[2, 0.1]], [[0, -0.2]]]
+    assert "(../studies/synthetic/cost/table15_wall_clock.csv)" in said
+    assert "12.3" not in said + repr(records)

@@ -15,14 +15,23 @@ from merit.config import EXPERIMENTS_DIR, Base, Experiment, load_experiment
 from merit.config.branches import plan
 from merit.eval.benchmarks import BENCHMARKS, Benchmark
 from merit.eval.paper import load_paper_table
+from merit.eval.report.base import described
+from merit.eval.report import build
 from merit.eval.report.build import build_report
-from merit.eval.report.published import described
 from merit.eval.results import load_results
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from tests import synthetic
 
 ROOT = Path(__file__).parent.parent
 OTHERS = 50.0  # the score of a method that the paper has not
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take seconds, and show nothing of the paper's tables."""
+    monkeypatch.setattr(build, "write_figures", lambda *_: [])
+
+
 Values = dict[str, dict[str, float]]  # method -> the paper's column -> score
 
 
@@ -102,16 +111,12 @@ def test_a_table_is_laid_out_as_in_the_paper(
     stem = table.split("_")[0]
     assert_laid_out(read(report / f"{stem}_paper_layout.csv"), table, build)
     assert not [*report.glob("table10*")]
-    section = (report / "section.md").read_text(encoding="utf-8")
-    # the base first, and the same as the paper's
-    assert section.startswith(f"**The base**: {described(experiment.base)}. No benchmark differs")
+    page = (report / "README.md").read_text(encoding="utf-8")
+    assert f"**The base**: {described(experiment.base)}. No benchmark differs" in page
     base = published(table, build)["base"]
     column, score = next(iter(base.items()))
-    assert f"| {column} | {score:.1f} | {score:.1f} | +0.0 |" in section
-    assert section.index("paper's base | difference") < section.index("- **Precondition**")
-    assert "What nobody knows before the 3B run" not in section
-    assert "of the same benchmarks" in section
-    assert "another scale" not in section
+    assert f"| {column} | {score:.1f} | {score:.1f} | +0.0 |" in page
+    assert "another scale" not in page
 
 
 def test_tables_2_and_10_of_one_run(tmp_path: Path) -> None:
@@ -140,14 +145,13 @@ def test_tables_2_and_10_of_one_run(tmp_path: Path) -> None:
     averages = read_json(report / "metrics.json")
     assert averages["merit-3d"] == pytest.approx(sum(table2["merit-3d"].values()) / 8)
 
-    section = (report / "section.md").read_text(encoding="utf-8")
-    base, rest = section.split("- **Precondition**")
+    page = (report / "README.md").read_text(encoding="utf-8")
     used = "`Qwen/Qwen2.5-VL-3B-Instruct@66285546d2b821cf421d4f5eb2576359d3770cd3`, as released"
-    assert base.startswith(f"**The base**: {used}. **It is not the paper's base**: more than 5 ")
-    assert "points from it on mmmu (+11.9)." in base  # ai2d's 5.0 are not more than 5
-    assert "| ai2d | 68.8 | 63.8 | +5.0 |" in base
-    assert "### The paper's table 10" in rest
-    assert "| merit-3d | 1404.6 | 1872.8 | 33.3 |" in rest
+    assert f"**The base**: {used}. **It is not the paper's base**: more than 5 " in page
+    assert "points from it on mmmu (+11.9)." in page  # ai2d's 5.0 are not more than 5
+    assert "| ai2d | 68.8 | 63.8 | +5.0 |" in page
+    assert "### The paper's table 10" in page
+    assert "| merit-3d | 1404.6 | 1872.8 | 33.3 |" in page
     tidy = read(report / "table10_tidy.csv")
     (line,) = (r for r in tidy if r[0] == "ours" and r[2:4] == ["kmeans-4", "mme_raw"])
     found = dict(zip(tidy[0], line, strict=True))
@@ -229,17 +233,11 @@ def test_a_report_without_a_table_of_the_paper(
     assert "paper_avg_other_scale" not in header
     assert {row[0] for row in read(report / "results_tidy.csv")[1:]} == {"ours"}
     assert not [*report.glob("*layout*")]
-    section = (report / "section.md").read_text(encoding="utf-8")
-    assert section.startswith("**The base**: `own/model`.\n\n- **Precondition**")
-    assert "The paper's table" not in section
-    assert "paper's avg" not in section
-    assert "stand for" not in section
-    assert "(results.csv)" in section
-    assert "#### Held out" in section
-    assert "held out of 1 tasks: merit-3d-s1 1.500, base 2.000." in section
-    table = (report / "results.md").read_text(encoding="utf-8")
-    assert table.endswith("|\n")
-    assert "Published numbers" not in table
+    page = (report / "README.md").read_text(encoding="utf-8")
+    assert "**The base**: `own/model`.\n\n| method" in page
+    assert "Published numbers" not in page
+    assert "stand for" not in page
+    assert "### Held out" in page
     assert (report / "results.tex").read_text(encoding="utf-8").count(r"\begin{table}") == 1
     claims = {row["id"]: row for row in read_json(report / "claims.json")}
     assert claims["C1"]["table"] == "results.csv"

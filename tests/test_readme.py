@@ -16,7 +16,7 @@ import pytest
 
 from merit.config import load_experiment
 from merit.config.branches import plan
-from merit.eval.report.pages import BEGIN, END
+from merit.eval.report.index import BEGIN, END
 from merit.run.cli import _parser, main
 from merit.run.stages import STAGES
 

@@ -1,4 +1,4 @@
-"""The report: hand-computed table values, unchanged published numbers, words, repeatable bytes."""
+"""The report: hand-computed values, unchanged published numbers, repeatable bytes, refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,25 +21,14 @@ from merit.config import PARAMETERS, Experiment, Method
 from merit.errors import MeritError
 from merit.eval.commit import git_commit
 from merit.eval.paper import PAPER_DIR, load_paper_table
-from merit.eval.report import pages
-from merit.eval.report.build import build_index, build_report
-from merit.eval.report.claims import Case
-from merit.eval.report.figures import FigureFile
+from merit.eval.report.build import build_report
+from merit.eval.report.cells import resampled, table_cells
+from merit.eval.report.comparison import compare, comparisons, frame, opponents
 from merit.eval.report.figures_partition import tsne
 from merit.eval.report.figures_training import displacement_gram, load_trajectories
-from merit.eval.report.headline import headline, regime_map
-from merit.eval.report.intervals import (
-    Comparison,
-    compare,
-    leave_one_out,
-    opponents,
-    resampled,
-    table_cells,
-)
+from merit.eval.report.index import BEGIN, END, build_index, sentences
 from merit.eval.report.render import render
-from merit.eval.report.study_sections import StudyResult
 from merit.eval.report.style import method_color
-from merit.eval.report.tables import caption
 from merit.eval.results import load_results
 from merit.eval.stages import index
 from merit.eval.table_files import latex_escape, latex_table, markdown_table
@@ -99,10 +87,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Artifact
 def reports(made: tuple[Experiment, Artifacts], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     readme = root / "README.md"
-    readme.write_text(f"# Top\n\n{pages.BEGIN}\nold\n{pages.END}\n\nend\n", encoding="utf-8")
+    readme.write_text(f"# Top\n\n{BEGIN}\nold\n{END}\n\nend\n", encoding="utf-8")
     reports = root / "reports"
     build_report(made[0], made[1], reports)
-    build_index([made[0]], reports, readme)
+    build_index(["synthetic"], reports, readme)
     return reports
 
 
@@ -136,65 +124,37 @@ def test_cells_are_the_hand_computed_ones(made: tuple[Experiment, Artifacts]) ->
     assert results.seeds == {"base": (), **dict.fromkeys(METHODS[1:], (1, 2))}
 
 
-def test_comparison_and_leave_one_out(made: tuple[Experiment, Artifacts]) -> None:
+def test_one_comparison_by_hand(made: tuple[Experiment, Artifacts]) -> None:
+    assert opponents(made[0], "merit-3d") == ["joint-1ep", "base", "random-8", "joint-shrunk"]
     results = load_results(*made)
-    found = compare(results, "merit-3d", "joint-1ep")
+    compared = comparisons(made[0], results)
+    assert list(compared) == opponents(made[0], "merit-3d")
+    found = compared["joint-1ep"]
     # merit-3d: (100 + 50)/2 and (100 + 100)/2; joint-1ep: 50 and 37.5
-    assert found.difference == 87.5 - 43.75
-    assert (found.seeds_ahead, found.num_seeds) == (2, 2)
-    assert found.seeds_p_value == 0.25  # 1 / 2^2
-    # paired differences of the seeds: 0, 0, 1, 1 and 0, 1, 1, 1 on mini_scene; 0 and 0.5 on
-    # mini_describe, with sqrt(2)/2 of the seeds' difference to either side
-    assert found.verdict == "better"
-    parts = leave_one_out(results, "merit-3d", "joint-1ep")
-    assert {name: part.difference for name, part in parts.items()} == {
-        "mini_scene": 25.0,
-        "mini_describe": 62.5,
+    assert {column: cell.difference for column, cell in found.items()} == {
+        "mini_scene": 62.5,
+        "mini_describe": 25.0,
+        "avg": 87.5 - 43.75,
+        "avg_closed": 62.5,
     }
+    assert found["avg"].direction == "positive"
     same = compare(results, "random-8", "base")
-    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "undecided")
-    assert (same.seeds_ahead, same.num_seeds) == (0, 2)  # the base stands against every seed
+    assert (same.difference, same.low, same.high, same.direction) == (0, 0, 0, "undecided")
+    rows = frame("merit-3d", {"joint-1ep": found}).set_index("benchmark")
+    assert rows["share_of_gain"].tolist() == ["0.7143", "0.2857"]
+    assert rows["num_questions"].tolist() == [4, 4]
 
 
-def test_words_say_what_intervals_are_over(
-    made: tuple[Experiment, Artifacts], reports: Path
-) -> None:
+def test_what_intervals_are_over(made: tuple[Experiment, Artifacts], reports: Path) -> None:
     results = load_results(*made)
     assert resampled(results) == "over seeds and questions together"
     single = dict.fromkeys(("random-8", "joint-shrunk"), (1,))
     some = replace(results, seeds=results.seeds | single)
-    words = "over questions alone for random-8, joint-shrunk: one seed each"
-    assert f"intervals by bootstrap over seeds and questions together ({words})." in caption(some)
+    assert "(over questions alone for random-8, joint-shrunk: one seed each)" in resampled(some)
     none = replace(results, seeds={m: () if m == "base" else (1,) for m in results.methods})
-    assert resampled(none).startswith("over questions alone: no method has several seeds")
-    section = (reports / "synthetic" / "section.md").read_text(encoding="utf-8")
-    assert "2 benchmarks, paired bootstrap over seeds and questions together;" in section
+    assert resampled(none).startswith("over questions alone")
     interval = read_json(reports / "synthetic" / "provenance.json")["interval"]
     assert (interval["resampled"], interval["questions_alone"]) == ("seeds and questions", [])
-
-
-def test_opponents_of_a_merit_method(made: tuple[Experiment, Artifacts]) -> None:
-    assert opponents(made[0], "merit-3d") == ["joint-1ep", "base", "random-8", "joint-shrunk"]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "says", "never"),
-    [
-        (0.1, 2.0, "**beats**", "not decided"),
-        (-0.1, 2.0, "**not decided**", "beats"),
-        (-2.0, -0.1, "**is worse than**", "beats"),
-        (0.0, 2.0, "**not decided**", "beats"),
-    ],
-)
-def test_words_claim_no_more_than_the_interval(
-    low: float, high: float, says: str, never: str
-) -> None:
-    found = Comparison("merit-3d", "base", (low + high) / 2, low, high, 0.5, 2, 3, 0.25)
-    sentence = pages.verdict_sentence(found)
-    assert says in sentence
-    assert never not in sentence
-    assert f"{low:+.1f} to {high:+.1f}" in sentence
-    assert "ahead on 2 of 3 seeds" in sentence
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -230,9 +190,8 @@ def test_published_numbers_are_unchanged(reports: Path) -> None:
     paper = tidy[tidy["source"] == "paper"]
     assert paper["mean"].tolist() == [cell for line in lines for cell in line[1:]]
     assert (paper["scale"].str.contains("Qwen2.5-VL-3B")).all()
-    markdown = (reports / "synthetic" / "table02.md").read_text(encoding="utf-8")
-    assert markdown_table([header, *lines]) in markdown
-    assert "another scale" in markdown
+    page = (reports / "synthetic" / "README.md").read_text(encoding="utf-8")
+    assert markdown_table([header, *lines]) in page
 
 
 def test_latex() -> None:
@@ -268,20 +227,8 @@ def test_markdown_tables_are_unpadded_and_escape_bars() -> None:
 
 
 def test_a_template_refuses_a_value_that_is_not_given() -> None:
-    values = {"scale": "7B", "same": False}
-    assert render("paper_caption.md.j2", **values).startswith("Published numbers, **another")
-    with pytest.raises(UndefinedError, match="'scale' is undefined"):
-        render("paper_caption.md.j2", same=True)
-
-
-def test_html_is_escaped_and_markdown_is_not() -> None:
-    content = {"tasks": ["</script>"]}
-    out = render("explorer.html.j2", name="a & b", content=content)
-    assert 'id="a &amp; b-task"' in out
-    assert r'{"tasks":["\u003c/script\u003e"]}' in out
-    values = dict.fromkeys(("ours", "beside", "paper_caption", "published"), "")
-    values["caption"] = "a & b"
-    assert render("table.md.j2", title="R&D", **values) == "# R&D\n\na & b\n"
+    with pytest.raises(UndefinedError, match="'verdicts' is undefined"):
+        render("index.md.j2")
 
 
 def test_training_curves_are_the_token_weighted_mean(reports: Path) -> None:
@@ -306,110 +253,57 @@ def test_training_curves_are_the_token_weighted_mean(reports: Path) -> None:
 
 def test_pages_link_to_files_that_exist(reports: Path) -> None:
     readme = (reports.parent / "README.md").read_text(encoding="utf-8")
-    assert readme.startswith(f"# Top\n\n{pages.BEGIN}\n### Synthetic")
-    assert readme.endswith(f"{pages.END}\n\nend\n")
+    assert readme.startswith(f"# Top\n\n{BEGIN}\n|")
+    assert readme.endswith(f"{END}\n\nend\n")
     assert "\nold\n" not in readme
-    assert "- **Precondition**: merge-readiness was not measured here." in readme
-    page = reports / "README.md"
-    differences = "**merit-3d** **beats** **joint-1ep** by 43.8 points"
-    assert differences in page.read_text(encoding="utf-8")
-    assert differences not in readme  # the top says it in five lines
-    for file in (reports.parent / "README.md", page):
-        text = file.read_text(encoding="utf-8")
-        links = [part.split(")")[0] for part in text.split("](")[1:]]
-        assert len(links) >= 3
-        assert [link for link in links if not (file.parent / link).is_file()] == []
-    text = page.read_text(encoding="utf-8")
-    for figure in ("benchmarks", "average", "similarity", "pca", "tsne", "trajectories"):
-        assert f"(synthetic/figures/{figure}.png)" in text
-    assert "(synthetic/figures/training.png)" in text
-    assert "Leave one benchmark out" in text
-    assert "| seeds | joint-1ep 1, 2; random-8 1, 2; merit-3d 1, 2; joint-shrunk 1, 2 |" in text
+    elsewhere = {"paper/", "studies/", "benchmarks/"}  # the repository has them
+    for file, least in (("../README.md", 3), ("README.md", 2), ("synthetic/README.md", 10)):
+        page = reports / file
+        links = [part.split(")")[0] for part in page.read_text("utf-8").split("](")[1:]]
+        assert len(links) >= least
+        missing = [link for link in links if not (page.parent / link).is_file()]
+        assert set(missing) <= elsewhere
 
 
-def study(name: str, summary: dict[str, Any], figures: tuple[str, ...] = ()) -> StudyResult:
-    path = f"../studies/synthetic/{name}"
-    drawn = f"studies/{name}/figures"
-    return StudyResult(name, name, "", summary, {}, figures, path, drawn, "b" * 64, "c" * 40)
+def test_each_number_stands_once_on_a_page(reports: Path) -> None:
+    page = (reports / "synthetic" / "README.md").read_text(encoding="utf-8")
+    summary = read_json(reports / "synthetic" / "summary.json")
+    found = summary["differences"]["joint"]["avg"]
+    assert (found["value"], found["verdict"]) == (43.75, "ahead")
+    assert summary["averages"]["main"]["value"] == 87.5
+    assert summary["averages"]["shrunk"]["method"] == "joint-shrunk"
+    assert page.count(f"+43.8 [{found['low']:+.1f}, {found['high']:+.1f}]") == 1
+    index = (reports / "README.md").read_text(encoding="utf-8")
+    assert "43.8" not in index
+    assert (reports.parent / "README.md").read_text(encoding="utf-8").count("+43.8 [") == 1
 
 
-def test_the_headline_in_full(made: tuple[Experiment, Artifacts]) -> None:
-    best = {"joint-1ep": 0.25, "random-8": 0.5, "merit-3d": 1.0}
-    control = {
-        **{"method": "merit-3d", "joint": "joint-1ep", "random": "random-8", "best": best},
-        "differences": {
-            "C1 merit-3d minus joint-1ep": [1.25, -0.5, 3.0],
-            "C2 joint-1ep minus base": [9.0, 8.0, 10.0],
-            "C4 merit-3d minus random-8": [-2.0, -3.0, -1.0],
-        },
+def test_sentences_follow_the_verdicts() -> None:
+    def summary(value: float, verdict: str) -> dict[str, object]:
+        found = {"value": value, "low": value - 1, "high": value + 1, "verdict": verdict}
+        return {"differences": {"joint": {"avg": found}}}
+
+    reports = {
+        "a": summary(2, "ahead"),
+        "b": summary(-2, "behind"),
+        "c": summary(0.5, "undecided"),
+        "d": {"differences": {}},
     }
-    studies = {"control": study("control", control), "regime": study("regime", {}, ("regime",))}
-    case = Case(made[0], load_results(*made), studies, "b" * 64)
-    lines = headline(case).splitlines()
-    assert [line[:22] for line in lines] == [
-        "- **Precondition**: me",
-        "- **Splitting by confl",
-        "- **Against joint trai",
-        "- **The control: joint",
-        "- **What nobody knows ",
-    ]
-    assert lines[1].endswith(
-        ": not testable here (the run lacks MERIT and random groups at two or more equal K)."
+    assert sentences(reports, "joint", "avg", "the base") == (
+        "MERIT beats the base in `a` (+2.0 [+1.0, +3.0]). The base beats MERIT in `b` (-2.0 "
+        "[-3.0, -1.0]). Undecided: `c` (+0.5 [-0.5, +1.5])."
     )
-    assert lines[2].startswith("- **Against joint training**: holds at mini scale (merit-3d − ")
-    assert lines[3].endswith(
-        ". With every method at its own best distance, chosen on validation (factors: joint-1ep "
-        "0.25, random-8 0.5, merit-3d 1): C1 merit-3d minus joint-1ep +1.2 [-0.5, +3.0]; C4 "
-        "merit-3d minus random-8 -2.0 [-3.0, -1.0]."
-    )
-    assert regime_map(case) == "studies/regime/figures/regime.png"
-    assert regime_map(replace(case, studies={})) == ""
+    assert sentences(reports, "joint", "avg_closed", "the base") == ""
 
 
-def test_the_map_takes_the_place_of_the_average() -> None:
-    average = FigureFile("average", "The average.")
-    values = {"headline": "- one", "claims_line": "Two.", "ours": "| a |", "caption": "Three."}
-    values |= {"scale": "7B", "average": average, "regime": "", "published": "x", "same": False}
-    without = render("summary.md.j2", **values)
-    assert without == (
-        "- one\n\nTwo.\n\n| a |\n\nThree. The last column is the paper's (7B): another scale.\n\n"
-        "![The average.](figures/average.png)\n\nThe average. [PDF](figures/average.pdf)\n"
-    )
-    summary = render("summary.md.j2", **values | {"regime": "up/regime.png"})
-    assert "![When does splitting help? Average" in summary
-    assert "weights.](up/regime.png)\n\nWhen does splitting help? Average" in summary
-    assert "average.png" not in summary
-
-
-def test_a_readme_without_markers_is_refused(reports: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["# Top\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"])
+def test_a_readme_without_its_markers_is_refused(reports: Path, tmp_path: Path, text: str) -> None:
+    copy = shutil.copytree(reports, tmp_path / "reports")
     readme = tmp_path / "README.md"
-    readme.write_text("# Top\n", encoding="utf-8")
+    readme.write_text(text, encoding="utf-8")
     with pytest.raises(MeritError, match="results:begin"):
-        pages.write_pages([("synthetic", "Synthetic")], [], reports, readme)
-    assert readme.read_text(encoding="utf-8") == "# Top\n"
-
-
-def test_the_top_readme_is_short(reports: Path, tmp_path: Path) -> None:
-    """The first experiment's table, the others' sentences, a full study only in reports/."""
-    copies = tmp_path / "reports"
-    for name in ("first", "first-full", "second"):
-        shutil.copytree(reports / "synthetic", copies / name)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
-    experiments = [("first", "One"), ("first-full", "One, all"), ("second", "Two")]
-    pages.write_pages(experiments, ["first-full"], copies, readme)
-    text = readme.read_text(encoding="utf-8")
-    headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert headings == ["### One (`first`)", "### Two (`second`)"]
-    first, second = text.split("### Two")
-    assert "| method |" in first
-    assert "first/figures/average.png" in first
-    assert "| method |" not in second
-    assert "**merit-3d** **beats** **joint-1ep** by 43.8 points" in second
-    assert "(reports/second/claims.md)" in second
-    assert "those of every row and study under `first-full`." in second
-    whole = (copies / "README.md").read_text(encoding="utf-8")
-    assert [whole.count(f"## {title} (`") for title in ("One", "One, all", "Two")] == [1, 1, 1]
+        build_index(["synthetic"], copy, readme)
+    assert readme.read_text(encoding="utf-8") == text
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -546,48 +440,17 @@ def test_the_index_names_an_experiment_without_a_report(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("experiments: [mini_text]\n", encoding="utf-8")
-    with pytest.raises(MeritError, match=r"reports/mini_text\.json: mini_text has no report"):
+    with pytest.raises(MeritError, match=r"reports/mini_text.*dvc repro"):
         index.run()
 
 
-def test_the_index_keeps_what_was_run_once(
-    made: tuple[Experiment, Artifacts], reports: Path, tmp_path: Path
-) -> None:
-    """A report of an experiment that params.yaml does not name; README has the default's alone."""
+def test_the_index_keeps_what_was_run_once(reports: Path, tmp_path: Path) -> None:
     copies = tmp_path / "reports"
     for name in ("synthetic", "other"):
         shutil.copytree(reports / "synthetic", copies / name)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
-    own = made[0].report
-    other, absent = (
-        made[0].model_copy(
-            update={"name": name, "report": own.model_copy(update={"title": name.title()})}
-        )
-        for name in ("other", "absent")
-    )
-    build_index([made[0]], copies, readme, others=[absent, other])
-    page = (copies / "README.md").read_text(encoding="utf-8")
-    assert [line for line in page.splitlines() if line.startswith("## ")] == [
-        "## Synthetic (`synthetic`)",
-        "## Other (run once, not part of the default) (`other`)",
-    ]
-    html = (copies / "index.html").read_text(encoding="utf-8")
-    assert "Other (run once, not part of the default) <code>other</code>" in html
-    top = readme.read_text(encoding="utf-8")
-    assert "(`synthetic`)" in top
-    assert "`other`" not in top
-
-
-def test_the_index_looks_for_reports_of_other_experiments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in ("once", "twice_full"):
-        (tmp_path / "reports" / folder).mkdir(parents=True)
-        (tmp_path / "reports" / folder / "section.md").write_text("x", encoding="utf-8")
-    found = [name for name in ("once", "twice", "never") if index.has_report(name)]
-    assert found == ["once", "twice"]
+    build_index(["synthetic"], copies, tmp_path / "README.md", once=["other"])
+    rows = re.findall(r"^\| \[(\w+)\].*?\|", (copies / "README.md").read_text("utf-8"), re.M)
+    assert rows == ["synthetic", "other"]
 
 
 def test_an_unknown_paper_table_is_refused(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES, bootstrap_interval, paired_bootstrap
+from merit.eval.verdict import WORDS, Direction, direction
 
 Scores = Mapping[str, Sequence[float]]  # benchmark -> every question's score in 0..1, in file order
 Interval = tuple[float, float, float]  # value, low, high
 Row = dict[str, Any]
-DIRECTIONS = {"positive": "ahead", "negative": "behind", "undecided": "undecided"}  # of a verdict
+DIRECTIONS = WORDS
 
 
 def average(models: Sequence[Scores]) -> Interval:
@@ -31,12 +32,10 @@ def difference(ours: Sequence[Scores], theirs: Sequence[Scores]) -> Interval:
     return 100 * found.difference, 100 * found.low, 100 * found.high
 
 
-def verdict(found: Interval) -> str:
-    """ "positive", "negative" or "undecided": where the interval leaves 0."""
+def verdict(found: Interval) -> Direction:
+    """Where the interval leaves 0: "positive", "negative" or "undecided"."""
     _, low, high = found
-    if low > 0:
-        return "positive"
-    return "negative" if high < 0 else "undecided"
+    return direction(low, high)
 
 
 def columns(key: str, found: Interval | None) -> Row:

@@ -1,46 +1,47 @@
-"""The report stage's two functions: one experiment's report, and the pages over all of them."""
+"""The report of one experiment: tables, figures, claims and the page reports/<x>/README.md."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from merit.config import Experiment
 from merit.eval.paper import load_paper_table
-from merit.eval.report.claims import Case, claims_line, ledger, short_part, write_ledger
-from merit.eval.report.comparison import comparison_part, comparisons, glance, write_comparison
-from merit.eval.report.explorer import load_explorer, write_explorer
+from merit.eval.report.base import base_part
+from merit.eval.report.cells import AVERAGE, CLOSED, Cells, resampled, table_cells
+from merit.eval.report.comparison import Comparison, comparisons, frame
 from merit.eval.report.figures import write_figures
-from merit.eval.report.headline import headline, regime_map
-from merit.eval.report.html import write_html
-from merit.eval.report.intervals import table_cells
-from merit.eval.report.pages import score_values, write_pages, write_sections
+from merit.eval.report.ledger import Case, counts, ledger, readiness, tally, write_ledger
 from merit.eval.report.provenance import load_provenance
-from merit.eval.report.published import base_part, further_tables, layout, write_layout
+from merit.eval.report.render import points, render
 from merit.eval.report.study_sections import draw_studies, load_studies, studies_part
-from merit.eval.report.tables import write_tables
+from merit.eval.report.tables import HEADINGS, write_csv, write_table
 from merit.eval.results import load_results
+from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.eval.studies import settings_of
-from merit.io.artifacts import Artifacts, atomic_write
+from merit.eval.table_files import markdown_table
+from merit.eval.verdict import WORDS
+from merit.io.artifacts import Artifacts, atomic_write, write_json
 
-FULL = "_full"  # <name>_full: the experiment <name> with all rows and studies
-ONCE = " (run once, not part of the default)"
+SUMMARY = "summary.json"  # what the pages over all experiments read of a report
 
 
 def build_report(
     experiment: Experiment, artifacts: Artifacts, reports_dir: Path, folder: str | None = None
 ) -> None:
-    """Write `reports_dir`/`folder`: tables, figures, claims, metrics and page fragments.
-
-    Args: folder: the experiment's name where not given.
+    """Write `reports_dir`/`folder`. Args: folder: the experiment's name unless given.
 
     Everything is built aside first, so an error (MeritError where a file is missing or does not
     fit the others) leaves the old report as it was. Files of other stages in the folder stay.
     """
-    paper = load_paper_table(
-        experiment.report.paper_table, reports_dir, experiment.report.paper_build
-    )
+    stated = experiment.report
+    paper = load_paper_table(stated.paper_table, reports_dir, stated.paper_build)
+    further = {
+        load_paper_table(name, reports_dir): load_results(experiment, artifacts, benchmarks)
+        for name, benchmarks in stated.also_tables.items()
+    }
     results = load_results(experiment, artifacts)
     provenance = load_provenance(experiment, artifacts)
     cells = table_cells(results)
@@ -51,58 +52,105 @@ def build_report(
         studies = load_studies(experiment.name, reports_dir, planned, out)
         case = Case(experiment, results, studies, provenance.base_hash)
         records = ledger(case)
+        label = f"tab:{experiment.name}"
+        table = write_table(stated.title, label, results, cells, paper, provenance, out)
+        others = [
+            write_table(
+                f"The paper's table {int(other.stem.removeprefix('table'))}: {stated.title}",
+                *(f"{label}-{other.stem}", found, table_cells(found), other, provenance, out),
+            )
+            for other, found in further.items()
+        ]
         figures = write_figures(experiment, artifacts, results, cells, out)
-        write_layout(layout(results, cells, paper), paper, out)
-        further = further_tables(experiment, artifacts, reports_dir, provenance, out)
-        values = score_values(experiment, results, cells, paper) | {
-            "base": base_part(experiment, results, cells, paper),
-            "further": further,
-            "headline": headline(case),
-            "regime": regime_map(case),
-            "claims_line": claims_line(records, case),
-            "claims": short_part(records, case),
-            "glance": glance(compared),
-            "comparison": comparison_part(compared),
-            "studies": studies_part(studies, provenance.base_hash),
-            "figures": figures,
-            "average": next((f for f in figures if f.name == "average"), figures[0]),
-            "provenance": provenance,
-        }
-        write_sections(values, out)
-        write_tables(experiment, results, cells, paper, provenance, out)
-        write_comparison(compared, out)
+        if compared:
+            write_csv(out / "comparison.csv", frame(stated.partition or "", compared))
         write_ledger(records, case, out)
-        write_explorer(load_explorer(experiment, artifacts), out)
+        write_json(out / "metrics.json", {m: round(c[AVERAGE].mean, 4) for m, c in cells.items()})
+        write_json(out / "provenance.json", provenance.record(results))
+        summary = {
+            "title": stated.title,
+            "averages": averages(experiment, cells, compared),
+            "differences": differences(experiment, compared),
+            "merge_ready": (
+                studies["readiness"].summary["merge_ready"] if "readiness" in studies else None
+            ),
+            "claims": counts(records),
+            "figures": [figure.name for figure in figures],
+        }
+        write_json(out / SUMMARY, summary)
+        page = render(
+            "page.md.j2",
+            name=experiment.name,
+            title=stated.title,
+            main=stated.partition,
+            table=table,
+            others=others,
+            base=base_part(experiment, table, paper),
+            compared=markdown_table(comparison_table(compared)) if compared else "",
+            readiness=readiness(case),
+            tally=tally(records, case),
+            records=records,
+            figures=figures,
+            studies=studies_part(studies, provenance.base_hash),
+            provenance=provenance,
+            seeds=results.seeds,
+            num_questions=results.num_questions,
+            num_resamples=NUM_RESAMPLES,
+            level=LEVEL,
+            resampled=resampled(results),
+        )
+        atomic_write(out / "README.md", page)
         for path in sorted(p for p in out.rglob("*") if p.is_file()):
             target = reports_dir / (folder or experiment.name) / path.relative_to(out)
             atomic_write(target, path.read_bytes())
 
 
-def build_index(
-    experiments: Sequence[Experiment],
-    reports_dir: Path,
-    readme: Path = Path("README.md"),
-    others: Sequence[Experiment] = (),
-) -> None:
-    """README.md and index.html in `reports_dir` from the finished reports; `readme`'s results.
-
-    <name>_full stands beside <name>. The reports of `others`, which params.yaml does not name,
-    follow; `readme` lacks them.
-    """
-    full = {e.name: e for e in others if e.name.removesuffix(FULL) in {x.name for x in experiments}}
-    beside = [e for x in experiments for e in (x, full.get(f"{x.name}{FULL}")) if e is not None]
-    rest = [e for e in others if e.name not in full]
-    titles = _titles(beside, reports_dir)
-    once = [(folder, f"{title}{ONCE}") for folder, title in _titles(rest, reports_dir)]
-    fuller = [name for name, _ in titles if name in full]
-    write_pages(titles, fuller, reports_dir, readme, once)
-    write_html([*titles, *once], reports_dir)
-
-
-def _titles(experiments: Sequence[Experiment], reports_dir: Path) -> list[tuple[str, str]]:
-    """(folder, title) of every report that there is, in order."""
+def comparison_table(compared: Mapping[str, Comparison]) -> list[list[str]]:
+    """The main method minus each opponent: a row per column of the results table, and verdicts."""
+    first = next(iter(compared.values()))
+    averages = [name for name in (AVERAGE, CLOSED) if name in first]
+    order = [*averages, *(name for name in first if name not in averages)]
     return [
-        (e.name, e.report.title)
-        for e in experiments
-        if (reports_dir / e.name / "section.md").is_file()
+        ["minus", *compared],
+        ["verdict", *(f"**{WORDS[c[AVERAGE].direction]}**" for c in compared.values())],
+        *(
+            [HEADINGS.get(name, name), *(points(*c[name][:3]) for c in compared.values())]
+            for name in order
+        ),
     ]
+
+
+def averages(
+    experiment: Experiment, cells: Cells, compared: Mapping[str, Comparison]
+) -> dict[str, dict[str, Any]]:
+    """What a method is to the main one ("main", "base", "joint", "random", "shrunk") -> average."""
+    main = experiment.report.partition
+    named = {experiment.methods[name].partition: name for name in reversed(list(compared))}
+    return {
+        role: {
+            "method": name,
+            "value": round(cells[name][AVERAGE].mean, 4),
+            "low": round(cells[name][AVERAGE].low, 4),
+            "high": round(cells[name][AVERAGE].high, 4),
+        }
+        for role, name in (({"main": main} if main else {}) | named).items()
+    }
+
+
+def differences(
+    experiment: Experiment, compared: Mapping[str, Comparison]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Opponent's kind -> "avg" and "avg_closed" -> the main method's difference to it."""
+    return {
+        experiment.methods[other].partition: {
+            column: {
+                "value": round(found[column].difference, 4),
+                "low": round(found[column].low, 4),
+                "high": round(found[column].high, 4),
+                "verdict": WORDS[found[column].direction],
+            }
+            for column in (AVERAGE, CLOSED)
+            if column in found
+        }
+        for other, found in reversed(list(compared.items()))
+    }

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from merit.config import Experiment
 from merit.eval.report import figures_partition, figures_scores, figures_training
-from merit.eval.report.intervals import AVERAGE, Cells
+from merit.eval.report.cells import AVERAGE, Cells
 from merit.eval.report.style import save, styled
 from merit.eval.results import Results
 from merit.io.artifacts import Artifacts, atomic_write

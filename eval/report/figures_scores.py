@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from merit.config import Experiment
 from merit.eval.benchmarks import BENCHMARKS
-from merit.eval.report.intervals import Cells, compare
+from merit.eval.report.cells import Cells
+from merit.eval.report.comparison import compare
 from merit.eval.report.style import GREY, method_color, new_figure
 from merit.eval.results import Results
 

@@ -9,7 +9,7 @@ from merit.config import Experiment
 from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.eval.commit import git_commit
-from merit.eval.report.intervals import one_seed
+from merit.eval.report.cells import one_seed
 from merit.eval.results import Results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.eval.studies import settings_of

@@ -1,89 +1,142 @@
 """The results table: rows = methods in YAML order, columns = benchmarks and averages.
 
-`<stem>.csv` is wide like the paper's table, `<stem>_tidy.csv` has one row a number with everything
-that belongs to it (n, seeds, spread, interval, commit, parameter hash), ours and the paper's.
+`<stem>.csv` is wide like the paper's table, `<stem>_tidy.csv` has one row per number with
+everything that belongs to it (n, seeds, spread, interval, commit, parameter hash), ours and the
+paper's. `<stem>_paper_layout.csv` has our means in the paper's columns and rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from merit.config import Experiment
 from merit.eval.benchmarks import BENCHMARKS
 from merit.eval.paper import LABELS, PaperTable
-from merit.eval.report.intervals import AVERAGE, CLOSED, Cells, columns, resampled
+from merit.eval.report.cells import AVERAGE, CLOSED, Cells, columns, resampled, spread
 from merit.eval.report.provenance import Provenance
-from merit.eval.report.render import render
 from merit.eval.results import Results
 from merit.eval.table_files import latex_table, markdown_table
-from merit.io.artifacts import atomic_write, write_json
+from merit.io.artifacts import atomic_write
 
 DASH = "–"  # no such number: one seed has no spread, a method may be absent from the paper
+HEADINGS = {AVERAGE: "avg", CLOSED: "avg without open-ended"}
+TIDY = (
+    *("source", "scale", "method", "benchmark", "stands_for", "mean", "spread", "ci_low"),
+    *("ci_high", "num_seeds", "seeds", "num_questions", "commit", "parameter_hash"),
+)
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table as the page shows it: Markdown, "" where there is nothing to show.
+
+    `rows` has our means in the paper's layout, header first; [] where benchmarks differ.
+    """
+
+    stem: str
+    title: str
+    ours: str
+    laid_out: str
+    caption: str
+    beside: str
+    published: str
+    paper_caption: str
+    rows: Rows
+
+
+def write_table(
+    title: str,
+    label: str,
+    results: Results,
+    cells: Cells,
+    paper: PaperTable,
+    provenance: Provenance,
+    out: Path,
+) -> ShownTable:
+    """Write the table's CSV and LaTeX files; returns its parts. Args: label: LaTeX's."""
+    stem = paper.stem
+    write_csv(out / f"{stem}.csv", wide_table(results, cells, paper))
+    write_csv(out / f"{stem}_tidy.csv", tidy_table(results, cells, paper, provenance))
+    laid_out = layout(results, cells, paper)
+    if laid_out:
+        table = pd.DataFrame(laid_out[1:], columns=laid_out[0])
+        write_csv(out / f"{stem}_paper_layout.csv", table)
+    ours, words = text_table(results, cells, paper), caption(results)
+    theirs, published = (
+        paper_caption(paper, bool(laid_out)),
+        [list(paper.header), *map(list, paper.rows)],
+    )
+    latex = latex_table(ours, f"{title}. {words}", label)
+    if paper.published:
+        latex += "\n" + latex_table(published, theirs, f"{label}-paper")
+    atomic_write(out / f"{stem}.tex", latex)
+    beside = beside_table(results)
+    return ShownTable(
+        stem=stem,
+        title=title,
+        ours=markdown_table(ours),
+        laid_out=markdown_table(laid_out) if laid_out else "",
+        caption=words,
+        beside=markdown_table(beside) if beside else "",
+        published=markdown_table(published) if paper.published else "",
+        paper_caption=theirs,
+        rows=laid_out,
+    )
+
+
+def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:
+    text = frame.to_csv(index=False, lineterminator="\n", float_format=float_format)
+    atomic_write(path, text)
 
 
 def tidy_table(
     results: Results, cells: Cells, paper: PaperTable, provenance: Provenance
 ) -> pd.DataFrame:
-    """One row a number. Ours: mean and spread over seeds, and the bootstrap interval.
+    """One row per number. Ours: mean and spread over seeds, and the bootstrap interval.
 
     The paper's rows have `source` "paper" and its model and data in `scale`; their cells are the
     strings of its CSV.
     """
     rows: list[dict[str, str]] = []
     for method, row in cells.items():
+        named = {"source": "ours", "scale": "this experiment", "method": method}
         known = {
             "num_seeds": str(max(1, len(results.seeds[method]))),
             "seeds": " ".join(map(str, results.seeds[method])),
             "commit": provenance.commit,
             "parameter_hash": provenance.parameter_hash,
         }
-        named = {"source": "ours", "scale": "this experiment", "method": method}
         for column, cell in row.items():
-            rows.append(
-                named
-                | {
-                    "benchmark": column,
-                    "stands_for": stands_for([column]).get(column, ""),
-                    "mean": f"{cell.mean:.4f}",
-                    "spread": _number(cell.spread, 4),
-                    "ci_low": f"{cell.low:.4f}",
-                    "ci_high": f"{cell.high:.4f}",
-                    "num_questions": str(cell.num_questions),
-                }
-                | known
-            )
+            numbers = {
+                "benchmark": column,
+                "stands_for": stands_for([column]).get(column, ""),
+                "mean": f"{cell.mean:.4f}",
+                "spread": _number(cell.spread, 4),
+                "ci_low": f"{cell.low:.4f}",
+                "ci_high": f"{cell.high:.4f}",
+                "num_questions": str(cell.num_questions),
+            }
+            rows.append(named | numbers | known)
         for name, values in results.also.get(method, {}).items():  # no questions' mean
             numbers = {"mean": f"{values.mean():.4f}", "spread": _number(spread(values), 4)}
             rows.append(named | {"benchmark": name} | numbers | known)
     for line in paper.rows:
         labels = [c for c, head in zip(line, paper.header, strict=True) if head in LABELS]
-        for head, text in zip(paper.header, line, strict=True):
-            if head not in LABELS:
-                rows.append(
-                    {
-                        "source": "paper",
-                        "scale": paper.scale,
-                        "method": " ".join(labels),
-                        "benchmark": head,
-                        "mean": text,
-                    }
-                )
+        named = {"source": "paper", "scale": paper.scale, "method": " ".join(labels)}
+        rows += [
+            named | {"benchmark": head, "mean": text}
+            for head, text in zip(paper.header, line, strict=True)
+            if head not in LABELS
+        ]
     return pd.DataFrame(rows, columns=list(TIDY)).fillna("")
 
 
-TIDY = (
-    *("source", "scale", "method", "benchmark", "stands_for", "mean", "spread", "ci_low"),
-    *("ci_high", "num_seeds", "seeds", "num_questions", "commit", "parameter_hash"),
-)
-
-
 def stands_for(benchmarks: Sequence[str]) -> dict[str, str]:
-    """Benchmark -> the column of the paper's table that it is or stands for, where it has one."""
+    """Benchmark -> the column of the paper's table that it is or stands for, if it has one."""
     return {
         name: BENCHMARKS[name].paper_column
         for name in benchmarks
@@ -91,18 +144,9 @@ def stands_for(benchmarks: Sequence[str]) -> dict[str, str]:
     }
 
 
-def same_benchmarks(results: Results, paper: PaperTable) -> bool:
-    """Whether the numbers are of the benchmarks of the paper's table, and not of others."""
-    return all(
-        name in BENCHMARKS and BENCHMARKS[name].public and column in paper.columns
-        for name in results.benchmarks
-        for column in [stands_for([name]).get(name, "")]
-    )
-
-
 def wide_table(results: Results, cells: Cells, paper: PaperTable) -> pd.DataFrame:
-    """One row a method: means, then the average's spread, interval, n, and the paper's average
-    where one is published."""
+    """One row per method: means, then the average's spread, interval, n, and the paper's average
+    if one is published."""
     published = paper.averages()
     rows = []
     for method, row in cells.items():
@@ -122,21 +166,18 @@ def wide_table(results: Results, cells: Cells, paper: PaperTable) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def text_table(results: Results, cells: Cells, paper: PaperTable) -> list[list[str]]:
+def text_table(results: Results, cells: Cells, paper: PaperTable) -> Rows:
     """The table as a reader sees it: header and rows of short strings.
 
     Scores as mean ± spread over seeds (the mean alone with one seed), then the 95 % interval of
-    the average, the number of seeds, and the paper's average where one is published.
+    the average, the number of seeds, and the paper's average if one is published.
     """
     published = paper.averages()
     scored = [HEADINGS.get(name, name) for name in columns(results)]
-    theirs = ["paper's avg"] if paper.published else []
-    rows = [["method", *scored, "95 % CI of avg", "seeds", *theirs]]
+    rows = [["method", *scored, "95 % CI of avg", "seeds"]]
+    rows[0] += ["paper's avg"] if paper.published else []
     for method, row in cells.items():
-        scores = [
-            f"{c.mean:.1f}" + ("" if c.spread is None else f" ± {c.spread:.1f}")
-            for c in row.values()
-        ]
+        scores = [_with_spread(cell.mean, cell.spread) for cell in row.values()]
         limits = f"[{row[AVERAGE].low:.1f}, {row[AVERAGE].high:.1f}]"
         num_seeds = str(len(results.seeds[method]) or DASH)
         theirs = [published.get(method, DASH)] if paper.published else []
@@ -144,107 +185,88 @@ def text_table(results: Results, cells: Cells, paper: PaperTable) -> list[list[s
     return rows
 
 
-def beside_table(results: Results) -> str:
-    """What the engine reports beside its scores, as Markdown; "" where there is nothing."""
+def beside_table(results: Results) -> Rows:
+    """What the engine reports beside its scores; [] where there is nothing."""
     names = list(dict.fromkeys(name for values in results.also.values() for name in values))
     rows = [["reported beside", *names]]
     for method, found in results.also.items():
-        means = {
-            name: f"{values.mean():.1f}" + ("" if len(values) < 2 else f" ± {spread(values):.1f}")
-            for name, values in found.items()
-        }
+        means = {name: _with_spread(x.mean(), spread(x)) for name, x in found.items()}
         rows.append([method, *(means.get(name, DASH) for name in names)])
-    return markdown_table(rows) if names else ""
+    return rows if names else []
 
 
-def spread(values: NDArray[np.float64]) -> float | None:
-    """Standard deviation (n - 1) over seeds; None with fewer than two."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+def layout(results: Results, cells: Cells, paper: PaperTable) -> Rows:
+    """Header and rows of the paper's table with our means: its columns, methods and order.
+
+    A cell that we have no number for is empty, and so is the average of a row that has such a cell
+    among the benchmarks. [] where a benchmark is none of the paper's own.
+    """
+    if not _same_benchmarks(results, paper):
+        return []
+    ours = {BENCHMARKS[name].paper_column: name for name in results.benchmarks}
+    beside = {name for values in results.also.values() for name in values}
+    whole = set(paper.columns) <= {*ours, *beside}
+    rows = []
+    for method in paper.by_method():
+        if method in cells:
+            known = {"build": paper.build or "", "method": method}
+            if whole:
+                known["avg"] = f"{cells[method][AVERAGE].mean:.1f}"
+            known |= {c: f"{cells[method][name].mean:.1f}" for c, name in ours.items()}
+            known |= {c: f"{v.mean():.1f}" for c, v in results.also.get(method, {}).items()}
+            rows.append([known.get(head, "") for head in paper.header])
+    return [list(paper.header), *rows]
 
 
-HEADINGS = {AVERAGE: "avg", CLOSED: "avg without open-ended"}
+def _same_benchmarks(results: Results, paper: PaperTable) -> bool:
+    """Whether the numbers are of the benchmarks of the paper's table, and not of others."""
+    return all(
+        name in BENCHMARKS
+        and BENCHMARKS[name].public
+        and BENCHMARKS[name].paper_column in paper.columns
+        for name in results.benchmarks
+    )
 
 
 def caption(results: Results) -> str:
     """What the numbers of the table mean."""
     counts = results.num_questions.values()
+    num = " to ".join(map(str, sorted({min(counts), max(counts)})))
     others = [n for n in results.benchmarks if n in BENCHMARKS and not BENCHMARKS[n].public]
-    return render(
-        "caption.md.j2",
-        counts=sorted({min(counts), max(counts)}),
-        resampled=resampled(results),
-        open_ended=results.open_ended if CLOSED in columns(results) else (),
-        stands_for=[f"{name} ({other})" for name, other in stands_for(others).items()],
-    ).rstrip()
+    meant = [f"{name} ({other})" for name, other in stands_for(others).items()]
+    words = [
+        "Scores in percent: mean ± standard deviation over seeds",
+        f"{num} questions a benchmark",
+        f"intervals by bootstrap {resampled(results)}.",
+    ]
+    text = "; ".join(words)
+    if CLOSED in columns(results):
+        text += f" Without open-ended: all but {', '.join(results.open_ended)}."
+    if meant:
+        text += f" Benchmarks and what they stand for: {', '.join(meant)}."
+    return text
 
 
-def paper_caption(paper: PaperTable, same: bool = False) -> str:
-    """What the published numbers are of; other benchmarks than ours unless `same`: another scale.
+def paper_caption(paper: PaperTable, same: bool) -> str:
+    """What the published numbers are of; "" where nothing is published.
 
-    "" where nothing is published.
+    Args: same: whether they are of our benchmarks; else they are on another scale.
     """
     if not paper.published:
         return ""
-    return render("paper_caption.md.j2", scale=paper.scale, same=same).rstrip()
-
-
-def published_part(paper: PaperTable) -> str:
-    """The paper's table as Markdown; "" where nothing is published."""
-    return markdown_table(published_rows(paper)) if paper.published else ""
-
-
-def published_rows(paper: PaperTable) -> list[list[str]]:
-    """The paper's table: header and rows."""
-    return [list(paper.header), *map(list, paper.rows)]
-
-
-def write_tables(
-    experiment: Experiment,
-    results: Results,
-    cells: Cells,
-    paper: PaperTable,
-    provenance: Provenance,
-    out: Path,
-) -> None:
-    """The report's own table (`write_table`), metrics.json, provenance.json."""
-    title = experiment.report.title
-    write_table(title, f"tab:{experiment.name}", results, cells, paper, provenance, out)
-    averages = {method: round(row[AVERAGE].mean, 4) for method, row in cells.items()}
-    write_json(out / "metrics.json", averages)
-    write_json(out / "provenance.json", provenance.record(results))
-
-
-def write_table(
-    title: str,
-    label: str,
-    results: Results,
-    cells: Cells,
-    paper: PaperTable,
-    provenance: Provenance,
-    out: Path,
-) -> None:
-    """<stem>.csv, <stem>_tidy.csv, <stem>.md, <stem>.tex. Args: label: LaTeX's."""
-    stem = paper.stem
-    wide = wide_table(results, cells, paper)
-    atomic_write(out / f"{stem}.csv", wide.to_csv(index=False, lineterminator="\n"))
-    tidy = tidy_table(results, cells, paper, provenance)
-    atomic_write(out / f"{stem}_tidy.csv", tidy.to_csv(index=False, lineterminator="\n"))
-    ours, words = text_table(results, cells, paper), caption(results)
-    theirs = paper_caption(paper, same_benchmarks(results, paper))
-    page = render(
-        "table.md.j2",
-        title=title,
-        caption=words,
-        ours=markdown_table(ours),
-        beside=beside_table(results),
-        paper_caption=theirs,
-        published=published_part(paper),
+    if same:
+        return (
+            f"Published numbers ({paper.scale}) of the same benchmarks: the paper states neither "
+            "judge nor shots nor prompts, so small differences of level may be theirs."
+        )
+    return (
+        f"Published numbers, **another scale** ({paper.scale}): compare the order and the signs "
+        "of differences, not the values."
     )
-    atomic_write(out / f"{stem}.md", page)
-    latex = latex_table(ours, f"{title}. {words}", label)
-    if paper.published:
-        latex += "\n" + latex_table(published_rows(paper), theirs, f"{label}-paper")
-    atomic_write(out / f"{stem}.tex", latex)
+
+
+def _with_spread(mean: float, deviation: float | None) -> str:
+    return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
 
 def _number(value: float | None, digits: int) -> str:

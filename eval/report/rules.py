@@ -1,24 +1,25 @@
 """Claims that the scores decide: one method against another on the same questions.
 
-Every rule returns the Evidence of one claim or raises NotTestable. Methods are found by what they
-are, not by their names; the experiment's main method is the MERIT method of `report.partition`, and
-all others are those trained for the same number of epochs.
+A rule returns the Evidence of one claim or raises NotTestable. Methods are found by what they are,
+not by their names; the main method is the MERIT method of `report.partition`, and all others are
+those trained for the same number of epochs.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 
-from merit.eval.report.claims_file import Case, Claim
-from merit.eval.report.intervals import Comparison, compare
-from merit.eval.statistics import LEVEL, NUM_RESAMPLES, contrast_bootstrap
+from merit.eval.report.claims import Case, Claim
+from merit.eval.report.comparison import compare
+from merit.eval.statistics import LEVEL, NUM_RESAMPLES, contrast_bootstrap, wilcoxon
 from merit.eval.verdict import Evidence, Link, NotTestable
 
 PAPER_AXES = 3  # the claims about chains speak of one to three axes
 
 
-# --- rules --------------------------------------------------------------------------------------
+# --- rules ---------------------------------------------------------------------------------------
 
 
 def beats_joint(claim: Claim, case: Case) -> Evidence:
@@ -31,7 +32,7 @@ def random_no_worse(claim: Claim, case: Case) -> Evidence:
     joint, methods = joint_method(case), _by_size(case, "random", "groups")
     if not methods:
         raise NotTestable("the run lacks random splitting")
-    links = [difference(case, name, joint, margin=claim.margin)[0] for name in methods.values()]
+    links = [difference(case, name, joint, margin=claim.margin) for name in methods.values()]
     return Evidence(links, table_of(case))
 
 
@@ -41,7 +42,7 @@ def more_axes_better(claim: Claim, case: Case) -> Evidence:
     wanted = range(1, PAPER_AXES + 1)
     if not set(wanted) <= set(methods):
         raise NotTestable("the run lacks MERIT with one, two and three axes")
-    links = [difference(case, methods[b], methods[a])[0] for a, b in itertools.pairwise(wanted)]
+    links = [difference(case, methods[b], methods[a]) for a, b in itertools.pairwise(wanted)]
     return Evidence(links, table_of(case))
 
 
@@ -50,7 +51,7 @@ def beats_random(claim: Claim, case: Case) -> Evidence:
     pairs = _equal_groups(case, "random")
     if len(pairs) < 2:
         raise NotTestable("the run lacks MERIT and random groups at two or more equal K")
-    links = [difference(case, *pair)[0] for pair in pairs]
+    links = [difference(case, *pair) for pair in pairs]
     links += [growth(case, b, a) for a, b in itertools.pairwise(pairs)]
     return Evidence(links, table_of(case))
 
@@ -60,7 +61,7 @@ def beats_kmeans(claim: Claim, case: Case) -> Evidence:
     pairs = _equal_groups(case, "kmeans")
     if not pairs:
         raise NotTestable("the run lacks K-means groups")
-    return Evidence([difference(case, *pair)[0] for pair in pairs], table_of(case))
+    return Evidence([difference(case, *pair) for pair in pairs], table_of(case))
 
 
 def cosine_or_raw(claim: Claim, case: Case) -> Evidence:
@@ -69,10 +70,9 @@ def cosine_or_raw(claim: Claim, case: Case) -> Evidence:
     axes = sorted(set(methods) & set(raw))
     if PAPER_AXES not in axes:
         raise NotTestable("the run lacks cosine and raw PCA with three axes")
-    margins = [0.0 if a == PAPER_AXES else claim.margin for a in axes]
     links = [
-        difference(case, methods[a], raw[a], margin=margin)[0]
-        for a, margin in zip(axes, margins, strict=True)
+        difference(case, methods[a], raw[a], margin=0.0 if a == PAPER_AXES else claim.margin)
+        for a in axes
     ]
     return Evidence(links, table_of(case))
 
@@ -86,11 +86,14 @@ def open_ended_kept(claim: Claim, case: Case) -> Evidence:
     methods = case.experiment.methods
     base = _first([n for n, m in methods.items() if m.partition == "base"], "the base")
     main, joint = main_method(case), joint_method(case)
-    lost, _ = difference(case, base, joint, kept)
-    gained, found = difference(case, main, joint, kept)
-    halved = growth(case, (main, joint), (base, main), kept)
-    note = f"on {', '.join(names[i] for i in kept)}; against joint training {seeds_note(found)}"
-    return Evidence([lost, gained, halved], table_of(case), note)
+    links = [
+        difference(case, base, joint, kept),
+        difference(case, main, joint, kept),
+        growth(case, (main, joint), (base, main), kept),
+    ]
+    seeds = seeds_note(case, main, joint, kept)
+    note = f"on {', '.join(names[i] for i in kept)}; against joint training {seeds}"
+    return Evidence(links, table_of(case), note)
 
 
 def transfers_to_text(claim: Claim, case: Case) -> Evidence:
@@ -107,27 +110,24 @@ def beats_shrunk(claim: Claim, case: Case) -> Evidence:
     return _beats(case, _first(shrunk, f"the joint model shrunk to {main}'s distance"))
 
 
-# --- one link -----------------------------------------------------------------------------------
+# --- one link of scores -------------------------------------------------------------------------
 
 
 def difference(
     case: Case, ours: str, theirs: str, kept: Sequence[int] | None = None, margin: float = 0.0
-) -> tuple[Link, Comparison]:
+) -> Link:
     """`ours` - `theirs` > -margin on the average of the benchmarks at positions `kept`."""
     found = compare(case.results, ours, theirs, kept)
-    names = case.results.benchmarks
-    counted = names if kept is None else [names[i] for i in kept]
-    link = Link(
+    return Link(
         label=f"{ours} − {theirs}",
         value=found.difference,
         low=found.low,
         high=found.high,
-        n=sum(case.results.num_questions[name] for name in counted),
+        n=found.num_questions,
         bound=0.0 - margin,
         refuted=0.0,
         unit="points",
     )
-    return link, found
 
 
 def growth(
@@ -138,14 +138,14 @@ def growth(
 ) -> Link:
     """(wide[0] - wide[1]) - (narrow[0] - narrow[1]) > 0, all four on the same questions.
 
-    Their seeds are resampled together where all that have several have the same ones.
+    Their seeds are resampled together if all that have several have the same ones.
     """
     results = case.results
     kept = range(len(results.benchmarks)) if kept is None else kept
     # a method may stand on both sides: one term, so that its seeds are drawn once
-    coefficients: dict[str, float] = {}
+    coefficients: dict[str, float] = defaultdict(float)
     for sign, method in zip((1.0, -1.0, -1.0, 1.0), (*wide, *narrow), strict=True):
-        coefficients[method] = coefficients.get(method, 0.0) + sign
+        coefficients[method] += sign
     several = {seeds for m in coefficients if len(seeds := results.seeds[m]) > 1}
     _, found = contrast_bootstrap(
         [(c, results.answers_by_name(method, kept)) for method, c in coefficients.items()],
@@ -163,13 +163,19 @@ def growth(
     )
 
 
-def seeds_note(found: Comparison) -> str:
+def seeds_note(case: Case, ours: str, theirs: str, kept: Sequence[int] | None = None) -> str:
     """How the common seeds agree, one by one."""
-    if found.seeds_p_value is None:
+    results = case.results
+    common = [seed for seed in results.seeds[ours] if seed in results.seeds[theirs]]
+    if not common:
         return "no seed in common"
+    a, b = (
+        results.averages(m, kept)[[results.seeds[m].index(seed) for seed in common]]
+        for m in (ours, theirs)
+    )
     return (
-        f"ahead on {found.seeds_ahead} of {found.num_seeds} common seeds, one-sided Wilcoxon "
-        f"p = {found.seeds_p_value:.3g} over them"
+        f"ahead on {(a > b).sum()} of {len(common)} common seeds, one-sided Wilcoxon "
+        f"p = {wilcoxon(a, b).p_value:.3g} over them"
     )
 
 
@@ -179,8 +185,10 @@ def table_of(case: Case) -> str:
 
 
 def _beats(case: Case, theirs: str) -> Evidence:
-    link, found = difference(case, main_method(case), theirs)
-    return Evidence([link], table_of(case), seeds_note(found))
+    main = main_method(case)
+    return Evidence(
+        [difference(case, main, theirs)], table_of(case), seeds_note(case, main, theirs)
+    )
 
 
 # --- methods ------------------------------------------------------------------------------------
@@ -195,6 +203,7 @@ def main_method(case: Case) -> str:
 
 
 def joint_method(case: Case) -> str:
+    """Joint training for as many epochs as the main method."""
     return _first(_trained_alike(case, "joint"), "a joint method of the main method's epochs")
 
 

@@ -12,19 +12,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from merit.eval.report.claims_file import Case, Claim, Reading
-from merit.eval.report.claims_scores import difference, joint_method, main_method, seeds_note
+from merit.eval.report.claims import Case, Claim, Reading
+from merit.eval.report.rules import difference, joint_method, main_method, seeds_note
 from merit.eval.report.study_sections import StudyResult
 from merit.eval.verdict import Evidence, Link, NotTestable
 
 Row = Mapping[str, Any]
 
 
-# --- rules --------------------------------------------------------------------------------------
-
-
 def measured(claim: Claim, case: Case) -> Evidence:
-    """One link a row of each reading.
+    """One link per row of each reading.
 
     The note may name the summary's keys, `path` (the study's folder), `values` (of the links) and
     `units` (what was sampled).
@@ -49,13 +46,13 @@ def measured(claim: Claim, case: Case) -> Evidence:
 
 def measured_and_beats_joint(claim: Claim, case: Case) -> Evidence:
     """`measured`, and the main method's score above joint training's."""
-    found = measured(claim, case)
-    link, compared = difference(case, main_method(case), joint_method(case))
-    return replace(found, links=[*found.links, link], note=f"score {seeds_note(compared)}")
+    found, pair = measured(claim, case), (main_method(case), joint_method(case))
+    links = [*found.links, difference(case, *pair)]
+    return replace(found, links=links, note=f"score {seeds_note(case, *pair)}")
 
 
 def largest(claim: Claim, case: Case) -> Evidence:
-    """The largest of all paths alone."""
+    """Only the largest of all paths."""
     found = measured(claim, case)
     worst = max(found.links, key=lambda link: link.value)
     n = len(found.links)
@@ -92,7 +89,7 @@ def falling_to_under(claim: Claim, case: Case) -> Evidence:
     return replace(found, links=[*links, replace(last, label=f"CV, {last.label}", side="below")])
 
 
-# --- reading ------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def _rows(claim: Claim, study: StudyResult, reading: Reading) -> Iterator[Row]:
