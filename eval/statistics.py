@@ -17,6 +17,7 @@ cannot be compared raise MeritError.
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from merit.errors import MeritError
 from merit.eval.verdict import Direction, direction
@@ -269,10 +269,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     The i-th smallest p (i from 0) becomes max over j <= i of (m - j) p_j, at most 1.
     """
-    if not p_values:
-        return {}
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
-    return dict(zip(p_values, adjusted.tolist(), strict=True))
+    ordered = sorted(p_values, key=p_values.__getitem__)
+    factors = range(len(ordered), 0, -1)
+    products = [m * p_values[name] for m, name in zip(factors, ordered, strict=True)]
+    adjusted = dict(zip(ordered, itertools.accumulate(products, max), strict=True))
+    return {name: min(1.0, adjusted[name]) for name in p_values}
 
 
 # --- shared ----------------------------------------------------------------------------------

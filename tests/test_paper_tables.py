@@ -15,8 +15,8 @@ from merit.config import EXPERIMENTS_DIR, Base, Experiment, load_experiment
 from merit.config.branches import plan
 from merit.eval.benchmarks import BENCHMARKS, Benchmark
 from merit.eval.paper import load_paper_table
-from merit.eval.report.base import described
 from merit.eval.report import build
+from merit.eval.report.base import described
 from merit.eval.report.build import build_report
 from merit.eval.results import load_results
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -376,15 +375,6 @@ def test_holm_by_hand() -> None:
     assert s.holm({}) == {}
 
 
-@pytest.fixture(scope="module")
-def frozen() -> Iterator[None]:
-    """statsmodels collects garbage at each call: not what other tests here have loaded."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("frozen")
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_lies_between_raw_and_bonferroni(p_values: list[float]) -> None:
