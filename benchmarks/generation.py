@@ -51,7 +51,7 @@ def main() -> None:
 def measure(folder: Path, num_questions: int, num_rounds: int) -> dict[str, Any]:
     """Seconds of both loops, round by round, and whether their answers and scores are the same."""
     from merit.eval import datasets
-    from merit.eval.answering.answers import Respondent, question_files
+    from merit.eval.answering.answers import Questions, generate_answers, question_files
     from merit.train.model import load_model, load_processor, use_one_thread
 
     paths = Artifacts(EXPERIMENT)
@@ -60,7 +60,6 @@ def measure(folder: Path, num_questions: int, num_rounds: int) -> dict[str, Any]
         raise MeritError(f"{paths.base}: no base; run `dvc repro base@{EXPERIMENT}` first")
     use_one_thread()
     model, processor = load_model(paths.base), load_processor(paths.base)
-    datasets.register()
     built: dict[str, Any] = {}
     files: dict[str, Path] = {}
     for name, path in question_files(paths, settings).items():
@@ -71,7 +70,7 @@ def measure(folder: Path, num_questions: int, num_rounds: int) -> dict[str, Any]
     prompts = {name: datasets.prompts(dataset) for name, dataset in built.items()}
 
     def ours() -> dict[str, dict[str, str]]:
-        return Respondent(settings, files, prompts).answer(model, processor)[0]
+        return generate_answers(model, processor, Questions(settings, files, prompts))[0]
 
     loop = KitLoop(model, processor, settings, built, folder)
     seconds: dict[str, list[float]] = {"kit": [], "ours": []}

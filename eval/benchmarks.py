@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,18 @@ Category = Literal[
 ]  # in the order of the paper's tables 2 and 4
 Kind = Literal["choice", "exact", "open", "likelihood", "generation", "vlmeval", "lm_eval"]
 Engine = Literal["vlmeval", "lm_eval"]
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """One model on one benchmark: `score` in percent, and {index: its part of the score}.
+
+    100 times the mean of the parts is the score (merit.eval.public_datasets.score_public).
+    """
+
+    score: float
+    questions: dict[str, float]
+    also: dict[str, float] = field(default_factory=dict)  # what is reported beside the score
 
 
 class Cell(Settings):

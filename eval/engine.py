@@ -1,8 +1,8 @@
 """VLMEvalKit in a process of its own: builds prompts, scores answers, and nothing else.
 
-Importing vlmeval takes 9 to 13 s and turns TLS verification off for the whole process, so it only
-happens in `python -m merit.eval.engine FOLDER`, which `ScoringEngine` starts and talks to by JSON lines.
-Start it early, and the import runs while answers are generated. It refuses the network.
+Importing vlmeval takes 9 to 13 s and turns TLS verification off for the whole process, so only
+`python -m merit.eval.engine FOLDER` does it. `ScoringEngine` starts that process and talks to it in
+JSON lines; started early, it imports while answers are generated. It refuses the network.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from merit.config import Evaluation
 from merit.errors import MeritError
-from merit.eval.benchmarks import benchmark
+from merit.eval.benchmarks import BenchmarkScore, benchmark
 from merit.eval.judge import Judge
 from merit.io.artifacts import Artifacts
 
@@ -42,23 +40,13 @@ _ENVIRONMENT = {
 _NUM_ERROR_LINES = 8
 
 
-@dataclass(frozen=True)
-class BenchmarkScore:
-    """One model on one benchmark: `score` in percent, `questions` {index: part of it}, whose mean
-    times 100 is the score: eval.public_datasets.score_public."""
-
-    score: float
-    questions: dict[str, float]
-    also: dict[str, float] = field(default_factory=dict)  # what is reported beside the score
-
-
 class ScoringEngine:
-    """The parent's side. Use as a context manager; entering returns at once.
+    """The parent's side, a context manager; entering returns at once.
 
-    VLMEvalKit's files (`$LMUData`) live in a temporary folder, gone when the block ends.
-    Args: checked: refuse files of VLMEvalKit's own whose MD5 it does not know. judge: who is asked
-    where matching does not do; without one, answers are matched exactly, and a benchmark that a
-    judge must score is refused. limit: of VLMEvalKit's own questions, the first ones alone.
+    VLMEvalKit's files (`$LMUData`) live in a temporary folder that goes when the block ends.
+    Args: checked: refuse VLMEvalKit's own files if their MD5 is unknown to it. judge: is asked if
+    matching finds no answer; without one, matching is exact and benchmarks that need a judge are
+    refused. limit: ask only the first questions of VLMEvalKit's own benchmarks.
     """
 
     def __init__(
@@ -68,7 +56,7 @@ class ScoringEngine:
 
     @classmethod
     def of(cls, settings: Evaluation, paths: Artifacts) -> ScoringEngine:
-        """The engine of an experiment, whose judge, where there is one, keeps its answers."""
+        """An experiment's engine; its judge, if any, keeps its answers."""
         judge = Judge(settings.judge, paths.judgements) if settings.judge else None
         return cls(settings.check_files, judge, settings.max_questions)
 
@@ -89,12 +77,7 @@ class ScoringEngine:
         )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()  # it keeps nothing that could be lost
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -109,38 +92,38 @@ class ScoringEngine:
         A part is {"text": ...}, or {"image": ...}: [index, position] of an image in the TSV's
         column `image`, or the path of a file.
 
-        Raises MeritError for an unknown benchmark, a malformed TSV, or where the process died.
+        Raises MeritError for an unknown benchmark, a malformed TSV, or if the process died.
         """
-        return self._ask({"do": "prompts", "files": _paths(files)})
+        return self._ask("prompts", files)
 
     def score(self, files: Files, predictions: Predictions) -> dict[str, dict[str, BenchmarkScore]]:
         """{model: {benchmark: BenchmarkScore}} for every answer given.
 
-        A model may leave out a benchmark, but not a question of one. Raises MeritError as `prompts`
+        A model may skip a benchmark, but not a question of one. Raises MeritError as `prompts`
         does, and for a missing or surplus answer.
         """
         given = {
             model: {name: dict(answers) for name, answers in benchmarks.items()}
             for model, benchmarks in predictions.items()
         }
-        request = {"do": "score", "files": _paths(files), "predictions": given}
         if self.judge is None:
             check_judged(list(files))
-            result = self._ask(request)
+            result = self._ask("score", files, predictions=given)
         else:
             with self.judge.serve(self._process.kill) as client:
-                result = self._ask(request | {"judge": client})
+                result = self._ask("score", files, predictions=given, judge=client)
         return {
             model: {name: BenchmarkScore(**entry) for name, entry in entries.items()}
             for model, entries in result.items()
         }
 
-    def _ask(self, request: dict[str, Any]) -> Any:
+    def _ask(self, task: str, files: Files, **more: Any) -> Any:
+        paths = {name: str(path) for name, path in files.items()}
+        how = {"do": task, "files": paths, "checked": self.checked, "limit": self.limit}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            how = {"checked": self.checked, "limit": self.limit}
-            self._process.stdin.write(json.dumps(request | how) + "\n")
+            self._process.stdin.write(json.dumps(how | more) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
@@ -148,37 +131,30 @@ class ScoringEngine:
         if self.judge is not None and self.judge.failure:
             raise MeritError(self.judge.failure)
         if not line.endswith("\n"):
-            raise MeritError(self._obituary())
+            status = self._process.wait()
+            self._stderr.seek(0)
+            lines = self._stderr.read().decode(errors="replace").splitlines()[-_NUM_ERROR_LINES:]
+            raise MeritError(
+                f"the scoring process (VLMEvalKit) ended with status {status}; it last said:\n  "
+                + ("\n  ".join(lines) or "(nothing)")
+            )
         reply = json.loads(line)
         if "error" in reply:
             raise MeritError(reply["error"])
         return reply["result"]
 
-    def _obituary(self) -> str:
-        status = self._process.wait()
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").splitlines()[-_NUM_ERROR_LINES:]
-        last = "\n  ".join(lines) or "(nothing)"
-        return (
-            f"the scoring process (VLMEvalKit) ended with status {status}; it last said:\n  {last}"
-        )
-
 
 def check_judged(benchmarks: Sequence[str]) -> None:
-    """Raises MeritError where one cannot be scored without a judge."""
+    """Raises MeritError if a benchmark cannot be scored without a judge."""
     for name in benchmarks:
         if benchmark(name).judge == "required":
             raise MeritError(f"{name} is scored by a judge; set `evaluation.judge`")
 
 
 def _without_keys() -> dict[str, str]:
-    """This process's environment without what VLMEvalKit would take for a judge's, and print."""
+    """This process's environment without what VLMEvalKit would take for a judge's and print."""
     words = ("API_KEY", "API_BASE", "TOKEN", "LOCAL_LLM")
     return {k: v for k, v in os.environ.items() if not any(w in k.upper() for w in words)}
-
-
-def _paths(files: Files) -> dict[str, str]:
-    return {name: str(path) for name, path in files.items()}
 
 
 # --- the process itself -----------------------------------------------------------------------
@@ -186,27 +162,28 @@ def _paths(files: Files) -> dict[str, str]:
 
 def main() -> None:
     """Answer requests, a JSON line each, until stdin ends."""
-    # whatever vlmeval prints goes to stderr: stdout carries replies only
+    # what vlmeval prints goes to stderr: stdout carries only replies
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     os.environ["LMUData"] = sys.argv[1]  # noqa: SIM112 - the name is VLMEvalKit's
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     sys.addaudithook(_refuse_network)
-    from merit.eval import datasets
+    import merit.eval.datasets  # noqa: F401 - takes seconds: now, before the first request
 
-    datasets.register()
     for line in sys.stdin:
         reply: dict[str, Any]
         try:
-            reply = {"result": _answer(json.loads(line), datasets)}
+            reply = {"result": _reply(json.loads(line))}
         except MeritError as error:
             reply = {"error": str(error)}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
 
-def _answer(request: dict[str, Any], datasets: Any) -> dict[str, Any]:
+def _reply(request: dict[str, Any]) -> dict[str, Any]:
+    from merit.eval import datasets
+
     how = (request["checked"], request["limit"])
     built = {n: datasets.build(n, Path(path), *how) for n, path in request["files"].items()}
     if request["do"] == "prompts":
@@ -233,12 +210,10 @@ _allowed: set[int] = set()  # ports of this machine: the judge's, in the parent 
 
 def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook: with TLS verification off, no connection may leave this process."""
-    here = {("127.0.0.1", port) for port in _allowed}
-    if event == "socket.connect" and tuple(arguments[1][:2]) in here:
+    if event not in ("socket.connect", "socket.getaddrinfo"):
         return
-    if event == "socket.getaddrinfo" and tuple(arguments[:2]) in here:
-        return
-    if event in ("socket.connect", "socket.getaddrinfo"):
+    address = arguments[1] if event == "socket.connect" else arguments
+    if tuple(address[:2]) not in {("127.0.0.1", port) for port in _allowed}:
         raise ConnectionRefusedError(f"the scoring process stays offline ({event})")
 
 

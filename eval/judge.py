@@ -1,13 +1,12 @@
-"""A judge: any OpenAI-compatible endpoint, asked through a recorder of ours.
+"""A judge: any OpenAI-compatible endpoint, asked through our recorder.
 
-VLMEvalKit's client writes the API key it is given into its log, takes no answer for "match exactly
-instead", and lives in a process that checks no certificates. So it is given an address of this
-machine and a key that is none: there `Judge` asks the real endpoint, with the model snapshot and
-temperature of the experiment, writes down every request and answer, and replays what it has. One
-failure ends the scoring with an error.
+VLMEvalKit's client logs its API key, falls back to exact matching if there is no answer, and lives
+in a process that checks no certificates. So it gets a local address and no key. There `Judge` asks
+the real endpoint, with the experiment's model snapshot and temperature, records every request and
+answer, and replays what it has. One failure ends the scoring with an error.
 
-The record is a JSONL file, a line an answer: {"request": SHA-256 of the request, "answer": text,
-"asked": the request, images as their SHA-256}. It holds no key and no address.
+The record is a JSONL file with a line per answer: {"request": SHA-256 of the request, "answer":
+text, "asked": the request, images as their SHA-256}. It holds no key and no address.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from merit.config import JudgeSettings
 from merit.errors import MeritError
 from merit.io.artifacts import read_jsonl, value_hash
 
-WAITS = (1.0, 4.0)  # seconds before another try, where the endpoint was busy or did not answer
+WAITS = (1.0, 4.0)  # seconds before another try, if the endpoint was busy or silent
 BUSY = (408, 409, 429, 500, 502, 503, 504)
 
 
 class Judge:
     """Answers the kit's requests from the record, or asks the endpoint and records.
 
-    Args: record: the JSONL file. Raises MeritError where it is malformed.
-    `failure` is the first request that got no answer, in words; None where there was none.
+    Raises MeritError if `record`, a JSONL file, is malformed. `failure` says why the first request
+    failed; None if none did.
     """
 
     def __init__(self, settings: JudgeSettings, record: Path) -> None:
@@ -52,7 +51,7 @@ class Judge:
 
     @contextlib.contextmanager
     def serve(self, on_failure: Callable[[], None]) -> Iterator[dict[str, Any]]:
-        """Listen on 127.0.0.1 while the block runs; gives what the kit's client is called with."""
+        """Listen on 127.0.0.1 while the block runs; yields the arguments of the kit's client."""
         judge = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -91,7 +90,7 @@ class Judge:
             server.server_close()
 
     def answer(self, body: dict[str, Any]) -> str | None:
-        """The judge's answer to a chat request of the kit's; None, and `failure`, without one."""
+        """The judge's answer to a chat request of the kit; None, and `failure`, if there is none."""
         request = self._request(body)
         shown = _without_images(request)
         key = value_hash(shown)
@@ -123,7 +122,7 @@ class Judge:
         return request
 
     def _ask(self, request: dict[str, Any]) -> str:
-        """Raises MeritError where the endpoint gives no answer; no message holds the key."""
+        """The endpoint's answer. Raises MeritError, without the key in it, if it gives none."""
         s = self.settings
         where = f"the judge {s.model} at {s.url}"
         if s.replay_only:
@@ -133,8 +132,7 @@ class Judge:
             )
         key = check_key(s)
         headers = {"Content-Type": "application/json"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
         found = "nothing"
         for wait in (*WAITS, None):
             call = urllib.request.Request(
@@ -162,7 +160,7 @@ class Judge:
 
 
 def check_key(settings: JudgeSettings) -> str:
-    """The endpoint's key, "" where none is needed. Raises MeritError where it is not set."""
+    """The endpoint's key, "" if it needs none. Raises MeritError if it is not set."""
     name = settings.key_variable
     key = os.environ.get(name, "") if name else ""
     if name and not key and not settings.replay_only:
@@ -174,7 +172,7 @@ def check_key(settings: JudgeSettings) -> str:
 
 
 def _without_images(value: Any) -> Any:
-    """The value with images, which are long, as their hashes."""
+    """The value with images replaced by their hashes."""
     if isinstance(value, str) and value.startswith("data:image/"):
         return f"image:{hashlib.sha256(value.encode()).hexdigest()}"
     if isinstance(value, dict):

@@ -1,18 +1,17 @@
-"""VLMEvalKit's own datasets and scorers: files that are checked, images left where they are.
+"""VLMEvalKit's own datasets and scorers: checked files, and what is read of the kit's tables.
 
-Like merit.eval.datasets, for the scoring process alone. A dataset is a subclass of the kit's own class
-that reads the local file instead of fetching one, and names images instead of writing them all to
-disk; prompts and scores are the kit's. What it returns, and the tables it leaves beside the
-predictions, are read by what eval/benchmarks.yaml says of them.
+Like merit.eval.datasets, for the scoring process only. Prompts and scores are the kit's; what it
+returns, and the tables it leaves beside the predictions, are read as eval/benchmarks.yaml and
+`READERS` say.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,62 +34,97 @@ from merit.eval.benchmarks import Benchmark, Cell
 sys.modules.setdefault("vlmeval.dataset.smp", sys.modules["vlmeval.smp"])
 sys.modules.setdefault("vlmeval.dataset.smp.log", log)
 
-IN_CELL = "cell:"  # an image where its question stands: index and position in the column `image`
-JUDGE = "judge"  # what the kit calls it; the model's real name is the judge's own business
-# what the kit asks of a file's columns, besides `index` and `question`; "image" may be "image_path"
-COLUMNS: dict[type[ImageBaseDataset], tuple[str, ...]] = {
-    ImageMCQDataset: ("A", "B", "answer"),
-    ImageVQADataset: ("answer",),
-    ImageYORNDataset: ("answer", "category"),
-    MMVet: ("answer", "category"),
-    LLaVABench: ("gpt4_ans", "caption", "category"),
-    MathVista: ("question_type", "answer_type", "answer", "choices", "task", "skills"),
-    MIABench: ("components", "component_weight", "num_of_component", "component_type"),
-}
+Row = Mapping[Any, Any]
+JUDGE = "judge"  # what the kit calls it; only the judge knows the model's real name
 OF_ONE_DATASET = {"MME": ("image_path",), "MMMU_DEV_VAL": ("split",), "MMBench_DEV_EN": ("split",)}
-# what the kit writes where it understood no judgement, and went on with a guess or a zero
+MAY_BE_EMPTY = ("A", "B", "caption", "choices")
+# what the kit writes if it understood no judgement, and went on with a guess or a zero
 UNUSABLE = ("thus randomly generate one", "All 5 retries failed")
 
 
+# --- what is read of each of the kit's classes ----------------------------------------------------
+
+
+def _unusable(row: Row) -> bool:
+    return any(mark in str(row["log"]) for mark in UNUSABLE)
+
+
+def _vqa_hit(row: Row, dataset: str) -> float:
+    return float(hit_calculate([{"match": ast.literal_eval(row["eval_match"])}], dataset)[0])
+
+
+def _mia_score(row: Row, dataset: str = "") -> float:
+    parts = str(row["component_type"])[2:-2].split("', '")
+    try:
+        return float(process_rawscore(parts, row["score_raw"])["total_score"])
+    except (ValueError, LookupError, NameError, TypeError, ZeroDivisionError):
+        return float("nan")
+
+
+def _given_score(row: Row, dataset: str) -> float:
+    return float(row["score"])
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`columns` of the file besides `index` and `question`; the kit's `table` of results.
+
+    `part`: a question's part of the score, from its row of the table and the dataset's name.
+    `unusable`: whether the kit could not use the judge's answer.
+    """
+
+    columns: tuple[str, ...]
+    table: str  # its file is <predictions><table>
+    part: Callable[[Row, str], float]
+    unusable: Callable[[Row], bool] = lambda row: False
+
+
+READERS: dict[type[ImageBaseDataset], Reader] = {
+    ImageMCQDataset: Reader(
+        ("A", "B", "answer"), "_{}_result.pkl", lambda row, _: float(row["hit"]), _unusable
+    ),
+    ImageVQADataset: Reader(("answer",), "_results.tsv", _vqa_hit),
+    ImageYORNDataset: Reader(("answer", "category"), "_auxmatch.tsv", _given_score),
+    MMVet: Reader(("answer", "category"), "_judge.tsv", _given_score, _unusable),
+    LLaVABench: Reader(
+        ("gpt4_ans", "caption", "category"),
+        "_openai_result.tsv",
+        _given_score,
+        lambda row: float(row["score"]) < 0,
+    ),
+    MathVista: Reader(
+        ("question_type", "answer_type", "answer", "choices", "task", "skills"),
+        "_judge.tsv",
+        lambda row, _: float(post_check(row, prefetch=False)),
+        _unusable,
+    ),
+    MIABench: Reader(
+        ("components", "component_weight", "num_of_component", "component_type"),
+        "_judge.tsv",
+        _mia_score,
+        lambda row: np.isnan(_mia_score(row)),
+    ),
+}
+
+
+def _reader(kit_class: type[ImageBaseDataset]) -> Reader:
+    return next(reader for base, reader in READERS.items() if issubclass(kit_class, base))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
 def dataset_class(dataset: str) -> type[ImageBaseDataset]:
-    """The kit's class of a dataset. Raises MeritError where it has none."""
+    """The kit's class of a dataset. Raises MeritError if it has none."""
     for kit_class in registry.DATASET_CLASSES:
         if dataset in kit_class.supported_datasets():
             return kit_class
     raise MeritError(f"VLMEvalKit has no dataset {dataset!r}; see eval/benchmarks.yaml")
 
 
-def build_public(
-    record: Benchmark, file: Path, checked: bool, limit: int | None
-) -> ImageBaseDataset:
-    """The kit's dataset over a local file, of its first `limit` questions alone where one is given.
-
-    Raises MeritError where the file is missing, is another one than the kit's (`checked`), or lacks
-    a column, naming where the kit would fetch it from.
-    """
-    kit_class = dataset_class(record.dataset)
-    check_file(kit_class, record.dataset, file, checked)
-
-    def load_data(self: Any, dataset: str) -> pd.DataFrame:
-        data = read_public(file, kit_class, dataset)
-        return data if limit is None else first_questions(data, record, limit)
-
-    def dump_image(self: Any, line: Any) -> list[str]:
-        # who asks opens them when it needs them; VLMEvalKit would decode and write every one
-        if "image" not in line:
-            return ImageBaseDataset.dump_image(self, line)
-        many = len(line["image"]) if isinstance(line["image"], list) else 1
-        return [IN_CELL + json.dumps([str(line["index"]), k]) for k in range(many)]
-
-    own = {"load_data": load_data, "dump_image": dump_image}
-    built: ImageBaseDataset = type(kit_class.__name__, (kit_class,), own)(record.dataset)
-    return built
-
-
 def check_file(kit_class: Any, dataset: str, file: Path, checked: bool) -> None:
-    """Raises MeritError where the file is missing or not the one that the kit's MD5 names."""
-    url = kit_class.DATASET_URL.get(dataset)
-    expected = kit_class.DATASET_MD5.get(dataset)
+    """Raises MeritError if the file is missing or, `checked`, has not the MD5 that the kit knows."""
+    url, expected = kit_class.DATASET_URL.get(dataset), kit_class.DATASET_MD5.get(dataset)
     where = f"VLMEvalKit's is {url}, MD5 {expected}"
     if not file.is_file():
         raise MeritError(f"{file}: file not found; {where}: fetch it there ($LMUData)")
@@ -98,24 +132,16 @@ def check_file(kit_class: Any, dataset: str, file: Path, checked: bool) -> None:
         found = hashlib.file_digest(opened, "md5").hexdigest()
     if checked and expected and found != expected:
         raise MeritError(
-            f"{file}: MD5 {found}; {where}: fetch it anew, or accept another version with "
+            f"{file}: MD5 {found}; {where}: fetch it again, or accept another version with "
             "`evaluation.check_files: false`"
         )
     # MIA-Bench's scorer builds the dataset once more, and would fetch what it does not know
     kit_class.DATASET_MD5 = {**kit_class.DATASET_MD5, dataset: found}
 
 
-def read_public(file: Path, kit_class: type[ImageBaseDataset], dataset: str) -> pd.DataFrame:
-    """The file as the kit reads it. Raises MeritError where it could not be scored."""
-    try:
-        data = load(str(file))
-    except (ValueError, pd.errors.ParserError) as error:
-        raise MeritError(f"{file}: not a tab-separated table: {error}") from None
-    known = next((names for base, names in COLUMNS.items() if issubclass(kit_class, base)), ())
-    needed = ["index", "question", *known, *OF_ONE_DATASET.get(dataset, ())]
+def check_table(file: Path, data: pd.DataFrame, needed: Sequence[str]) -> None:
+    """Raises MeritError if a column is missing, there is no question, or an index occurs twice."""
     missing = [column for column in needed if column not in data]
-    if not {"image", "image_path"} & set(data.columns):
-        missing.append("image")
     if missing:
         raise MeritError(f"{file}: column `{missing[0]}` is missing; found {list(data.columns)}")
     if data.empty:
@@ -123,12 +149,29 @@ def read_public(file: Path, kit_class: type[ImageBaseDataset], dataset: str) -> 
     if data["index"].duplicated().any():
         twice = data["index"][data["index"].duplicated()].iloc[0]
         raise MeritError(f"{file}: index {str(twice)!r} occurs twice")
+
+
+def read_questions(
+    file: Path, kit_class: type[ImageBaseDataset], record: Benchmark, limit: int | None
+) -> pd.DataFrame:
+    """The file as the kit reads it, or its first `limit` questions.
+
+    Raises MeritError if it could not be scored.
+    """
+    try:
+        data = load(str(file))
+    except (ValueError, pd.errors.ParserError) as error:
+        raise MeritError(f"{file}: not a tab-separated table: {error}") from None
+    columns = _reader(kit_class).columns
+    image = () if "image_path" in data else ("image",)
+    more = OF_ONE_DATASET.get(record.dataset, ())
+    check_table(file, data, ["index", "question", *columns, *more, *image])
     asked = data[~data["image"].isna()] if "image" in data else data
-    for column in ("question", *(c for c in known if c not in ("A", "B", "caption", "choices"))):
+    for column in ("question", *(c for c in columns if c not in MAY_BE_EMPTY)):
         empty = asked["index"][asked[column].isna()]
         if len(empty):
             raise MeritError(f"{file}: index {str(empty.iloc[0])!r}: `{column}` is empty")
-    return data
+    return data if limit is None else first_questions(data, record, limit)
 
 
 def first_questions(data: pd.DataFrame, record: Benchmark, limit: int) -> pd.DataFrame:
@@ -143,45 +186,64 @@ def first_questions(data: pd.DataFrame, record: Benchmark, limit: int) -> pd.Dat
     return data[groups.isin(groups.drop_duplicates().head(limit))]
 
 
-# --- scores -------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
-def score_public(
+def score_table(
     record: Benchmark, dataset: ImageBaseDataset, file: Path, judge: Mapping[str, Any] | None
 ) -> tuple[float, dict[str, float], dict[str, float]]:
     """(score, {index: part of it}, what is reported beside it) of the predictions in `file`.
 
-    100 times the mean of the parts is the score: a part is the question's own score in 0..1 where
-    the score is their plain mean. LLaVA-Bench's is relative, 100 mean(score) / mean(score of
+    100 times the mean of the parts is the score. If the score is a plain mean, a part is the
+    question's own score in 0..1. LLaVA-Bench's is relative, 100 mean(score) / mean(score of
     GPT-4's answer), a part score_i / mean(GPT-4's). MME's is a sum over categories c of accuracy
     and accuracy of pairs (images right throughout), times 1/23; a part of N questions is
 
         N / 23 (hit_i / n_c + pair_i / (m_c k_i)),  n_c questions, m_c images, k_i of i's image.
 
     Args: file: the kit's table of predictions, a pickle; its own tables are left beside it. judge:
-    what the kit's client is called with; None for exact matching.
-    Raises MeritError where the judge's answer to a question could not be used.
+    arguments of the kit's client; None for exact matching.
+    Raises MeritError if the judge's answer to a question could not be used.
     """
     assert record.score is not None
     options = {"model": JUDGE, **judge} if judge else {"model": "exact_matching"}
     table = dataset.evaluate(str(file), **options)
     if isinstance(table, dict):  # MIA-Bench
         table = pd.DataFrame(list(table.items())).rename(columns=str)
-    questions, bad = _questions(record, dataset, file)
+    reader = _reader(type(dataset))
+    results = _results(file, reader.table)
+    rows = {str(row["index"]): row for row in results.to_dict("records")}
+    bad = [index for index, row in rows.items() if reader.unusable(row)]
     if bad:
         raise MeritError(
             f"the judge's answer about index {bad[0]!r} says nothing that VLMEvalKit understands "
             f"({len(bad)} such answers); ask a better judge"
         )
+    if record.dataset == "MME":
+        parts = mme_parts(results, record.score.times)
+    else:
+        parts = {index: reader.part(row, record.dataset) for index, row in rows.items()}
+    if isinstance(dataset, LLaVABench):
+        scale = float(np.mean([float(row["gpt4_score"]) for row in rows.values()]))
+        parts = {index: part / scale for index, part in parts.items()}
     if record.split:
         splits = dict(zip(dataset.data["index"].astype(str), dataset.data["split"], strict=True))
-        questions = {i: value for i, value in questions.items() if splits[i] == record.split}
+        parts = {index: part for index, part in parts.items() if splits[index] == record.split}
     also = {name: read_cell(table, cell) for name, cell in record.also.items()}
-    return read_cell(table, record.score), questions, also
+    return read_cell(table, record.score), parts, also
+
+
+def _results(file: Path, suffix: str) -> pd.DataFrame:
+    """The kit's table beside a file of predictions; of multiple choice it is a dictionary."""
+    names = [f"{file.with_suffix('')}{suffix.format(who)}" for who in ("exact_matching", JUDGE)]
+    found = load(next(name for name in names if Path(name).is_file()))
+    if isinstance(found, dict):
+        return pd.DataFrame([{**row, "index": index} for index, row in found.items()])
+    return found
 
 
 def read_cell(table: pd.DataFrame, cell: Cell) -> float:
-    """A number of the kit's table. Raises MeritError where the table has no such cell."""
+    """A number of the kit's table. Raises MeritError if the table has no such cell."""
     rows = table
     for column, value in cell.row.items():
         if column not in rows:
@@ -196,52 +258,10 @@ def read_cell(table: pd.DataFrame, cell: Cell) -> float:
     return cell.times * float(sum(rows[column].iloc[0] for column in cell.columns))
 
 
-def _questions(
-    record: Benchmark, dataset: ImageBaseDataset, file: Path
-) -> tuple[dict[str, float], list[str]]:
-    """({index: part of the score}, indices of judgements that the kit did not understand)."""
-    judged = _Tables(file)
-    if isinstance(dataset, ImageMCQDataset):
-        records = judged.records()
-        hits = {str(index): float(r["hit"]) for index, r in records.items()}
-        return hits, [str(i) for i, r in records.items() if _unusable(r["log"])]
-    if isinstance(dataset, ImageYORNDataset):
-        if dataset.dataset_name == "MME":
-            assert record.score is not None
-            return mme_parts(judged.table("_auxmatch"), record.score.times), []
-        return judged.column("_auxmatch", lambda row: float(row["score"])), []
-    if isinstance(dataset, ImageVQADataset):
-        name = dataset.dataset_name
-        return judged.column(
-            "_results",
-            lambda row: float(
-                hit_calculate([{"match": ast.literal_eval(row["eval_match"])}], name)[0]
-            ),
-        ), []
-    if isinstance(dataset, LLaVABench):
-        ours, gpt4 = (
-            judged.column("_openai_result", lambda row, key=key: float(row[key]))
-            for key in ("score", "gpt4_score")
-        )
-        bad = [i for i, value in ours.items() if value < 0]
-        scale = float(np.mean(list(gpt4.values())))
-        return ({} if bad else {i: value / scale for i, value in ours.items()}), bad
-    if isinstance(dataset, MIABench):
-        rows = judged.column(f"_{JUDGE}", _mia_score)
-        bad = [i for i, value in rows.items() if np.isnan(value)]
-        return rows, bad
-    assert isinstance(dataset, MathVista | MMVet), dataset.dataset_name
-    logs = judged.column(f"_{JUDGE}", lambda row: float(_unusable(row["log"])))
-    bad = [i for i, value in logs.items() if value]
-    if isinstance(dataset, MMVet):
-        return judged.column(f"_{JUDGE}", lambda row: float(row["score"])), bad
-    return judged.column(f"_{JUDGE}", lambda row: float(post_check(row, prefetch=False))), bad
-
-
 def mme_parts(table: pd.DataFrame, times: float) -> dict[str, float]:
-    """{index: its part of MME's score}; see `score_public`. Args: times: of the kit's raw sum.
+    """{index: its part of MME's score}; see `score_table`. Args: times: of the kit's raw sum.
 
-    Of an image the kit multiplies the first two scores: a pair is right where both are.
+    The kit multiplies the first two scores of an image: a pair is right if both are.
     """
     hit = table["score"].astype(float)
     image = [table["category"], table["image_path"]]
@@ -251,37 +271,3 @@ def mme_parts(table: pd.DataFrame, times: float) -> dict[str, float]:
     num_images = (1 / num_of_image).groupby(table["category"]).transform("sum")
     parts = len(table) * times * (hit / num_questions + pair / (num_images * num_of_image))
     return dict(zip(table["index"].astype(str), parts.tolist(), strict=True))
-
-
-def _unusable(log: Any) -> bool:
-    return any(mark in str(log) for mark in UNUSABLE)
-
-
-def _mia_score(row: Mapping[str, Any]) -> float:
-    parts = str(row["component_type"])[2:-2].split("', '")
-    try:
-        return float(process_rawscore(parts, row["score_raw"])["total_score"])
-    except (ValueError, LookupError, NameError, TypeError, ZeroDivisionError):
-        return float("nan")
-
-
-class _Tables:
-    """The tables that the kit leaves beside a file of predictions."""
-
-    def __init__(self, file: Path) -> None:
-        self.stem = str(file.with_suffix(""))
-
-    def table(self, suffix: str) -> pd.DataFrame:
-        found: pd.DataFrame = load(f"{self.stem}{suffix}.tsv")
-        return found
-
-    def column(self, suffix: str, value: Any) -> dict[str, float]:
-        return {str(row["index"]): value(row) for row in self.table(suffix).to_dict("records")}
-
-    def records(self) -> dict[Any, Any]:
-        for name in ("exact_matching", JUDGE):
-            path = Path(f"{self.stem}_{name}_result.pkl")
-            if path.is_file():
-                found: dict[Any, Any] = load(str(path))
-                return found
-        raise AssertionError("VLMEvalKit has left no results")

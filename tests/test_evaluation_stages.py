@@ -10,37 +10,31 @@ import pytest
 from merit.config import Evaluation, JudgeSettings, Runtime
 from merit.config.branches import plan
 from merit.errors import MeritError
-from merit.eval.answering.answers import Respondent
+from merit.eval.answering.answers import Questions, load_for_answers
 from merit.eval.stages import prompts, score
 from merit.io.artifacts import Artifacts, write_json
 from merit.train.model import for_generation
 from tests import synthetic
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
-    """The experiment that `prompts` reads has a judge, and its key is not set."""
-    monkeypatch.delenv("JUDGE_KEY", raising=False)
-    judge = JudgeSettings(url="http://here/v1", model="j", key_variable="JUDGE_KEY", **values)
-    found = synthetic.experiment(benchmarks=["mini_mcq"])
-    evaluation = found.evaluation.model_copy(update={"judge": judge})
-    found = found.model_copy(update={"evaluation": evaluation})
-    monkeypatch.setattr(prompts, "load_experiment", lambda name: found)
-
-
 def test_a_judge_without_its_key_is_refused_before_training(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    judged(monkeypatch)
-    message = "the judge j at http://here/v1: its key is missing: set the variable JUDGE_KEY"
-    with pytest.raises(MeritError, match=f"^{message}$"):
-        prompts.run("synthetic")
-
-
-def test_a_recorded_judge_needs_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    judged(monkeypatch, replay_only=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"benchmarks/mini_.*\.tsv"):  # it goes on
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    base = synthetic.experiment(benchmarks=["mini_mcq"])
+
+    def run(**values: Any) -> None:
+        judge = JudgeSettings(url="http://here/v1", model="j", key_variable="JUDGE_KEY", **values)
+        evaluation = base.evaluation.model_copy(update={"judge": judge})
+        found = base.model_copy(update={"evaluation": evaluation})
+        monkeypatch.setattr(prompts, "load_experiment", lambda name: found)
         prompts.run("synthetic")
+
+    with pytest.raises(MeritError, match=r"judge j at http://here/v1: its key.* JUDGE_KEY"):
+        run()
+    with pytest.raises(FileNotFoundError, match=r"benchmarks/mini_.*\.tsv"):  # past the check
+        run(replay_only=True)
 
 
 def test_with_every_model_diverged_there_is_nothing_to_score(
@@ -64,6 +58,6 @@ def test_models_answer_as_the_experiment_holds_them(
     monkeypatch.setattr("merit.train.model.load_model", lambda *a: found.append(a))
     settings = Evaluation(benchmarks=["mini_mcq"])
     runtime = Runtime(dtype="bfloat16", device="cpu", spread=True, attention="varlen")
-    Respondent(settings, {}, {}).load(tmp_path, runtime)
+    load_for_answers(tmp_path, runtime, Questions(settings, {}, {}))
     assert found == [(tmp_path, runtime.model_copy(update={"attention": "sdpa"}))]
     assert for_generation(Runtime(attention="eager")) == Runtime(attention="eager")

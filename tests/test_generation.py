@@ -6,7 +6,6 @@ import base64
 import copy
 import csv
 import io
-import json
 import sys
 import types
 from collections.abc import Sequence
@@ -20,7 +19,14 @@ from PIL import Image
 from merit.config import Architecture, Evaluation, Runtime
 from merit.errors import MeritError
 from merit.eval.answering import batches, generate
-from merit.eval.answering.answers import Parts, Respondent
+from merit.eval.answering.answers import (
+    Parts,
+    Questions,
+    build_prompts,
+    encode_questions,
+    generate_answers,
+    load_for_answers,
+)
 from merit.eval.answering.batches import Prompt, load_batches, prepared, save_batches, split
 from merit.eval.answering.generate import Partial
 from merit.eval.answering.question_images import Picture
@@ -65,24 +71,10 @@ def tsv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def asked() -> dict[str, Parts]:
     """No image, one, two, between words; words and tokens of many lengths."""
-    words = [
-        "what",
-        "colour",
-        "is",
-        "the",
-        "large",
-        "red",
-        "circle",
-        "in",
-        "row",
-        "3",
-        "column",
-        "4",
-        "?",
-    ]
+    words = ["what", "colour", "is", "the", "large", "red", "circle", "in", "row", "3", "column"]
 
     def text(count: int) -> dict[str, str]:
-        return {"text": " ".join((words * 3)[:count])}
+        return {"text": " ".join(([*words, "4", "?"] * 3)[:count])}
 
     return {
         "none": [text(5)],
@@ -100,11 +92,12 @@ def settings(**values: Any) -> Evaluation:
     return Evaluation(benchmarks=[NAME], **{**given, **values})
 
 
-def answers(
-    tiny: Tiny, tsv: Path, asked: dict[str, Parts], model: Any = None, **values: Any
-) -> dict[str, str]:
-    respondent = Respondent(settings(**values), {NAME: tsv}, {NAME: asked})
-    found, scores = respondent.answer(model or tiny.model, tiny.processor)
+def questions(tsv: Path, asked: dict[str, Parts], **values: Any) -> Questions:
+    return Questions(settings(**values), {NAME: tsv}, {NAME: asked})
+
+
+def answers(tiny: Tiny, asked: Questions, model: Any = None, **values: Any) -> dict[str, str]:
+    found, scores = generate_answers(model or tiny.model, tiny.processor, asked, **values)
     assert scores is None
     return found[NAME]
 
@@ -146,17 +139,12 @@ def expected(tiny: Tiny, tsv: Path, asked: dict[str, Parts]) -> dict[str, str]:
 def test_any_number_of_images_in_any_batch(
     tiny: Tiny, tsv: Path, asked: dict[str, Parts], expected: dict[str, str], size: int
 ) -> None:
-    assert answers(tiny, tsv, asked, batch_size=size) == expected
-
-
-def test_a_checkpoints_penalty_and_sampling_are_overruled(
-    tiny: Tiny, tsv: Path, asked: dict[str, Parts], expected: dict[str, str]
-) -> None:
+    """Greedy, whatever penalty and sampling the checkpoint asks for."""
     model = copy.deepcopy(tiny.model)
     model.generation_config.update(
         repetition_penalty=9.0, do_sample=True, temperature=5.0, top_k=7, num_beams=2
     )
-    assert answers(tiny, tsv, asked, model) == expected
+    assert answers(tiny, questions(tsv, asked, batch_size=size), model) == expected
 
 
 def test_pixel_limits_decide_the_number_of_image_tokens(
@@ -177,8 +165,7 @@ def test_pixel_limits_decide_the_number_of_image_tokens(
 def test_batches_hold_questions_of_like_length(
     tiny: Tiny, tsv: Path, asked: dict[str, Parts]
 ) -> None:
-    respondent = Respondent(settings(), {NAME: tsv}, {NAME: asked})
-    prompts = respondent._prompts()
+    prompts = build_prompts(questions(tsv, asked))
     found = split(tiny.processor, prompts, 3)
     names = list(asked)
     # words of the question, four of the template, and an image's tokens with its two marks
@@ -211,13 +198,10 @@ def test_images_are_read_where_they_stand(tsv: Path, tmp_path: Path) -> None:
     assert Picture(tmp_path / "x.png").size() == (3, 5)
 
 
-@pytest.mark.parametrize(("index", "position"), [("4", 0), ("9", 0), ("1", 2)])
-def test_an_image_that_cannot_be_read_is_named(tsv: Path, index: str, position: int) -> None:
-    with pytest.raises(MeritError, match=rf"{NAME}\.tsv: index {index}: no readable image"):
-        Picture(tsv, index, position).open()
-
-
-def test_an_image_too_long_is_named(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_named(tiny: Tiny, tsv: Path, tmp_path: Path) -> None:
+    for index, position in (("4", 0), ("9", 0), ("1", 2)):
+        with pytest.raises(MeritError, match=rf"{NAME}\.tsv: index {index}: no readable image"):
+            Picture(tsv, index, position).open()
     Image.new("RGB", (402, 2)).save(tmp_path / "strip.png")
     prompt = Prompt((Picture(tmp_path / "strip.png"),), 1, PIXELS)
     with pytest.raises(MeritError, match=r"strip\.png: .*402 x 2 pixels: .*aspect ratio"):
@@ -246,17 +230,20 @@ def test_no_more_than_a_few_batches_of_images_are_open(
 def test_cached_questions_give_the_same_answers(
     tiny: Tiny, tsv: Path, asked: dict[str, Parts], expected: dict[str, str], tmp_path: Path
 ) -> None:
-    cached, files = settings(cache_images=True), {NAME: tsv}
-    file = tmp_path / "batches.safetensors"
-    Respondent(cached, files, {NAME: asked}).encode(tiny.model, tiny.processor, file)
+    file, again = tmp_path / "batches.safetensors", tmp_path / "again"
+    vision = batches.vision_hash(tiny.model)
+    save_batches(file, encode_questions(tiny.model, tiny.processor, questions(tsv, asked)), vision)
+    save_batches(again, load_batches(file, tiny.model), vision)
+    assert file.read_bytes() == again.read_bytes()
     other = copy.deepcopy(tiny.model)
     with torch.no_grad():
         other.model.language_model.embed_tokens.weight.mul_(1.5)
-    wanted = answers(tiny, tsv, asked, other)
+    wanted = answers(tiny, questions(tsv, asked), other)
     assert wanted != expected
-    respondent = Respondent(cached, {NAME: tsv / "gone"}, {NAME: asked})
+    without_images = questions(tsv / "gone", asked)
     for model, texts in ((tiny.model, expected), (other, wanted)):
-        assert respondent.answer(model, tiny.processor, cache=file)[0][NAME] == texts
+        encoded = load_batches(file, model)
+        assert answers(tiny, without_images, model, encoded=encoded) == texts
     with torch.no_grad():
         other.model.visual.merger.ln_q.weight.mul_(1.5)
     with pytest.raises(MeritError, match="encoded by another vision part"):
@@ -266,22 +253,10 @@ def test_cached_questions_give_the_same_answers(
         load_batches(file, tiny.model)
 
 
-def test_cached_batches_are_the_same_bytes_again(
-    tiny: Tiny, tsv: Path, asked: dict[str, Parts], tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        respondent = Respondent(settings(cache_images=True), {NAME: tsv}, {NAME: asked})
-        respondent.encode(tiny.model, tiny.processor, tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    found = load_batches(tmp_path / "a", tiny.model)
-    save_batches(tmp_path / "c", found, batches.vision_hash(tiny.model))
-    assert (tmp_path / "c").read_bytes() == (tmp_path / "a").read_bytes()
+# --- an interrupted run ---------------------------------------------------------------------------
 
 
-# --- a run that is killed -----------------------------------------------------------------------
-
-
-def test_a_killed_run_goes_on_after_its_last_batch(
+def test_an_interrupted_run_resumes_after_its_last_batch(
     tiny: Tiny,
     tsv: Path,
     asked: dict[str, Parts],
@@ -298,30 +273,20 @@ def test_a_killed_run_goes_on_after_its_last_batch(
         return real(model, processor, batch)
 
     monkeypatch.setattr(generate, "generate", dying)
-    file = tmp_path / "partial.jsonl"
+    file, given = tmp_path / "partial.jsonl", questions(tsv, asked)
     with pytest.raises(KeyboardInterrupt):
-        Respondent(settings(), {NAME: tsv}, {NAME: asked}).answer(
-            tiny.model, tiny.processor, partial=Partial(file, "this")
-        )
+        answers(tiny, given, partial=Partial(file, "this"))
     with file.open("a") as log:
         log.write('{"0": "cut sh')
     kept = Partial(file, "this")
     assert sorted(kept.done) == sorted(calls[0])
-    respondent = Respondent(settings(), {NAME: tsv}, {NAME: asked})
-    found, _ = respondent.answer(tiny.model, tiny.processor, partial=kept)
-    assert found[NAME] == expected
+    found = answers(tiny, given, partial=kept)
+    assert found == expected
+    assert list(found) == list(asked)
     assert calls[2:] == [calls[1], [3]]  # "long" is a batch of its own
-    assert list(found[NAME]) == list(asked)
+    assert Partial(file, "that").done == {}  # answers to something else are dropped
     kept.drop()
     assert not file.exists()
-
-
-def test_answers_to_something_else_are_dropped(tmp_path: Path) -> None:
-    file = tmp_path / "partial.jsonl"
-    Partial(file, "this").add({3: "yes"})
-    assert Partial(file, "this").done == {3: "yes"}
-    assert Partial(file, "that").done == {}
-    assert Partial(file, "this").done == {}  # the other run has begun anew
 
 
 # --- text models --------------------------------------------------------------------------------
@@ -397,30 +362,22 @@ def fake_vllm(calls: dict[str, Any]) -> types.ModuleType:
 def test_vllm_is_given_the_same_questions(
     tiny: Tiny, tsv: Path, asked: dict[str, Parts], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    given = questions(tsv, asked, generator="vllm")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(MeritError, match=r"`evaluation\.generator`: vllm is not installed"):
+        load_for_answers(tmp_path, Runtime(), given)
     calls: dict[str, Any] = {}
     monkeypatch.setitem(sys.modules, "vllm", fake_vllm(calls))
-    respondent = Respondent(settings(generator="vllm"), {NAME: tsv}, {NAME: asked})
-    model = respondent.load(tmp_path, Runtime(dtype="bfloat16"))
-    found, _ = respondent.answer(model, tiny.processor)
+    model = load_for_answers(tmp_path, Runtime(dtype="bfloat16"), given)
+    found = answers(tiny, given, model)
     size = {"size": {"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}}
     assert calls["loaded"] == (str(tmp_path), 0, "bfloat16", {"image": 3}, size)
     assert calls["sampling"] == [(0.0, 6, 1.0)] * 7
-    prompts = respondent._prompts()
-    texts = [batches.chat_text(tiny.processor, prompt) for prompt in prompts]
-    assert list(found[NAME].values()) == [text.strip() for text in texts]
+    texts = [batches.chat_text(tiny.processor, prompt) for prompt in build_prompts(given)]
+    assert list(found.values()) == [text.strip() for text in texts]
     assert [r["prompt"] for r in calls["requests"]] == texts
     counts = [len(r.get("multi_modal_data", {}).get("image", [])) for r in calls["requests"]]
     assert counts == [0, 1, 2, 0, 1, 3, 0]
-    assert texts[2].count("<|image_pad|>") == 2
-
-
-def test_without_vllm_a_sentence_says_so(
-    tsv: Path, asked: dict[str, Parts], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    respondent = Respondent(settings(generator="vllm"), {NAME: tsv}, {NAME: asked})
-    with pytest.raises(MeritError, match=r"`evaluation\.generator`: vllm is not installed"):
-        respondent.load(Path(), Runtime())
 
 
 @pytest.mark.parametrize(
@@ -434,7 +391,3 @@ def test_without_vllm_a_sentence_says_so(
 def test_settings_that_contradict_each_other(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings(**values)
-
-
-def test_what_is_stored_is_json(asked: dict[str, Parts]) -> None:
-    assert json.loads(json.dumps(asked)) == asked

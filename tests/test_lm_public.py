@@ -12,33 +12,22 @@ import pytest
 import torch
 import yaml
 
-from merit.config import Architecture, Evaluation
+from merit.config import Evaluation
 from merit.errors import MeritError
 from merit.eval.answering import lm_public
-from merit.eval.answering.answers import Respondent
-from merit.eval.answering.lm_public import answer_public, limit_of_each, run_tests
-from merit.eval.benchmarks import BENCHMARKS
+from merit.eval.answering.answers import Questions, generate_answers
+from merit.eval.answering.lm_public import answer_public, limit_of_each
+from merit.eval.benchmarks import BENCHMARKS, Benchmark
 from merit.mini.nets import TEXT_VOCABULARY, build_text_model, build_tokenizer
+from tests.test_lm_engine import ARCHITECTURE
 
 LANGUAGES = "ar bg de el en es fr hi ru sw th tr ur vi zh".split()  # noqa: SIM905
-ARCHITECTURE = Architecture(
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    initializer_range=0.3,
-)
-
-
-@pytest.fixture(scope="module")
-def words() -> list[str]:
-    return [w for w in TEXT_VOCABULARY.read_text(encoding="utf-8").split() if w.isalpha()][40:90]
+VOCABULARY = TEXT_VOCABULARY.read_text(encoding="utf-8").split()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
+    return build_tokenizer(VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +51,8 @@ def repository(folder: Path, name: str, configs: dict[str, dict[str, list[Any]]]
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = [word for word in VOCABULARY if word.isalpha()][40:90]
     folder = tmp_path_factory.mktemp("hub")
     boolq = [
         {"passage": words[i], "question": words[i + 1], "idx": i, "label": i % 2} for i in range(6)
@@ -114,9 +104,8 @@ def settings(hub: Path | None, *names: str, **values: Any) -> Evaluation:
     return Evaluation(benchmarks=list(names), batch_size=4, **{**given, **values})
 
 
-def few_shots(monkeypatch: pytest.MonkeyPatch, name: str, shots: int) -> None:
-    record = BENCHMARKS[name].model_copy(update={"shots": shots})
-    monkeypatch.setitem(BENCHMARKS, name, record)
+def with_shots(name: str, shots: int) -> Benchmark:
+    return BENCHMARKS[name].model_copy(update={"shots": shots})
 
 
 @torch.no_grad()
@@ -127,7 +116,8 @@ def log_likelihood(model: Any, tokenizer: Any, context: str, option: str) -> flo
 
 
 def test_boolq_is_lm_evals_by_hand(model: Any, tokenizer: Any, hub: Path) -> None:
-    found, scores = Respondent(settings(hub, "boolq"), {}, {}).answer(model, tokenizer)
+    asked = Questions(settings(hub, "boolq"), {}, {})
+    found, scores = generate_answers(model, tokenizer, asked)
     assert scores is not None
     hits = []
     rows = (hub / "aps/super_glue/boolq/validation.jsonl").read_text().splitlines()
@@ -143,31 +133,25 @@ def test_boolq_is_lm_evals_by_hand(model: Any, tokenizer: Any, hub: Path) -> Non
 
 
 def test_xnli_is_the_mean_over_fifteen_languages(model: Any, tokenizer: Any, hub: Path) -> None:
-    found = answer_public(model, tokenizer, ["xnli"], settings(hub, "xnli"))["xnli"]
+    given = settings(hub, "xnli")
+    found = answer_public(model, tokenizer, ["xnli"], given)["xnli"]
     assert len(found.questions) == 14 + 5
     assert {index.split("/")[0] for index in found.questions} == {f"xnli_{k}" for k in LANGUAGES}
     assert found.score == pytest.approx(100 * sum(found.questions.values()) / 19)
-
-
-def test_a_rehearsals_questions_are_divided_over_the_subtasks(
-    model: Any, tokenizer: Any, hub: Path
-) -> None:
-    few = settings(hub, "xnli").model_copy(update={"max_questions": 20})
+    # a rehearsal's 20 questions are divided over the languages: 15, and not 300
+    few = given.model_copy(update={"max_questions": 20})
     found = answer_public(model, tokenizer, ["xnli"], few)["xnli"]
-    assert sorted(found.questions) == sorted(f"xnli_{k}/0" for k in LANGUAGES)  # 15, and not 300
+    assert sorted(found.questions) == sorted(f"xnli_{k}/0" for k in LANGUAGES)
     assert [limit_of_each(n, 57) for n in (None, 20, 114)] == [None, 1, 2]
-    assert limit_of_each(20, 1) == 20
 
 
 def test_shots_and_metric_are_the_records(
     model: Any, tokenizer: Any, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few_shots(monkeypatch, "arc_challenge", 2)
+    monkeypatch.setitem(BENCHMARKS, "arc_challenge", with_shots("arc_challenge", 2))
     seen: list[Any] = []
     real = lm_public.collect
-    monkeypatch.setattr(
-        lm_public, "collect", lambda results, record: seen.append(results) or real(results, record)
-    )
+    monkeypatch.setattr(lm_public, "collect", lambda *a: seen.append(a[0]) or real(*a))
     answer_public(model, tokenizer, ["arc_challenge"], settings(hub, "arc_challenge"))
     assert seen[0]["n-shot"]["arc_challenge"] == 2
     sample = seen[0]["samples"]["arc_challenge"][0]
@@ -178,7 +162,7 @@ def test_shots_and_metric_are_the_records(
 def test_gpqa_is_shuffled_the_same_way_every_time(
     model: Any, tokenizer: Any, hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    few_shots(monkeypatch, "gpqa", 0)
+    monkeypatch.setitem(BENCHMARKS, "gpqa", with_shots("gpqa", 0))
     found = []
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "same")
     for seed in (0, 0, 1):
@@ -188,36 +172,20 @@ def test_gpqa_is_shuffled_the_same_way_every_time(
     assert found[0].questions != found[2].questions
 
 
-def test_humaneval_needs_its_switch(model: Any, tokenizer: Any, hub: Path) -> None:
-    with pytest.raises(MeritError, match=r"humaneval runs .*`evaluation\.run_model_code: true`"):
-        answer_public(model, tokenizer, ["humaneval"], settings(hub, "humaneval"))
-
-
-def test_humaneval_runs_in_the_sandbox(
+def test_humaneval_runs_in_the_sandbox_if_it_may(
     model: Any, tokenizer: Any, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(MeritError, match=r"humaneval runs .*`evaluation\.run_model_code: true`"):
+        answer_public(model, tokenizer, ["humaneval"], settings(hub, "humaneval"))
     monkeypatch.setattr(lm_public, "check_isolation", lambda folder: None)
     run: list[str] = []
     monkeypatch.setattr(lm_public, "passes", lambda program: run.append(program) or True)
     given = settings(hub, "humaneval", run_model_code=True)
     found = answer_public(model, tokenizer, ["humaneval"], given)["humaneval"]
-    assert found.score == 100
-    assert found.questions == {"humaneval/0": 1.0}
+    assert (found.score, found.questions) == (100, {"humaneval/0": 1.0})
     assert run[0].startswith("def one():\n")
     assert run[0].endswith("def check(f):\n    assert f() == 1\n\ncheck(one)")
     assert found.predictions["humaneval/0"] in run[0]
-
-
-def test_a_completion_is_judged_by_its_tests(tmp_path: Path) -> None:
-    from merit.eval.answering.sandbox import check_isolation
-
-    try:
-        check_isolation(tmp_path)
-    except MeritError as error:
-        pytest.skip(str(error))
-    doc = {"prompt": "def one():\n", "entry_point": "one", "test": "def check(f): assert f() == 1"}
-    assert run_tests(doc, ["    return 1\n"]) == {"pass@1": 1.0}
-    assert run_tests(doc, ["    return 2\n"]) == {"pass@1": 0.0}
 
 
 def test_data_that_cannot_be_had_are_named(

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from merit.config import Evaluation, JudgeSettings
 from merit.errors import MeritError
-from merit.eval.answering.answers import Respondent, question_files
-from merit.eval.benchmarks import BENCHMARKS, read_records
+from merit.eval.answering.answers import Questions, generate_answers, question_files
+from merit.eval.benchmarks import BENCHMARKS, benchmark, engine_of, read_records
 from merit.eval.engine import BenchmarkScore, ScoringEngine
 from merit.eval.judge import Judge
 from merit.eval.results import TOLERANCE
@@ -124,56 +124,69 @@ def of(files: dict[str, Path], *names: str) -> dict[str, Path]:
     return {name: files[name] for name in names}
 
 
-# --- the table ----------------------------------------------------------------------------------
+# --- the table and the files ----------------------------------------------------------------------
 
 
-def test_the_papers_benchmarks_are_all_there() -> None:
+def test_records_stand_for_the_papers_columns(tmp_path: Path) -> None:
+    image = ["seedbench", "mmbench", "llava_wild", "mmvet", "textvqa", "ai2d", "mathvista", "mmmu"]
+    text = [
+        "mmlu",
+        "gpqa",
+        "hellaswag",
+        "winogrande",
+        "boolq",
+        "xnli",
+        "arc_challenge",
+        "humaneval",
+    ]
+    minis = [b for b in BENCHMARKS.values() if b.name.startswith("mini_")]
+    assert [b.paper_column for b in minis] == image + text
+    kinds = ["choice"] * 2 + ["open"] * 2 + ["exact"] * 4 + ["likelihood"] * 6 + ["generation"] * 2
+    assert [b.kind for b in minis] == kinds
     found = {b.paper_column: b for b in BENCHMARKS.values() if b.public}
-    table2 = {"seedbench", "mmbench", "llava_wild", "mmvet", "textvqa", "ai2d", "mathvista", "mmmu"}
-    table4 = {"mmlu", "gpqa", "hellaswag", "winogrande", "boolq", "xnli", "arc_challenge",
-              "humaneval"}  # fmt: skip
-    table10 = {"mme_scaled", "hallusion", "docvqa", "miabench"}
-    assert set(found) == table2 | table4 | table10
-    assert {b.engine for c, b in found.items() if c in table4} == {"lm_eval"}
-    assert {b.engine for c, b in found.items() if c not in table4} == {"vlmeval"}
+    others = {"mme_scaled", "hallusion", "docvqa", "miabench"}
+    assert set(found) == {*image, *text, *others}
+    assert {c for c, b in found.items() if b.engine == "lm_eval"} == set(text)
+    for column in (*image, *text):  # a mini is of its column's category
+        same = {b.category for b in minis if b.paper_column == column}
+        assert same == {found[column].category}
     judged = {c for c, b in found.items() if b.judge == "required"}
     assert judged == {"llava_wild", "mmvet", "mathvista", "miabench"}
-
-
-def test_a_malformed_record_is_refused(tmp_path: Path) -> None:
+    open_ended = [name for name, b in BENCHMARKS.items() if b.open_ended]
+    assert open_ended == ["mini_describe", "mini_explain", "llava_wild", "mmvet", "miabench"]
     path = tmp_path / "b.yaml"
     path.write_text("x: {kind: choice, category: General MCQA, paper_column: y, shot: 3}")
     with pytest.raises(ValidationError, match="shot"):
         read_records(path)
 
 
+def test_an_unknown_name_and_two_engines_are_refused() -> None:
+    with pytest.raises(MeritError, match=r"mini_chart.*did you mean `mini_charts`"):
+        benchmark("mini_chart")
+    with pytest.raises(MeritError, match="known: mini_scene, mini_mcq"):
+        benchmark("zzz")
+    with pytest.raises(MeritError, match=r"mini_scene and mini_facts .* share one engine"):
+        engine_of(["mini_scene", "mini_facts"])
+
+
 def test_files_are_found_in_lmudata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMUData", str(tmp_path))
     settings = Evaluation(benchmarks=["mmmu", "mini_scene"])
-    found = question_files(Artifacts("x", tmp_path / "a"), settings)
-    assert found["mmmu"] == tmp_path / "MMMU_DEV_VAL.tsv"
-    assert found["mini_scene"] == tmp_path / "a/x/data/benchmarks/mini_scene.tsv"
+    assert question_files(Artifacts("x", tmp_path / "a"), settings) == {
+        "mmmu": tmp_path / "MMMU_DEV_VAL.tsv",
+        "mini_scene": tmp_path / "a/x/data/benchmarks/mini_scene.tsv",
+    }
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
-def test_a_missing_file_is_told_with_its_address_and_md5(
-    engine: ScoringEngine, tmp_path: Path
+def test_a_missing_or_another_file_is_refused_with_its_address_and_md5(
+    engine: ScoringEngine,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(MeritError) as caught:
+    address = r"https://.*/TextVQA_VAL.tsv, MD5 b233b31f551bbf4056f2f955da3a92cd"
+    with pytest.raises(MeritError, match=rf"{tmp_path}/TextVQA_VAL.tsv: file not .* {address}"):
         engine.prompts({"textvqa": tmp_path / "TextVQA_VAL.tsv"})
-    for part in (
-        str(tmp_path / "TextVQA_VAL.tsv"),
-        "https://opencompass.openxlab.space/utils/VLMEval/TextVQA_VAL.tsv",
-        "b233b31f551bbf4056f2f955da3a92cd",
-    ):
-        assert part in str(caught.value)
-
-
-def test_another_version_of_a_file_is_refused(
-    engine: ScoringEngine, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(engine, "checked", True)
     with pytest.raises(MeritError, match=r"MMMU_DEV_VAL.tsv: MD5 .* 585e8ad75e73f75dcad265dfd0417"):
         engine.prompts(of(files, "mmmu"))
@@ -189,7 +202,6 @@ def test_another_version_of_a_file_is_refused(
         ("mathvista", {"skills": None}, "column `skills` is missing"),
         ("llava_wild", {"gpt4_ans": ""}, "`gpt4_ans` is empty"),
         ("docvqa", {"index": 0}, "index '0' occurs twice"),
-        ("mmvet", {"question": ""}, "index '1': `question` is empty"),
     ],
 )
 def test_malformed_files_are_refused(
@@ -198,8 +210,7 @@ def test_malformed_files_are_refused(
     rows = [dict(row) for row in ROWS[name][:2]]
     rows[1] |= change
     gone = [column for column, value in change.items() if value is None]
-    rows = [{k: v for k, v in row.items() if k not in gone} for row in rows]
-    file = write(tmp_path, name, rows)
+    file = write(tmp_path, name, [{k: v for k, v in r.items() if k not in gone} for r in rows])
     with pytest.raises(MeritError, match=message) as caught:
         engine.prompts({name: file})
     assert str(file) in str(caught.value)
@@ -303,7 +314,7 @@ def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
 def test_a_tiny_model_answers_and_is_scored(
     engine: ScoringEngine, files: dict[str, Path], processor: Any
 ) -> None:
-    """Several images and none among words, a record's own limits: nothing lost on the way."""
+    """Several images and none among words: nothing is lost on the way."""
     from merit.mini.nets import build_model
 
     chosen = of(files, "mmmu", "textvqa", "ai2d")
@@ -312,16 +323,12 @@ def test_a_tiny_model_answers_and_is_scored(
     )
     prompts = engine.prompts(chosen)
     model = build_model(processor, ARCHITECTURE, seed=1)
-    answers, _ = Respondent(settings, chosen, prompts).answer(model, processor)
+    answers, _ = generate_answers(model, processor, Questions(settings, chosen, prompts))
     assert {n: list(a) for n, a in answers.items()} == {n: list(p) for n, p in prompts.items()}
     found = engine.score(chosen, {"m": answers})["m"]
     assert {name: len(result.questions) for name, result in found.items()} == {
-        "mmmu": 2, "textvqa": 2, "ai2d": 2,
-    }  # fmt: skip
-    right = {"mmmu": {"0": "A", "1": "B", "2": "42"}, "ai2d": {"0": "A", "1": "D"}}
-    best = engine.score(of(files, *right), {"m": right})["m"]
-    assert [best[name].score for name in right] == [100, 100]
-    assert all(found[name].score < 100 for name in chosen)
+        **{"mmmu": 2, "textvqa": 2, "ai2d": 2}
+    }
 
 
 def test_a_rehearsal_asks_the_first_questions_that_count(
@@ -350,7 +357,7 @@ def test_without_a_judge_its_benchmarks_are_refused(
 
 
 class Endpoint:
-    """A tiny OpenAI-compatible server; `reply` gives the text, a status, or takes its time."""
+    """A tiny OpenAI-compatible server; `reply` gives a text, a status, raw bytes or a delay."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -371,11 +378,11 @@ class Endpoint:
                     self.send_error(found)
                     return
                 content = {"choices": [{"message": {"content": found}}]}
-                data = found if isinstance(found, bytes) else json.dumps(content).encode()
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                self.wfile.write(
+                    found if isinstance(found, bytes) else json.dumps(content).encode()
+                )
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -410,31 +417,24 @@ def test_answers_are_recorded_and_replayed(endpoint: Endpoint, tmp_path: Path) -
     image = f"data:image/jpeg;base64,{picture()}"
     shown = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": image}}]
     first = judge(endpoint, record)
-    assert first.answer(asked(max_tokens=3)) == "hello"
-    assert first.answer(asked(max_tokens=3)) == "hello"
-    assert first.answer({"messages": [{"role": "user", "content": shown}]}) == "hello"
-    assert first.answer(asked(temperature=0.5)) == "hello"
-    assert len(endpoint.asked) == 3  # the second one was known
-    assert endpoint.keys == [f"Bearer {KEY}"] * 3
-    assert [body["model"] for body in endpoint.asked] == ["m-1"] * 3
-    assert [body["temperature"] for body in endpoint.asked] == [0.0, 0.0, 0.5]
+    for body in (asked(max_tokens=3), asked(max_tokens=3), asked(shown), asked(temperature=0.5)):
+        assert first.answer(body) == "hello"
+    assert judge(endpoint, record, temperature=0.25).answer(asked(temperature=2.0)) == "hello"
+    # the second one was known; the experiment's temperature goes before the kit's
+    assert [body["temperature"] for body in endpoint.asked] == [0.0, 0.0, 0.5, 0.25]
+    assert [body["model"] for body in endpoint.asked] == ["m-1"] * 4
+    assert endpoint.keys == [f"Bearer {KEY}"] * 4
     assert endpoint.asked[1]["messages"][0]["content"] == shown  # the image itself
-    text = record.read_text()
-    assert KEY not in text
-    assert "base64" not in text
-    assert endpoint.url not in text
+    assert not [part for part in (KEY, "base64", endpoint.url) if part in record.read_text()]
     endpoint.reply = lambda text: 500
     again = judge(endpoint, record, replay_only=True, key_variable="NO_SUCH_VARIABLE")
     assert again.answer(asked(max_tokens=3)) == "hello"
     assert again.failure is None
     assert again.answer(asked("never asked")) is None
     assert "no recorded answer" in str(again.failure)
-
-
-def test_a_set_temperature_goes_before_the_kits(endpoint: Endpoint, tmp_path: Path) -> None:
-    fixed = judge(endpoint, tmp_path / "j", temperature=0.25)
-    fixed.answer(asked(temperature=2.0))
-    assert endpoint.asked[0]["temperature"] == 0.25
+    record.write_text(record.read_text() + '{"request"')
+    with pytest.raises(MeritError, match="jsonl, line 5: not valid JSON"):
+        judge(endpoint, record)
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,6 @@ def test_no_answer_is_a_failure(
     assert message in str(failing.failure)
     assert endpoint.url in str(failing.failure)
     assert KEY not in str(failing.failure)
-    assert len(endpoint.asked) == tries
     assert failing.answer(asked("another")) is None  # nobody is asked any more
     assert len(endpoint.asked) == tries
     assert not (tmp_path / "j").exists()
@@ -471,12 +470,6 @@ def test_a_missing_key_is_named(endpoint: Endpoint, tmp_path: Path) -> None:
     free = judge(endpoint, tmp_path / "j", key_variable=None)  # a local server asks for none
     assert free.answer(asked()) == "hello"
     assert endpoint.keys == [None]
-
-
-def test_a_torn_record_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
-    (tmp_path / "j").write_text('{"request": "a", "answer": "b"}\n{"request"')
-    with pytest.raises(MeritError, match="j, line 2: not valid JSON"):
-        judge(endpoint, tmp_path / "j")
 
 
 JUDGED = {
@@ -498,7 +491,7 @@ def verdict(text: str) -> str:
     if "correctness score" in text or "Correctness" in text:
         return "0.8" if "halt" in text else "0.4"
     if "two AI assistants" in text:
-        return "8 6\nBecause ."
+        return "6 9\nGood ." if "a dog" in text else "9 2\nBad ."
     if "You need to grade" in text:
         return "score of component 1: 1/2, score of component 2: 6/8, total score: 7/10. Fine."
     return "Yes" if "Yes / No" in text else "hello"
@@ -521,8 +514,9 @@ def test_a_judge_scores_and_is_replayed(
     assert found["mathvista"] == BenchmarkScore(100, {"0": 1, "1": 1})
     assert found["mmvet"].score == pytest.approx(60)
     assert found["mmvet"].questions == pytest.approx({"0": 0.4, "1": 0.8})
-    assert found["llava_wild"].score == 75  # 6 of 8
-    assert found["llava_wild"].questions == {"0": 0.75, "1": 0.75}
+    # GPT-4's answers have 7.5 on average: 2 and 9 of it, 5.5 of 7.5 together, rounded by the kit
+    assert found["llava_wild"].score == 73.3
+    assert found["llava_wild"].questions == pytest.approx({"0": 2 / 7.5, "1": 9 / 7.5})
     assert found["miabench"].score == pytest.approx(70)
     assert found["hallusion"].score == 100
     assert {body["model"] for body in endpoint.asked} == {"m-1"}
@@ -535,28 +529,7 @@ def test_a_judge_scores_and_is_replayed(
     assert len(endpoint.asked) == num_asked
 
 
-def test_llava_bench_is_relative_to_gpt4(
-    engine: ScoringEngine,
-    files: dict[str, Path],
-    endpoint: Endpoint,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    endpoint.reply = lambda text: "6 9\nGood ." if "a dog" in text else "9 2\nBad ."
-    monkeypatch.setattr(engine, "judge", judge(endpoint, tmp_path / "j"))
-    chosen = of(files, "llava_wild")
-    found = engine.score(chosen, {"m": {"llava_wild": JUDGED["llava_wild"]}})["m"]
-    # GPT-4's answers have 7.5 on average: 2 and 9 of it, 5.5 of 7.5 together, rounded by the kit
-    assert found["llava_wild"].score == 73.3
-    assert found["llava_wild"].questions == pytest.approx({"0": 2 / 7.5, "1": 9 / 7.5})
-    assert_means(found)
-
-
-@pytest.mark.parametrize(
-    ("name", "nonsense"),
-    [("seedbench", "well , who knows"), ("mmvet", "seven"), ("llava_wild", "fine"),
-     ("miabench", "good")],
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["seedbench", "mmvet", "llava_wild", "miabench"])
 def test_a_judge_that_talks_nonsense_is_an_error(
     engine: ScoringEngine,
     files: dict[str, Path],
@@ -564,9 +537,8 @@ def test_a_judge_that_talks_nonsense_is_an_error(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
-    nonsense: str,
 ) -> None:
-    endpoint.reply = lambda text: nonsense
+    endpoint.reply = lambda text: "well , who knows"
     monkeypatch.setattr(engine, "judge", judge(endpoint, tmp_path / "j"))
     with pytest.raises(MeritError, match=rf"m: {name}: the judge's answer about index '\d'"):
         engine.score(of(files, name), {"m": {name: JUDGED[name]}})

@@ -9,6 +9,7 @@ import pytest
 
 from merit.errors import MeritError
 from merit.eval.answering import sandbox
+from merit.eval.answering.lm_public import run_tests
 from merit.eval.answering.sandbox import check_isolation, passes
 
 
@@ -40,6 +41,13 @@ def test_a_program_passes_or_fails(program: str, passed: bool) -> None:
 
 
 @pytest.mark.usefixtures("isolated")
+def test_a_completion_is_judged_by_its_tests() -> None:
+    doc = {"prompt": "def one():\n", "entry_point": "one", "test": "def check(f): assert f() == 1"}
+    assert run_tests(doc, ["    return 1\n"]) == {"pass@1": 1.0}
+    assert run_tests(doc, ["    return 2\n"]) == {"pass@1": 0.0}
+
+
+@pytest.mark.usefixtures("isolated")
 def test_files_outside_are_neither_written_nor_deleted(tmp_path: Path) -> None:
     kept = Path(__file__)
     before = kept.read_bytes()
@@ -58,15 +66,12 @@ def test_time_is_limited_for_children_too() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_where_it_cannot_be_isolated_nothing_runs(
+def test_nothing_runs_if_it_cannot_be_isolated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "TOOLS", ("unshare", "no-such-tool"))
-    with pytest.raises(MeritError, match="cannot be isolated here: `no-such-tool` is missing"):
-        check_isolation(tmp_path)
-
-
-def test_a_leak_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "PROBE", "print('the network can be reached')")
     with pytest.raises(MeritError, match=r"cannot be isolated here"):
+        check_isolation(tmp_path)
+    monkeypatch.setattr(sandbox, "TOOLS", ("unshare", "no-such-tool"))
+    with pytest.raises(MeritError, match="cannot be isolated here: `no-such-tool` is missing"):
         check_isolation(tmp_path)

@@ -1,6 +1,6 @@
-"""Questions as batches of like length: which share one, and what a model is given of each.
+"""Questions as batches of similar length: which questions share one, and a batch's tensors.
 
-Which questions share a batch depends on the questions alone, so the answers do too.
+Which questions share a batch depends only on the questions, and so do the answers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_THREADS = 4
 class Prompt:
     """One question: text and any number of images, in the order in which they are shown.
 
-    `pixels` are the least and the most that an image is scaled to; None leaves the processor's own.
+    `pixels`: fewest and most pixels that an image is scaled to; None keeps the processor's range.
     """
 
     parts: tuple[str | Picture, ...]
@@ -47,9 +47,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions that are answered together, as the processor makes tensors of them.
+    """Questions that are answered together, and their tensors.
 
-    The image embeddings stand in place of the pixels once the vision part has run (`encode`).
+    Image embeddings replace the pixels once the vision part has run (`encode`).
     """
 
     questions: list[int]  # positions in the prompts
@@ -63,16 +63,13 @@ class Batch:
 def split(processor: Any, prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
     """Positions of the prompts, batch by batch: by limits, then by length, ties in file order.
 
-    A length is words and image tokens; an image's tokens are known from its header alone.
+    A length counts words and image tokens, which an image's header tells.
     """
-    limits = sorted({_limits(prompt) for prompt in prompts})
-    found = []
-    for limit in limits:
-        alike = [i for i, prompt in enumerate(prompts) if _limits(prompt) == limit]
-        lengths = {i: _length(processor, prompts[i]) for i in alike}
-        order = sorted(alike, key=lambda i: (lengths[i], i))
-        found += [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return found
+    by_limits: dict[tuple[int, tuple[int, int]], list[tuple[int, int]]] = {}
+    for i, prompt in enumerate(prompts):
+        by_limits.setdefault(_limits(prompt), []).append((_length(processor, prompt), i))
+    orders = [[i for _, i in sorted(by_limits[limits])] for limits in sorted(by_limits)]
+    return [o[i : i + batch_size] for o in orders for i in range(0, len(o), batch_size)]
 
 
 def _limits(prompt: Prompt) -> tuple[int, tuple[int, int]]:
@@ -83,7 +80,7 @@ def _length(processor: Any, prompt: Prompt) -> int:
     num_words = len(chat_text(processor, prompt).split())
     if not prompt.images:
         return num_words
-    size = _size(prompt) or {}
+    size = image_size(prompt) or {}
     limits = dict(zip(("min_pixels", "max_pixels"), size.values(), strict=False))
     vision = processor.image_processor
     patches = 0
@@ -102,9 +99,9 @@ def _length(processor: Any, prompt: Prompt) -> int:
 
 
 def chat_text(processor: Any, prompt: Prompt) -> str:
-    """The question in the model's chat template, a mark where each image stands.
+    """The question in the model's chat template, with a mark for each image.
 
-    Raises MeritError where a model without a vision part is shown an image.
+    Raises MeritError if a model without a vision part is shown an image.
     """
     content: Any
     if hasattr(processor, "image_processor"):
@@ -122,22 +119,23 @@ def chat_text(processor: Any, prompt: Prompt) -> str:
 
 
 def prepare(processor: Any, prompts: Sequence[Prompt], questions: Sequence[int]) -> Batch:
-    """Open the images of `questions`, and make the tensors of one batch, padded on the left."""
+    """One batch: the images of `questions` opened, and all as tensors, padded on the left."""
     chosen = [prompts[i] for i in questions]
     texts = [chat_text(processor, prompt) for prompt in chosen]
     options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     images = [picture.open() for prompt in chosen for picture in prompt.images]
     if images:
-        size = _size(chosen[0])
+        size = image_size(chosen[0])
         options |= {"images": images} | ({"size": size} if size else {})
-    # a text model's tokenizer would add the kinds of tokens, which the model does not take, and a
-    # mark of the beginning before the one that the template has written
+    # a text model's tokenizer would add token types, which the model does not take, and a second
+    # start token before the template's
     if not hasattr(processor, "image_processor"):
         options |= {"return_token_type_ids": False, "add_special_tokens": False}
     return Batch(list(questions), chosen[0].max_new_tokens, dict(processor(text=texts, **options)))
 
 
-def _size(prompt: Prompt) -> dict[str, int] | None:
+def image_size(prompt: Prompt) -> dict[str, int] | None:
+    """The range of pixels as an image processor takes it; None keeps its own."""
     if prompt.pixels is None:
         return None
     return {"shortest_edge": prompt.pixels[0], "longest_edge": prompt.pixels[1]}
@@ -146,19 +144,19 @@ def _size(prompt: Prompt) -> dict[str, int] | None:
 def prepared(
     processor: Any, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]]
 ) -> Iterator[Batch]:
-    """The batches in turn, made by threads while the ones before them are answered.
+    """The batches in turn, prepared by threads while earlier ones are answered.
 
-    Only a few of them are in memory at a time.
+    Only a few are in memory at a time.
     """
     num_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1))
-    copies = [copy.deepcopy(processor) for _ in range(num_threads)]  # a tokenizer is no shared one
-    own = threading.local()
+    copies = [copy.deepcopy(processor) for _ in range(num_threads)]  # tokenizers are not shared
+    local = threading.local()
 
     def start() -> None:
-        own.processor = copies.pop()
+        local.processor = copies.pop()
 
     def make(questions: Sequence[int]) -> Batch:
-        return prepare(own.processor, prompts, questions)
+        return prepare(local.processor, prompts, questions)
 
     waiting: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(num_threads, initializer=start) as pool:
@@ -175,9 +173,9 @@ def prepared(
 
 
 def encode(model: Any, batch: Batch) -> Batch:
-    """The batch with its images' embeddings by the model's vision part in place of the pixels.
+    """The batch with image embeddings by the model's vision part in place of pixels.
 
-    The frozen part of the work: models that share a vision part can share what this returns.
+    Models that share a vision part can share the result.
     """
     if "pixel_values" not in batch.inputs:
         return batch
@@ -194,7 +192,7 @@ def encode(model: Any, batch: Batch) -> Batch:
 
 
 def vision_hash(model: Any) -> str:
-    """SHA-256 over the names and bytes of the vision part's tensors; of a text model, of none."""
+    """SHA-256 over names and bytes of the vision part's tensors; over nothing for a text model."""
     digest = hashlib.sha256()
     if has_vision(model):
         for name, tensor in sorted(model.model.visual.state_dict().items()):
@@ -204,7 +202,7 @@ def vision_hash(model: Any) -> str:
 
 
 def save_batches(path: Path, batches: Sequence[Batch], vision: str) -> None:
-    """A safetensors file: <number>.<input> a tensor, <number>.questions int64 (num_questions,)."""
+    """Write a safetensors file: <number>.<input>, <number>.questions int64 (num_questions,)."""
     tensors = {}
     for i, batch in enumerate(batches):
         for name, tensor in batch.inputs.items():
@@ -216,7 +214,7 @@ def save_batches(path: Path, batches: Sequence[Batch], vision: str) -> None:
 
 
 def load_batches(path: Path, model: Any) -> list[Batch]:
-    """What `save_batches` wrote. Raises MeritError where the model's vision part is another one."""
+    """What `save_batches` wrote. Raises MeritError if the model has another vision part."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -229,7 +227,7 @@ def load_batches(path: Path, model: Any) -> list[Batch]:
     if vision != vision_hash(model):
         raise MeritError(
             f"{path}: the images were encoded by another vision part than this model's; set "
-            "`evaluation.cache_images: false` where fine-tuning changes it"
+            "`evaluation.cache_images: false` if fine-tuning changes it"
         )
     return [
         Batch(inputs.pop("questions").tolist(), int(inputs.pop("max_new_tokens")), inputs)

@@ -1,4 +1,4 @@
-"""Greedy answers of one model to many questions, batch by batch; finished batches are kept."""
+"""Greedy answers of one model to a batch of questions; finished batches are kept on disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from merit.io.artifacts import atomic_write
 
 
 def generate(model: Any, processor: Any, batch: Batch) -> list[str]:
-    """The model's greedy answers to the batch's questions, on the model's device and in its dtype.
+    """The model's greedy answers to the batch's questions, on its device and in its dtype.
 
-    Greedy and without penalties, whatever the checkpoint's generation_config.json says: Qwen's asks
-    for sampling and a repetition penalty of 1.05. Ends at the checkpoint's end tokens.
+    Greedy and without penalties, whatever generation_config.json says (Qwen's: sampling and a
+    repetition penalty of 1.05). Ends at the checkpoint's end tokens.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     inputs = {name: t.to(model.device) for name, t in encode(model, batch).inputs.items()}
@@ -41,7 +41,7 @@ def generate(model: Any, processor: Any, batch: Batch) -> list[str]:
 
 
 def _with_embeddings(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs with the embeddings image by image, as transformers takes them."""
+    """The inputs with embeddings per image, as transformers takes them."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     if EMBEDDINGS not in inputs:
@@ -54,10 +54,10 @@ def _with_embeddings(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class Partial:
-    """The answers to finished batches, a JSON line each, so that a killed run goes on from there.
+    """Answers to finished batches, a JSON line each, so that an interrupted run resumes.
 
-    The first line says what they are answers to; where that is something else now, they are
-    dropped. A line that was cut short is dropped too.
+    The first line identifies what was asked; answers to something else, and a line that was cut
+    short, are dropped.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -72,10 +72,10 @@ class Partial:
         atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in whole))
 
     def drop(self) -> None:
-        """All is answered, and stored elsewhere."""
+        """Delete the file, once all answers are stored elsewhere."""
         self.path.unlink()
 
     def add(self, answers: dict[int, str]) -> None:
-        """Keep one batch's answers, by the questions' positions."""
+        """Append one batch's answers: {position of the question: text}."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(answers) + "\n")

@@ -1,7 +1,7 @@
 """lm-eval's own tasks: MMLU, GPQA, HellaSwag, WinoGrande, BoolQ, XNLI, ARC-C, and HumanEval.
 
 Data come from the hub through `datasets`, or from `evaluation.text_data`: a folder that holds the
-hub's repositories as they are there (`<folder>/aps/super_glue/README.md`, ...).
+hub's repositories (`<folder>/aps/super_glue/README.md`, ...).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import yaml
 
 from merit.config import Evaluation
 from merit.errors import MeritError
-from merit.eval.answering.lm_engine import Answers, quiet
+from merit.eval.answering.lm_engine import TASKS_DIR, Answers, collect, quiet
 from merit.eval.answering.sandbox import check_isolation, passes
 from merit.eval.benchmarks import Benchmark, benchmark
 
-OWN_TASKS = Path(__file__).parents[1] / "tasks" / "public"
+OWN_TASKS = TASKS_DIR / "public"
 SEED = 0  # of few-shot examples, and of the order in which GPQA's options are shown
 
 
 def answer_public(
     model: Any, tokenizer: Any, names: list[str], settings: Evaluation
 ) -> dict[str, Answers]:
-    """What lm-eval makes of `model` on its own tasks, by benchmark.
+    """What `model` answers to lm-eval's own tasks and its scores, by benchmark.
 
-    Questions are "<subtask>/<number>", in lm-eval's order. Raises MeritError where data cannot be
-    had, or code would be run that is not allowed to or cannot be isolated.
+    Questions are "<subtask>/<number>", in lm-eval's order. Raises MeritError if data are missing,
+    or code would be run that is not allowed to or cannot be isolated.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -42,8 +42,7 @@ def answer_public(
     language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     found = {}
     for record in records:
-        place = settings.text_data
-        with quiet(), _folder_of_data(place), _named(record, place), _without_cache():
+        with quiet(), _data_of(record, settings.text_data), _without_cache():
             asked, num_subtasks = load_task(manager, record, settings)
             results = simple_evaluate(
                 model=language_model,
@@ -60,8 +59,15 @@ def answer_public(
                 log_samples=True,
             )
         assert results is not None
-        found[record.name] = collect(results, record)
+        subtasks = results["samples"]
+        found[record.name] = collect(
+            results, record.dataset, subtasks, record.key, _index, lambda sample, best: str(best)
+        )
     return found
+
+
+def _index(subtask: str, sample: Any) -> str:
+    return f"{subtask}/{sample['doc_id']}"
 
 
 @functools.lru_cache(maxsize=1)
@@ -73,7 +79,7 @@ def all_tasks() -> Any:
 
 
 def check_code(records: list[Benchmark], settings: Evaluation) -> None:
-    """Raises MeritError where a benchmark runs what models write, and may not or cannot safely."""
+    """Raises MeritError if a benchmark runs model code, and may not or cannot do so safely."""
     for record in records:
         if record.runs_code:
             if not settings.run_model_code:
@@ -85,7 +91,7 @@ def check_code(records: list[Benchmark], settings: Evaluation) -> None:
 
 
 def limit_of_each(max_questions: int | None, num_subtasks: int) -> int | None:
-    """What lm-eval, which limits every subtask by itself, is told: 20 of XNLI are one a language.
+    """lm-eval's limit per subtask: 20 questions of XNLI are one per language.
 
     At least one: MMLU's 57 subjects are 57 questions, whatever the limit.
     """
@@ -93,31 +99,44 @@ def limit_of_each(max_questions: int | None, num_subtasks: int) -> int | None:
 
 
 def load_task(manager: Any, record: Benchmark, settings: Evaluation) -> tuple[Any, int]:
-    """lm-eval's task or group, with what it makes of its data the same every time; and of how many
-    tasks it is.
+    """lm-eval's task or group, which reads its data the same way every time; its number of tasks.
 
-    GPQA shuffles its options anew whenever its questions are looked at, by Python's generator or
-    (with examples) one of its own, and `datasets` keeps the first outcome on disk, whatever the
-    seed was: without that cache, and seeded right before, there is one order.
+    GPQA shuffles its options whenever its questions are read, by Python's generator or (with
+    examples) one of its own, and `datasets` keeps the first outcome on disk, whatever the seed was.
+    Without that cache, and seeded right before, the order is fixed.
     """
     found = manager.load([task(record, settings)])
-    for each in found["tasks"].values():
-        process = each.config.process_docs
-        if process is not None:
-            each.config.process_docs = functools.partial(_seeded, process)
     tasks = found["tasks"]
+    for each in tasks.values():
+        if each.config.process_docs is not None:
+            each.config.process_docs = functools.partial(_seeded, each.config.process_docs)
     return found["groups"].get(record.dataset) or tasks[record.dataset], len(tasks)
 
 
 def _seeded(process: Callable[[Any], Any], dataset: Any) -> Any:
-    generator = getattr(process, "__globals__", {}).get("rng", random)
-    generator.seed(SEED)
+    getattr(process, "__globals__", {}).get("rng", random).seed(SEED)
     return process(dataset)
+
+
+def task(record: Benchmark, settings: Evaluation) -> Any:
+    """lm-eval's name of the task; if it runs code, our task with the sandbox."""
+    if not record.runs_code:
+        return record.dataset
+    config = yaml.safe_load((OWN_TASKS / f"{record.dataset}.yaml").read_text(encoding="utf-8"))
+    length = record.max_new_tokens or settings.max_new_tokens
+    config["generation_kwargs"]["max_gen_toks"] = length
+    return config | {"process_results": run_tests}
+
+
+def run_tests(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """HumanEval: whether the completed function passes its tests."""
+    program = f"{doc['prompt']}{results[0]}\n{doc['test']}\ncheck({doc['entry_point']})"
+    return {"pass@1": float(passes(program))}
 
 
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
-    """What is made of a dataset is not kept on disk; the dataset itself is."""
+    """Keep processed data sets off the disk; the data sets themselves stay cached."""
     import datasets
 
     before = datasets.is_caching_enabled()
@@ -129,63 +148,19 @@ def _without_cache() -> Iterator[None]:
             datasets.enable_caching()
 
 
-def task(record: Benchmark, settings: Evaluation) -> Any:
-    """lm-eval's task by name; one that runs code with our way to run it."""
-    if not record.runs_code:
-        return record.dataset
-    config = yaml.safe_load((OWN_TASKS / f"{record.dataset}.yaml").read_text(encoding="utf-8"))
-    length = record.max_new_tokens or settings.max_new_tokens
-    config["generation_kwargs"]["max_gen_toks"] = length
-    return config | {"process_results": run_tests}
-
-
-def run_tests(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """HumanEval: does the completed function pass its tests?"""
-    program = f"{doc['prompt']}{results[0]}\n{doc['test']}\ncheck({doc['entry_point']})"
-    return {"pass@1": float(passes(program))}
-
-
-def collect(results: Any, record: Benchmark) -> Answers:
-    """The reported number, of a group its own, and every question of all subtasks."""
-    reported = {**results["results"], **results.get("groups", {})}[record.dataset]
-    score = next(float(v) for key, v in reported.items() if key.split(",")[0] == record.key)
-    predictions, questions = {}, {}
-    for name, samples in results["samples"].items():
-        for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
-            index = f"{name}/{sample['doc_id']}"
-            questions[index] = float(sample[record.key])
-            predictions[index] = _prediction(sample)
-    return Answers(100 * score, predictions, questions)
-
-
-def _prediction(sample: Any) -> str:
-    """The written text, or the number of the option that is ranked first."""
-    responses = sample["filtered_resps"]
-    if isinstance(responses[0], str):
-        return responses[0]
-    likelihoods = [float(response[0]) for response in responses]
-    return str(likelihoods.index(max(likelihoods)))
-
-
 @contextlib.contextmanager
-def _folder_of_data(folder: str | None) -> Iterator[None]:
-    """`datasets` takes a folder here that is called like a repository of the hub in its place."""
-    if folder is None:
-        yield
-        return
-    if not Path(folder).is_dir():
-        raise MeritError(f"key `evaluation.text_data`: no such folder: {folder}")
-    with contextlib.chdir(folder):
-        yield
+def _data_of(record: Benchmark, folder: str | None) -> Iterator[None]:
+    """Load data from `folder`, else the hub; a failure of `datasets` names the benchmark.
 
-
-@contextlib.contextmanager
-def _named(record: Benchmark, folder: str | None) -> Iterator[None]:
-    """What `datasets` says where it finds no data, in a sentence that names the benchmark."""
+    `datasets` prefers a local folder that has the name of a hub repository.
+    """
     from datasets.exceptions import DatasetsError
 
+    if folder is not None and not Path(folder).is_dir():
+        raise MeritError(f"key `evaluation.text_data`: no such folder: {folder}")
     try:
-        yield
+        with contextlib.chdir(folder) if folder else contextlib.nullcontext():
+            yield
     except (DatasetsError, OSError, ValueError) as error:
         place = f"the folder {folder}" if folder else "the hub or its cache"
         raise MeritError(

@@ -1,4 +1,4 @@
-"""The questions' images, each opened when its batch is next: never all of them in memory."""
+"""The questions' images, each opened when its batch is prepared: never all in memory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Picture:
     """An image file; or, with an `index`, an image in that row of a VLMEvalKit TSV at `path`.
 
-    A row may hold several, base64 each; `position` says which. Both methods raise MeritError where
-    there is no readable image.
+    A row may hold several in base64; `position` says which. Both methods raise MeritError if the
+    image cannot be read.
     """
 
     path: Path
@@ -65,8 +65,8 @@ class Picture:
 
 
 def _read_cell(path: Path, index: str) -> str:
-    header, places = _scan(path)
-    start, end = places[index]
+    header, rows = _scan(path)
+    start, end = rows[index]
     with path.open("rb") as file:
         file.seek(start)
         record = file.read(end - start).decode("utf-8")
@@ -77,7 +77,7 @@ def _read_cell(path: Path, index: str) -> str:
 @lru_cache(maxsize=64)
 def _scan(path: Path) -> tuple[list[str], dict[str, tuple[int, int]]]:
     """The columns, and {index: (first byte, last byte + 1) of its row}; a row may span lines."""
-    places: dict[str, tuple[int, int]] = {}
+    offsets: dict[str, tuple[int, int]] = {}
     with path.open("rb") as file:
         lines = _Lines(file)
         rows = csv.reader(lines, delimiter="\t")
@@ -85,13 +85,13 @@ def _scan(path: Path) -> tuple[list[str], dict[str, tuple[int, int]]]:
         column, start = header.index("index"), lines.offset
         for row in rows:
             if row:
-                places[row[column]] = (start, lines.offset)
+                offsets[row[column]] = (start, lines.offset)
             start = lines.offset
-    return header, places
+    return header, offsets
 
 
 class _Lines:
-    """A file's lines, and how many bytes of it have been read."""
+    """A file's lines, and how many bytes have been read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.offset = file, 0

@@ -1,4 +1,4 @@
-"""reasoning-gym's own scorer, for questions that merit.data.sources.reasoning wrote."""
+"""reasoning-gym's own scorer, for the questions of merit.data.sources.reasoning."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ def _task(task: str, seed: int) -> Any:
 
 
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """{"score": what the task's `score_answer` gives the answer, in 0..1}, as lm-eval takes it.
+    """{"score": the task's `score_answer` of the answer, in 0..1}, as lm-eval takes it.
 
-    The instance is generated again from its task, seed and item. A scorer that stumbles over what a
-    model wrote (a number expected) gives 0. Raises MeritError where the package asks another
-    question now than the one that was stored.
+    The instance is generated again from its task, seed and item. If the scorer fails on the answer
+    (a number expected), the score is 0. Raises MeritError if the package's question has changed.
     """
     dataset = _task(doc["task"], doc["seed"])
     entry = dataset[doc["item"]]

@@ -1,20 +1,21 @@
-"""Running what a model has written: no network, no files but a small /tmp, little time and memory.
+"""Run what a model has written: no network, no files but a small /tmp, limited time and memory.
 
-Linux namespaces through util-linux' `unshare`, for which no rights are needed on most systems: an
-empty network, every file system read-only, /tmp and the working folder in memory, processes that
-end with the first one, no capabilities, nothing of the environment. Where the system does not allow
-it, nothing is run.
+Linux namespaces through util-linux' `unshare`, which needs no rights on most systems: an empty
+network, read-only file systems, /tmp and the working folder in memory, processes that end with the
+first one, no capabilities, an empty environment. If the system does not allow it, nothing is run.
 """
 
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from merit.errors import MeritError
 
+ADVICE = "leave benchmarks that run code out of `evaluation.benchmarks`, or use another machine"
 TOOLS = ("unshare", "setpriv", "prlimit", "mount")
 PREPARE = """
 while read -r _ place _; do mount -o remount,bind,ro "$place" 2>/dev/null; done < /proc/self/mounts
@@ -42,23 +43,15 @@ print("; ".join(found) or "isolated")
 
 
 def passes(program: str, timeout: float = 10.0, memory: int = 1 << 30) -> bool:
-    """Whether a Python program ends without an error.
-
-    Args: timeout in seconds of wall clock, memory in bytes of address space.
-    """
+    """Whether a Python program ends without an error in `timeout` seconds and `memory` bytes."""
     return _run(program, timeout, memory).returncode == 0
 
 
 def check_isolation(folder: Path) -> None:
-    """Raises MeritError where programs cannot be isolated here.
-
-    Args: folder: where a program must not be able to write.
-    """
+    """Raises MeritError if programs cannot be isolated here, or could write to `folder`."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         raise MeritError(f"model code cannot be isolated here: `{missing[0]}` is missing; {ADVICE}")
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         target = folder.resolve() / ".merit-sandbox-probe"
@@ -67,9 +60,6 @@ def check_isolation(folder: Path) -> None:
     if done.stdout.strip() != "isolated":
         found = done.stdout.strip() or done.stderr.strip().splitlines()[-1:] or "no namespaces"
         raise MeritError(f"model code cannot be isolated here ({found}); {ADVICE}")
-
-
-ADVICE = "leave benchmarks that run code out of `evaluation.benchmarks`, or use another machine"
 
 
 def _run(program: str, timeout: float, memory: int) -> subprocess.CompletedProcess[str]:

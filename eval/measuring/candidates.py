@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merit.config import Experiment
-from merit.eval.answering.answers import Answers, Respondent, prompts_of, question_files
+from merit.eval.answering.answers import (
+    Answers,
+    Questions,
+    encode_questions,
+    generate_answers,
+    question_files,
+)
 from merit.eval.answering.answers import Scores as Scored
 from merit.eval.benchmarks import engine_of
 from merit.eval.engine import ScoringEngine
@@ -62,11 +68,15 @@ def score_candidates(
         base = paths.base
         model = load_model(base, for_generation(experiment.model))
         processor = load_processor(base)
-        respondent = Respondent(settings, files, prompts_of(engine, files))
+        questions = Questions(settings, files, engine.prompts(files) if engine else {})
+        cached = settings.cache_images and by_vlmeval
+        encoded = encode_questions(model, processor, questions) if cached else None
         progress = stack.enter_context(Progress(f"{label}, models", len(candidates)))
         for candidate in candidates:
             place(model, base, candidate)
-            answers[candidate.name], found = respondent.answer(model, processor)
+            answers[candidate.name], found = generate_answers(
+                model, processor, questions, encoded=encoded
+            )
             if found is not None:
                 scored[candidate.name] = found
             progress.advance()

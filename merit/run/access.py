@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 
 from merit.config import Experiment
 from merit.config.data import PublicData
@@ -25,8 +24,9 @@ def needs_hub(experiment: Experiment, stage: str) -> bool:
         parts = [base.assemble.vision, base.assemble.decoder] if base.assemble else []
         return base.hub is not None or any(origin.hub is not None for origin in parts)
     if stage in ANSWERING and evaluation.text_data is None:
-        find = pkgutil.resolve_name("merit.eval.benchmarks:benchmark")
-        return any(find(name).kind == "lm_eval" for name in evaluation.benchmarks)
+        from merit.eval.benchmarks import benchmark
+
+        return any(benchmark(name).kind == "lm_eval" for name in evaluation.benchmarks)
     return False
 
 
