@@ -7,7 +7,6 @@ import json
 import os
 import ssl
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,37 +127,19 @@ def test_scores_of_stored_answers_are_golden(engine: ScoringEngine, world: Path)
     }
 
 
-@pytest.mark.parametrize(
-    ("prediction", "hit"),
-    [
-        ("B", 1),
-        ("(B)", 1),
-        ("b", 0),
-        ("blue", 1),  # the only option whose text occurs
-        ("Blue .", 1),
-        ("the answer is B", 1),
-        ("B B", 1),
-        ("A B", 0),
-        ("blue or red", 0),
-        ("A blue one", 0),  # "A" is read as the letter
-        ("B it is , for all to see", 0),  # the letter must be among the last four words
-    ],
-)
-def test_what_counts_as_a_letter(
-    engine: ScoringEngine, tmp_path: Path, prediction: str, hit: int
-) -> None:
-    file = write_tsv(tmp_path / "q.tsv", [{**CHOICE, "B": "blue", "answer": "B"}])
-    scores = engine.score({"mini_scene": file}, {"m": {"mini_scene": {"0": prediction}}})
-    assert scores["m"]["mini_scene"].questions == {"0": hit}
-
-
-def test_many_models_score_within_seconds(engine: ScoringEngine, tmp_path: Path) -> None:
-    file = write_tsv(tmp_path / "q.tsv", [{**CHOICE, "answer": "ABCD"[i % 4]} for i in range(150)])
-    answers = {str(i): "A" for i in range(150)}
-    begin = time.perf_counter()
-    scores = engine.score({"mini_mcq": file}, {f"m{i}": {"mini_mcq": answers} for i in range(5)})
-    assert time.perf_counter() - begin < 5
-    assert [s["mini_mcq"].score for s in scores.values()] == pytest.approx([100 * 38 / 150] * 5)
+def test_what_counts_as_a_letter(engine: ScoringEngine, tmp_path: Path) -> None:
+    hits = {
+        **{"B": 1, "(B)": 1, "b": 0, "Blue .": 1, "the answer is B": 1, "B B": 1, "A B": 0},
+        "blue": 1,  # the only option whose text occurs
+        "blue or red": 0,
+        "A blue one": 0,  # "A" is read as the letter
+        "B it is , for all to see": 0,  # the letter must be among the last four words
+    }
+    file = write_tsv(tmp_path / "q.tsv", [{**CHOICE, "answer": "B"}] * len(hits))
+    answers = {str(i): text for i, text in enumerate(hits)}
+    scores = engine.score({"mini_scene": file}, {"m": {"mini_scene": answers}})
+    found = scores["m"]["mini_scene"].questions
+    assert {text: found[i] for i, text in answers.items()} == hits
 
 
 @pytest.mark.parametrize(
@@ -204,13 +185,9 @@ def test_bad_requests_are_refused_and_survived(
     with pytest.raises(MeritError, match="index '0': `answer`: `facts` must be"):
         engine.prompts({"mini_explain": broken})
     assert len(engine.prompts(signs)["mini_signs"]) == 4
-
-
-def test_vlmeval_stays_out_of_this_process(engine: ScoringEngine, files: dict[str, Path]) -> None:
-    engine.prompts(files)
-    assert "vlmeval" not in sys.modules
+    # vlmeval stays out of this process
+    assert not {"vlmeval", "LMUData"} & {*sys.modules, *os.environ}
     assert ssl._create_default_https_context is ssl.create_default_context
-    assert "LMUData" not in os.environ
 
 
 def test_death_of_the_process_is_told_with_its_last_words(

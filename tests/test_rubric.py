@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merit.errors import MeritError
-from merit.eval.benchmarks import BENCHMARKS, benchmark
 from merit.eval.rubric import (
     Reference,
     exact_score,
@@ -49,18 +48,13 @@ def test_score_by_hand(prediction: str, score: float) -> None:
     assert rubric_score(prediction, SCENE) == score
 
 
-def test_wrong_phrase_inside_a_longer_fact_is_not_asserted() -> None:
+def test_phrases_inside_phrases() -> None:
     absent = reference([["no red circle"], ["blue square"]], ("red circle", "square"))
     assert rubric_score("There is no red circle.", absent) == 0.5
     assert rubric_score("There is no red circle. A red circle.", absent) == 0.0
     assert rubric_score("a blue square", absent) == 0.5
-
-
-def test_fact_inside_a_wrong_phrase_does_not_excuse_it() -> None:
+    # a fact inside a wrong phrase does not excuse it
     assert rubric_score("a red square", reference([["red"]], ("red square",))) == 0.0
-
-
-def test_normalise_by_hand() -> None:
     assert normalise("A red circle. It's 2.5 high!") == "a red circle | it s 2.5 high"
     assert normalise(" . ") == ""
 
@@ -79,19 +73,12 @@ def test_score_counts_phrases(parts: list[str]) -> None:
     assert rubric_score(text.upper() + "!", SCENE) == rubric_score(text, SCENE)
 
 
-@given(st.text(max_size=60))
-def test_any_text_scores_within_bounds(text: str) -> None:
-    assert 0.0 <= rubric_score(text, SCENE) <= 1.0
-    assert normalise(normalise(text).replace("|", ".")) == normalise(text)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("red", "not valid JSON"),
         ("[]", "an object"),
         ('{"wrong": []}', "`facts` must be"),
-        ('{"facts": []}', "`facts` must be"),
         ('{"facts": ["red"]}', r"`facts\[0\]` must be a list"),
         ('{"facts": [["red"], []]}', r"`facts\[1\]` is empty"),
         ('{"facts": [["."]]}', "without a word"),
@@ -120,43 +107,3 @@ def test_malformed_reference_is_refused(text: str, message: str) -> None:
 )
 def test_exact_by_hand(prediction: str, answer: str, score: float) -> None:
     assert exact_score(prediction, answer) == score
-
-
-@given(st.text(alphabet="aB3 .", max_size=8))
-def test_exact_ignores_case_and_one_period(answer: str) -> None:
-    assert exact_score(f" {answer.swapcase()} ", answer) == 1.0
-    longer = f"{answer}x"
-    assert exact_score(f"{longer}.", longer) == 1.0
-    assert exact_score(f"{longer} x", longer) == 0.0
-
-
-def test_table_stands_for_the_papers_columns() -> None:
-    minis = [record for record in BENCHMARKS.values() if record.name.startswith("mini_")]
-    vision, text = minis[:8], minis[8:]
-    assert [record.paper_column for record in vision] == [
-        "seedbench", "mmbench", "llava_wild", "mmvet", "textvqa", "ai2d", "mathvista", "mmmu",
-    ]  # fmt: skip
-    assert [record.kind for record in vision] == ["choice"] * 2 + ["open"] * 2 + ["exact"] * 4
-    assert [record.paper_column for record in text] == [
-        "mmlu", "gpqa", "hellaswag", "winogrande", "boolq", "xnli", "arc_challenge", "humaneval",
-    ]  # fmt: skip
-    assert [record.kind for record in text] == ["likelihood"] * 6 + ["generation"] * 2
-    for records in (vision, text):
-        categories = [record.category for record in records]
-        assert categories[::2] == categories[1::2]
-        assert len(set(categories)) == 4
-    assert benchmark("mini_mcq").metric == "accuracy"
-
-
-def test_unknown_benchmark_names_the_nearest() -> None:
-    with pytest.raises(MeritError, match=r"mini_chart.*did you mean `mini_charts`"):
-        benchmark("mini_chart")
-    with pytest.raises(MeritError, match="known: mini_scene, mini_mcq"):
-        benchmark("zzz")
-
-
-def test_open_ended_benchmarks_are_those_with_a_rubric() -> None:
-    """The minis' and the public ones; benchmarks that a judge reads for an answer are not."""
-    assert [name for name, record in BENCHMARKS.items() if record.open_ended] == [
-        "mini_describe", "mini_explain", "llava_wild", "mmvet", "miabench",
-    ]  # fmt: skip
