@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from merit.eval.answering.answers import Answers, Prompts, Scores
+from merit.eval.answering.answers import Answers, Prompts, Questions, Scores
 from merit.eval.engine import BenchmarkScore
 from merit.eval.measuring import candidates
 from merit.eval.measuring.candidates import Candidate, average_files, moved, place, score_candidates
@@ -126,25 +126,22 @@ class FakeEngine:
         }
 
 
-class FakeRespondent:
+def by_sum(
+    model: Any, processor: Any, questions: Questions, encoded: Any = None
+) -> tuple[Answers, Scores | None]:
     """Answers the first question by what the model's tensors add up to, the others always alike."""
-
-    def __init__(self, settings: Any, files: Mapping[str, Path], prompts: Prompts) -> None:
-        self.names, self.prompts = list(files), prompts
-
-    def answer(self, model: Any, processor: Any) -> tuple[Answers, Scores | None]:
-        total = sum(float(tensor.double().sum()) for tensor in held(model).values())
-        assert self.prompts == {
-            "mini_mcq": {"0": "validation ?", "1": "say yes ."}
-        }  # of the split that was asked for
-        return {name: {"0": f"{total:.9f}", "1": "yes"} for name in self.names}, None
+    total = sum(float(tensor.double().sum()) for tensor in held(model).values())
+    assert questions.prompts == {
+        "mini_mcq": {"0": "validation ?", "1": "say yes ."}
+    }  # of the split that was asked for
+    return {name: {"0": f"{total:.9f}", "1": "yes"} for name in questions.files}, None
 
 
 def test_every_candidate_is_scored_by_its_own_answers(
     paths: Artifacts, base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "ScoringEngine", FakeEngine)
-    monkeypatch.setattr(candidates, "Respondent", FakeRespondent)
+    monkeypatch.setattr(candidates, "generate_answers", by_sum)
     found = score_candidates(
         synthetic.experiment(benchmarks=["mini_mcq"]),
         paths,
@@ -165,27 +162,23 @@ def test_every_candidate_is_scored_by_its_own_answers(
     }
 
 
-class TextRespondent:
+def by_norm(
+    model: Any, processor: Any, questions: Questions, encoded: Any = None
+) -> tuple[Answers, Scores]:
     """In the place of lm-eval, which scores as it asks."""
-
-    def __init__(self, settings: Any, files: Mapping[str, Path], prompts: Prompts) -> None:
-        assert prompts == {}
-        self.files = files
-
-    def answer(self, model: Any, processor: Any) -> tuple[Answers, Scores]:
-        score = float(held(model)[NORM].mean())
-        questions = {"0": score, "1": 0.5}
-        return (
-            {name: dict.fromkeys(questions, "A") for name in self.files},
-            {name: BenchmarkScore(0.0, questions) for name in self.files},
-        )
+    assert questions.prompts == {}
+    scores = {"0": float(held(model)[NORM].mean()), "1": 0.5}
+    return (
+        {name: dict.fromkeys(scores, "A") for name in questions.files},
+        {name: BenchmarkScore(0.0, scores) for name in questions.files},
+    )
 
 
 def test_text_benchmarks_are_scored_without_an_engine(
     paths: Artifacts, base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "ScoringEngine", None)  # VLMEvalKit is not started
-    monkeypatch.setattr(candidates, "Respondent", TextRespondent)
+    monkeypatch.setattr(candidates, "generate_answers", by_norm)
     scored = [
         Candidate("low", lambda: {NORM: torch.full_like(base[NORM], 0.25)}),
         Candidate("high", lambda: {NORM: torch.full_like(base[NORM], 0.75)}),
