@@ -48,7 +48,7 @@ def test_an_example_comes_back_as_it_was(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"id": "a-0",', "not valid JSON"),
-        ("[1, 2]", "found list"),
+        ("[1, 2]", r"expected an object, found \[1, 2\]"),
         ({k: v for k, v in GOOD.items() if k != "task"}, r"expected the keys .*'task'.*, found"),
         ({**GOOD, "image": "x.png"}, "found .*'image', 'images'"),
         ({**GOOD, "messages": []}, "at least one turn"),

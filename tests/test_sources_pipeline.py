@@ -9,16 +9,11 @@ import public_fixtures
 import pytest
 import yaml
 
-from merit.config import load_experiment
-from merit.config.branches import plan
 from merit.data import stage as data
 from merit.data.sources.public import PUBLIC
 from merit.io.artifacts import Artifacts, read_json
-from merit.io.checkpoints import Checkpoint
-from merit.merge import model as merge
 from merit.partition import stage as partition
 from merit.train import base, encode
-from merit.train import branch as train
 from merit.train import task_gradients as gradients
 from tests.conftest import Tiny
 
@@ -72,14 +67,3 @@ def test_every_source_goes_through_the_pipeline(
     [assignment] = read_json(paths.partition / "partitions.json").values()
     assert set(assignment) == set(counts)
     assert set(assignment.values()) == {0, 1}
-
-    todo = plan(load_experiment("public"))
-    assert len(todo.branches) == 2
-    for branch in todo.branches:
-        train.run("public", branch)
-    merge.run("public", "merit-1d-s1")
-    theta0, merged = (dict(Checkpoint(p).items()) for p in (paths.base, paths.model("merit-1d-s1")))
-    assert merged.keys() == theta0.keys()
-    moved = {name for name in merged if not merged[name].equal(theta0[name])}
-    assert moved
-    assert not any("visual" in name for name in moved)

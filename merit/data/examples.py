@@ -37,12 +37,8 @@ class Example:
     images: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "task": self.task,
-            "messages": list(self.messages),
-            "images": list(self.images),
-        }
+        lists = {"messages": list(self.messages), "images": list(self.images)}
+        return {"id": self.id, "task": self.task, **lists}
 
 
 def make_example(
@@ -52,10 +48,8 @@ def make_example(
     messages = []
     for i, (prompt, answer) in enumerate(turns):
         content = (IMAGE_TOKEN + "\n") * len(images) + prompt if i == 0 else prompt
-        messages += [
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": answer},
-        ]
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": answer})
     return Example(identifier, task, tuple(messages), images)
 
 
@@ -163,7 +157,8 @@ def iter_examples(path: Path) -> Iterator[Example]:
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
-                yield _parse(line, f"{path}, line {number}")
+                where = f"{path}, line {number}"
+                yield example_from(parse_object(line, where), where)
     except FileNotFoundError:
         raise MeritError(f"{path}: file not found; the data stage writes it") from None
     except UnicodeDecodeError as error:
@@ -174,19 +169,25 @@ def iter_examples(path: Path) -> Iterator[Example]:
         raise MeritError(f"{path}: zero examples; remove the task or give it at least one example")
 
 
-def _parse(line: str, where: str) -> Example:
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object in the text. Raises MeritError that begins with `where`."""
     try:
-        value = json.loads(line)
+        return is_object(json.loads(text), where)
     except json.JSONDecodeError as error:
         raise MeritError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
-    return example_from(value, where)
 
 
-def example_from(value: Any, where: str) -> Example:
-    """The example of one JSON value. Raises MeritError that begins with `where`."""
-    if not isinstance(value, dict) or set(value) != KEYS:
-        found = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise MeritError(f"{where}: expected the keys {sorted(KEYS)}, found {found}")
+def is_object(value: Any, where: str) -> dict[str, Any]:
+    """The value, if it is a JSON object. Raises MeritError that begins with `where`."""
+    if not isinstance(value, dict):
+        raise MeritError(f"{where}: expected an object, found {value!r:.80}")
+    return value
+
+
+def example_from(value: dict[str, Any], where: str) -> Example:
+    """The example of one JSON object. Raises MeritError that begins with `where`."""
+    if set(value) != KEYS:
+        raise MeritError(f"{where}: expected the keys {sorted(KEYS)}, found {sorted(value)}")
     messages = value["messages"]
     if not isinstance(messages, list) or not messages:
         raise MeritError(f"{where}: `messages` must be a list with at least one turn")

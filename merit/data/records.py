@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from merit.data import parquet
-from merit.data.examples import BadRecord, Example
+from merit.data.examples import BadRecord, Example, is_object, parse_object
 from merit.data.hub import files
 from merit.data.images import ImageFinder
 from merit.data.tasks import file_stem
@@ -148,7 +148,7 @@ def json_records(path: Path) -> Iterator[dict[str, Any]]:
                         ) from None
                 else:
                     number += 1
-                    yield _object(value, f"{path}, record {number}")
+                    yield is_object(value, f"{path}, record {number}")
                     continue
             if ended:
                 return
@@ -159,11 +159,7 @@ def json_records(path: Path) -> Iterator[dict[str, Any]]:
 def jsonl_records(path: Path) -> Iterator[dict[str, Any]]:
     """The object of every line. Raises MeritError that names the file and the line."""
     for number, line in enumerate(text_lines(path), start=1):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise MeritError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
-        yield _object(value, f"{path}, line {number}")
+        yield parse_object(line, f"{path}, line {number}")
 
 
 def text_lines(path: Path) -> Iterator[str]:
@@ -196,9 +192,3 @@ def _refuse_pointer(path: Path, text: str) -> None:
             f"{path}: a Git LFS pointer in place of the file; fetch the file itself "
             "(`git lfs pull`, or let merit fetch it)"
         )
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise MeritError(f"{where}: expected an object, found {value!r:.80}")
-    return value

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from merit.data.examples import BadRecord, Example, escape, example_from
+from merit.data.examples import BadRecord, Example, escape, example_from, parse_object
 from merit.data.images import ImageFinder
 from merit.data.records import Record, Source, TaskOf, text_lines
 from merit.data.tasks import task_of_file
@@ -41,17 +40,12 @@ def lines(folder: Path, name: str, task_of: TaskOf) -> Iterator[Record]:
 def convert(record: Record, images: ImageFinder) -> Example:
     """The line's example, its images found. Raises BadRecord."""
     try:
-        value = json.loads(record.value["line"])
-    except json.JSONDecodeError as error:
-        raise BadRecord(f"not valid JSON ({error.msg}, column {error.colno})") from None
-    if not isinstance(value, dict):
-        raise BadRecord(f"expected an object, found {value!r:.80}")
-    value = {"id": record.id, "task": record.task, "images": [], **value}
-    if value["task"] != record.task:
-        raise BadRecord(f"`task` is {value['task']!r}, but the file is {record.task!r}'s")
-    if isinstance(value.get("messages"), list):
-        value["messages"] = [_escaped(message) for message in value["messages"]]
-    try:
+        stated = parse_object(record.value["line"], record.where)
+        value = {"id": record.id, "task": record.task, "images": [], **stated}
+        if value["task"] != record.task:
+            raise BadRecord(f"`task` is {value['task']!r}, but the file is {record.task!r}'s")
+        if isinstance(value.get("messages"), list):
+            value["messages"] = [_escaped(message) for message in value["messages"]]
         example = example_from(value, record.where)
     except MeritError as error:
         raise BadRecord(str(error).removeprefix(f"{record.where}: ")) from None
