@@ -11,15 +11,13 @@ import pytest
 
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate
-from merit.eval.report.study_sections import sentences
-from merit.eval.studies.readiness import draw as drawing
 from merit.eval.studies.readiness import measure as readiness
 from merit.eval.studies.readiness.geometry import CONDITIONS, Split, conditions, geometry
 from merit.eval.studies.readiness.measure import outcome, reference_models
 from merit.eval.studies.readiness.settings import Readiness, Thresholds
 from merit.io.artifacts import Artifacts
 from tests import synthetic
-from tests.meters import toy, vector
+from tests.evaluators import toy, vector
 from tests.scored import Right, scripted_scores
 
 SETTINGS = Readiness(joint="joint-1ep", random="random-2", num_points=5)
@@ -196,22 +194,6 @@ def test_the_verdict_in_a_sentence(
     assert summary["merge_ready"] == (not failed)
     assert summary["decided_by_d"] == by_d
     assert summary["verdict"] == verdict
-    said = sentences("readiness", result)
-    assert said.startswith(f"{verdict} Joint training moves")
-    assert said.endswith("No MERIT model takes part.")
-
-
-def test_the_words_hold_the_numbers() -> None:
-    text = sentences("readiness", outcome_of((-3.0, -4.04, -2.0), share=0.004))
-    for words in (
-        "by 3.8% of the base's norm, a branch of random-2 by 4.0%, their average by 2.0%",
-        "base 4.00, joint 0.60, branches 1.00 to 2.00, merged 1.60",
-        "1.25 times the merged loss (paper, table 5: 1.25), joint 0.37 times (table 1: 0.48)",
-        "The largest barrier is 0.40% of its ends' mean loss",
-        "random-2 minus joint-1ep on 120 validation questions: -3.0 points",
-        "(95 % interval -4.0 to -2.0)",
-    ):
-        assert words in text
 
 
 # --- losses, distances, barriers ----------------------------------------------------------------
@@ -342,12 +324,3 @@ def test_the_study_measures_joint_and_random_models_alone(measured: dict[str, An
     base, *rest = tables["readiness_models"]
     assert base["displacement"] == 0.0
     assert all(row["displacement"] > 0 for row in rest)
-
-
-def test_the_drawing(measured: dict[str, Any], tmp_path: Path) -> None:
-    drawing.draw(json.loads(json.dumps(measured)), tmp_path / "drawn")
-    image = tmp_path / "drawn" / "figures" / "readiness.png"
-    assert image.stat().st_size > 5000
-    bump = outcome_of(share=0.2)  # with a barrier
-    drawing.draw(bump, tmp_path / "bump")
-    assert (tmp_path / "bump" / "figures" / "readiness.png").stat().st_size > 5000

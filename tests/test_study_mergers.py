@@ -13,9 +13,7 @@ from torch.testing import assert_close
 
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, moved
-from merit.eval.report.study_sections import sentences
 from merit.eval.studies import Mergers
-from merit.eval.studies.mergers import draw as drawing
 from merit.eval.studies.mergers import measure as mergers
 from merit.io.artifacts import Artifacts, read_json
 from merit.method.mergers.iso import iso_c, iso_cts
@@ -123,10 +121,6 @@ def test_table_12_and_what_the_ledger_reads() -> None:
     assert found["ahead_best"] == []
     assert found["at_edge"] == []
     assert mergers.at_edge(rows, Mergers(scales=[0.5])) == list(mergers.MERGERS)
-    tables = {"table12_posthoc_merging_7b": rows}
-    said = sentences("mergers", {"summary": found, "tables": tables})
-    assert "is ahead of ties (-60.0 [" in said
-    assert "cannot be told from uniform (+0.0 [+0.0, +0.0])" in said
 
 
 # --- the study on a pipeline's output -----------------------------------------------------------
@@ -168,9 +162,6 @@ def test_the_scale_is_chosen_on_validation_and_judged_on_test(
     assert rows["tsv", "best"]["difference"] == pytest.approx(10.0)
     assert result["base"]["test"][0] == pytest.approx(35.0)
     assert result["summary"]["at_edge"] == ["ties", "tsv"]
-    drawing.draw(result, tmp_path / "drawn")
-    files = {path.name for path in (tmp_path / "drawn" / "figures").iterdir()}
-    assert files == {"mergers.png", "mergers.pdf"}
 
 
 def test_a_merged_model_is_merged_again_by_its_own_weights(

@@ -15,9 +15,8 @@ from merit.config import Experiment, Sweep, load_experiment
 from merit.errors import MeritError
 from merit.eval.measuring.scores import Interval
 from merit.eval.report.study_sections import sentences
-from merit.eval.studies import Regime
+from merit.eval.studies import Regime, draw_of
 from merit.eval.studies.readiness.settings import Thresholds
-from merit.eval.studies.regime import draw as drawing
 from merit.eval.studies.regime import measure as regime
 from merit.io.artifacts import Artifacts, read_json, write_json
 from tests import synthetic
@@ -27,14 +26,6 @@ SETTINGS = Regime(other="synthetic_weak")
 METHODS = ["joint-1ep", "random-8", "merit-3d", "joint-shrunk"]
 SWEEP = Sweep(methods=METHODS, seeds=[1, 2], learning_rate=[5e-4])
 LIMITS = Thresholds()
-STORED = SETTINGS.model_dump(mode="json")  # as result.json has the settings
-
-
-def said_of(cells: list[dict[str, Any]], num_questions: int) -> str:
-    """The map's sentences, of methods trained for one epoch."""
-    found = regime.summary(cells, SWEEP, num_questions, 1.0, LIMITS)
-    result = {"summary": found, "tables": regime.tables(cells)}
-    return sentences("regime", result | {"provenance": {"settings": STORED}})
 
 
 # --- one cell -----------------------------------------------------------------------------------
@@ -88,27 +79,20 @@ def test_a_cell_says_who_is_ahead(paths: Artifacts) -> None:
     assert entry["merge_ready"] is False  # joint training moves by 25 %
     near = Thresholds(joint_displacement=0.25)
     assert regime.cell(regime.OWN, 5e-4, MODELS, paths, near)["merge_ready"] is True
-    counted = regime.counts([entry])
-    assert counted["merit-joint"] == {
-        "positive": 1, "negative": 0, "undecided": 0, "not finite": 0,
-    }  # fmt: skip
-    assert counted["merit-shrunk"]["undecided"] == 1
-    assert counted["random-shrunk"]["negative"] == 1
+    found = regime.summary([entry], SWEEP, 10, 1.0, LIMITS)
+    assert found["merit_minus_joint_positive"] == found["merit_minus_shrunk_undecided"] == 1
+    assert (found["random_minus_shrunk_negative"], found["merit_minus_joint_undecided"]) == (1, 0)
 
 
 def test_a_cell_with_a_failed_run_has_no_models(tmp_path: Path) -> None:
     entry = regime.cell(regime.OWN, 5e-4, None, Artifacts("synthetic", tmp_path), LIMITS)
     assert (entry["averages"], entry["differences"], entry["merge_ready"]) == (None, None, None)
-    assert regime.counts([entry])["merit-random"]["not finite"] == 1
     made = regime.tables([entry])
     assert list(made) == ["regime_differences", "regime_cells"]
     assert made["regime_differences"][0]["verdict"] == "not finite"
     assert made["regime_cells"][0]["merge_ready"] is None
     found = regime.summary([entry], SWEEP, 10, 1.0, LIMITS)
     assert (found["merit_minus_random_not_finite"], found["num_merge_ready"]) == (1, 0)
-    said = said_of([entry], 10)
-    assert "A training did not stay finite everywhere" in said
-    assert "Against joint training (joint-1ep): no cell stayed finite." in said
 
 
 def test_merge_ready_is_near_the_base_and_random_not_far_behind() -> None:
@@ -150,35 +134,6 @@ MAP = [
     made_up(regime.OTHER, 2.5e-4, 0.0, 2.0),
     made_up(regime.OTHER, 5e-4, -2.0, -2.0),
 ]
-
-
-def test_the_sentences_name_the_cells() -> None:
-    said = said_of(MAP, 1200)
-    assert (
-        "Splitting by conflict (merit-3d) against splitting at random (random-8, mean of 2 draws): "
-        "ahead where the base has the skills (at every rate); behind where the base must learn "
-        "them (at 5e-4); not decided where the base must learn them (at 2.5e-4)." in said
-    )
-    assert "Against joint training (joint-1ep): not decided everywhere." in said
-    # the control is the other side of merit - shrunk
-    assert (
-        "or better, as far as the questions can tell, in 3 of 4 cells: behind where the base must "
-        "learn them (at 2.5e-4); ahead where the base has the skills (at 2.5e-4) and where the "
-        "base must learn them (at 5e-4); not decided where the base has the skills (at 5e-4)."
-        in said
-    )
-    assert "Merge-ready as far as this study can tell: where the base has the skills (" in said
-    assert "at most 1 point worse than joint-1ep, here on the test split" in said
-    assert said.endswith("interval over 1200 questions and the draws of random-8 excludes 0.")
-
-
-def test_rates_are_listed() -> None:
-    cells = [made_up(regime.OWN, i * 1e-4, -2.0, -2.0) for i in range(2, 9)]
-    for count, words in ((1, "2e-4"), (2, "2e-4 and 3e-4"), (3, "2e-4, 3e-4 and 4e-4")):
-        some = [made_up(regime.OWN, i * 1e-4, 2.0, -2.0) for i in range(2, 2 + count)]
-        assert f"ahead where the base has the skills (at {words}); behind" in said_of(
-            some + cells[count:], 10
-        )
 
 
 def test_the_tables_and_the_summary_of_the_map() -> None:
@@ -290,10 +245,6 @@ def test_the_whole_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["summary"]["merit_minus_random_positive"] == 4
     assert result["summary"]["num_questions"] == 100
     assert (result["num_random"], result["num_benchmarks"]) == (2, 1)
-    drawing.draw(result, tmp_path / "drawn")
-    assert sorted(path.name for path in (tmp_path / "drawn" / "figures").glob("*.png")) == [
-        "regime.png", "regime_differences.png",
-    ]  # fmt: skip
 
 
 def test_a_cell_in_which_a_training_diverged_is_left_empty(
@@ -306,10 +257,10 @@ def test_a_cell_in_which_a_training_diverged_is_left_empty(
     assert empty == [("must learn them", 5e-4)]
     assert result["summary"]["merit_minus_random_not_finite"] == 1
     assert result["summary"]["merit_minus_random_positive"] == 3
-    said = "A training did not stay finite where the base must learn them (at 5e-4). "
-    assert said in sentences("regime", result | {"provenance": {"settings": STORED}})
-    drawing.draw(result, tmp_path / "drawn")
-    assert (tmp_path / "drawn" / "figures" / "regime_differences.png").is_file()
+    # a cell without models is worded and drawn, too
+    settings_of = {"settings": SETTINGS.model_dump(mode="json")}
+    assert "not stay finite" in sentences("regime", result | {"provenance": settings_of})
+    draw_of("regime")(result, tmp_path / "drawn")
 
 
 def test_the_experiments_own_rate_is_always_there(
@@ -350,7 +301,3 @@ def test_a_map_that_cannot_be_drawn_is_refused(
     settings = SETTINGS.model_copy(update=options)
     with pytest.raises(MeritError, match=message):
         regime.check_methods(experiment(**sweep), settings)
-
-
-def test_the_three_methods_epochs_are_known() -> None:
-    assert regime.check_methods(experiment(), SETTINGS) == 1.0

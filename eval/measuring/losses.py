@@ -7,7 +7,6 @@ order of `LossEvaluator.parameters`. The base is loaded once; every other model 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.io.rows import scratch_rows
 from merit.merge.command import opened
+from merit.method.diagnostics import barrier
 from merit.method.hessian import hvp_exact
 from merit.train.dataset import IGNORED, TokenizedDataset
 from merit.train.images import open_mixture
@@ -38,7 +38,7 @@ Losses = NDArray[np.float64]  # (num_batches,)
 
 @dataclass(frozen=True)
 class LossEvaluator:
-    """Measures L(theta) = mean next-token loss per loss-bearing token over the sample.
+    """Measures L(theta) = mean next-token loss per supervised token over the sample.
 
     `losses` gives every batch's own loss, so that differences between models are paired;
     `mean` and `standard_error` reduce them (or any linear combination of them).
@@ -48,7 +48,7 @@ class LossEvaluator:
     parameters: dict[str, torch.Tensor]  # what is trained, under the checkpoint's names
     data: TokenizedDataset
     batches: list[NDArray[np.int64]]  # indices into `data`
-    num_tokens: NDArray[np.int64]  # (num_batches,): loss-bearing tokens
+    num_tokens: NDArray[np.int64]  # (num_batches,): supervised tokens
 
     @property
     def num_examples(self) -> int:
@@ -89,7 +89,7 @@ class LossEvaluator:
             return np.array([self._loss(indices).item() for indices in self.batches])
 
     def mean(self, losses: Losses) -> float:
-        """sum_b m_b L_b / sum_b m_b, with m_b the batch's loss-bearing tokens."""
+        """sum_b m_b L_b / sum_b m_b, with m_b the batch's supervised tokens."""
         return float(self.num_tokens @ losses / self.num_tokens.sum())
 
     def standard_error(self, losses: Losses) -> float:
@@ -110,7 +110,7 @@ class LossEvaluator:
     def hessian_product(self, theta: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """H v (P,) at theta, H the Hessian of L over the whole sample, batch by batch.
 
-        By double backward, so the meter must have been opened with `curvature=True`.
+        By double backward, so the evaluator must have been opened with `curvature=True`.
         """
         self.place(theta)
         parameters = list(self.parameters.values())
@@ -127,7 +127,7 @@ class LossEvaluator:
 def open_evaluator(
     experiment: Experiment, paths: Artifacts, num_examples: int, curvature: bool = False
 ) -> LossEvaluator:
-    """A meter over `num_examples` examples of the mixture (all of them where it has fewer).
+    """An evaluator over `num_examples` examples of the mixture (all of them where it has fewer).
 
     `curvature` switches to the attention that can be differentiated twice.
     """
@@ -142,7 +142,7 @@ def open_evaluator(
 def make_evaluator(
     model: Any, trainable: Iterable[str], data: TokenizedDataset, num_examples: int
 ) -> LossEvaluator:
-    """A meter over a seeded sample of `data`; the model's parameters are changed in place.
+    """An evaluator over a seeded sample of `data`; the model's parameters are changed in place.
 
     In float32 whatever the base's type: bfloat16 would round most of what was learnt away.
     """
@@ -159,50 +159,48 @@ def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors])
 
 
-def base_vector(meter: LossEvaluator, paths: Artifacts) -> torch.Tensor:
-    return meter.read(paths.base)
-
-
-def model_vector(meter: LossEvaluator, paths: Artifacts, model: str) -> torch.Tensor:
-    return meter.read(paths.model(model))
-
-
-def branch_vector(meter: LossEvaluator, paths: Artifacts, name: str) -> torch.Tensor:
-    """theta of a branch; of one that was trained as adapters, the base with what they add to it."""
-    folder = paths.branch(name)
+def vector(evaluator: LossEvaluator, paths: Artifacts, folder: Path) -> torch.Tensor:
+    """theta (P,) of the base, a model or a branch; adapters are added to the base."""
     if not (folder / CONFIG).is_file():
-        return meter.read(folder)
+        return evaluator.read(folder)
     base = Checkpoint(paths.base)
     adapter = opened(folder, base, paths.base)
-    return flatten((adapter if adapter.has(n) else base).read(n) for n in meter.parameters)
+    return flatten((adapter if adapter.has(n) else base).read(n) for n in evaluator.parameters)
 
 
-def branch_vectors(meter: LossEvaluator, paths: Artifacts, model: Model) -> list[torch.Tensor]:
-    return [branch_vector(meter, paths, name) for name in model.branches]
-
-
-Reader = Callable[[], torch.Tensor]
-
-
-def reader(meter: LossEvaluator, paths: Artifacts, model: Model) -> Reader:
-    return functools.partial(model_vector, meter, paths, model.id)
-
-
-def branch_readers(meter: LossEvaluator, paths: Artifacts, model: Model) -> list[Reader]:
-    return [functools.partial(branch_vector, meter, paths, name) for name in model.branches]
+def branch_folders(paths: Artifacts, model: Model) -> list[Path]:
+    return [paths.branch(name) for name in model.branches]
 
 
 @contextlib.contextmanager
 def vectors_on_disk(
-    meter: LossEvaluator, paths: Artifacts, readers: Sequence[Reader]
+    evaluator: LossEvaluator, paths: Artifacts, folders: Sequence[Path]
 ) -> Iterator[list[torch.Tensor]]:
-    """What the readers give, (P,) each, memory-mapped scratch space: one at a time is in memory."""
-    size = sum(parameter.numel() for parameter in meter.parameters.values())
-    with scratch_rows(paths.folder, len(readers), size) as rows:
+    """theta of every folder, (P,) each, memory-mapped: one at a time is in memory."""
+    size = sum(parameter.numel() for parameter in evaluator.parameters.values())
+    with scratch_rows(paths.folder, len(folders), size) as rows:
         stored = torch.from_numpy(rows)
-        for row, read in zip(stored, readers, strict=True):
-            row.copy_(read())
+        for row, folder in zip(stored, folders, strict=True):
+            row.copy_(vector(evaluator, paths, folder))
         yield list(stored)
+
+
+def path_losses(
+    losses: Callable[[torch.Tensor], Losses],
+    ends: tuple[torch.Tensor, torch.Tensor],
+    known: tuple[Losses, Losses],
+    alphas: NDArray[np.float64],
+) -> list[Losses]:
+    """Losses at (1 - alpha) a + alpha b for the two `ends`, where they are `known`."""
+    inner = [losses(torch.lerp(ends[0], ends[1], float(x))) for x in alphas[1:-1]]
+    return [known[0], *inner, known[1]]
+
+
+def barrier_columns(alphas: NDArray[np.float64], curve: NDArray[np.float64]) -> dict[str, float]:
+    """A path's barrier, and as a share of the mean loss at its ends."""
+    # exactly zero at the ends; a barrier of 1e-17 would be rounding
+    height = max(0.0, barrier(alphas, curve))
+    return {"barrier": height, "barrier_share": height / float(curve[[0, -1]].mean())}
 
 
 def planned_model(
@@ -234,7 +232,7 @@ def failed(paths: Artifacts, model: Model) -> bool:
 
 
 def mean_loss(model: Any, data: TokenizedDataset, batch_size: int) -> float:
-    """Mean loss per loss-bearing token, in nats: sum_b m_b L_b / sum_b m_b over batches b."""
+    """Mean loss per supervised token, in nats: sum_b m_b L_b / sum_b m_b over batches b."""
     total, count = 0.0, 0
     for start in range(0, len(data), batch_size):
         indices = np.arange(start, min(start + batch_size, len(data)))

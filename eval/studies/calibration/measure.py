@@ -1,24 +1,23 @@
-"""How many examples a task's mean gradient needs (table 11; docs/method.md 12).
+"""calibration: how many examples a task's mean gradient needs (table 11; docs/method.md 12).
 
 The paper compares the gradient of n of a task's examples with that of 1000. Where tasks hold fewer
-(the mini study's hold about 70 each), a family of tasks stands in for a task: its examples are
-pooled. A family mixes tasks and answer styles, so its gradients spread more than one task's.
+(the mini study's hold about 70 each), the examples of a family of tasks are pooled. A family mixes
+tasks and answer styles, so its gradients spread more than one task's.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from merit.config import Experiment
 from merit.errors import MeritError
+from merit.eval.measuring.means import mean_interval, sample_std
 from merit.eval.studies.calibration.settings import Calibration
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
@@ -31,7 +30,7 @@ BLOCK = 1 << 20  # entries of a gradient that are widened to float64 at a time
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> dict[str, Any]:
-    """Table 11 from one pass over `reference` examples for every unit and draw.
+    """Table 11 from one pass over `reference` examples per unit and draw.
 
     Gradients are represented as the method's own are. The n examples are part of the reference's,
     as in the paper, whose cosine at n = 1000 is 1.
@@ -43,29 +42,25 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> 
     num_tokens = base.data.num_loss_tokens()
     representation = representation_of(experiment.gradients)
     cosines = np.empty((len(units), settings.num_draws, len(sizes)))
-    label = f"calibration over {len(units)} units"
     num_entries = representation.size(base.num_parameters)
     with (
         scratch_rows(paths.folder, len(sizes), num_entries) as rows,
-        Progress(label, cosines.size) as progress,
+        Progress(f"calibration over {len(units)} units", cosines.size) as progress,
     ):
-        for unit, pool in enumerate(units.values()):
-            for draw_ in range(settings.num_draws):
-                chosen = np.random.default_rng([draw_, unit]).permutation(pool)
-                chosen = chosen[: settings.reference]
+        for unit, draw in np.ndindex(len(units), settings.num_draws):
+            pool = list(units.values())[unit]
+            chosen = np.random.default_rng([draw, unit]).permutation(pool)
 
-                def sums(order: NDArray[np.int64] = chosen) -> Iterable[Tensor]:
-                    for part in np.split(order, sizes[:-1]):
-                        yield base.gradient(part, representation) * int(num_tokens[part].sum())
-                        progress.advance()
+            def sums(order: NDArray[np.int64] = chosen[: settings.reference]) -> Iterable[Tensor]:
+                for part in np.split(order, sizes[:-1]):
+                    yield base.gradient(part, representation) * int(num_tokens[part].sum())
+                    progress.advance()
 
-                cosines[unit, draw_] = cosines_to_last(sums(), rows)
+            cosines[unit, draw] = cosines_to_last(sums(), rows)
     table = calibration_table(cosines, sizes)
-    at = {row["n"]: row for row in table}
-    nearest = min(sizes[:-1], key=lambda n: abs(n - CLAIMED))
-    row = at[nearest]
+    row = min(table[:-1], key=lambda row: abs(row["n"] - CLAIMED))
     summary = {
-        "n": nearest,
+        "n": row["n"],
         "reference": settings.reference,
         "unit": settings.unit,
         "num_units": len(units),
@@ -91,13 +86,13 @@ def _units(
         family = {entry["task"]: entry["family"] for entry in entries}
         names = np.array([family[task] for task in base.tasks])
     owners = names[base.owner]
-    sizes = dict(zip(*np.unique(owners, return_counts=True), strict=True))
-    kept = [name for name, size in sizes.items() if size >= settings.reference]
-    if not kept:
+    found, sizes = np.unique(owners, return_counts=True)
+    kept = found[sizes >= settings.reference]
+    if not len(kept):
         advice = " or set `unit: family`" if settings.unit == "task" else ""
         raise MeritError(
             f"studies.calibration: no {settings.unit} holds {settings.reference} examples, the "
-            f"largest has {max(sizes.values())}; lower `reference`{advice}"
+            f"largest has {max(sizes)}; lower `reference`{advice}"
         )
     return {str(name): np.flatnonzero(owners == name) for name in kept}
 
@@ -137,24 +132,18 @@ def calibration_table(cosines: NDArray[np.float64], sizes: Sequence[int]) -> lis
     spread over one unit or one draw is None.
     """
     num_units, num_draws, _ = cosines.shape
-    per_unit = cosines.mean(axis=1)
     rows = []
-    for j, n in enumerate(sizes):
-        values = per_unit[:, j]
-        mean = float(values.mean())
-        std = float(values.std(ddof=1)) if num_units > 1 else None
-        half = None
-        if std is not None:
-            half = float(stats.t.ppf(0.975, num_units - 1)) * std / math.sqrt(num_units)
-        draws = cosines[:, :, j].std(axis=1, ddof=1).mean() if num_draws > 1 else None
+    parts = zip(sizes, cosines.mean(axis=1).T, np.moveaxis(cosines, 2, 0), strict=True)
+    for n, values, draws in parts:
+        mean, low, high = mean_interval(values)
         rows.append(
             {
                 "n": n,
                 "mean_cosine": mean,
-                "std": std,
-                "low": None if half is None else mean - half,
-                "high": None if half is None else min(1.0, mean + half),
-                "std_draws": None if draws is None else float(draws),
+                "std": sample_std(values),
+                "low": low,
+                "high": None if high is None else min(1.0, high),
+                "std_draws": float(draws.std(axis=1, ddof=1).mean()) if num_draws > 1 else None,
                 "num_units": num_units,
                 "num_draws": num_draws,
             }

@@ -16,112 +16,104 @@ from merit.config import Experiment
 from merit.eval.measuring.losses import (
     Losses,
     LossEvaluator,
-    base_vector,
-    branch_readers,
+    barrier_columns,
+    branch_folders,
     open_evaluator,
+    path_losses,
     planned_model,
-    reader,
+    vector,
     vectors_on_disk,
 )
 from merit.eval.studies.connectivity.settings import Connectivity
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
-from merit.method.diagnostics import barrier
 
+TABLE = "table05_linear_mode_connectivity"
 TOLERANCE = 0.01  # a barrier below this share of the path's mean end-point loss counts as zero
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Connectivity) -> dict[str, Any]:
     """Table 5 for one method's branches; `curves` holds the losses along every path."""
     model = planned_model(experiment, "connectivity.method", settings.method, settings.seed, 2)
-    meter = open_evaluator(experiment, paths, settings.num_examples)
-    readers = [*branch_readers(meter, paths, model), reader(meter, paths, model)]
+    evaluator = open_evaluator(experiment, paths, settings.num_examples)
     names = [*(f"b{k}" for k in range(len(model.branches))), "merged"]
     alphas = np.linspace(0, 1, settings.num_points)
-    with vectors_on_disk(meter, paths, readers) as vectors:
-        curves = path_losses(meter, dict(zip(names, vectors, strict=True)), alphas)
-    loss_base = meter.loss(base_vector(meter, paths))
-    rows = [path_row(meter, path, alphas, losses) for path, losses in curves.items()]
-    summary = summarise(rows, loss_base)
-    summary |= {
+    folders = [*branch_folders(paths, model), paths.model(model.id)]
+    with vectors_on_disk(evaluator, paths, folders) as vectors:
+        curves = all_paths(evaluator, dict(zip(names, vectors, strict=True)), alphas)
+    loss_base = evaluator.loss(vector(evaluator, paths, paths.base))
+    rows = [path_row(evaluator, path, alphas, losses) for path, losses in curves.items()]
+    summary = summarise(rows, loss_base) | {
         "model": model.id,
         "num_branches": len(model.branches),
         "num_points": settings.num_points,
-        **meter.sample,
+        **evaluator.sample,
     }
-    return {
-        "tables": {"table05_linear_mode_connectivity": rows},
-        "summary": summary,
-        "alphas": alphas.tolist(),
-        "curves": {
-            path: [meter.mean(losses) for losses in points] for path, points in curves.items()
-        },
-    }
+    means = {path: [evaluator.mean(losses) for losses in points] for path, points in curves.items()}
+    return {"tables": {TABLE: rows}, "summary": summary, "alphas": alphas.tolist(), "curves": means}
 
 
-def path_losses(
-    meter: LossEvaluator, points: dict[str, torch.Tensor], alphas: np.ndarray
+def all_paths(
+    evaluator: LossEvaluator, points: dict[str, torch.Tensor], alphas: np.ndarray
 ) -> dict[str, list[Losses]]:
     """{"a-b": losses at (1 - alpha) a + alpha b} for every pair of points; each end once."""
     pairs = list(combinations(points, 2))
-    curves: dict[str, list[Losses]] = {}
     with Progress("connectivity", len(points) + len(pairs) * (len(alphas) - 2)) as progress:
 
         def losses(theta: torch.Tensor) -> Losses:
             progress.advance()
-            return meter.losses(theta)
+            return evaluator.losses(theta)
 
         ends = {name: losses(theta) for name, theta in points.items()}
-        for a, b in pairs:
-            inner = [losses(torch.lerp(points[a], points[b], float(x))) for x in alphas[1:-1]]
-            curves[f"{a}-{b}"] = [ends[a], *inner, ends[b]]
+        curves = {
+            f"{a}-{b}": path_losses(losses, (points[a], points[b]), (ends[a], ends[b]), alphas)
+            for a, b in pairs
+        }
     # the paper's order: pairs of branches, then the branches' ways to the merged model
     return dict(sorted(curves.items(), key=lambda item: item[0].endswith("merged")))
 
 
 def path_row(
-    meter: LossEvaluator, path: str, alphas: np.ndarray, curve: list[Losses]
+    evaluator: LossEvaluator, path: str, alphas: np.ndarray, curve: list[Losses]
 ) -> dict[str, Any]:
     """The paper's columns; the barrier also as a share of the mean end-point loss.
 
     `excess_se` is the standard error, over the sample's batches, of the largest inner excess over
     the chord (which, unlike the barrier, may be negative).
     """
-    means = np.array([meter.mean(losses) for losses in curve])
+    means = np.array([evaluator.mean(losses) for losses in curve])
     chord = [(1 - a) * curve[0] + a * curve[-1] for a in alphas]
     excess = [losses - line for losses, line in zip(curve, chord, strict=True)][1:-1]
-    largest = max(excess, key=meter.mean)
-    # exactly zero at the ends; a barrier of 1e-17 would be rounding
-    found = max(0.0, barrier(alphas, means))
+    largest = max(excess, key=evaluator.mean)
     return {
         "path": path,
         "loss_at_0": float(means[0]),
         "loss_min": float(means.min()),
         "alpha_at_min": float(alphas[means.argmin()]),
         "loss_at_1": float(means[-1]),
-        "barrier": found,
-        "barrier_share": found / float(means[[0, -1]].mean()),
-        "largest_inner_excess": meter.mean(largest),
-        "excess_se": meter.standard_error(largest),
+        **barrier_columns(alphas, means),
+        "largest_inner_excess": evaluator.mean(largest),
+        "excess_se": evaluator.standard_error(largest),
     }
 
 
 def summarise(rows: list[dict[str, Any]], loss_base: float) -> dict[str, Any]:
     """What claim C7 is decided by."""
-    worst = max(rows, key=lambda row: row["barrier_share"])
+    share = max(row["barrier_share"] for row in rows)
+    height = max(row["barrier"] for row in rows)
     nearest = max(rows, key=lambda row: row["largest_inner_excess"])
     return {
         "num_pairs": sum(not row["path"].endswith("merged") for row in rows),
         "num_paths": len(rows),
         "tolerance": TOLERANCE,
-        "max_barrier": max(row["barrier"] for row in rows),
-        "max_barrier_share": worst["barrier_share"],
-        "max_barrier_over_base_loss": max(row["barrier"] for row in rows) / loss_base,
+        "max_barrier": height,
+        "max_barrier_share": share,
+        "max_barrier_over_base_loss": height / loss_base,
         "max_inner_excess": nearest["largest_inner_excess"],
         "max_inner_excess_se": nearest["excess_se"],
         "max_inner_excess_path": nearest["path"],
         "num_zero": sum(row["barrier_share"] <= TOLERANCE for row in rows),
-        "all_zero": worst["barrier_share"] <= TOLERANCE,
+        "all_zero": share <= TOLERANCE,
         "loss_base": loss_base,
         "loss_merged": next((r["loss_at_1"] for r in rows if r["path"].endswith("merged")), None),
     }

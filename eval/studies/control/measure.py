@@ -16,28 +16,19 @@ from merit.config import Experiment
 from merit.errors import MeritError
 from merit.eval.benchmarks import benchmark
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
-from merit.eval.measuring.losses import (
-    LossEvaluator,
-    base_vector,
-    model_vector,
-    open_evaluator,
-    planned_model,
-)
+from merit.eval.measuring.losses import LossEvaluator, open_evaluator, planned_model, vector
 from merit.eval.measuring.scores import mean, num_questions
-from merit.eval.studies.control.distances import (
+from merit.eval.studies.control.settings import Control
+from merit.eval.studies.control.tables import (
     WHOLE,
+    Measured,
     Models,
     Point,
     Pool,
-    best_row,
-    difference_row,
-    equal_rows,
-    path_rows,
     point_name,
     scores_at,
     summary,
 )
-from merit.eval.studies.control.settings import Control
 from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
 from merit.io.progress import Progress
@@ -53,66 +44,55 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict
     """Validation scores over c; test scores at c = 1, at the best c, and at one distance."""
     models = chosen_models(experiment, settings)
     scales = sorted({*settings.scales, WHOLE})
-    meter = open_evaluator(experiment, paths, settings.num_examples)
-    base = base_vector(meter, paths)
+    evaluator = open_evaluator(experiment, paths, settings.num_examples)
+    base = vector(evaluator, paths, paths.base)
+    every = [(name, model.id) for name, found in models.items() for model in found]
     distances = {
-        model.id: float((model_vector(meter, paths, model.id).double() - base.double()).norm())
-        for found in models.values()
-        for model in found
+        model: float((vector(evaluator, paths, paths.model(model)).double() - base.double()).norm())
+        for _, model in every
     }
     matched = matched_scales(models, distances, settings, scales)
     main = [settings.joint, settings.random, settings.method]
     losses = measure_losses(
-        meter,
+        evaluator,
         paths,
         base,
         [(models[name][0].id, c) for name in main for c in scales]
         + [(model.id, matched[model.id]) for name in main for model in models[name]],
     )
-    wanted = [(model.id, c) for found in models.values() for model in found for c in scales]
-    validation = _score(experiment, paths, "validation", wanted)
+    validation = _score(experiment, paths, "validation", [(m, c) for _, m in every for c in scales])
     best = {
         name: best_scale(scales, [mean(scores_at(validation, found, c)) for c in scales])
         for name, found in models.items()
     }
     wanted = [
-        (model.id, c)
-        for name, found in models.items()
-        for model in found
-        for c in sorted({WHOLE, best[name], matched.get(model.id, WHOLE)})
+        (model, c)
+        for name, model in every
+        for c in sorted({WHOLE, best[name], matched.get(model, WHOLE)})
     ]
     test = _score(experiment, paths, "test", wanted)
 
     kinds = {kind: part for kind, part in benchmark_kinds(experiment).items() if part}
     norm = float(base.double().norm())
-    rows = [
-        best_row(name, found, best[name], distances, norm, validation, test, kinds)
-        for name, found in models.items()
-    ]
-    gaps = [
-        difference_row(claim, ours, theirs, models, best, test)
-        for claim, ours, theirs in comparisons(experiment, settings, models)
-    ]
-    equal = equal_rows(settings, models, matched, distances, losses, test, kinds)
-    found = summary(rows, gaps, equal, best) | {
-        **{key: getattr(settings, key) for key in ("joint", "random", "method", "seeds")},
-        "at_edge": [name for name, c in best.items() if c in (scales[0], scales[-1])],
-        "norm_base": norm,
-        "num_examples": meter.num_examples,
-        "num_questions": num_questions(test["base"]),
-    }
+    found = Measured(models, distances, matched, losses, best, validation, test, kinds, norm)
+    rows = [found.best_row(name) for name in models]
+    gaps = [found.difference_row(*c) for c in comparisons(experiment, settings, models)]
+    equal = found.equal_rows(settings)
     return {
         "tables": {
             "control_best": rows,
             "control_differences": gaps,
             "control_equal_distance": equal,
-            "control_path": [
-                row
-                for name, path in models.items()
-                for row in path_rows(name, path, scales, distances, losses, validation, kinds)
-            ],
+            "control_path": [row for name in models for row in found.path_rows(name, scales)],
         },
-        "summary": found,
+        "summary": summary(rows, gaps, equal, best)
+        | {
+            **{key: getattr(settings, key) for key in ("joint", "random", "method", "seeds")},
+            "at_edge": [name for name, c in best.items() if c in (scales[0], scales[-1])],
+            "norm_base": norm,
+            "num_examples": evaluator.num_examples,
+            "num_questions": num_questions(test["base"]),
+        },
         "best": best,
         "partitions": {name: experiment.methods[name].partition for name in models},
     }
@@ -215,28 +195,27 @@ def benchmark_kinds(experiment: Experiment) -> dict[str, list[str]]:
 
 
 def measure_losses(
-    meter: LossEvaluator, paths: Artifacts, base: torch.Tensor, points: Sequence[Point]
+    evaluator: LossEvaluator, paths: Artifacts, base: torch.Tensor, points: Sequence[Point]
 ) -> dict[Point, float]:
     """Loss on the mixture of every point, and of ("base", 0)."""
-    losses: dict[Point, float] = {("base", 0.0): meter.loss(base)}
+    losses: dict[Point, float] = {("base", 0.0): evaluator.loss(base)}
     todo = list(dict.fromkeys(points))
     with Progress("control, losses", len(todo)) as progress:
         for model, c in todo:
-            theta = model_vector(meter, paths, model)
-            losses[model, c] = meter.loss(interpolate(base, theta, c))
+            theta = vector(evaluator, paths, paths.model(model))
+            losses[model, c] = evaluator.loss(interpolate(base, theta, c))
             progress.advance()
     return losses
 
 
 def _score(experiment: Experiment, paths: Artifacts, split: str, points: Sequence[Point]) -> Pool:
     """Scores of every point and of the base on this split's questions."""
-    candidates = [Candidate("base"), *(_candidate(paths, model, c) for model, c in points)]
+
+    def candidate(model: str, c: float) -> Candidate:
+        def tensors() -> dict[str, torch.Tensor]:
+            return moved(paths.base, dict(Checkpoint(paths.model(model)).items()), c)
+
+        return Candidate(point_name(model, c), tensors)
+
+    candidates = [Candidate("base"), *(candidate(*point) for point in points)]
     return score_candidates(experiment, paths, split, candidates, f"control, {split}")
-
-
-def _candidate(paths: Artifacts, model: str, c: float) -> Candidate:
-    def tensors() -> dict[str, torch.Tensor]:
-        whole = Checkpoint(paths.model(model))
-        return moved(paths.base, dict(whole.items()), c)
-
-    return Candidate(point_name(model, c), tensors)

@@ -1,4 +1,4 @@
-"""Wall-clock time of the method's steps beside joint training's (table 15).
+"""cost: wall-clock time of the method's steps beside joint training's (table 15).
 
 The numbers are the seconds that the stages took when they last ran here (artifacts' `timings/`, and
 every branch in it): they differ from run to run and from machine to machine. A stage
@@ -7,16 +7,15 @@ that DVC restored from its cache took no time here and has no file; its row says
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from scipy import stats
 
 from merit.config import Experiment
 from merit.config.branches import Model, plan
 from merit.errors import MeritError
+from merit.eval.measuring.means import mean_interval
+from merit.eval.measuring.scores import Row
 from merit.eval.studies.cost.settings import Cost
 from merit.eval.verdict import Link, Verdict
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
@@ -25,7 +24,6 @@ TABLE = "table15_wall_clock"
 RESTORED = "restored from the cache: no time taken here"
 LOOPS = "training loops alone: some stages were restored from the cache"
 MAX_OVERHEAD = 0.25  # of joint training, what the claim calls small: table 15 has 24 % at 3B
-Row = dict[str, Any]
 Run = tuple[Sequence[float | None], float | None]  # seconds of every branch, of the merge
 
 
@@ -35,20 +33,20 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[st
     `seconds` is total compute (a method's branches added up, and its merge), `wall_seconds` the
     longest branch and the merge: the time on as many machines as there are branches.
     `overhead_percent` is 100 (method / joint - 1) of both sides' compute, the mean over common
-    seeds, without gradients and partition, which are paid once for a mixture;
+    seeds, without gradients and partition, which are paid once per mixture;
     `first_overhead_percent` compares the means and counts them, too.
     Raises MeritError where the experiment has no such method.
     """
     models: dict[str, list[Model]] = {}
     for model in plan(experiment).models.values():
-        models.setdefault(model.method, []).append(model)
+        if model.branches:
+            models.setdefault(model.method, []).append(model)
     for method in (settings.joint, *settings.methods):
-        if not any(model.branches for model in models.get(method, [])):
+        if method not in models:
             raise MeritError(
                 f"studies.cost: {method!r} is no method that trains branches; "
-                f"there are {', '.join(name for name in models if models[name][0].branches)}"
+                f"there are {', '.join(models)}"
             )
-
     steps = [
         stage_row(step, _stage_seconds(paths, stage))
         for step, stage in (
@@ -77,7 +75,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[st
     shares = {m: overheads(runs[m], runs[settings.joint]) for m in settings.methods}
     for method in settings.methods:
         add_overhead(rows[method], joint, once, shares[method])
-    table = steps + list(rows.values())
     last = rows[settings.methods[-1]]
     summary = {
         "method": settings.methods[-1],
@@ -92,7 +89,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[st
         "max_overhead": MAX_OVERHEAD,
     }
     summary["overhead_verdict"] = overhead_verdict(summary)
-    return {"tables": {TABLE: table}, "summary": summary}
+    return {"tables": {TABLE: steps + list(rows.values())}, "summary": summary}
 
 
 def _stage_seconds(paths: Artifacts, name: str) -> float | None:
@@ -110,13 +107,11 @@ def _loop_seconds(paths: Artifacts, branch: str) -> float | None:
 
 def _training(paths: Artifacts, model: Model, whole: bool) -> Run:
     """(seconds of every branch, of the merge) of one model."""
-    seconds: Callable[[str], float | None] = (
-        (lambda branch: _stage_seconds(paths, f"train-{branch}"))
-        if whole
-        else (lambda branch: _loop_seconds(paths, branch))
-    )
-    merge = _stage_seconds(paths, f"merge-{model.id}")
-    return [seconds(branch) for branch in model.branches], merge
+    seconds = [
+        _stage_seconds(paths, f"train-{branch}") if whole else _loop_seconds(paths, branch)
+        for branch in model.branches
+    ]
+    return seconds, _stage_seconds(paths, f"merge-{model.id}")
 
 
 def stage_row(step: str, seconds: float | None) -> Row:
@@ -135,28 +130,23 @@ def stage_row(step: str, seconds: float | None) -> Row:
 
 
 def method_row(method: str, runs: Sequence[Run], whole: bool) -> Row:
-    """Branches + merge of one method, from (seconds of the branches, of the merge) a seed.
+    """Branches + merge of one method, from (seconds of the branches, of the merge) per seed.
 
     A seed with a branch of unknown time does not count. A merge of unknown time counts nothing: it
     takes a fraction of a second.
     """
-    known = [
-        ([float(b) for b in branches if b is not None], merge or 0.0)
-        for branches, merge in runs
-        if all(b is not None for b in branches)
-    ]
-    row = stage_row(f"{method}: branches + merge", None)
-    row["branches"] = len(runs[0][0])
+    row = stage_row(f"{method}: branches + merge", None) | {"branches": len(runs[0][0])}
+    known = [run for run in runs if compute(run) is not None]
     if not known:
         return row
-    totals = [sum(branches) + merge for branches, merge in known]
+    totals = [compute(run) or 0.0 for run in known]
     notes = [] if whole else [LOOPS]
     if any(merge is None for _, merge in runs):
         notes.append("merges restored from the cache count nothing")
     return row | {
         "seconds": statistics.fmean(totals),
         "std": statistics.stdev(totals) if len(totals) > 1 else None,
-        "wall_seconds": statistics.fmean(max(branches) + merge for branches, merge in known),
+        "wall_seconds": statistics.fmean(max(b or 0.0 for b in bs) + (m or 0.0) for bs, m in known),
         "runs": len(known),
         "note": "; ".join(notes),
     }
@@ -176,20 +166,16 @@ def overheads(ours: Mapping[int | None, Run], joint: Mapping[int | None, Run]) -
 
 
 def overhead_interval(shares: Sequence[float]) -> Row:
-    """Mean over seeds -+ t(0.975, n - 1) std / sqrt(n); no interval with one seed."""
-    found: Row = dict.fromkeys(("overhead_share", "overhead_share_low", "overhead_share_high"))
-    if shares:
-        found["overhead_share"] = mean = statistics.fmean(shares)
-        if (n := len(shares)) > 1:
-            half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(shares) / math.sqrt(n)
-            found |= {"overhead_share_low": mean - half, "overhead_share_high": mean + half}
-    return found | {"num_seeds": len(shares)}
+    """The mean over seeds with its t interval; no interval for one seed."""
+    found = mean_interval(shares) if shares else (None, None, None)
+    names = ("overhead_share", "overhead_share_low", "overhead_share_high")
+    return dict(zip(names, found, strict=True)) | {"num_seeds": len(shares)}
 
 
 def add_overhead(
     row: Row, joint: Row, once: Sequence[float | None], shares: Sequence[float]
 ) -> None:
-    """100 (method / joint - 1), without and with the steps that are paid once for a mixture."""
+    """100 (method / joint - 1), without and with the steps that are paid once per mixture."""
     if not shares:
         return
     row["overhead_percent"] = 100 * statistics.fmean(shares)

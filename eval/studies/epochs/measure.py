@@ -1,8 +1,8 @@
 """epochs: joint and merged over training length (tables 1, 6, 7; claims C8, C9, C10).
 
 Distance from the base, loss on the mixture, held-out score, and the loss under isotropic Gaussian
-weight noise (docs/method.md 12). The noise N(0, sigma^2) is drawn anew for every draw, but the
-same for all models and, up to its scale, for all sigmas: what differs is the model alone.
+weight noise (docs/method.md 12). Every draw of the noise N(0, sigma^2) is the same for all models
+and, up to its scale, for all sigmas: what differs is the model alone.
 """
 
 from __future__ import annotations
@@ -19,43 +19,40 @@ from merit.config.branches import Model
 from merit.errors import MeritError
 from merit.eval.measuring.losses import (
     LossEvaluator,
-    base_vector,
     open_evaluator,
     planned_model,
-    reader,
+    vector,
     vectors_on_disk,
 )
+from merit.eval.measuring.means import sample_std
+from merit.eval.measuring.scores import Row, difference
 from merit.eval.results import Results, load_results
-from merit.eval.statistics import LEVEL, NUM_RESAMPLES, paired_bootstrap
 from merit.eval.studies.epochs.settings import Epochs
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
 from merit.method.diagnostics import flatness_auc
-
-Row = dict[str, Any]
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[str, Any]:
     """Table 1 with scores and flatness; every perturbed loss in `tables.epochs_perturbation`."""
     pairs = paired_models(experiment, settings)
     results = load_results(experiment, paths)
-    meter = open_evaluator(experiment, paths, settings.num_examples)
-    base = base_vector(meter, paths)
-    models = {model.id: model for _, joint, merged in pairs for model in (joint, merged)}
-    readers = [reader(meter, paths, model) for model in models.values()]
-    with vectors_on_disk(meter, paths, readers) as stored:
+    evaluator = open_evaluator(experiment, paths, settings.num_examples)
+    models = dict.fromkeys(model.id for _, joint, merged in pairs for model in (joint, merged))
+    with vectors_on_disk(evaluator, paths, [paths.model(model) for model in models]) as stored:
+        base = vector(evaluator, paths, paths.base)
         vectors = {"base": base, **dict(zip(models, stored, strict=True))}
-        losses = {name: meter.losses(theta) for name, theta in vectors.items()}
-        increases = perturbed(meter, vectors, settings.sigmas, settings.num_draws)
-        rms = {
-            name: float(theta.double().square().mean().sqrt()) for name, theta in vectors.items()
-        }
+        losses = {name: evaluator.losses(theta) for name, theta in vectors.items()}
+        increases = perturbed(evaluator, vectors, settings.sigmas, settings.num_draws)
+        rms = {n: float(theta.double().square().mean().sqrt()) for n, theta in vectors.items()}
     aucs = {name: draw_aucs(settings.sigmas, values) for name, values in increases.items()}
 
     rows = []
     for epoch, joint, merged in pairs:
-        distance = {m.id: read_json(paths.model(m.id) / "merge.json") for m in (joint, merged)}
-        far, near = (distance[m.id]["displacement"] for m in (joint, merged))
+        far, near = (
+            read_json(paths.model(model.id) / "merge.json")["displacement"]
+            for model in (joint, merged)
+        )
         gap = losses[merged.id] - losses[joint.id]
         flatter = aucs[joint.id] - aucs[merged.id]
         rows.append(
@@ -64,13 +61,11 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
                 "displacement_joint": far,
                 "displacement_merged": near,
                 "displacement_ratio": far / near if near else None,
-                "train_loss_joint": meter.mean(losses[joint.id]),
-                "train_loss_merged": meter.mean(losses[merged.id]),
-                "train_loss_gap": meter.mean(gap),
-                "train_loss_gap_se": meter.standard_error(gap),
-            }
-            | score_columns(results, joint, merged)
-            | {
+                "train_loss_joint": evaluator.mean(losses[joint.id]),
+                "train_loss_merged": evaluator.mean(losses[merged.id]),
+                "train_loss_gap": evaluator.mean(gap),
+                "train_loss_gap_se": evaluator.standard_error(gap),
+                **score_columns(results, joint, merged),
                 "flatness_auc_joint": float(aucs[joint.id].mean()),
                 "flatness_auc_merged": float(aucs[merged.id].mean()),
                 "flatness_auc_gap": float(flatter.mean()),
@@ -82,11 +77,11 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
         "joint": settings.joint,
         "merged": settings.merged,
         "seed": settings.seed,
-        "loss_base": meter.mean(losses["base"]),
+        "loss_base": evaluator.mean(losses["base"]),
         "weight_rms_base": rms["base"],
         "sigmas": settings.sigmas,
         "num_draws": settings.num_draws,
-        **meter.sample,
+        **evaluator.sample,
         "num_questions": sum(results.num_questions.values()),
     }
     return {
@@ -121,27 +116,23 @@ def paired_models(experiment: Experiment, settings: Epochs) -> list[tuple[float,
     return sorted(pairs, key=lambda pair: pair[0])
 
 
-# --- perturbation -----------------------------------------------------------------------------
-
-
 def perturbed(
-    meter: LossEvaluator, vectors: dict[str, torch.Tensor], sigmas: list[float], num_draws: int
+    evaluator: LossEvaluator, vectors: dict[str, torch.Tensor], sigmas: list[float], num_draws: int
 ) -> dict[str, NDArray[np.float64]]:
     """L(theta + sigma z) - L(theta) of every model: float64 (num_draws, num_sigmas).
 
     Draw d is z = N(0, 1) from seed d, for all models and sigmas alike.
     """
-    shape = (num_draws, len(sigmas))
-    increases = {name: np.empty(shape) for name in vectors}
+    increases = {name: np.empty((num_draws, len(sigmas))) for name in vectors}
     with Progress("perturbation", len(vectors) * (1 + num_draws * len(sigmas))) as progress:
         for name, theta in vectors.items():
-            increases[name][:] = -meter.loss(theta)
+            increases[name][:] = -evaluator.loss(theta)
             progress.advance()
         for d in range(num_draws):
             noise = gaussian(len(next(iter(vectors.values()))), d)
             for name, theta in vectors.items():
                 for s, sigma in enumerate(sigmas):
-                    increases[name][d, s] += meter.loss(torch.add(theta, noise, alpha=sigma))
+                    increases[name][d, s] += evaluator.loss(torch.add(theta, noise, alpha=sigma))
                     progress.advance()
     return increases
 
@@ -156,69 +147,57 @@ def draw_aucs(sigmas: list[float], increases: NDArray[np.float64]) -> NDArray[np
     return np.array([flatness_auc(sigmas, values.tolist()) for values in increases])
 
 
-def sample_std(values: NDArray[np.float64]) -> float | None:
-    """Over draws, n - 1; None for one draw."""
-    return float(values.std(ddof=1)) if len(values) > 1 else None
-
-
 def perturbation_rows(
     models: list[str],
     sigmas: list[float],
     increases: dict[str, NDArray[np.float64]],
     rms: dict[str, float],
 ) -> list[Row]:
-    """A row for every model and sigma: the loss increase, mean and spread over draws."""
+    """A row per model and sigma: the loss increase, mean and spread over draws."""
     return [
         {
             "model": name,
             "sigma": sigma,
             "sigma_over_weight_rms": sigma / rms[name],
-            "delta_loss": float(increases[name][:, s].mean()),
-            "delta_loss_std": sample_std(increases[name][:, s]),
-            "num_draws": len(increases[name]),
+            "delta_loss": float(values.mean()),
+            "delta_loss_std": sample_std(values),
+            "num_draws": len(values),
         }
         for name in models
-        for s, sigma in enumerate(sigmas)
+        for sigma, values in zip(sigmas, increases[name].T, strict=True)
     ]
-
-
-# --- scores and outcome -----------------------------------------------------------------------
 
 
 def score_columns(results: Results, joint: Model, merged: Model) -> Row:
     """Benchmark averages of the two models; the gap with a paired bootstrap over questions."""
     averages, answers = [], []
-    for model in (merged, joint):
+    for model in (joint, merged):
         position = results.seeds[model.method].index(model.seed)
         averages.append(float(results.averages(model.method)[position]))
-        answers.append(
-            {
-                name: results.answers[model.method][b][position]
-                for b, name in enumerate(results.benchmarks)
-            }
-        )
-    _, gap = paired_bootstrap(*answers, num_resamples=NUM_RESAMPLES, confidence=LEVEL)
+        mine = results.answers[model.method]
+        answers.append({name: mine[b][position] for b, name in enumerate(results.benchmarks)})
+    _, low, high = difference([answers[1]], [answers[0]])
     return {
-        "score_joint": averages[1],
-        "score_merged": averages[0],
-        "score_gap": averages[0] - averages[1],
-        "score_gap_low": 100 * gap.low,
-        "score_gap_high": 100 * gap.high,
+        "score_joint": averages[0],
+        "score_merged": averages[1],
+        "score_gap": averages[1] - averages[0],
+        "score_gap_low": low,
+        "score_gap_high": high,
     }
 
 
 def summarise(rows: list[Row], base_aucs: NDArray[np.float64]) -> Row:
     """What the claims C8 (distance), C9 (loss, score) and C10 (flatness) are decided by.
 
-    The columns of table 1 as lists, one entry a training length, and whether all agree in sign.
+    The columns of table 1 as lists, one entry per training length, and whether all agree in sign.
     """
     columns: Row = {key: [row[key] for row in rows] for key in rows[0]}
     ratios = [ratio for ratio in columns["displacement_ratio"] if ratio is not None]
     return columns | {
         "ratio_grows": all(a < b for a, b in pairwise(ratios)) if len(ratios) > 1 else None,
         "merged_nearer": all(ratio > 1 for ratio in ratios),
-        "merged_loss_higher": all(row["train_loss_gap"] > 0 for row in rows),
-        "merged_score_higher": all(row["score_gap"] > 0 for row in rows),
-        "merged_flatter": all(row["flatness_auc_gap"] > 0 for row in rows),
+        "merged_loss_higher": all(gap > 0 for gap in columns["train_loss_gap"]),
+        "merged_score_higher": all(gap > 0 for gap in columns["score_gap"]),
+        "merged_flatter": all(gap > 0 for gap in columns["flatness_auc_gap"]),
         "flatness_auc_base": float(base_aucs.mean()),
     }

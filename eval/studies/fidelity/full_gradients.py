@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from merit.config import Gradients
+from merit.eval.measuring.means import sample_std
 from merit.io.artifacts import Artifacts, read_array
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows
@@ -43,9 +44,9 @@ class Cosines:
 
     by_stride: dict[int, Array]
     by_sketch: dict[tuple[int, int], Array]
-    resampled: list[Array]
     norms: Array
     difference: float
+    resampled: list[Array]
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,13 @@ def exact(
     kept = read_array(paths.gradients / "gradients.npy")
     with scratch_rows(paths.folder, len(base.tasks), base.num_parameters) as rows:
         fill_gradients(rows, base, gradients)
-        found = Cosines(
+        found = (
             {every: cosine_matrix(rows[:, ::every]) for every in strides},
             {(s.buckets, s.seed): sketched_cosines(rows, s) for s in sketches},
-            [],
             np.array([row_norm(row) for row in rows]),
             stored_difference(rows, kept, representation_of(gradients)),
         )
-    found.resampled.extend(resampled_cosines(base, gradients, paths, num_resamples))
-    return found
+    return Cosines(*found, resampled_cosines(base, gradients, paths, num_resamples))
 
 
 def sketched(
@@ -128,17 +127,12 @@ def sketched(
             progress.advance()
         matrices = [cosine_matrix(row) for row in rows]
         norms = np.array([row_norm(row) for row in rows[list(strides).index(1)]])
-    resampled = []
-    with scratch_rows(paths.folder, num_tasks, stand_in.size(num_parameters)) as row:
-        for resample in range(num_resamples):
-            fill_gradients(row, base, gradients, resample, stand_in)
-            resampled.append(cosine_matrix(row))
     return Cosines(
         dict(zip(strides, matrices, strict=False)),
         {(s.buckets, s.seed): m for s, m in zip(sketches, matrices[len(strides) :], strict=True)},
-        resampled,
         norms,
         math.sqrt(difference / norm),
+        resampled_cosines(base, gradients, paths, num_resamples, stand_in),
     )
 
 
@@ -190,13 +184,18 @@ def sketched_cosines(gradients: Rows, sketch: Sketch) -> Array:
 
 
 def resampled_cosines(
-    base: BaseGradients, settings: Gradients, paths: Artifacts, num_resamples: int
+    base: BaseGradients,
+    settings: Gradients,
+    paths: Artifacts,
+    num_resamples: int,
+    representation: Representation = Stride(1),  # noqa: B008
 ) -> list[Array]:
-    """Cosine matrices of full gradients from other draws of the calibration examples."""
+    """Cosine matrices of gradients, whole by default, from other draws of the examples."""
     found = []
-    with scratch_rows(paths.folder, len(base.tasks), base.num_parameters) as rows:
+    size = representation.size(base.num_parameters)
+    with scratch_rows(paths.folder, len(base.tasks), size) as rows:
         for resample in range(num_resamples):
-            fill_gradients(rows, base, settings, resample)
+            fill_gradients(rows, base, settings, resample, representation)
             found.append(cosine_matrix(rows))
     return found
 
@@ -220,8 +219,7 @@ def spread(
     """
 
     def over_draws(name: str, values: list[float]) -> dict[str, float | None]:
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return {name: float(np.mean(values)), f"{name}_std": std}
+        return {name: float(np.mean(values)), f"{name}_std": sample_std(values)}
 
     measures = [matrix_fidelity(full, matrix) for matrix in found]
     cells: dict[str, Any] = {"draws": len(found)}

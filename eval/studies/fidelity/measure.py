@@ -1,4 +1,4 @@
-"""Strided and sketched against full gradients, and the norms of task gradients (tables 16 and 19).
+"""fidelity: strided and sketched against full gradients, and their norms (tables 16 and 19).
 
 The full gradients of all tasks, T x P float32, lie memory-mapped on disk where that is at most
 `max_scratch_gb`. At 3B parameters and 136 tasks it would be 1.7 TB: large sketches stand for them.
@@ -16,13 +16,8 @@ from scipy.optimize import linear_sum_assignment
 
 from merit.config import Experiment
 from merit.errors import MeritError
-from merit.eval.studies.fidelity.full_gradients import (
-    Cosines,
-    exact,
-    predicted_rmse,
-    sketched,
-    spread,
-)
+from merit.eval.measuring.scores import Row
+from merit.eval.studies.fidelity.full_gradients import exact, predicted_rmse, sketched, spread
 from merit.eval.studies.fidelity.settings import Fidelity
 from merit.io.artifacts import Artifacts, read_json
 from merit.method.diagnostics import matrix_fidelity, norm_concentration
@@ -33,8 +28,6 @@ from merit.train.task_gradients import BaseGradients
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
-Row = dict[str, Any]
-TABLE = "gradient_representations"
 DRAWN_PAIRS = 2000  # of the pairs of tasks in the scatter plot: what result.json holds stays small
 
 
@@ -44,32 +37,17 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
     base = BaseGradients.load(experiment, paths)
     if base.tasks != stored["tasks"]:
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
-    if max(settings.strides) == experiment.gradients.stride == 1:
+    stride, whole = experiment.gradients.stride, base.num_parameters
+    if max(settings.strides) == stride == 1:
         raise MeritError("studies.fidelity.strides: give a stride above 1")
-    strides = sorted({1, experiment.gradients.stride, *settings.strides})
-    sketches = [
-        Sketch(size, seed)
-        for size in settings.sketch_sizes
-        for seed in range(settings.num_sketches)
-    ]
+    strides = sorted({1, stride, *settings.strides})
+    seeds = range(settings.num_sketches)
+    sketches = [Sketch(size, seed) for size in settings.sketch_sizes for seed in seeds]
     chosen = base, experiment.gradients, paths, strides, sketches, settings.num_resamples
-    if 4 * len(base.tasks) * base.num_parameters <= settings.max_scratch_gb * 1e9:
-        return _measure(experiment, paths, settings, base, exact(*chosen))
-    size = settings.reference_size
-    result = _measure(experiment, paths, settings, base, sketched(*chosen, size))
-    result["summary"]["reference_size"] = size
-    return result
+    fits = 4 * len(base.tasks) * whole <= settings.max_scratch_gb * 1e9
+    cosines = exact(*chosen) if fits else sketched(*chosen, settings.reference_size)
 
-
-def _measure(
-    experiment: Experiment,
-    paths: Artifacts,
-    settings: Fidelity,
-    base: BaseGradients,
-    cosines: Cosines,
-) -> dict[str, Any]:
     counts = np.array([e["num_samples"] for e in read_json(paths.encoded / "tasks.json")])
-    stride = experiment.gradients.stride
     num_axes = _num_axes(experiment, len(base.tasks))
     matrices = dict(cosines.by_stride)
     full = matrices.pop(1)
@@ -82,7 +60,6 @@ def _measure(
     }
     table16 = fidelity_table(full, matrices, groups, stride)
     table19 = norm_table(cosines.norms, settings.trims)
-
     finest = range(min(2, num_axes), num_axes + 1)  # merit-2d and finer
 
     def row(name: str, num_entries: int, found: Sequence[Array], error: float | None) -> Row:
@@ -94,10 +71,9 @@ def _measure(
             "predicted_rmse": error,
         }
 
-    whole = base.num_parameters
     table = [row(f"stride {n}", -(-whole // n), [matrix], None) for n, matrix in matrices.items()]
     for size in settings.sketch_sizes:
-        found = [cosines.by_sketch[size, seed] for seed in range(settings.num_sketches)]
+        found = [cosines.by_sketch[size, seed] for seed in seeds]
         table.append(row(f"sketch {size}", size, found, predicted_rmse(full, size)))
     if settings.num_resamples:
         table.append(row("resampled examples", whole, cosines.resampled, None))
@@ -108,12 +84,10 @@ def _measure(
     summary = {
         "stride": stride,
         "num_tasks": len(base.tasks),
-        "num_parameters": base.num_parameters,
+        "num_parameters": whole,
         **{metric: values[metric] for metric in ("pearson", "spearman")},
-        "pearson_std_error": errors["pearson"],
-        "spearman_std_error": errors["spearman"],
-        "mean_absolute_difference": values["mean_absolute_difference"],
-        "rmse": values["rmse"],
+        **{f"{metric}_std_error": errors[metric] for metric in ("pearson", "spearman")},
+        **{metric: values[metric] for metric in ("mean_absolute_difference", "rmse")},
         "num_axes": num_axes,
         "tasks_in_another_group": values["tasks_in_another_group"],
         "stored_relative_difference": cosines.difference,
@@ -123,6 +97,7 @@ def _measure(
             for column in table19[0]
             if column != "metric"
         },
+        **({} if fits else {"reference_size": settings.reference_size}),
     }
     rows, columns = np.triu_indices(len(full), k=1)
     order = np.random.default_rng(0).permutation(len(rows))[:DRAWN_PAIRS]
@@ -131,7 +106,7 @@ def _measure(
         "tables": {
             "table16_stride5_fidelity": table16,
             "table19_gradient_norms": table19,
-            TABLE: table,
+            "gradient_representations": table,
         },
         "summary": summary,
         "pairs": {
@@ -149,7 +124,7 @@ def _num_axes(experiment: Experiment, num_tasks: int) -> int:
     return min(max(axes, default=3), num_tasks.bit_length() - 1)
 
 
-def moved_share(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> float:
+def moved_share(ours: Groups, theirs: Groups) -> float:
     """Share of the tasks in another group, under the best matching of the two sides' groups.
 
     Groups are numbered by the sides of the axes they lie on, and an axis may change its sign.
@@ -179,11 +154,8 @@ def fidelity_errors(reference: Array, approximation: Array) -> dict[str, float]:
 
 
 def fidelity_table(
-    full: Array,
-    strided: dict[int, Array],
-    groups: dict[int, NDArray[np.int64]],
-    stride: int,
-) -> list[dict[str, Any]]:
+    full: Array, strided: dict[int, Array], groups: dict[int, Groups], stride: int
+) -> list[Row]:
     """Table 16: `value` (with its standard error) is the stage's stride, a column every other."""
     measures: dict[int, dict[str, float]] = {
         every: {
@@ -205,8 +177,8 @@ def fidelity_table(
     ]
 
 
-def norm_table(norms: Array, trims: Sequence[float]) -> list[dict[str, Any]]:
-    """Table 19: a column for every trim, raw first."""
+def norm_table(norms: Array, trims: Sequence[float]) -> list[Row]:
+    """Table 19: a column per trim, raw first."""
     columns = {
         "raw" if trim == 0 else f"trimmed_{100 * trim:g}pct": norm_concentration(norms, trim)
         for trim in sorted({0.0, *trims})

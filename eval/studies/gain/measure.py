@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from merit.config import Experiment
 from merit.eval.measuring.losses import (
     LossEvaluator,
-    base_vector,
-    branch_vector,
+    branch_folders,
     open_evaluator,
     planned_model,
+    vector,
+    vectors_on_disk,
 )
+from merit.eval.measuring.scores import Row
 from merit.eval.studies.gain.settings import Gain
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
@@ -37,28 +39,25 @@ CLOSE = 0.1  # the quadratic model "holds" where the prediction is off by at mos
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[str, Any]:
-    """A row for every method and shrinkage t; predictions by exact Hessian-vector products."""
+    """A row per method and shrinkage t; predictions by exact Hessian-vector products."""
     models = [
         planned_model(experiment, "gain.methods", method, settings.seed, 2)
         for method in settings.methods
     ]
-    meter = open_evaluator(experiment, paths, settings.num_examples, curvature=True)
-    base = base_vector(meter, paths)
+    evaluator = open_evaluator(experiment, paths, settings.num_examples, curvature=True)
+    base = vector(evaluator, paths, paths.base)
     rows = []
     num_products = sum(len(model.branches) for model in models) * (1 + len(settings.shrinkages))
     with Progress("gain", num_products) as progress:
         for model in models:
             weights = read_json(paths.model(model.id) / "merge.json")["merge_weights"]
-            shape = len(model.branches), len(base)
+            count = len(model.branches)
             with (
-                scratch_rows(paths.folder, *shape) as stored,
-                scratch_rows(paths.folder, *shape) as room,
+                vectors_on_disk(evaluator, paths, branch_folders(paths, model)) as branches,
+                scratch_rows(paths.folder, count, len(base)) as room,
             ):
-                branches = torch.from_numpy(stored)
-                for row, name in zip(branches, model.branches, strict=True):
-                    row.copy_(branch_vector(meter, paths, name))
                 found = gains(
-                    meter,
+                    evaluator,
                     base,
                     branches,
                     weights,
@@ -66,52 +65,58 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[st
                     progress,
                     torch.from_numpy(room),
                 )
-            rows += [{"method": model.method, "num_branches": len(branches)} | row for row in found]
-    summary = summarise(rows) | {
-        "seed": settings.seed,
-        **meter.sample,
-    }
+            rows += [{"method": model.method, "num_branches": count} | row for row in found]
+    summary = summarise(rows) | {"seed": settings.seed, **evaluator.sample}
     return {"tables": {"gain": rows}, "summary": summary}
 
 
 def gains(
-    meter: LossEvaluator,
+    evaluator: LossEvaluator,
     base: torch.Tensor,
-    branches: torch.Tensor,
+    branches: list[torch.Tensor],
     merge_weights: list[float],
     shrinkages: list[float],
     progress: Progress,
-    room: torch.Tensor | None = None,
-) -> list[dict[str, Any]]:
-    """One row a shrinkage t, of branches (K, P), which may be memory-mapped, as may `room` (K, P).
+    room: torch.Tensor,
+) -> list[Row]:
+    """One row per shrinkage t, of K branches (P,), which may be memory-mapped, as may `room` (K, P).
 
     `predicted` takes H at the merged model: there the first-order terms cancel exactly, and the
     error is of third order in the d_k. `predicted_at_base` takes H at the base and grows as t^2.
     """
-    moved = torch.empty_like(branches) if room is None else room
-    for row, branch in zip(moved, branches, strict=True):
+
+    def predicted_gain(at: torch.Tensor) -> float:
+        """Theorem 3.1 with the Hessian at `at`, of displacements from any common origin."""
+
+        def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
+            progress.advance()
+            return evaluator.hessian_product(at, torch.from_numpy(v).to(at)).double().numpy()
+
+        return merging_gain_from_products(room.numpy(), product, merge_weights)
+
+    for row, branch in zip(room, branches, strict=True):
         torch.sub(branch, base, out=row)
-    at_base = predicted_gain(meter, base, moved, merge_weights, progress)
+    at_base = predicted_gain(base)
     rows = []
     for t in shrinkages:
-        for row, branch in zip(moved, branches, strict=True):
+        for row, branch in zip(room, branches, strict=True):
             row.copy_(torch.lerp(base, branch, t))
         merged = torch.cat(
-            [weighted_average(list(block), merge_weights) for block in moved.split(BLOCK, dim=1)]
+            [weighted_average(list(block), merge_weights) for block in room.split(BLOCK, dim=1)]
         )
-        losses = [meter.losses(theta) for theta in [*moved, merged]]
+        losses = [evaluator.losses(theta) for theta in [*room, merged]]
         # batch by batch, so that the error is that of the difference
         difference = np.tensordot(merge_weights, losses[:-1], axes=1) - losses[-1]
-        means = [meter.mean(values) for values in losses]
+        means = [evaluator.mean(values) for values in losses]
         measured = measured_gain(means[:-1], means[-1], merge_weights)
-        predicted = predicted_gain(meter, merged, moved, merge_weights, progress)
+        predicted = predicted_gain(merged)
         rows.append(
             {
                 "t": t,
                 "loss_branches": float(np.dot(merge_weights, means[:-1])),
                 "loss_merged": means[-1],
                 "measured": measured,
-                "measured_se": meter.standard_error(difference),
+                "measured_se": evaluator.standard_error(difference),
                 "predicted": predicted,
                 "predicted_at_base": t**2 * at_base,
                 "predicted_over_measured": predicted / measured if measured else None,
@@ -120,44 +125,25 @@ def gains(
     return rows
 
 
-def predicted_gain(
-    meter: LossEvaluator,
-    at: torch.Tensor,
-    displacements: torch.Tensor,
-    merge_weights: list[float],
-    progress: Progress,
-) -> float:
-    """Theorem 3.1 with the Hessian at `at`; displacements may be taken from any common origin."""
-
-    def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
-        progress.advance()
-        return meter.hessian_product(at, torch.from_numpy(v).to(at)).double().numpy()
-
-    return merging_gain_from_products(displacements.numpy(), product, merge_weights)
-
-
-def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(rows: list[Row]) -> Row:
     """Signs of the measured gains, and prediction over measurement at every t."""
     shrinkages = sorted({row["t"] for row in rows})
     ratios = {
         t: [row["predicted_over_measured"] for row in rows if row["t"] == t] for t in shrinkages
     }
-    close = list(takewhile(lambda t: all(map(_is_close, ratios[t])), shrinkages))
+
+    def close(t: float) -> bool:
+        return all(ratio is not None and abs(ratio - 1) <= CLOSE for ratio in ratios[t])
+
     whole = [row for row in rows if row["t"] == shrinkages[-1]]
+    columns = ("measured", "measured_se", "predicted", "predicted_at_base")
     return {
         "methods": [row["method"] for row in whole],
         "shrinkages": shrinkages,
         "num_rows": len(rows),
         "num_positive": sum(row["measured"] > 0 for row in rows),
-        "measured": [row["measured"] for row in whole],
-        "measured_se": [row["measured_se"] for row in whole],
-        "predicted": [row["predicted"] for row in whole],
-        "predicted_at_base": [row["predicted_at_base"] for row in whole],
-        "ratios": [ratios[t] for t in shrinkages],
+        **{key: [row[key] for row in whole] for key in columns},
+        "ratios": list(ratios.values()),
         "close": CLOSE,
-        "largest_close_t": close[-1] if close else None,
+        "largest_close_t": max(takewhile(close, shrinkages), default=None),
     }
-
-
-def _is_close(ratio: float | None) -> bool:
-    return ratio is not None and abs(ratio - 1) <= CLOSE

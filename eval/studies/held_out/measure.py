@@ -16,6 +16,7 @@ from merit.data.examples import read_examples
 from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.eval.measuring.losses import failed, mean_loss
+from merit.eval.measuring.scores import Row
 from merit.eval.studies.held_out.settings import HeldOut
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
@@ -24,11 +25,9 @@ from merit.train.images import ImageReader
 from merit.train.model import load_model, load_processor, use_one_thread
 from merit.train.tokenize import encode_examples
 
-Row = dict[str, Any]
-
 
 def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict[str, Any]:
-    """A row a model: mean loss per token, plainly over tasks; and a row a task, with every model's.
+    """A row per model: mean loss per token, plainly over tasks; and a row per task.
 
     Raises MeritError where nothing was held out.
     """
@@ -68,7 +67,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
 def held_out(
     paths: Artifacts, task: str, encoding: Encoding, settings: HeldOut
 ) -> TokenizedDataset:
-    """At most `num_examples` of the task's held-out examples, the first ones, encoded."""
+    """The first `num_examples` of the task's held-out examples, tokenized."""
     path = task_file(paths.data / "held_out", task)
     examples = read_examples(path)[: settings.num_examples]
     processor = load_processor(paths.base)
@@ -85,8 +84,7 @@ def held_out(
 
 def row_of(model: Model, losses: dict[str, list[float]]) -> Row:
     """The model's mean over tasks, and in how many its loss is below the base's."""
-    mine = losses[model.id]
-    base = next((values for name, values in losses.items() if name == "base"), None)
+    mine, base = losses[model.id], losses.get("base")
     better = None if base is None else sum(a < b for a, b in zip(mine, base, strict=True))
     return {
         "model": model.id,

@@ -34,6 +34,7 @@ from merit.io.artifacts import Artifacts, read_json
 if TYPE_CHECKING:
     import torch
 
+TABLE = "table12_posthoc_merging_7b"
 MERGERS = ("token-weighted", "uniform", "ties", "star", "tsv", "iso-c", "iso-cts")
 REFERENCE = "token-weighted"
 DEFAULT_SCALE = 1.0
@@ -49,7 +50,7 @@ def merged_tensors(
 ) -> dict[str, torch.Tensor]:
     """The trained tensors after merging checkpoint files at the merger's default scale.
 
-    TIES trims over the whole model, as its official code does: one threshold a branch.
+    TIES trims over the whole model, as its official code does: one threshold per branch.
     """
     from merit.io.checkpoints import Checkpoint, check_same_tensors
     from merit.merge import rules
@@ -70,7 +71,7 @@ def merged_tensors(
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict[str, Any]:
     """Validation scores over the scales; test scores at the default and at the chosen scale."""
-    scales = sorted({*settings.scales, DEFAULT_SCALE})
+    scales, seeds = sorted({*settings.scales, DEFAULT_SCALE}), settings.seeds
 
     def candidate(merger: str, scale: float, seed: int) -> Candidate:
         record = _merge_record(paths, settings.method, seed)
@@ -88,35 +89,31 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict
             candidate(merger, scale, seed)
             for merger, chosen in wanted.items()
             for scale in chosen
-            for seed in settings.seeds
+            for seed in seeds
         ]
         models.append(Candidate("base"))
         return score_candidates(experiment, paths, split, models, f"mergers, {split}")
 
-    validation = score("validation", {merger: scales for merger in MERGERS})
+    validation = score("validation", dict.fromkeys(MERGERS, scales))
     curves = {
-        merger: [_average(validation, merger, scale, settings.seeds) for scale in scales]
+        merger: [average(_at(validation, merger, scale, seeds)) for scale in scales]
         for merger in MERGERS
     }
     best = {merger: best_scale(scales, [v for v, _, _ in curves[merger]]) for merger in MERGERS}
     test = score("test", {merger: sorted({DEFAULT_SCALE, best[merger]}) for merger in MERGERS})
     rows = [
-        table_row(merger, tuning, chosen, test, curves[merger][scales.index(chosen[merger])][0],
-                  settings.seeds)
+        table_row(m, tuning, chosen, test, curves[m][scales.index(chosen[m])][0], seeds)
         for tuning, chosen in (("default", dict.fromkeys(MERGERS, DEFAULT_SCALE)), ("best", best))
-        for merger in MERGERS
-    ]  # fmt: skip
-    base = {split: average([scores["base"]]) for split, scores in
-            (("validation", validation), ("test", test))}  # fmt: skip
+        for m in MERGERS
+    ]
+    base = {"validation": average([validation["base"]]), "test": average([test["base"]])}
+    by_scale = [
+        {"merge": merger, "scale": scale, "validation": v, "low": low, "high": high}
+        for merger, points in curves.items()
+        for scale, (v, low, high) in zip(scales, points, strict=True)
+    ]
     return {
-        "tables": {
-            "table12_posthoc_merging_7b": rows,
-            "mergers_scales": [
-                {"merge": merger, "scale": scale, "validation": v, "low": low, "high": high}
-                for merger, points in curves.items()
-                for scale, (v, low, high) in zip(scales, points, strict=True)
-            ],
-        },
+        "tables": {TABLE: rows, "mergers_scales": by_scale},
         "summary": summary(rows, base["test"], settings),
         "note": NOTE,
         "scales": scales,
@@ -141,17 +138,13 @@ def table_row(
     seeds: Sequence[int],
 ) -> Row:
     """One row of table 12, its difference to token-weighted averaging under the same tuning."""
-    ours = [test[_name(merger, chosen[merger], seed)] for seed in seeds]
-    theirs = [test[_name(REFERENCE, chosen[REFERENCE], seed)] for seed in seeds]
-    mean, low, high = average(ours)
+    ours, theirs = (_at(test, m, chosen[m], seeds) for m in (merger, REFERENCE))
     return {
         "merge": merger,
         "tuning": tuning,
         "scale": chosen[merger],
         **{f"seed{s}": average([scores])[0] for s, scores in zip(seeds, ours, strict=True)},
-        "mean": mean,
-        "low": low,
-        "high": high,
+        **dict(zip(("mean", "low", "high"), average(ours), strict=True)),
         **columns("difference", difference(ours, theirs)),
         "validation": validation,
         "num_questions": num_questions(ours[0]),
@@ -167,22 +160,21 @@ def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str,
         "base": base[0],
     }
     for row in rows:
-        # the ledger reads the defaults' differences (merit.eval.report.claims_studies)
+        # the claims read the defaults' differences (merit.eval.report.claims_studies)
         tag = "" if row["tuning"] == "default" else "_best"
         if row["merge"] == REFERENCE:
             found[f"token_weighted{tag}"] = row["mean"]
             continue
         key = f"token_weighted_minus_{row['merge'].replace('-', '_')}{tag}"
-        found |= {
-            key: -row["difference"],
-            f"{key}_low": -row["difference_high"],
-            f"{key}_high": -row["difference_low"],
-            f"{key}_n": row["num_questions"],
-        }
+        value, low, high = interval(row, "difference")
+        found |= columns(key, (-value, -high, -low)) | {f"{key}_n": row["num_questions"]}
     found["at_edge"] = at_edge(rows, settings)
     for tuning in ("default", "best"):
+        others = [r for r in rows if r["tuning"] == tuning and r["merge"] != REFERENCE]
         for word, name in DIRECTIONS.items():  # of the merger
-            found[f"{name}_{tuning}"] = [row["merge"] for row in _others(rows, tuning, word)]
+            found[f"{name}_{tuning}"] = [
+                row["merge"] for row in others if verdict(interval(row, "difference")) == word
+            ]
     return found
 
 
@@ -193,20 +185,10 @@ def at_edge(rows: Sequence[Row], settings: Mergers) -> list[str]:
     return [row["merge"] for row in rows if row["tuning"] == "best" and row["scale"] in ends]
 
 
-def _others(rows: Sequence[Row], tuning: str, word: str) -> list[Row]:
-    return [
-        row
-        for row in rows
-        if row["tuning"] == tuning
-        and row["merge"] != REFERENCE
-        and verdict(interval(row, "difference")) == word
-    ]
-
-
-def _average(
+def _at(
     scores: Mapping[str, Scores], merger: str, scale: float, seeds: Sequence[int]
-) -> Interval:
-    return average([scores[_name(merger, scale, seed)] for seed in seeds])
+) -> list[Scores]:
+    return [scores[_name(merger, scale, seed)] for seed in seeds]
 
 
 def _name(merger: str, scale: float, seed: int) -> str:

@@ -32,6 +32,7 @@ from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.eval.answering.answers import question_files
 from merit.eval.benchmarks import benchmark
+from merit.eval.measuring.scores import Row
 from merit.eval.studies.overlap.contamination import (
     difference_hash,
     near,
@@ -43,7 +44,6 @@ from merit.eval.studies.overlap.settings import Overlap
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.io.progress import Progress
 
-Row = dict[str, Any]
 QUESTION_KEYS = ("question", "query", "ctx", "problem", "prompt", "sentence", "premise")
 SHORTEST_IMAGE = 64  # characters; what is shorter names the row that holds the image
 # Training tasks that are a benchmark's own training set or have its images, by their names.

@@ -6,7 +6,7 @@ training, random groups, MERIT, and joint training shrunk to MERIT's distance (d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from merit.config import Experiment, Sweep, load_experiment, suffix
 from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.eval.answering.answers import stored_questions
-from merit.eval.measuring.scores import Row, average, difference, num_questions, verdict
+from merit.eval.measuring.scores import Row, average, columns, difference, num_questions, verdict
 from merit.eval.studies.readiness.settings import Readiness, Thresholds
 from merit.eval.studies.regime.settings import Regime
 from merit.io.artifacts import Artifacts, read_json
@@ -149,8 +149,7 @@ def base_norm(paths: Artifacts, joint: str) -> float:
     from merit.io.checkpoints import Checkpoint
 
     branch = merge_record(paths, joint)["branches"][0]
-    names: Iterable[str] = Checkpoint(paths.branch(branch)).names
-    start = Checkpoint(paths.base)
+    names, start = Checkpoint(paths.branch(branch)).names, Checkpoint(paths.base)
     return sum(float(start.read(name).double().square().sum()) for name in names) ** 0.5
 
 
@@ -243,15 +242,6 @@ def _verdict(entry: Row, ours: str, theirs: str) -> str:
     return verdict(entry["differences"][f"{ours}-{theirs}"])
 
 
-def counts(cells: Sequence[Row]) -> dict[str, dict[str, int]]:
-    """Of every difference: in how many cells it is positive, negative, undecided, not finite."""
-    table = {}
-    for a, b in PAIRS:
-        words = [_verdict(entry, a, b) for entry in cells]
-        table[f"{a}-{b}"] = {word: words.count(word) for word in VERDICTS}
-    return table
-
-
 def summary(
     cells: Sequence[Row], sweep: Sweep, num_questions: int, epochs: float, limits: Thresholds
 ) -> Row:
@@ -266,17 +256,17 @@ def summary(
         "thresholds": limits.model_dump(mode="json"),
         "cells": [],
     }
-    for pair, words in counts(cells).items():
-        for word, count in words.items():
-            found[f"{pair}_{word}".replace("-", "_minus_", 1).replace(" ", "_")] = count
+    for a, b in PAIRS:  # in how many cells the difference is positive, ...
+        words = [_verdict(entry, a, b) for entry in cells]
+        for word in VERDICTS:
+            found[f"{a}_minus_{b}_{word.replace(' ', '_')}"] = words.count(word)
     for entry in cells:
         one = {key: entry[key] for key in ("base", "learning_rate")} | _readiness(entry)
         for kind, (value, _, _) in (entry["averages"] or {}).items():
             one[f"avg_{kind}"] = value
         for a, b in PAIRS:
             key = f"{a}_minus_{b}"
-            value, low, high = (entry["differences"] or {}).get(f"{a}-{b}", (None, None, None))
-            one |= {key: value, f"{key}_low": low, f"{key}_high": high}
+            one |= columns(key, (entry["differences"] or {}).get(f"{a}-{b}"))
             one[f"{key}_verdict"] = _verdict(entry, a, b)
         found["cells"].append(one)
     return found

@@ -18,6 +18,7 @@ from merit.data.examples import make_example
 from merit.eval.answering.batches import Prompt, prepared, split
 from merit.eval.answering.generate import generate
 from merit.eval.measuring.losses import failed, mean_loss
+from merit.eval.measuring.scores import Row
 from merit.eval.studies.retention.settings import Retention
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
@@ -25,7 +26,6 @@ from merit.train.dataset import TokenizedDataset
 from merit.train.model import load_model, load_processor, use_one_thread
 from merit.train.tokenize import encode_examples
 
-Row = dict[str, Any]
 PROMPTS = Path(__file__).with_name("prompts.txt")  # one a line
 
 

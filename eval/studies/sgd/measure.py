@@ -10,11 +10,12 @@ from merit.config import Experiment, Sweep, combinations, suffix
 from merit.errors import MeritError
 from merit.eval.answering.answers import stored_questions
 from merit.eval.measuring.scores import (
-    Interval,
     Row,
     Scores,
     average,
+    columns,
     difference,
+    interval,
     num_questions,
     only,
     rate_label,
@@ -22,6 +23,8 @@ from merit.eval.measuring.scores import (
 )
 from merit.eval.studies.sgd.settings import Sgd
 from merit.io.artifacts import Artifacts, read_json
+
+Point = tuple[str, float]  # method, learning rate
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Sgd) -> dict[str, Any]:
@@ -34,27 +37,30 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Sgd) -> dict[str
         for point in combinations(sweep, own)
     }
     rates = sorted(tags)
-    base_scores = only([stored_questions(paths, "base")], experiment.table_benchmarks)
-    scores: dict[str, Scores] = {"base": base_scores[0]}
-    displacements: dict[str, float] = {}
+
+    def read(model: str) -> Scores:
+        return only([stored_questions(paths, model)], experiment.table_benchmarks)[0]
+
+    base = read("base")
+    scores: dict[Point, Scores] = {}
+    displacements: dict[Point, float] = {}
     for method, rate in itertools.product(sweep.methods, rates):
         model = f"{method}{tags[rate]}-s{seed}"
         record = read_json(paths.model(model) / "merge.json")
         if record["failure"] is None:
-            found = only([stored_questions(paths, model)], experiment.table_benchmarks)
-            scores[_name(method, rate)] = found[0]
-            displacements[_name(method, rate)] = record["displacement"]
+            scores[method, rate] = read(model)
+            displacements[method, rate] = record["displacement"]
     rows = [
-        sweep_row(method, rate, scores, displacements, reference)
-        for method, rate in itertools.product(sweep.methods, rates)
+        sweep_row(point, scores, base, displacements, reference)
+        for point in itertools.product(sweep.methods, rates)
     ]
-    base = average([scores["base"]])
+    at_base = average([base])
     return {
-        "tables": {"table18_sgd_lr_sweep": paper_table(rows, base[0], rates), "sgd_sweep": rows},
-        "summary": summary(experiment, rows, scores, sweep, reference),
+        "tables": {"table18_sgd_lr_sweep": paper_table(rows, at_base[0], rates), "sgd_sweep": rows},
+        "summary": summary(experiment, rows, scores, sweep, reference, at_base[0]),
         "methods": sweep.methods,
         "learning_rates": rates,
-        "base": base,
+        "base": at_base,
     }
 
 
@@ -77,34 +83,28 @@ def check_sweep(experiment: Experiment, settings: Sgd) -> tuple[Sweep, str]:
 
 
 def sweep_row(
-    method: str,
-    rate: float,
-    scores: Mapping[str, Scores],
-    displacements: dict[str, float],
+    point: Point,
+    scores: Mapping[Point, Scores],
+    base: Scores,
+    displacements: Mapping[Point, float],
     reference: str,
 ) -> Row:
     """One method at one rate; None wherever a training did not stay finite."""
-    name, other = _name(method, rate), _name(reference, rate)
-
-    def cells(prefix: str, found: Interval | None) -> Row:
-        value, low, high = found or (None, None, None)
-        return {prefix: value, f"{prefix}_low": low, f"{prefix}_high": high}
-
-    ours = [scores[name]] if name in scores else None
-    theirs = [scores[other]] if other in scores else None
+    method, rate = point
+    ours, theirs = ([scores[p]] if p in scores else None for p in (point, (reference, rate)))
     return {
         "method": method,
         "learning_rate": rate,
-        **cells("avg", average(ours) if ours else None),
-        **cells("minus_joint", difference(ours, theirs) if ours and theirs else None),
-        **cells("minus_base", difference(ours, [scores["base"]]) if ours else None),
-        "displacement": displacements.get(name),
-        "num_questions": num_questions(scores["base"]),
+        **columns("avg", average(ours) if ours else None),
+        **columns("minus_joint", difference(ours, theirs) if ours and theirs else None),
+        **columns("minus_base", difference(ours, [base]) if ours else None),
+        "displacement": displacements.get(point),
+        "num_questions": num_questions(base),
     }
 
 
 def paper_table(rows: Sequence[Row], base: float, rates: Sequence[float]) -> list[Row]:
-    """Table 18: a row a method, a column a learning rate; the base in every column."""
+    """Table 18: a row per method, a column per learning rate; the base in every column."""
     table: dict[str, Row] = {
         "base": {"method": "base", **{rate_label(rate): base for rate in rates}}
     }
@@ -117,9 +117,10 @@ def paper_table(rows: Sequence[Row], base: float, rates: Sequence[float]) -> lis
 def summary(
     experiment: Experiment,
     rows: Sequence[Row],
-    scores: Mapping[str, Scores],
+    scores: Mapping[Point, Scores],
     sweep: Sweep,
     reference: str,
+    base: float,
 ) -> Row:
     """C16: does merging help at the largest rate, and does the deepest split fall at the smallest?
 
@@ -134,40 +135,29 @@ def summary(
         "smallest_rate": rates[0],
         "largest_rate": rates[-1],
         "num_questions": rows[0]["num_questions"],
-        "base": average([scores["base"]])[0],
+        "base": base,
     }
 
-    def compare(key: str, ours: str, theirs: str) -> None:
-        if ours in scores and theirs in scores:
-            value, low, high = difference([scores[ours]], [scores[theirs]])
-            found.update({key: value, f"{key}_low": low, f"{key}_high": high})
+    def compare(key: str, rate: float, ours: str, theirs: str) -> None:
+        a, b = scores.get((ours, rate)), scores.get((theirs, rate))
+        if a and b:
+            found.update(columns(key, difference([a], [b])))
             found[f"{key}_n"] = rows[0]["num_questions"]
 
     last = [row for row in rows if row["learning_rate"] == rates[-1] and row["method"] in merit]
     if any(row["avg"] is not None for row in last):
-        best = max(last, key=lambda row: row["avg"] if row["avg"] is not None else -1.0)
-        found["best_at_largest_rate"] = best["method"]
-        compare(
-            "gain_at_largest_rate", _name(best["method"], rates[-1]), _name(reference, rates[-1])
-        )
+        best = max(last, key=lambda row: row["avg"] if row["avg"] is not None else -1.0)["method"]
+        found["best_at_largest_rate"] = best
+        compare("gain_at_largest_rate", rates[-1], best, reference)
     if len(merit) > 1:
         most, fewest = max(merit, key=lambda m: merit[m]), min(merit, key=lambda m: merit[m])
-        compare("collapse_at_smallest_rate", _name(most, rates[0]), _name(fewest, rates[0]))
+        compare("collapse_at_smallest_rate", rates[0], most, fewest)
     for method in merit:
+        mine = [row for row in rows if row["method"] == method and row["minus_joint"] is not None]
         for word, name in (("positive", "ahead"), ("negative", "behind")):
             found[f"{name}_{method}"] = [
                 row["learning_rate"]
-                for row in rows
-                if row["method"] == method and _verdict(row, "minus_joint") == word
+                for row in mine
+                if verdict(interval(row, "minus_joint")) == word
             ]
     return found
-
-
-def _verdict(row: Row, prefix: str) -> str:
-    if row[prefix] is None:
-        return "none"
-    return verdict((row[prefix], row[f"{prefix}_low"], row[f"{prefix}_high"]))
-
-
-def _name(run: str, rate: float) -> str:
-    return f"{run}-lr{rate:g}"

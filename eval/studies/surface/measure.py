@@ -16,46 +16,40 @@ from merit.config import Experiment
 from merit.errors import MeritError
 from merit.eval.measuring.losses import (
     LossEvaluator,
-    base_vector,
-    branch_readers,
+    branch_folders,
     open_evaluator,
     planned_model,
-    reader,
+    vector,
     vectors_on_disk,
 )
+from merit.eval.measuring.scores import Row
 from merit.eval.studies.surface.settings import Surface
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 
 MARGIN = 0.25  # of the points' extent, on every side
 LEAST_ANGLE = 1e-3  # sine of the angle between joint and merged below which there is no plane
+Array = NDArray[np.float64]
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Surface) -> dict[str, Any]:
     """Losses on the grid and at the points; `tables.surface` lists the points."""
     joint = planned_model(experiment, "surface.joint", settings.joint, settings.seed)
     merged = planned_model(experiment, "surface.method", settings.method, settings.seed, 2)
-    meter = open_evaluator(experiment, paths, settings.num_examples)
-    base = base_vector(meter, paths)
-    readers = [reader(meter, paths, model) for model in (joint, merged)]
-    readers += branch_readers(meter, paths, merged)
+    evaluator = open_evaluator(experiment, paths, settings.num_examples)
+    base = vector(evaluator, paths, paths.base)
+    folders = [paths.model(joint.id), paths.model(merged.id), *branch_folders(paths, merged)]
     names = ["joint", "merged", *(f"b{k}" for k in range(len(merged.branches)))]
-    with vectors_on_disk(meter, paths, readers) as vectors:
+    with vectors_on_disk(evaluator, paths, folders) as vectors:
+        axes = plane(vectors[0] - base, vectors[1] - base)
         points = {"base": base, **dict(zip(names, vectors, strict=True))}
-        axes = plane(points["joint"] - base, points["merged"] - base)
-        rows = [point_row(meter, name, theta, base, axes) for name, theta in points.items()]
-    at = np.array([[row["x"], row["y"]] for row in rows])
-    x, y = grid(at, settings.resolution)
-    losses = grid_losses(meter, base, axes, x, y)
-    summary = summarise(rows, x, y, losses)
-    summary |= {
-        "joint": joint.id,
-        "merged": merged.id,
-        **meter.sample,
-    }
+        rows = [point_row(evaluator, name, theta, base, axes) for name, theta in points.items()]
+    x, y = grid(np.array([[row["x"], row["y"]] for row in rows]), settings.resolution)
+    losses = grid_losses(evaluator, base, axes, x, y)
+    models = {"joint": joint.id, "merged": merged.id}
     return {
         "tables": {"surface": rows},
-        "summary": summary,
+        "summary": summarise(rows, x, y, losses) | models | evaluator.sample,
         "x": x.tolist(),
         "y": y.tolist(),
         "losses": losses.tolist(),
@@ -80,27 +74,29 @@ def plane(joint: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
 
 
 def point_row(
-    meter: LossEvaluator, name: str, theta: torch.Tensor, base: torch.Tensor, axes: torch.Tensor
-) -> dict[str, Any]:
+    evaluator: LossEvaluator,
+    name: str,
+    theta: torch.Tensor,
+    base: torch.Tensor,
+    axes: torch.Tensor,
+) -> Row:
     """A point's own loss, its projection, and how much of its squared displacement that holds."""
     delta = (theta - base).double()
     x, y = (float(axis.double() @ delta) for axis in axes)
     length = float(delta.norm())
-    losses = meter.losses(theta)
+    losses = evaluator.losses(theta)
     return {
         "point": name,
         "x": x,
         "y": y,
         "displacement": length,
         "share_in_plane": min(1.0, (x * x + y * y) / length**2) if length else 1.0,
-        "loss": meter.mean(losses),
-        "loss_se": meter.standard_error(losses),
+        "loss": evaluator.mean(losses),
+        "loss_se": evaluator.standard_error(losses),
     }
 
 
-def grid(
-    points: NDArray[np.float64], resolution: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def grid(points: Array, resolution: int) -> tuple[Array, Array]:
     """Coordinates (resolution,) of either axis: the points' box and a margin around it."""
     low, high = points.min(axis=0), points.max(axis=0)
     margin = MARGIN * float((high - low).max())
@@ -109,35 +105,24 @@ def grid(
 
 
 def grid_losses(
-    meter: LossEvaluator,
-    base: torch.Tensor,
-    axes: torch.Tensor,
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    evaluator: LossEvaluator, base: torch.Tensor, axes: torch.Tensor, x: Array, y: Array
+) -> Array:
     """L(base + x e1 + y e2): float64 (len(y), len(x)), as contour plots want it."""
     losses = np.empty((len(y), len(x)))
     with Progress("surface", losses.size) as progress:
         for row, column in np.ndindex(losses.shape):
             theta = base + float(x[column]) * axes[0] + float(y[row]) * axes[1]
-            losses[row, column] = meter.loss(theta)
+            losses[row, column] = evaluator.loss(theta)
             progress.advance()
     return losses
 
 
-def summarise(
-    rows: list[dict[str, Any]],
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    losses: NDArray[np.float64],
-) -> dict[str, Any]:
+def summarise(rows: list[Row], x: Array, y: Array, losses: Array) -> Row:
     """Losses and distances of the three points, and where the grid is lowest."""
-    by_name = {row["point"]: row for row in rows}
-    joint, merged = by_name["joint"], by_name["merged"]
-    branches = [row for row in rows if row["point"] not in ("base", "joint", "merged")]
+    base, joint, merged, *branches = rows
     row, column = np.unravel_index(losses.argmin(), losses.shape)
     return {
-        "loss_base": by_name["base"]["loss"],
+        "loss_base": base["loss"],
         "loss_joint": joint["loss"],
         "loss_merged": merged["loss"],
         "loss_branches_mean": float(np.mean([b["loss"] for b in branches])),

@@ -1,4 +1,4 @@
-"""Meters whose loss is known in closed form, in the place of a model's."""
+"""Evaluators whose loss is known in closed form, in the place of a model's."""
 
 from __future__ import annotations
 
