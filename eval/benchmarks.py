@@ -1,8 +1,8 @@
 """The table of benchmarks, eval/benchmarks.yaml: what each measures, how it is asked and scored.
 
-A benchmark is a record, not a class. The minis' and the public ones are records of one kind, put
-and scored by the same two engines. The minis' questions are `data/benchmarks/<name>.tsv`, for text
-`<name>.jsonl` (docs/formats.md); those of VLMEvalKit's datasets are `$LMUData/<dataset>.tsv`.
+A benchmark is a record, not a class; two engines ask and score the minis and the public ones. The
+minis' questions are `data/benchmarks/<name>.tsv`, for text `<name>.jsonl` (docs/formats.md); those
+of VLMEvalKit's datasets are `$LMUData/<dataset>.tsv`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class BenchmarkScore:
 
 
 class Cell(Settings):
-    """Where a number stands in the table that a VLMEvalKit scorer returns, and its scale.
+    """A number in the table that a VLMEvalKit scorer returns, and its scale.
 
-    The sum over `columns` of the row whose cells are `row`, times `times`. Without a `row` the
-    table has one row.
+    The sum over `columns` of the row whose cells are `row`, times `times`. Without `row` the table
+    has one row.
     """
 
     row: dict[str, str] = Field(default_factory=dict)
@@ -61,21 +61,19 @@ class Cell(Settings):
 class Benchmark(Settings):
     """One benchmark.
 
-    `kind`: of the minis "choice" (a letter, matched by VLMEvalKit), "exact" (a short answer, all or
-    nothing) and "open" (free text, eval.rubric), all three scored through VLMEvalKit; and, through
-    lm-eval, "likelihood" (the likeliest option) and "generation" (a written answer, all or
-    nothing). "vlmeval" and "lm_eval" are the engines' own: dataset or task `dataset`, prompts and
-    scorer.
+    `kind`: through VLMEvalKit "choice" (a letter), "exact" (a short answer, all or nothing) and
+    "open" (free text, merit.eval.rubric); through lm-eval "likelihood" (the likeliest option) and
+    "generation" (a written answer, all or nothing). "vlmeval" and "lm_eval" are the engines' own
+    `dataset` or task, prompts and scorer.
 
-    A "likelihood" or "generation" is asked as eval/tasks/mini_text/<name>.yaml says, or the file
-    `task`, which several may share.
+    "likelihood" and "generation" are asked as eval/tasks/mini_text/<name>.yaml says, or a shared
+    file `task`.
 
-    `score` says where VLMEvalKit's number stands, `also` what is reported beside it, `key` which of
-    lm-eval's metrics counts; reported in 0..100, `direction` says whether more is better. Of a file
-    with several splits only the questions of `split` count. `judge`: whether a judge is asked where
-    matching finds no answer ("optional") or scores everything ("required"). `shots`, `min_pixels`,
-    `max_pixels` and `max_new_tokens` go before the experiment's `evaluation`. `paper_column` is the
-    column of the paper's table that it is or stands for, "" where there is none.
+    `score` is VLMEvalKit's number, `also` what is reported beside it, `key` lm-eval's metric, all
+    in 0..100; `direction` says whether more is better. With `split`, only its questions count.
+    `judge`: asked if matching finds no answer ("optional") or for everything ("required").
+    `shots`, `min_pixels`, `max_pixels` and `max_new_tokens` override the experiment's `evaluation`.
+    `paper_column` is the column of the paper's table that it is or stands for, or "".
     """
 
     name: str
@@ -100,17 +98,17 @@ class Benchmark(Settings):
 
     @property
     def engine(self) -> Engine:
-        """What puts the questions to a model and scores the answers."""
+        """What asks the questions and scores the answers."""
         return "lm_eval" if self.kind in ("likelihood", "generation", "lm_eval") else "vlmeval"
 
     @property
     def open_ended(self) -> bool:
-        """Whether answers are free text, judged or held against a rubric."""
+        """Whether answers are free text, scored by a judge or a rubric."""
         return self.metric == "rubric"
 
     @property
     def file(self) -> str | None:
-        """The name of its file of questions; of lm-eval's own tasks, which load theirs, None."""
+        """The name of its file of questions; None for lm-eval's own tasks, which load theirs."""
         if self.kind == "lm_eval":
             return None
         if self.kind == "vlmeval":
@@ -119,12 +117,12 @@ class Benchmark(Settings):
 
     @property
     def public(self) -> bool:
-        """Whether the questions are the engine's own, and not written by the `data` stage."""
+        """Whether the questions are the engine's own, not the `data` stage's."""
         return self.kind in ("vlmeval", "lm_eval")
 
 
 def read_records(path: Path) -> dict[str, Benchmark]:
-    """{name: record}. Raises pydantic's ValidationError where one is malformed."""
+    """{name: record}. Raises pydantic's ValidationError if one is malformed."""
     records: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     named = {name: {"name": name, **record} for name, record in records.items()}
     return TypeAdapter(dict[str, Benchmark]).validate_python(named)
@@ -134,10 +132,7 @@ BENCHMARKS: dict[str, Benchmark] = read_records(FILE)
 
 
 def benchmark(name: str) -> Benchmark:
-    """The record of one benchmark.
-
-    Raises MeritError with the nearest known name where there is none.
-    """
+    """The record of one benchmark. Raises MeritError with the nearest name if there is none."""
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     close = difflib.get_close_matches(name, BENCHMARKS, n=1)
@@ -146,7 +141,7 @@ def benchmark(name: str) -> Benchmark:
 
 
 def engine_of(names: Sequence[str]) -> Engine:
-    """The one engine of these benchmarks. Raises MeritError where they need both."""
+    """The one engine of these benchmarks. Raises MeritError if they need both."""
     engines = {benchmark(name).engine: name for name in names}
     if len(engines) > 1:
         raise MeritError(

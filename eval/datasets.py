@@ -130,7 +130,7 @@ def _problem(row: dict[Any, str], kind: Kind, known: set[str]) -> str | None:
 
 
 def prompts(dataset: ImageBaseDataset) -> dict[str, list[dict[str, Any]]]:
-    """{index: VLMEvalKit's prompt}: text and images in turn (merit.eval.answering.answers.Parts)."""
+    """{index: VLMEvalKit's prompt}: text and images in turn (answering.answers.Parts)."""
     return {
         str(dataset.data.iloc[i]["index"]): [_part(part) for part in dataset.build_prompt(i)]
         for i in range(len(dataset))

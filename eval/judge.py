@@ -90,7 +90,7 @@ class Judge:
             server.server_close()
 
     def answer(self, body: dict[str, Any]) -> str | None:
-        """The judge's answer to a chat request of the kit; None, and `failure`, if there is none."""
+        """The judge's answer to a chat request of the kit; None, and `failure`, if it gave none."""
         request = self._request(body)
         shown = _without_images(request)
         key = value_hash(shown)

@@ -123,7 +123,7 @@ def dataset_class(dataset: str) -> type[ImageBaseDataset]:
 
 
 def check_file(kit_class: Any, dataset: str, file: Path, checked: bool) -> None:
-    """Raises MeritError if the file is missing or, `checked`, has not the MD5 that the kit knows."""
+    """Raises MeritError if the file is missing or, if `checked`, lacks the MD5 the kit knows."""
     url, expected = kit_class.DATASET_URL.get(dataset), kit_class.DATASET_MD5.get(dataset)
     where = f"VLMEvalKit's is {url}, MD5 {expected}"
     if not file.is_file():

@@ -1,6 +1,6 @@
-"""Deterministic scoring of free text and of short answers: strings in, 0..1 out.
+"""Deterministic scores of free text and short answers: strings in, 0..1 out.
 
-Stands in for the paper's LLM judges (docs/method.md 15) where a benchmark's truth is known exactly.
+Replaces the paper's LLM judges (docs/method.md 15) for benchmarks whose truth is known exactly.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _BREAK = "|"  # the end of a sentence; a phrase is never found across one
 
 @dataclass(frozen=True)
 class Reference:
-    """What an open answer is held against, every phrase normalised.
+    """What an open answer is compared with; every phrase is normalised.
 
-    `facts`: one tuple of alternative phrases a fact; naming any of them names the fact.
-    `wrong`: phrases that are false of the image.
+    `facts`: a tuple of alternative phrases per fact; any of them names the fact. `wrong`: phrases
+    that are false of the image.
     """
 
     facts: tuple[tuple[str, ...], ...]
@@ -30,7 +30,7 @@ class Reference:
 
 
 def normalise(text: str) -> str:
-    """Case-folded words parted by single spaces; punctuation goes, the end of a sentence stays.
+    """Case-folded words with single spaces; only the ends of sentences stay of punctuation.
 
     "A red circle. It's 2.5 high!" -> "a red circle | it s 2.5 high"
     """
@@ -42,8 +42,8 @@ def normalise(text: str) -> str:
 def parse_reference(text: str) -> Reference:
     """The reference in a TSV's `answer` column: {"facts": [[phrase, ...], ...], "wrong": [...]}.
 
-    Other keys are left to other readers. Raises MeritError where the text is not such JSON, holds
-    no fact, or calls the same phrase a fact and wrong.
+    Other keys are ignored. Raises MeritError if the text is not such JSON, has no fact, or has a
+    phrase that is both a fact and wrong.
     """
     try:
         value = json.loads(text)
@@ -78,12 +78,11 @@ def _phrases(value: Any, key: str) -> tuple[str, ...]:
 def rubric_score(prediction: str, reference: Reference) -> float:
     """max(0, named - asserted) / num_facts, in 0..1.
 
-    `named` counts the facts of which an alternative occurs, `asserted` the distinct wrong phrases
-    that occur, so one falsehood costs what one fact earns, and reciting every phrase earns nothing
-    where wrong phrases outnumber facts. Saying a thing twice changes neither count. Phrases are
-    matched on word boundaries of the normalised text, inside one sentence. A wrong phrase that
-    occurs only inside a longer fact ("red circle" in "no red circle") is not asserted; negation is
-    not understood beyond that.
+    `named` counts facts with an alternative that occurs, `asserted` distinct wrong phrases that
+    occur. So one falsehood costs what one fact earns, and repetition changes nothing. Phrases match
+    whole words of the normalised text, inside one sentence. A wrong phrase that occurs only inside
+    a longer fact ("red circle" in "no red circle") is not asserted; negation is not understood
+    beyond that.
     """
     text = normalise(prediction)
     named = sum(
@@ -109,16 +108,10 @@ def _occurs(phrase: str, text: str) -> bool:
 
 
 def normalise_short(answer: str) -> str:
-    """Lower case, without surrounding blanks and without one final period; nothing else.
-
-    Numbers stay as given: "3", "3.0" and "three" are three answers.
-    """
+    """Lower case, without surrounding blanks and one final period; "3", "3.0", "three" differ."""
     return answer.strip().lower().removesuffix(".").rstrip()
 
 
 def exact_score(prediction: str, answer: str) -> float:
-    """1.0 where the normalised prediction is the normalised answer, else 0.0.
-
-    No partial credit: an answer that goes on ("red circle" for "red") is wrong.
-    """
+    """1.0 if the normalised prediction is the normalised answer, else 0.0: no partial credit."""
     return float(normalise_short(prediction) == normalise_short(answer))

@@ -1,8 +1,8 @@
 """`python -m merit.mini.own_mixture FOLDER`: a small mixture and a small model, as if yours.
 
 For the tutorial docs/own-mixture.md: a few tasks of the mini text world as JSONL files in chat
-form, and that world's base as an ordinary Hugging Face folder. `merit data mini_text` and `merit
-base mini_text` make what it takes them from.
+form, and that world's base as an ordinary Hugging Face folder. It needs the stages `data` and
+`base` of mini_text.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, atomic_write, read_json
 
-OURS = ("base.json", "records.jsonl")  # of a base's folder: what no model of one's own has
+OURS = ("base.json", "records.jsonl")  # in a base's folder, but not in an ordinary model's
 
 
 def write_own(source: Artifacts, folder: Path, num_tasks: int = 12, num_examples: int = 80) -> None:
     """Write `folder`/mixture and `folder`/model.
 
-    Every so-manieth task, the first examples of each; nothing but their messages. Raises MeritError
-    where the world or its base has not been made.
+    `num_tasks` evenly spaced tasks, the first examples of each, only their messages. Raises
+    MeritError if the world or its base is missing.
     """
     listed = source.mixture / "tasks.json"
     for path, stage in ((listed, "data"), (source.base / "config.json", "base")):

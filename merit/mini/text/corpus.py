@@ -1,17 +1,17 @@
-"""What the base has read: plain text, and a little question and answer.
+"""What the base reads: plain text, and a few questions with answers.
 
-Every fact of the world is stated here, those that benchmarks ask for included, as the public
-corpora state them; questions come from the training part only.
+Every fact of the world is stated here, including those that benchmarks ask for, as in public
+corpora; questions come only from the training part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from merit.mini.text import inference, knowledge, reading, stories, writing
-from merit.mini.text.items import Item, Make, draw, pick, several
+from merit.mini.text.items import Make, draw, pick, several
 from merit.mini.text.knowledge import STATE
 from merit.mini.text.lexicon import (
     ANIMAL_RELATIONS,
@@ -30,6 +30,7 @@ from merit.mini.text.lexicon import (
 )
 from merit.mini.text.sentences import say, say_other, sight
 
+Write = Callable[[np.random.Generator], str]
 _COPIED = (*ANIMALS, *THINGS, *WOMEN, *MEN, *PLACES, *COLOURS)
 DOCUMENT_TOKENS = 48  # about; documents are joined from paragraphs of one kind or several
 
@@ -109,71 +110,45 @@ def _parallel(rng: np.random.Generator) -> str:
     return f"{say(s)} {say_other(s)}" if rng.random() < 0.7 else f"{say_other(s)} {say(s)}"
 
 
-def _passage(rng: np.random.Generator) -> str:
-    """A passage that is taken up again."""
-    item = draw(pick(rng, (reading.span, reading.yes_no)), rng, "train")
-    return f"{item.slots['passage']} {item.slots['question']} {item.answer} ."
+def _say(template: str, *makes: Make) -> Write:
+    """A paragraph: an item of the training part in the words of `template`."""
+
+    def write(rng: np.random.Generator) -> str:
+        make = pick(rng, makes) if len(makes) > 1 else makes[0]
+        item = draw(make, rng, "train")
+        return template.format(answer=item.answer, **item.slots)
+
+    return write
 
 
-def _look(rng: np.random.Generator) -> str:
-    """A passage and one of its words."""
-    item = draw(reading.span, rng, "train")
-    return f"{item.slots['passage']} {item.slots['question']} {item.answer} ."
-
-
-def _follows(rng: np.random.Generator) -> str:
-    """Whether a claim follows from a sentence, in either language."""
-    make = pick(rng, (inference.entailment, inference.other_entailment))
-    item = draw(make, rng, "train")
-    return f"{item.slots['premise']} {item.slots['claim']} {item.answer} ."
-
-
-def _review(rng: np.random.Generator) -> str:
-    item = draw(writing.review, rng, "train")
-    return f"{item.slots['text']} a {item.answer} {item.slots['subject']} ."
-
-
-def _number(rng: np.random.Generator) -> str:
-    item = draw(writing.calculate, rng, "train")
-    return f"{item.slots['question']} = {item.answer} ."
-
-
-def _code(rng: np.random.Generator) -> str:
-    item = draw(writing.program, rng, "train")
-    return f"# {item.slots['text']} . {item.answer} ;"
+_passage = _say("{passage} {question} {answer} .", reading.span, reading.yes_no)
+_look = _say("{passage} {question} {answer} .", reading.span)  # the answer stands in the passage
+_follows = _say("{premise} {claim} {answer} .", inference.entailment, inference.other_entailment)
+_review = _say("{text} a {answer} {subject} .", writing.review)
+_number = _say("{question} = {answer} .", writing.calculate)
+_code = _say("# {text} . {answer} ;", writing.program)
 
 
 def _again(rng: np.random.Generator) -> str:
-    """Words in no order, said twice: nothing but looking back foretells the second time."""
+    """Random words, said twice: only looking back predicts the second time."""
     words = " ".join(several(rng, _COPIED, int(rng.integers(3, 7))))
     return f"{words} again {words} ."
 
 
-# (how often, what)
-PARAGRAPHS = (
-    (0.26, _facts),
-    (0.14, _asked),
-    (0.06, _collection),
-    (0.08, _story),
-    (0.03, _need),
-    (0.08, _people),
-    (0.04, _sights),
-    (0.11, _parallel),
-    (0.12, _passage),
-    (0.08, _again),
-    (0.02, _review),
-    (0.04, _number),
-    (0.03, _code),
+PARAGRAPHS: tuple[tuple[float, Write], ...] = (  # (share, what)
+    *((0.26, _facts), (0.14, _asked), (0.06, _collection), (0.08, _story), (0.03, _need)),
+    *((0.08, _people), (0.04, _sights), (0.11, _parallel), (0.12, _passage), (0.08, _again)),
+    *((0.02, _review), (0.04, _number), (0.03, _code)),
+)
+# What the base reads first, one paragraph each: the next word stands further up. A model this small
+# learns to look back in a sudden step, which a corpus full of facts would delay for good.
+RECALL: tuple[tuple[float, Write], ...] = (
+    *((0.15, _again), (0.25, _look), (0.1, _passage), (0.12, _people), (0.38, _follows)),
 )
 
 
-# What the base reads first, a paragraph each: where the next word stands further up. A model this
-# small learns to look back as a sudden step, which a corpus full of facts put off for good.
-RECALL = ((0.15, _again), (0.25, _look), (0.1, _passage), (0.12, _people), (0.38, _follows))
-
-
 def recall(rng: np.random.Generator) -> str:
-    """One paragraph that is to be looked up in itself."""
+    """One paragraph that can be completed by looking back in it."""
     return RECALL[_index(rng, [share for share, _ in RECALL])][1](rng)
 
 
@@ -186,32 +161,18 @@ def document(rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-# (how often, what, in which words): the base's questions and answers. What it is asked rarely, it
-# knows in part: a benchmark that the base has by heart would have nothing to show.
+_CHOOSE = ("tell me : {question} {options} ?", "{question} say which : {options}")
+_CLAIM = ("tell me : {premise} does it say {claim}", "read : {premise} is it so : {claim}")
+# (share, what, in which words): the base's questions and answers. It knows in part what it is
+# rarely asked: a benchmark that the base has by heart would have nothing to show.
 QUESTIONS: tuple[tuple[float, Make, tuple[str, ...]], ...] = (
     (0.14, knowledge.closed_book, ("tell me : {question}", "{question} {options} ? tell me .")),
-    (
-        0.14,
-        knowledge.which_made,
-        ("tell me : {question} {options} ?", "{question} say which : {options}"),
-    ),
-    (
-        0.14,
-        knowledge.which_lives,
-        ("tell me : {question} {options} ?", "{question} say which : {options}"),
-    ),
+    (0.14, knowledge.which_made, _CHOOSE),
+    (0.14, knowledge.which_lives, _CHOOSE),
     (0.14, reading.span, ("{passage} tell me : {question}", "read : {passage} {question}")),
     (0.1, writing.calculate, ("tell me {question} .", "how much is {question} ?")),
-    (
-        0.12,
-        inference.entailment,
-        ("tell me : {premise} does it say {claim}", "read : {premise} is it so : {claim}"),
-    ),
-    (
-        0.12,
-        inference.other_entailment,
-        ("tell me : {premise} does it say {claim}", "read : {premise} is it so : {claim}"),
-    ),
+    (0.12, inference.entailment, _CLAIM),
+    (0.12, inference.other_entailment, _CLAIM),
     (0.06, stories.who, ("{passage} who is {pronoun} ?", "tell me : {passage} who is {pronoun} ?")),
     (0.008, stories.ending, ("{passage} tell me what then .", "tell me the end : {passage}")),
     (0.04, writing.program, ("write code : {text} .", "code for this : {text} .")),
@@ -223,6 +184,6 @@ def conversation(rng: np.random.Generator) -> list[tuple[str, str]]:
     turns = []
     for _ in range(2):
         _, make, templates = QUESTIONS[_index(rng, [share for share, *_ in QUESTIONS])]
-        item: Item = draw(make, rng, "train")
+        item = draw(make, rng, "train")
         turns.append((pick(rng, templates).format(**item.slots), item.answer))
     return turns

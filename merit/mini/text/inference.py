@@ -7,16 +7,7 @@ import numpy as np
 from merit.mini.text.items import Item, pick, several
 from merit.mini.text.knowledge import ASK
 from merit.mini.text.lexicon import MEN, THINGS, WOMEN
-from merit.mini.text.sentences import (
-    KINDS,
-    Sight,
-    changed,
-    feature,
-    phrase,
-    say,
-    say_other,
-    sight,
-)
+from merit.mini.text.sentences import KINDS, Sight, changed, feature, phrase, say, say_other, sight
 
 YES, NO, MAYBE = "yes", "no", "maybe"
 NLI = (YES, MAYBE, NO)

@@ -1,4 +1,4 @@
-"""An item: what one question is about, before any task puts it into words."""
+"""An item: the content of one question, before a task words it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Item:
     """`slots` fill a template, `answer` is right, `options` (with the answer) are offered.
 
-    `key` says what is asked in canonical words; it decides the part of the world that the item
-    belongs to, so that no benchmark question is asked in training in any wording.
+    `key` is the question in canonical words. It decides the item's part of the world, so that no
+    benchmark question is asked in training, in any wording.
     """
 
     key: str
@@ -31,7 +31,7 @@ Make = Callable[[np.random.Generator], Item]
 
 
 def part_of(key: str) -> Part:
-    """Two tenths of all items are for tests, one for validation; the same on every machine."""
+    """Two tenths of all items are for tests, one for validation; equal on every machine."""
     bucket = zlib.crc32(key.encode()) % 10
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from merit.mini.text.items import Item, listed, offered, pick, several
@@ -35,23 +37,19 @@ STATE = {
     "room": ("the {} is kept in the {} .", "you find the {} in the {} ."),
     "use": ("the {} is used to {} .", "with a {} you can {} ."),
 }
+FEATURES = {"home": "lives in the {}", "food": "eats {}", "color": "is {}", "kind": "is a {}"}
 
 
 def closed_book(rng: np.random.Generator) -> Item:
-    """One fact; a fact that is asked in a benchmark is only ever stated in training."""
+    """One fact; in training, a fact that a benchmark asks for is only stated."""
     animal = rng.random() < 0.6
     entity = pick(rng, list(ANIMALS if animal else THINGS))
     relation = pick(rng, ANIMAL_RELATIONS if animal else THING_RELATIONS)
     answer = fact(entity, relation)
     others = values(relation)
     options = offered(rng, answer, others, min(4, len(others)))
-    question = ASK[relation].format(entity)
-    return Item(
-        f"{entity} {relation}",
-        answer,
-        {"question": question, "options": listed(options), "subject": entity},
-        options,
-    )
+    slots = {"question": ASK[relation].format(entity), "options": listed(options)}
+    return Item(f"{entity} {relation}", answer, {**slots, "subject": entity}, options)
 
 
 def four_way(rng: np.random.Generator) -> Item:
@@ -63,48 +61,40 @@ def four_way(rng: np.random.Generator) -> Item:
 
 
 def which_animal(rng: np.random.Generator) -> Item:
-    """The animal that has two features; each of the others lacks one at least (hard)."""
+    """The animal that has two features; each of the others lacks exactly one (hard)."""
     entity = pick(rng, list(ANIMALS))
-    first, second = several(rng, ("home", "food", "color", "kind"), 2)
+    first, second = several(rng, tuple(FEATURES), 2)
     a, b = fact(entity, first), fact(entity, second)
     near = [x for x in ANIMALS if (fact(x, first) == a) != (fact(x, second) == b)]
-    options = offered(rng, entity, near, 4)
-    words = {
-        "home": "lives in the {}",
-        "food": "eats {}",
-        "color": "is {}",
-        "kind": "is a {}",
-    }
-    question = f"which one {words[first].format(a)} and {words[second].format(b)} ?"
-    return _choice(question, entity, options)
+    question = f"which one {FEATURES[first].format(a)} and {FEATURES[second].format(b)} ?"
+    return _choice(question, entity, offered(rng, entity, near, 4))
 
 
 def which_lives(rng: np.random.Generator) -> Item:
     """The animal with one feature."""
     entity = pick(rng, list(ANIMALS))
-    relation = pick(rng, ("home", "food", "color", "kind"))
+    relation = pick(rng, tuple(FEATURES))
     value = fact(entity, relation)
-    words = {"home": "lives in the {}", "food": "eats {}", "color": "is {}", "kind": "is a {}"}
     others = [x for x in ANIMALS if fact(x, relation) != value]
-    question = f"which one {words[relation].format(value)} ?"
+    question = f"which one {FEATURES[relation].format(value)} ?"
     return _choice(question, entity, offered(rng, entity, others, 4))
 
 
 def which_can(rng: np.random.Generator) -> Item:
     """The thing whose material has a property: two steps, thing -> material -> property."""
-    entity = pick(rng, list(THINGS))
-    material = fact(entity, "material")
-    others = [x for x in THINGS if fact(x, "material") != material]
-    question = f"which one can {PROPERTY[material]} ?"
-    return _choice(question, entity, offered(rng, entity, others, 4))
+    return _by_material(rng, lambda material: f"which one can {PROPERTY[material]} ?")
 
 
 def which_made(rng: np.random.Generator) -> Item:
     """The thing of one material."""
+    return _by_material(rng, lambda material: f"which one is made of {material} ?")
+
+
+def _by_material(rng: np.random.Generator, ask: Callable[[str], str]) -> Item:
     entity = pick(rng, list(THINGS))
     material = fact(entity, "material")
     others = [x for x in THINGS if fact(x, "material") != material]
-    return _choice(f"which one is made of {material} ?", entity, offered(rng, entity, others, 4))
+    return _choice(ask(material), entity, offered(rng, entity, others, 4))
 
 
 def tool_for(rng: np.random.Generator) -> Item:
@@ -122,7 +112,7 @@ def _choice(question: str, answer: str, options: tuple[str, ...]) -> Item:
 
 
 def topic(rng: np.random.Generator) -> Item:
-    """What a statement is about; a statement of a benchmark's fact does not occur."""
+    """What a statement is about; facts that a benchmark asks for do not occur."""
     item = closed_book(rng)
     entity = item.slots["subject"]
     relation = item.key.split()[1]

@@ -1,4 +1,4 @@
-"""Words and facts: what the world holds. Everything else is drawn from these tables."""
+"""Words and facts of the world; everything else is drawn from these tables."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ OTHER = dict(zip(_TRANSLATED, (a + b for a, b in product(_SYLLABLES, _SYLLABLES)
 
 
 def fact(entity: str, relation: str) -> str:
-    """The value of one relation. Raises KeyError or ValueError for what the world does not hold."""
+    """The value of one relation. Raises KeyError or ValueError for an unknown entity or relation."""
     if relation in ANIMAL_RELATIONS:
         return ANIMALS[entity][ANIMAL_RELATIONS.index(relation)]
     return THINGS[entity][THING_RELATIONS.index(relation)]

@@ -29,10 +29,8 @@ def yes_no(rng: np.random.Generator) -> Item:
     if answer == "no":
         place = pick(rng, [p for p in PLACES if p not in where.values()])
         thing = pick(rng, [t for t in THINGS if t not in has.values()])
-    place_or_thing = rng.random() < 0.5
-    question = (
-        f"is {person} in the {place} ?" if place_or_thing else f"does {person} have the {thing} ?"
-    )
+    questions = f"is {person} in the {place} ?", f"does {person} have the {thing} ?"
+    question = questions[0 if rng.random() < 0.5 else 1]
     return _item(text, question, answer, ("yes", "no"))
 
 
@@ -75,14 +73,10 @@ def how_many(rng: np.random.Generator) -> Item:
     m, n = int(rng.integers(1, 10)), int(rng.integers(1, 10))
     thing = pick(rng, ("book", "cup", "key", "bag"))
     text = f"{a} has {m} {thing}s . {b} has {n} {thing}s ."
-    person, own = (a, m) if rng.random() < 0.5 else (b, n)
-    question, answer = pick(
-        rng,
-        (
-            (f"how many {thing}s do they have ?", m + n),
-            (f"how many {thing}s does {person} have ?", own),
-        ),
-    )
+    person, count = (a, m) if rng.random() < 0.5 else (b, n)
+    both = f"how many {thing}s do they have ?", m + n
+    one = f"how many {thing}s does {person} have ?", count
+    question, answer = pick(rng, (both, one))
     return _item(text, question, str(answer), ())
 
 
@@ -111,10 +105,11 @@ def dialogue(rng: np.random.Generator) -> Item:
     text, where, has = _passage(rng)
     person, other = several(rng, list(where), 2)
     history = f"where is {other} ? {where[other]} ."
-    question, answer = pick(
-        rng,
-        ((f"where is {person} ?", where[person]), (f"what does {person} have ?", has[person])),
+    place, thing = (
+        (f"where is {person} ?", where[person]),
+        (f"what does {person} have ?", has[person]),
     )
+    question, answer = pick(rng, (place, thing))
     item = _item(text, question, answer, ())
     return Item(item.key, item.answer, {**item.slots, "history": history}, item.options)
 
@@ -125,13 +120,8 @@ def request(rng: np.random.Generator) -> Item:
     thing, place = pick(rng, list(THINGS)), pick(rng, PLACES)
     letter = f"dear {b} , can you bring the {thing} to the {place} ? yours {a}"
     talk = f"{a} : do you have the {thing} ? {b} : yes , it is in the {place} ."
-    slots = {
-        "letter": letter,
-        "talk": talk,
-        "report": f"{b} has the {thing} in the {place} .",
-        "subject": f"the {thing}",
-    }
-    return Item(letter, f"the {thing}", slots)
+    report = f"{b} has the {thing} in the {place} ."
+    return Item(letter, f"the {thing}", {"letter": letter, "talk": talk, "report": report})
 
 
 def reported(rng: np.random.Generator) -> Item:

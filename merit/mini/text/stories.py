@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merit.mini.text.items import Item, listed, pick, several
+from merit.mini.text.items import Item, listed, offered, pick, several
 from merit.mini.text.lexicon import MEN, NEEDS, PRONOUN, TIMES, WOMEN
 
 # (sentence, reason that is about the first person, reason that is about the second)
@@ -25,12 +25,8 @@ def _beginning(rng: np.random.Generator) -> tuple[str, str, str, str]:
     name = pick(rng, WOMEN + MEN)
     need = pick(rng, list(NEEDS))
     causes, endings = NEEDS[need]
-    return (
-        f"{pick(rng, TIMES)} {name} {pick(rng, causes)} .",
-        PRONOUN[name],
-        need,
-        pick(rng, endings),
-    )
+    beginning = f"{pick(rng, TIMES)} {name} {pick(rng, causes)} ."
+    return beginning, PRONOUN[name], need, pick(rng, endings)
 
 
 def ending(rng: np.random.Generator, count: int = 4) -> Item:
@@ -39,12 +35,9 @@ def ending(rng: np.random.Generator, count: int = 4) -> Item:
     others = several(rng, [n for n in NEEDS if n != need], count - 1)
     texts = [right, *(pick(rng, NEEDS[n][1]) for n in others)]
     options = tuple(f"{pronoun} {text} ." for text in several(rng, texts, count))
-    answer = f"{pronoun} {right} ."
-    slots = {
-        "passage": beginning,
-        "options": " or ".join(option.removesuffix(" .") for option in options),
-    }
-    return Item(beginning, answer, slots, options)
+    shown = " or ".join(option.removesuffix(" .") for option in options)
+    slots = {"passage": beginning, "options": shown}
+    return Item(beginning, f"{pronoun} {right} .", slots, options)
 
 
 def two_endings(rng: np.random.Generator) -> Item:
@@ -54,13 +47,9 @@ def two_endings(rng: np.random.Generator) -> Item:
 def feeling(rng: np.random.Generator) -> Item:
     """How somebody feels after what happened."""
     beginning, pronoun, need, _ = _beginning(rng)
-    options = (need, *several(rng, [n for n in NEEDS if n != need], 3))
-    options = tuple(several(rng, options, 4))
-    slots = {
-        "passage": beginning,
-        "question": f"how did {pronoun} feel ?",
-        "options": listed(options),
-    }
+    options = offered(rng, need, list(NEEDS), 4)
+    question = f"how did {pronoun} feel ?"
+    slots = {"passage": beginning, "question": question, "options": listed(options)}
     return Item(beginning, need, slots, options)
 
 
@@ -71,11 +60,8 @@ def cause(rng: np.random.Generator) -> Item:
     right, wrong = (f"{PRONOUN[name]} {pick(rng, NEEDS[n][0])}" for n in (need, other))
     after = f"{name} {pick(rng, NEEDS[need][1])} ."
     options = tuple(several(rng, [right, wrong], 2))
-    slots = {
-        "passage": after,
-        "question": "what happened before ?",
-        "options": " or ".join(options),
-    }
+    question = "what happened before ?"
+    slots = {"passage": after, "question": question, "options": " or ".join(options)}
     return Item(f"{after} {right}", right, slots, options)
 
 

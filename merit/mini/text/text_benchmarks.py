@@ -1,7 +1,7 @@
 """The eight text benchmarks' questions, as rows of JSON for lm-eval.
 
-Questions come from parts of the world that training never asks for (`items.part_of`), in wordings
-that no task uses. Every fact needed has been stated in the base's corpus.
+Questions come from parts of the world that training never asks about (`items.part_of`), in wordings
+that no task uses. The base's corpus states every fact that they need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PATIENCE = 1000  # questions drawn again before the part counts as exhausted
 
 @dataclass(frozen=True)
 class Recipe:
-    """`generates`: the answer is written, not chosen among `options`."""
+    """`generates`: the answer is written, not chosen from `options`."""
 
     make: tuple[Make, ...]
     template: str
@@ -50,8 +50,8 @@ RECIPES: Mapping[str, Recipe] = {
 def benchmark_rows(name: str, count: int, rng: np.random.Generator, part: Part) -> list[Row]:
     """`count` different questions of one benchmark from `part`.
 
-    A row: `index`, `question`, `answer`, `category`; where one chooses, `options` and `answer` is
-    the right one's position. Raises MeritError where the part holds fewer.
+    A row has `index`, `question`, `answer`, `category`; with `options`, `answer` is the position of
+    the right one. Raises MeritError if the part holds fewer questions.
     """
     recipe = RECIPES[name]
     rows: dict[str, Row] = {}

@@ -1,8 +1,7 @@
-# a table is easier to read unwrapped
-"""The 66 tasks: each imitates the FLAN task whose name it bears (the paper's text study, table 4).
+"""The 66 tasks: each imitates the FLAN task of its name (the paper's text study, table 4).
 
-A task is a row: where its items come from, in which words it asks and in which style it answers.
-Like tasks answer in unlike styles ("yes" / "true" / "it is true"), so that gradients conflict.
+A task is a row: its items, its wordings and its style of answer. Similar tasks answer in different
+styles ("yes" / "true" / "it is true"), so that gradients conflict.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MIN_EXAMPLES = 12
 
 @dataclass(frozen=True)
 class Task:
-    """`words` puts canonical answers into the task's own; `thousands`: FLAN's size, 30 at most."""
+    """`words` translates canonical answers; `thousands` is FLAN's size, at most 30."""
 
     name: str
     family: str

@@ -15,7 +15,7 @@ from merit.mini.text.items import Part
 from merit.mini.text.text_benchmarks import RECIPES, benchmark_rows
 from merit.mini.text.text_tasks import TASKS, ask, task_sizes
 
-# one independent stream of random numbers for each part, so that resizing one leaves the others
+# an independent stream of random numbers per part: resizing one leaves the others unchanged
 STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "corpus": 5, "recall": 6}
 
 

@@ -1,7 +1,7 @@
 """What the base is tuned on: several turns about one image, answered at length.
 
-The base describes and answers in sentences. It has seen most of the skills, and few short answers:
-fine-tuning asks for other styles of answer and, to a part, for new skills.
+The base describes and answers in sentences. It has seen most skills and few short answers;
+fine-tuning asks for other styles of answer and some new skills.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXPLAIN = (
     "please answer both and say why .",
 )
 SHORT_SHARE, OPTION_SHARE = 0.03, 0.12  # of the single questions; the others get a sentence
-# Skills that a base may have to learn, the first ones first: `known_skills` leaves out so many.
+# Skills that a base may lack: `known_skills` leaves out the first `num_new`.
 NEW_SKILLS = (
     *("row_mate", "second", "bar_difference", "digit_difference", "same_colour", "bars_above"),
     *("count_pair", "common_colour", "digit_sum", "larger_digit", "word_kind", "shortest"),
@@ -44,7 +44,7 @@ def known_skills(num_new: int) -> frozenset[str]:
 
 
 def description(scene: Scene) -> str:
-    """Everything in the scene, a sentence a fact."""
+    """Everything in the scene, one sentence per fact."""
     sentences = [f"the ground is {scene.ground} ."]
     if scene.text:
         verb = "shows" if scene.text.isdigit() else "says"
@@ -57,7 +57,7 @@ def description(scene: Scene) -> str:
 
 
 def reading(scene: Scene) -> str:
-    """What every cell holds, row by row: the dense caption of stage 1 (alignment)."""
+    """The content of every cell, row by row: the dense caption of stage 1 (alignment)."""
     cells = [["none"] * GRID for _ in range(GRID)]
     for thing in scene.things:
         cells[thing.row][thing.column] = f"{thing.size} {phrase(thing)}"
@@ -90,7 +90,7 @@ def facts(scene: Scene) -> tuple[list[list[str]], list[str]]:
 
 
 def explanation(questions: list[Question]) -> str:
-    """The answers of several questions, each with what decides it."""
+    """The answers to several questions, each with its evidence."""
     return " ".join(f"{q.statement} . here {q.evidence} ." for q in questions)
 
 
@@ -112,7 +112,7 @@ def draw_questions(
 def converse(
     scene: Scene, rng: np.random.Generator, known: frozenset[str]
 ) -> list[tuple[str, str]]:
-    """Turns (prompt, answer) of one conversation that asks for `known` skills."""
+    """Turns (prompt, answer) of one conversation about `known` skills."""
     turns: list[tuple[str, str]] = []
     if rng.random() < 0.5:
         turns.append((DESCRIBE[int(rng.integers(len(DESCRIBE)))], description(scene)))

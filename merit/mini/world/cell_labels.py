@@ -1,5 +1,7 @@
-"""What is in every cell, as class labels: the vision encoder's pre-training (in place of a public
-encoder, which cannot be had without a download)."""
+"""The content of every cell as class labels: the vision encoder's pre-training.
+
+It replaces a public encoder, which would need a download.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,7 @@ HEADS = {
     "character": 1 + len(CHARACTERS),
     "bar": 1 + MAX_BAR,  # the height of the bar in the cell's column
     "ground": len(GROUNDS),
-    # where the cell is: public encoders know it from absolute position embeddings, which this
-    # architecture lacks
+    # public encoders know a cell's place from absolute position embeddings, which we lack
     "row": GRID,
     "column": GRID,
 }

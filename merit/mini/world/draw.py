@@ -1,4 +1,4 @@
-"""From a scene to pixels: 56 x 56 RGB, one 14-pixel cell a grid position."""
+"""From a scene to pixels: 56 x 56 RGB, one 14-pixel cell per grid position."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PEN_RGB = (20, 20, 90)
 
 
 def draw_scene(scene: Scene, pen: Pen | None = None) -> np.ndarray:
-    """uint8 (56, 56, 3). `pen` supplies handwritten digits where the scene asks for them."""
+    """uint8 (56, 56, 3). `pen` supplies handwritten digits if the scene has them."""
     rng = np.random.default_rng(scene.noise_seed)
     image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
     image[:] = np.asarray(GROUND_RGB, dtype=np.float32)
@@ -35,7 +35,7 @@ def draw_scene(scene: Scene, pen: Pen | None = None) -> np.ndarray:
         mask = _shape_mask(SHAPES.index(thing.shape), thing.size)
         _stamp(image, mask, RGB[thing.colour], thing.row, thing.column)
     if scene.text:
-        _fill(image, BOARD_RGB, rows=slice(0, CELL))
+        image[:CELL] = BOARD_RGB
         offset = (GRID - len(scene.text)) // 2
         for i, character in enumerate(scene.text):
             _stamp(image, _glyph(character), INK_RGB, 0, offset + i)
@@ -43,7 +43,7 @@ def draw_scene(scene: Scene, pen: Pen | None = None) -> np.ndarray:
         top = IMAGE_SIZE - bar.height * CELL // 2
         image[top:, bar.column * CELL + 2 : (bar.column + 1) * CELL - 2] = RGB[bar.colour]
     if scene.digits:
-        _fill(image, BOARD_RGB, rows=slice(0, CELL))
+        image[:CELL] = BOARD_RGB
         _stamp(image, _glyph("+"), INK_RGB, 0, 1)
         for digit, column in zip(scene.digits, (0, 2), strict=True):
             if scene.handwritten and pen is not None:
@@ -55,10 +55,10 @@ def draw_scene(scene: Scene, pen: Pen | None = None) -> np.ndarray:
 
 
 class Pen:
-    """Real scanned digits (scikit-learn's bundled set, 1,797 scans of 8 x 8).
+    """Scanned digits (scikit-learn's bundled set, 1,797 scans of 8 x 8).
 
-    `split` takes every scan of "train" (index not divisible by 4) or of "test" (divisible), so
-    that no scan occurs both in training and in a benchmark.
+    `split` "test" takes the scans whose index is divisible by 4, "train" the others: no scan is
+    both in training and in a benchmark.
     """
 
     def __init__(self, split: str) -> None:
@@ -82,10 +82,6 @@ def _upscale(scan: np.ndarray) -> np.ndarray:
     picture = Image.fromarray((scan / 16.0 * 255).astype(np.uint8))
     resized = np.asarray(picture.resize((CELL - 2, CELL - 2), Image.Resampling.BICUBIC))
     return np.pad(resized.astype(np.float32) / 255.0, 1)
-
-
-def _fill(image: np.ndarray, colour: tuple[int, int, int], rows: slice) -> None:
-    image[rows] = colour
 
 
 def _stamp(
@@ -133,10 +129,8 @@ def _shape_mask(shape: int, size: str) -> np.ndarray:
         radius = (hi - lo) / 2
         angles = np.pi / 5 * np.arange(10) - np.pi / 2
         radii = np.where(np.arange(10) % 2 == 0, radius, radius * 0.4)
-        pen.polygon(
-            list(zip(mid + radii * np.cos(angles), mid + radii * np.sin(angles), strict=True)),
-            fill=255,
-        )
+        x, y = mid + radii * np.cos(angles), mid + radii * np.sin(angles)
+        pen.polygon(list(zip(x, y, strict=True)), fill=255)
     small = picture.resize((CELL, CELL), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / 255.0
 

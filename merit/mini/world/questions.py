@@ -1,8 +1,8 @@
-"""What can be asked of a scene: functions from a scene to one answered question.
+"""What can be asked about a scene: functions from a scene to one answered question.
 
-A function returns None where the scene does not allow its question. How a question is worded is
-in `merit.mini.world.skills`. All text is lower case except for option letters; punctuation stands
-apart, since the vocabulary is one token a word.
+A function returns None if the scene does not allow its question. Wordings are in
+`merit.mini.world.skills`. Text is lower case except for option letters, with spaces around
+punctuation: the vocabulary has one token per word.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from merit.mini.world.scene import (
     SHAPES,
     SIZES,
     WORDS,
+    Bar,
     Scene,
     Thing,
     cell,
@@ -36,7 +37,7 @@ T = TypeVar("T")
 class Question:
     """One answered question: `choices` are wrong answers, `statement` is the answer as a sentence.
 
-    `evidence` says what in the image decides; rationales are built from it.
+    `evidence` says what in the image decides it; rationales are built from it.
     """
 
     slots: dict[str, str]
@@ -59,12 +60,6 @@ def _one(rng: np.random.Generator, values: Sequence[T]) -> T:
     return values[int(rng.integers(len(values)))]
 
 
-def _numbers_near(number: int) -> tuple[str, ...]:
-    return tuple(
-        str(n) for n in (number - 2, number - 1, number + 1, number + 2, number + 3) if n >= 0
-    )
-
-
 def _others(values: tuple[str, ...], answer: str) -> tuple[str, ...]:
     return tuple(value for value in values if value != answer)
 
@@ -79,7 +74,9 @@ def _unique(scene: Scene, key: Callable[[Thing], object]) -> list[Thing]:
 
 
 def _number_question(slots: dict[str, str], number: int, statement: str, evidence: str) -> Question:
-    return Question(slots, str(number), _numbers_near(number), statement, evidence)
+    near = (number - 2, number - 1, number + 1, number + 2, number + 3)
+    choices = tuple(str(n) for n in near if n >= 0)
+    return Question(slots, str(number), choices, statement, evidence)
 
 
 # --- shapes -------------------------------------------------------------------------------------
@@ -93,12 +90,8 @@ def counting(attribute: str) -> Ask:
         value = _one(rng, present if rng.random() < 0.8 else values)
         matching = [thing for thing in scene.things if getattr(thing, attribute) == value]
         noun = plural(value) if attribute == "shape" else f"{value} things"
-        return _number_question(
-            {"what": noun},
-            len(matching),
-            f"the number of {noun} is {len(matching)}",
-            _where(matching),
-        )
+        says = f"the number of {noun} is {len(matching)}"
+        return _number_question({"what": noun}, len(matching), says, _where(matching))
 
     return ask
 
@@ -115,12 +108,8 @@ def count_pair(scene: Scene, rng: np.random.Generator) -> Question | None:
     first, second = (present[int(i)] for i in rng.permutation(len(present))[:2])
     matching = [thing for thing in scene.things if thing.shape in (first, second)]
     nouns = f"{plural(first)} and {plural(second)}"
-    return _number_question(
-        {"what": nouns},
-        len(matching),
-        f"together there are {len(matching)} {nouns}",
-        _where(matching),
-    )
+    says = f"together there are {len(matching)} {nouns}"
+    return _number_question({"what": nouns}, len(matching), says, _where(matching))
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> Question:
@@ -131,9 +120,8 @@ def presence(scene: Scene, rng: np.random.Generator) -> Question:
         if rng.random() < 0.5:
             target = f"{thing.colour} {_one(rng, SHAPES)}"
     matching = [t for t in scene.things if phrase(t) == target]
-    answer, choices = _yes_no(bool(matching))
-    statement = f"there is {'a' if matching else 'no'} {target}"
-    return Question({"what": target}, answer, choices, statement, _where(matching))
+    says = f"there is {'a' if matching else 'no'} {target}"
+    return Question({"what": target}, *_yes_no(bool(matching)), says, _where(matching))
 
 
 def attribute(asked: str, given: str) -> Ask:
@@ -148,13 +136,8 @@ def attribute(asked: str, given: str) -> Ask:
         thing = _one(rng, candidates)
         name = f"{thing.colour} thing" if given == "colour" else key(thing)
         answer = getattr(thing, asked)
-        return Question(
-            {"what": name},
-            answer,
-            _others(values, answer),
-            f"the {name} is a {answer}" if asked == "shape" else f"the {name} is {answer}",
-            _where([thing]),
-        )
+        says = f"the {name} is a {answer}" if asked == "shape" else f"the {name} is {answer}"
+        return Question({"what": name}, answer, _others(values, answer), says, _where([thing]))
 
     return ask
 
@@ -164,14 +147,10 @@ def place_of(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not candidates:
         return None
     thing = _one(rng, candidates)
-    every = ("top left", "top right", "bottom left", "bottom right")
-    return Question(
-        {"what": phrase(thing)},
-        place(thing),
-        _others(every, place(thing)),
-        f"the {phrase(thing)} is at the {place(thing)}",
-        _where([thing]),
-    )
+    name, answer = phrase(thing), place(thing)
+    others = _others(("top left", "top right", "bottom left", "bottom right"), answer)
+    says = f"the {name} is at the {answer}"
+    return Question({"what": name}, answer, others, says, _where([thing]))
 
 
 def ordering(word: str, coordinate: str) -> Ask:
@@ -185,26 +164,17 @@ def ordering(word: str, coordinate: str) -> Ask:
             return None
         a, b = _one(rng, pairs)
         truth = getattr(a, coordinate) < getattr(b, coordinate)
-        answer, choices = _yes_no(truth)
-        return Question(
-            {"what": phrase(a), "other": phrase(b)},
-            answer,
-            choices,
-            f"the {phrase(a)} is {'' if truth else 'not '}{word} the {phrase(b)}",
-            _where([a, b]),
-        )
+        slots = {"what": phrase(a), "other": phrase(b)}
+        says = f"the {phrase(a)} is {'' if truth else 'not '}{word} the {phrase(b)}"
+        return Question(slots, *_yes_no(truth), says, _where([a, b]))
 
     return ask
 
 
 def ground(scene: Scene, rng: np.random.Generator) -> Question:
-    return Question(
-        {},
-        scene.ground,
-        _others(GROUNDS, scene.ground),
-        f"the ground is {scene.ground}",
-        f"the ground looks {scene.ground}",
-    )
+    name = scene.ground
+    evidence = f"the ground looks {name}"
+    return Question({}, name, _others(GROUNDS, name), f"the ground is {name}", evidence)
 
 
 def same_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -213,12 +183,9 @@ def same_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     thing = _one(rng, candidates)
     matching = [t for t in scene.things if t.colour == thing.colour and t is not thing]
-    return _number_question(
-        {"what": thing.shape},
-        len(matching),
-        f"the {thing.shape} shares its color with {len(matching)} other things",
-        f"the {thing.shape} is {thing.colour} and the others are {_where(matching)}",
-    )
+    says = f"the {thing.shape} shares its color with {len(matching)} other things"
+    evidence = f"the {thing.shape} is {thing.colour} and the others are {_where(matching)}"
+    return _number_question({"what": thing.shape}, len(matching), says, evidence)
 
 
 def common_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -229,13 +196,8 @@ def common_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     present = [colour for colour, _ in counts[1:]]
     rest = [colour for colour in COLOURS if colour not in present and colour != answer]
     matching = [thing for thing in scene.things if thing.colour == answer]
-    return Question(
-        {},
-        answer,
-        tuple(present + rest),
-        f"the most common color is {answer}",
-        _where(matching),
-    )
+    says = f"the most common color is {answer}"
+    return Question({}, answer, tuple(present + rest), says, _where(matching))
 
 
 def row_mate(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -246,91 +208,69 @@ def row_mate(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     thing = _one(rng, candidates)
     mate = next(t for t in scene.things if t.row == thing.row and t is not thing)
-    return Question(
-        {"what": phrase(thing)},
-        mate.shape,
-        _others(SHAPES, mate.shape),
-        f"a {mate.shape} is in the same row as the {phrase(thing)}",
-        _where([thing, mate]),
-    )
+    name, answer, evidence = phrase(thing), mate.shape, _where([thing, mate])
+    says = f"a {answer} is in the same row as the {name}"
+    return Question({"what": name}, answer, _others(SHAPES, answer), says, evidence)
 
 
 # --- charts -------------------------------------------------------------------------------------
 
 
-def _bars(*colours_and_heights: tuple[str, int]) -> str:
-    return " and ".join(
-        f"the {colour} bar is {height} high" for colour, height in colours_and_heights
-    )
+def _bars(bars: Sequence[Bar]) -> str:
+    return " and ".join(f"the {bar.colour} bar is {bar.height} high" for bar in bars)
+
+
+def _two_bars(scene: Scene, rng: np.random.Generator) -> tuple[Bar, Bar]:
+    first, second = (scene.bars[int(i)] for i in rng.permutation(len(scene.bars))[:2])
+    return first, second
 
 
 def bar_height(scene: Scene, rng: np.random.Generator) -> Question:
-    bar = scene.bars[int(rng.integers(len(scene.bars)))]
+    bar = _one(rng, scene.bars)
     evidence = f"the {bar.colour} bar is in column {bar.column + 1}"
-    return _number_question(
-        {"what": bar.colour}, bar.height, f"the {bar.colour} bar is {bar.height} high", evidence
-    )
+    return _number_question({"what": bar.colour}, bar.height, _bars([bar]), evidence)
 
 
 def ranked(rank: int, name: str) -> Ask:
     def ask(scene: Scene, rng: np.random.Generator) -> Question:
         ordered = sorted(scene.bars, key=lambda bar: -bar.height)
         bar = ordered[rank]
-        present = tuple(other.colour for other in scene.bars if other is not bar)
-        return Question(
-            {},
-            bar.colour,
-            present,
-            f"the {name} bar is {bar.colour}",
-            _bars(*((b.colour, b.height) for b in ordered)),
-        )
+        others = tuple(other.colour for other in scene.bars if other is not bar)
+        return Question({}, bar.colour, others, f"the {name} bar is {bar.colour}", _bars(ordered))
 
     return ask
 
 
 def taller(scene: Scene, rng: np.random.Generator) -> Question:
-    a, b = (scene.bars[int(i)] for i in rng.permutation(len(scene.bars))[:2])
-    answer, choices = _yes_no(a.height > b.height)
-    statement = (
-        f"the {a.colour} bar is {'' if answer == 'yes' else 'not '}taller than the {b.colour} bar"
-    )
-    evidence = _bars((a.colour, a.height), (b.colour, b.height))
-    return Question({"what": a.colour, "other": b.colour}, answer, choices, statement, evidence)
+    a, b = _two_bars(scene, rng)
+    is_taller = a.height > b.height
+    says = f"the {a.colour} bar is {'' if is_taller else 'not '}taller than the {b.colour} bar"
+    slots = {"what": a.colour, "other": b.colour}
+    return Question(slots, *_yes_no(is_taller), says, _bars([a, b]))
 
 
 def bar_difference(scene: Scene, rng: np.random.Generator) -> Question:
-    a, b = (scene.bars[int(i)] for i in rng.permutation(len(scene.bars))[:2])
-    return _number_question(
-        {"what": a.colour, "other": b.colour},
-        abs(a.height - b.height),
-        f"the {a.colour} bar and the {b.colour} bar differ by {abs(a.height - b.height)}",
-        _bars((a.colour, a.height), (b.colour, b.height)),
-    )
+    a, b = _two_bars(scene, rng)
+    difference = abs(a.height - b.height)
+    says = f"the {a.colour} bar and the {b.colour} bar differ by {difference}"
+    slots = {"what": a.colour, "other": b.colour}
+    return _number_question(slots, difference, says, _bars([a, b]))
 
 
 def bars_above(scene: Scene, rng: np.random.Generator) -> Question:
     limit = int(rng.integers(2, 7))
     above = [bar for bar in scene.bars if bar.height > limit]
-    evidence = _bars(*((bar.colour, bar.height) for bar in above)) or "there is none"
-    return _number_question(
-        {"what": str(limit)},
-        len(above),
-        f"the number of bars over {limit} is {len(above)}",
-        evidence,
-    )
+    says = f"the number of bars over {limit} is {len(above)}"
+    return _number_question({"what": str(limit)}, len(above), says, _bars(above) or "there is none")
 
 
 def bar_right_of(scene: Scene, rng: np.random.Generator) -> Question:
     column = int(rng.integers(len(scene.bars) - 1))
     bar, right = scene.bars[column], scene.bars[column + 1]
-    present = tuple(b.colour for b in scene.bars if b is not right)
-    return Question(
-        {"what": bar.colour},
-        right.colour,
-        present,
-        f"the {right.colour} bar is right of the {bar.colour} bar",
-        f"the {bar.colour} bar is in column {column + 1}",
-    )
+    others = tuple(b.colour for b in scene.bars if b is not right)
+    says = f"the {right.colour} bar is right of the {bar.colour} bar"
+    evidence = f"the {bar.colour} bar is in column {column + 1}"
+    return Question({"what": bar.colour}, right.colour, others, says, evidence)
 
 
 # --- signs and sums -------------------------------------------------------------------------------
@@ -367,9 +307,10 @@ def sign_says(scene: Scene, rng: np.random.Generator) -> Question | None:
     if scene.text.isdigit():
         return None
     target = scene.text if rng.random() < 0.5 else _one(rng, LEXICON)
-    answer, choices = _yes_no(target == scene.text)
-    statement = f"the sign does {'' if answer == 'yes' else 'not '}say {target}"
-    return Question({"what": target}, answer, choices, statement, f"the sign says {scene.text}")
+    is_said = target == scene.text
+    says = f"the sign does {'' if is_said else 'not '}say {target}"
+    evidence = f"the sign says {scene.text}"
+    return Question({"what": target}, *_yes_no(is_said), says, evidence)
 
 
 def _digits(scene: Scene) -> str:

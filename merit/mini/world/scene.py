@@ -6,7 +6,7 @@ two digits (printed, or handwritten scans) above shapes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -85,38 +85,25 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     """A scene of `kind`, or of a kind drawn at random."""
     if kind is None:
         kind = KINDS[int(rng.choice(4, p=[0.36, 0.18, 0.28, 0.18]))]
-    ground = _pick(rng, GROUNDS)
-    noise_seed = int(rng.integers(2**31))
+    base = Scene(kind, _pick(rng, GROUNDS), noise_seed=int(rng.integers(2**31)))
     if kind == "shapes":
-        things = _things(rng, int(rng.integers(2, 6)), range(GRID))
-        return Scene(kind, ground, things=things, noise_seed=noise_seed)
+        return replace(base, things=_things(rng, int(rng.integers(2, 6)), range(GRID)))
     if kind == "sign":
         is_word = rng.random() < 0.7
         text = _pick(rng, LEXICON) if is_word else str(int(rng.integers(*NUMBERS)))
-        things = _things(rng, int(rng.integers(1, 4)), range(2, GRID))
-        return Scene(kind, ground, things=things, text=text, noise_seed=noise_seed)
+        return replace(
+            base, text=text, things=_things(rng, int(rng.integers(1, 4)), range(2, GRID))
+        )
     if kind == "chart":
         colours = rng.permutation(len(COLOURS))[:GRID]
-        heights = rng.permutation(np.arange(1, MAX_BAR + 1))[
-            :GRID
-        ]  # all different: one tallest bar
-        bars = tuple(
-            Bar(COLOURS[int(c)], int(h), i)
-            for i, (c, h) in enumerate(zip(colours, heights, strict=True))
-        )
-        return Scene(kind, ground, bars=bars, noise_seed=noise_seed)
+        heights = rng.permutation(np.arange(1, MAX_BAR + 1))[:GRID]  # all differ: one is tallest
+        pairs = zip(colours, heights, strict=True)
+        bars = tuple(Bar(COLOURS[int(c)], int(h), i) for i, (c, h) in enumerate(pairs))
+        return replace(base, bars=bars)
     if kind == "sum":
         digits = (int(rng.integers(10)), int(rng.integers(10)))
         things = _things(rng, int(rng.integers(1, 4)), range(2, GRID))
-        handwritten = bool(rng.random() < 0.5)
-        return Scene(
-            kind,
-            ground,
-            things=things,
-            digits=digits,
-            handwritten=handwritten,
-            noise_seed=noise_seed,
-        )
+        return replace(base, digits=digits, things=things, handwritten=bool(rng.random() < 0.5))
     raise ValueError(f"unknown kind of scene {kind!r}")
 
 

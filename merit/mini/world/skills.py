@@ -15,7 +15,7 @@ from merit.mini.world.scene import Scene
 
 @dataclass(frozen=True)
 class Skill:
-    """`wordings[0]` is for benchmarks, the others for training; `{slot}`s are filled in."""
+    """`wordings[0]` is for benchmarks, the others are for training; `{slot}`s are filled in."""
 
     name: str
     family: str

@@ -113,30 +113,18 @@ def _closed_row(
 
 def _open_row(kind: str, scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
     named, wrong = facts(scene)
-    if kind == "describe":
-        reference = {"facts": named, "wrong": wrong, "text": description(scene)}
-        return {
-            "question": DESCRIBE_WORDING,
-            "answer": json.dumps(reference),
-            "category": scene.kind,
-        }
-    asked = draw_questions(scene, rng, 2, EXPLAINED)
-    if len(asked) < 2:
-        return None
-    texts = " ".join(s.wordings[0].format(**q.slots) for s, q in asked)
-    questions = [q for _, q in asked]
-    reference = {
-        "facts": [
-            [fact] for q in questions for fact in (q.statement, *_evidence_parts(q.evidence))
-        ],
-        "wrong": [phrase for phrase in wrong if phrase not in texts],
-        "text": explanation(questions),
-    }
-    return {
-        "question": f"{texts} {EXPLAIN_WORDING}",
-        "answer": json.dumps(reference),
-        "category": scene.kind,
-    }
+    question, text = DESCRIBE_WORDING, description(scene)
+    if kind == "explain":
+        asked = draw_questions(scene, rng, 2, EXPLAINED)
+        if len(asked) < 2:
+            return None
+        texts = " ".join(s.wordings[0].format(**q.slots) for s, q in asked)
+        questions = [q for _, q in asked]
+        question, text = f"{texts} {EXPLAIN_WORDING}", explanation(questions)
+        named = [[fact] for q in questions for fact in (q.statement, *_evidence_parts(q.evidence))]
+        wrong = [phrase for phrase in wrong if phrase not in texts]
+    answer = json.dumps({"facts": named, "wrong": wrong, "text": text})
+    return {"question": question, "answer": answer, "category": scene.kind}
 
 
 def _evidence_parts(evidence: str) -> list[str]:

@@ -1,10 +1,10 @@
 """The 136 tasks: 32 skills in four answer styles, and two captions for each kind of scene.
 
-`all_sources` adds 40 units that pool several of them, as The Cauldron's subsets and whole data sets
-do in the paper's mixture of 176 sources.
+`all_sources` adds 40 units that pool several of them, as subsets of The Cauldron and whole data
+sets do in the paper's mixture of 176 sources.
 
-Tasks of one skill share their questions and differ in how they must be answered, which is what
-makes their gradients conflict. Each task has an instruction of its own, as in Vision-FLAN.
+Tasks of one skill share questions and differ in the style of their answers, which makes their
+gradients conflict. Each task has its own instruction, as in Vision-FLAN.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LIST = ("list what is shown .", "make a list of all you see .")
 
 @dataclass(frozen=True)
 class Task:
-    """One task unit: `subject` is a skill, or a kind of scene for captions.
+    """One task unit: `subject` is a skill, or for captions a kind of scene.
 
-    Pooled units: style "mixed" draws a style for every example, subject "all" a skill that the
-    scene allows.
+    In pooled units, style "mixed" draws a style per example, subject "all" a skill that the scene
+    allows.
     """
 
     name: str
@@ -80,7 +80,7 @@ def all_sources() -> list[Task]:
 def task_sizes(
     tasks: list[Task], num_examples: int, spread: float, rng: np.random.Generator
 ) -> list[int]:
-    """Unequal sizes that add up to about `num_examples`; at least 8 a task.
+    """Unequal sizes that add up to about `num_examples`; at least 8 per task.
 
     Log-normal shares; `spread` is the standard deviation of their logarithm.
     """
@@ -90,7 +90,7 @@ def task_sizes(
 
 
 def ask_task(task: Task, scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    """(prompt, answer) of one example, or None where the scene does not allow the question."""
+    """(prompt, answer) of one example, or None if the scene does not allow the question."""
     task = _unpooled(task, scene, rng)
     if task.style in CAPTIONS:
         instructions = BRIEF if task.style == "brief" else LIST
@@ -115,7 +115,7 @@ def ask_task(task: Task, scene: Scene, rng: np.random.Generator) -> tuple[str, s
 
 
 def _unpooled(task: Task, scene: Scene, rng: np.random.Generator) -> Task:
-    """The task that one example of a pooled unit is drawn from; any other task is itself."""
+    """The task from which one example of a pooled unit is drawn; other tasks unchanged."""
     style, subject, variant = task.style, task.subject, task.variant
     if style == "captions":
         style = CAPTIONS[int(rng.integers(len(CAPTIONS)))]
@@ -147,8 +147,8 @@ def option_turn(
 ) -> tuple[str, str]:
     """A multiple-choice prompt, and the words of the right option.
 
-    Words, not the letter: a decoder of this size reads the option off the image but does not learn
-    to look up its letter (measured); VLMEvalKit's exact matching takes an option's words as well.
+    Words, not the letter: a decoder of this size does not learn to look up a letter (measured), and
+    VLMEvalKit's exact matching accepts an option's words.
     """
     options, _ = lettered(question, rng)
     return option_prompt(text, options, variant), question.answer

@@ -28,10 +28,10 @@ from merit.mini.world.scene import KINDS, Scene, sample_scene
 from merit.mini.world.world_benchmarks import RECIPES, benchmark_rows, png
 from merit.mini.world.world_tasks import Task, all_sources, all_tasks, ask_task, task_sizes
 
-# one independent stream of random numbers for each part, so that resizing one leaves the others
+# an independent stream of random numbers per part: resizing one leaves the others unchanged
 STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "recaptions": 5}
 
-# an archive for each part, beside the examples that refer to it
+# an archive per part, beside the examples that refer to it
 PICTURES = {
     "mixture": "images.zip/m",
     "conversations": "conversations.zip/c",
@@ -124,7 +124,7 @@ def write_conversations(settings: MiniWorldData, folder: Path) -> None:
 
 
 def _write_recaptions(settings: MiniWorldData, folder: Path, pen: Pen) -> None:
-    """Long captions of further images: what stage 1.5 learns from (the scaled base, table 3)."""
+    """Long captions of more images, for stage 1.5 (the scaled base, table 3)."""
     rng = _stream(settings, "recaptions")
     captions, scenes = [], []
     for i in range(settings.num_recaptions):
@@ -139,7 +139,7 @@ def _write_recaptions(settings: MiniWorldData, folder: Path, pen: Pen) -> None:
 
 
 def _image_pool(count: int, rng: np.random.Generator) -> list[Scene]:
-    """Scenes of the mixture; the kinds in the proportion of the tasks that ask about them."""
+    """Scenes of the mixture; kinds in proportion to the tasks that ask about them."""
     shares = {"shapes": 0.5, "sign": 0.16, "chart": 0.2, "sum": 0.14}
     counts = {kind: max(8, round(count * shares[kind])) for kind in KINDS}
     return [sample_scene(rng, kind) for kind in KINDS for _ in range(counts[kind])]
@@ -171,5 +171,5 @@ def _write_pictures(folder: Path, part: str, scenes: Iterable[Scene], pen: Pen) 
 
 
 def _picture(part: str, index: int) -> str:
-    """What an example calls its image: `images.zip/m00001.png`."""
+    """An example's reference to its image: `images.zip/m00001.png`."""
     return f"{PICTURES[part]}{index:05d}.png"
