@@ -148,7 +148,7 @@ def test_phases_that_are_stopped_go_on_to_the_same_bytes(
     assert [path.name for path in asked] == ["0", "0", "1", "1"]
     assert "base phase 'stage 2': stopped after step 2 of 3; the same" in capsys.readouterr().err
     assert not llava.base.exists()
-    (kept,) = llava.folder.glob(".base-phases.*")
+    (kept,) = llava.folder.glob(".work/.base-phases.*")
     assert sorted(p.name for p in kept.iterdir()) == ["1", "phases.safetensors"]
     steps: list[int] = []
 

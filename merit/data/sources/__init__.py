@@ -13,24 +13,18 @@ from typing import Any
 
 from merit.errors import MeritError
 
-SOURCES = {  # `data.source` -> module:function, for the generated worlds
+SOURCES = {  # `data.source` -> module:function
     "mini_world": "merit.mini.world.write_world:write_mini_world",
     "mini_text": "merit.mini.text.write_text:write_mini_text",
+    "public": "merit.data.mixture:write_public",
+    "jsonl": "merit.data.mixture:write_own",
+    "reasoning_gym": "merit.data.sources.reasoning:write_reasoning",
 }
 
 
 def writer(source: str) -> Callable[[Any, Path], None]:
     """The function that writes a source's data. Raises MeritError for an unknown source."""
-    if source in SOURCES:
-        found: Callable[[Any, Path], None] = pkgutil.resolve_name(SOURCES[source])
-        return found
-    from merit.data.mixture import write_own, write_public
-    from merit.data.sources.reasoning import write_reasoning
-
-    writers: dict[str, Callable[[Any, Path], None]] = {
-        **{"public": write_public, "jsonl": write_own, "reasoning_gym": write_reasoning}
-    }
-    if source not in writers:
-        known = sorted([*SOURCES, *writers])
-        raise MeritError(f"key `data.source`: found {source!r}, expected one of {known}")
-    return writers[source]
+    if source not in SOURCES:
+        raise MeritError(f"key `data.source`: found {source!r}, expected one of {sorted(SOURCES)}")
+    found: Callable[[Any, Path], None] = pkgutil.resolve_name(SOURCES[source])
+    return found
