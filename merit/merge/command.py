@@ -56,9 +56,24 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("--base", type=Path, metavar="DIR", help="theta0, from which all branches started")
-    add("--branches", type=Path, nargs="+", metavar="DIR", help="what was trained from it")
-    add("--out", type=Path, metavar="DIR", help="the folder to write; must not exist")
+    add(
+        "--base",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="theta0, from which all branches started",
+    )
+    add(
+        "--branches",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="what was trained from it",
+    )
+    add(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder to write; must not exist"
+    )
     weights = command.add_mutually_exclusive_group()
     weights.add_argument(
         "--tokens", type=int, nargs="+", metavar="N", help="tokens that each branch was trained on"
@@ -76,13 +91,10 @@ def add_command(commands: Any) -> None:
     add("--dtype", choices=DTYPES, default="base", help="the output's; base: each tensor as there")
     add("--max-shard", default="5GB", metavar="SIZE", help="a file's size at most (default: 5GB)")
     add("--threads", type=int, help="default: the machine's processors, 8 at most")
-    command.set_defaults(refuse=command.error)
 
 
 def run(options: argparse.Namespace) -> None:
     """Merge and say what came of it; every input is checked before anything is written."""
-    if options.experiment or None in (options.base, options.branches, options.out):
-        options.refuse("give an experiment and a model, or --base, --branches and --out")
     if options.threads is not None and options.threads < 1:
         raise MeritError(f"--threads: found {options.threads}, expected 1 or more")
     if options.out.exists():
