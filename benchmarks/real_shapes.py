@@ -27,8 +27,8 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks.synthetic import CONFIGS
 from merit.io.artifacts import REPORTS_DIR, atomic_write, write_json, write_jsonl
+from merit.train.sizes import public_config
 
 SHAPE, NAME = "Qwen2.5-VL-3B-Instruct", "real"
 LIMIT_GB = 20
@@ -150,7 +150,7 @@ def write_theta0(folder: str) -> None:
     )
     processor = build_processor(WORDS, small, 56)
     ids = {k: processor.tokenizer.convert_tokens_to_ids(v) for k, v in SPECIAL_TOKENS.items()}
-    values = json.loads((CONFIGS / f"{SHAPE}.json").read_text(encoding="utf-8"))
+    values = public_config(SHAPE)
     values |= {
         **{"image_token_id": ids["image"], "video_token_id": ids["video"]},
         **{"vision_start_token_id": ids["vision_start"], "vision_end_token_id": ids["vision_end"]},

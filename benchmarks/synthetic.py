@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from merit.train.dataset import Encoded
+from merit.train.sizes import public_config
 
-CONFIGS = Path(__file__).parents[1] / "merit" / "check" / "configs"
 IMAGE_PATCHES = (1, 32, 32)  # 448 x 448 pixels: 256 tokens
 
 
 def random_model(shape: str, device: str, dtype: torch.dtype) -> Any:
-    """A Qwen2.5-VL of merit/check/configs, or a small Qwen2 for CPUs ("small"); seed 0."""
+    """A Qwen2.5-VL of merit/train/sizes.yaml, or a small Qwen2 for CPUs ("small"); seed 0."""
     import transformers
 
     torch.manual_seed(0)
@@ -32,8 +30,7 @@ def random_model(shape: str, device: str, dtype: torch.dtype) -> Any:
         )
         kind: Any = transformers.Qwen2ForCausalLM
     else:
-        values = json.loads((CONFIGS / f"{shape}.json").read_text(encoding="utf-8"))
-        config = transformers.Qwen2_5_VLConfig.from_dict(values)
+        config = transformers.Qwen2_5_VLConfig.from_dict(public_config(shape))
         kind = transformers.Qwen2_5_VLForConditionalGeneration
     with torch.device(device):
         return kind._from_config(config, dtype=dtype).eval()

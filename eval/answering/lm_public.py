@@ -70,6 +70,12 @@ def _index(subtask: str, sample: Any) -> str:
     return f"{subtask}/{sample['doc_id']}"
 
 
+def check_data(record: Benchmark, settings: Evaluation) -> None:
+    """Raises MeritError if the data of the benchmark cannot be had from where answering loads it."""
+    with quiet(), _data_of(record, settings.text_data), _without_cache():
+        load_task(all_tasks(), record, settings)
+
+
 @functools.lru_cache(maxsize=1)
 def all_tasks() -> Any:
     """lm-eval's index of its own tasks, which takes seconds."""

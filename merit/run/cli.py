@@ -63,10 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         "--rehearse", action="store_true", help="a copy cut down to minutes: <experiment>_rehearsal"
     )
     _add_experiment(add("status", "which results are out of date, and why"))
-    command = add("check", "what an experiment takes and lacks, before anything is computed")
+    command = add("check", "what an experiment lacks and takes, before anything is computed")
     command.add_argument("experiment", help="as in experiments/<name>.yaml")
-    command.add_argument("--gpu-tflops", type=float, help="a GPU's peak, for the hours")
-    command.add_argument("--mfu", type=float, help="the share of the peak that training reaches")
+    command.add_argument(
+        "--gpu-tflops", type=float, default=989.0, help="a GPU's peak; default: %(default)s"
+    )
+    command.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the peak in use; default: %(default)s"
+    )
     command = add("partition", "2^axes groups of any tasks, from gradients of your own")
     _add_rows(command)
     command.add_argument("--axes", type=int, default=2, metavar="r", help="default: 2")

@@ -1,0 +1,378 @@
+"""What an experiment takes and lacks: counts exact, disk and hours by hand, gaps by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import gguf
+import numpy as np
+import pytest
+import yaml
+
+from merit import check
+from merit.config import Lora, load_experiment, load_params
+from merit.config.data import SourceName
+from merit.errors import MeritError
+from merit.io.artifacts import Artifacts, write_json
+from merit.run.cli import main
+from merit.train.sizes import Sizes, base_sizes, config_sizes, origin_sizes, public_config
+
+ROOT = Path(__file__).parents[1]
+VISION = 631_975_680
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hub", "decoder", "vision"),
+    [
+        ("Qwen/Qwen2.5-3B", 3_085_938_688, 0),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, 0),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_085_938_688, VISION + 36_708_608),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 7_615_616_512, VISION + 44_574_464),
+    ],
+)
+def test_the_papers_models_are_counted_exactly(hub: str, decoder: int, vision: int) -> None:
+    found = config_sizes(public_config(hub), hub)
+    assert (found.decoder, found.vision, found.width) == (decoder, vision, 2)
+    if hub.endswith("VL-3B-Instruct"):
+        # inputs + outputs of q, k, v, o, gate, up and down
+        layer = 2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 11_008)
+        assert found.trained(Lora(rank=64)) == 64 * 36 * layer
+        assert (found.trained(None), found.patches, found.hidden) == (decoder, 4, 2048)
+
+
+def test_an_assembled_base_is_an_encoder_before_a_decoder(tmp_path: Path) -> None:
+    base = load_experiment("vision_176_7b").base
+    found = base_sizes(base, tmp_path)
+    assert found == config_sizes(public_config("Qwen2.5-VL-7B"), "")
+
+
+def test_a_base_from_scratch_is_counted_without_building_it(tmp_path: Path) -> None:
+    found = base_sizes(load_experiment("mini_text").base, tmp_path)
+    assert (found.decoder, found.vision, found.width) == (761_344, 0, 4)
+
+
+def test_an_unknown_base_is_refused_by_name(tmp_path: Path) -> None:
+    base = load_experiment("mini_text").base
+    other = base.model_copy(update={"architecture": None, "hub": "a/none", "revision": "0"})
+    with pytest.raises(MeritError, match=r"no config.json of a/none"):
+        base_sizes(other, tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    with pytest.raises(MeritError, match="found 'GPT2LMHeadModel', expected Qwen2_5_VL"):
+        base_sizes(other, tmp_path)
+
+
+def test_a_gguf_file_is_measured_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_package").mkdir()
+    (tmp_path / "a_package" / "__init__.py").touch()
+    path = tmp_path / "a_package" / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(3)
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(40)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(100)
+    writer.add_tensor("token_embd.weight", np.zeros((100, 16), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 40 + 2 * 16
+    monkeypatch.syspath_prepend(tmp_path)
+    base = load_experiment("mini_text").base
+    for place in (str(path), "package:a_package/x.gguf"):
+        found = origin_sizes(base.model_copy(update={"checkpoint": place}))
+        assert (found.decoder, found.width) == (3 * layer + 16 + 100 * 16, 4)
+    path.write_bytes(b"GGUF")
+    with pytest.raises(MeritError, match=r"x\.gguf: sizes unknown until the base is built"):
+        origin_sizes(base.model_copy(update={"checkpoint": str(path)}))
+    with pytest.raises(MeritError, match="package 'none' is not installed"):
+        origin_sizes(base.model_copy(update={"checkpoint": "package:none/x.gguf"}))
+
+
+# --- an experiment --------------------------------------------------------------------------------
+
+BIG: dict[str, Any] = {
+    "name": "big",
+    "data": {
+        "source": "public",
+        "sources": [
+            {"name": "vision_flan_1k", "tasks": {"draw": 136}, "max_examples": 500},
+            {"name": "vlguard"},
+            {"name": "lvis_instruct4v"},
+            {"name": "lrv_instruction"},
+        ],
+    },
+    "base": {"hub": "Qwen/Qwen2.5-VL-3B-Instruct", "revision": "66285546"},
+    "gradients": {"representation": "stride", "batch_size": 4},
+    "training": {
+        "trainable": ["decoder"],
+        "precision": "bfloat16",
+        "pack_tokens": 8192,
+        "gradient_checkpointing": True,
+        "checkpoint_minutes": 30,
+        "optimizer": {"learning_rate": 1e-5, "batch_size": 128},
+    },
+    "methods": {"joint-1ep": {"partition": "joint"}, "merit-3d": {"partition": "merit", "axes": 3}},
+    "evaluation": {
+        "benchmarks": ["mathvista"],
+        "judge": {"url": "http://127.0.0.1/v1", "model": "some-model", "key_variable": "NO_KEY"},
+    },
+    "report": {"title": "Big", "paper_table": "table02_vision_flan_3b"},
+}
+DECODER = 3_085_938_688
+SIZES = Sizes(DECODER, 668_684_288, 2048, 4, 2, {})
+
+
+@pytest.fixture
+def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the experiment `big`; no token of the hub, which is off, and no GPU."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "big.yaml").write_text(yaml.safe_dump(BIG))
+    (tmp_path / "params.yaml").write_text("experiments: [big]\nworkers: 2\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LMUData", str(tmp_path / "kit"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("NO_KEY", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    return tmp_path
+
+
+@pytest.fixture
+def lacks(big: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What `merit check` says is missing of `big` with other blocks."""
+
+    def run(**blocks: Any) -> str:
+        changed = BIG | {"name": "other"} | blocks
+        (big / "experiments" / "other.yaml").write_text(yaml.safe_dump(changed))
+        with pytest.raises(SystemExit) as ended:
+            main(["check", "other"])
+        assert ended.value.code == 1
+        return capsys.readouterr().out.partition("Missing (")[2]
+
+    return run
+
+
+def test_what_is_missing_is_named(
+    lacks: Callable[..., str], big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = BIG["data"] | {"sources": [*BIG["data"]["sources"], {"name": "laion_gpt4v"}]}
+    found = lacks(data=data, model={"attention": "flash_attention_2"})
+    for line in (
+        "(HF_HUB_OFFLINE=0 turns it on): vision_flan_1k, vlguard, lvis_instruct4v, laion_gpt4v, "
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        "its conditions accepted: vlguard (gated)",
+        "source lrv_instruction in sources/lrv_instruction: it is on Google Drive only",
+        "image folder sources/images of lvis_instruct4v (coco, 19 GB)",
+        "sources/laion_gpt4v/fetched.jsonl of laion_gpt4v: this source holds links, no images",
+        f"VLMEvalKit's MathVista_MINI.tsv in {big / 'kit'}",
+        "the judge's key: environment variable NO_KEY",
+        "package flash_attn",
+        f"a GPU: {DECODER:,} parameters are trained",
+    ):
+        assert line in found
+    # each goes once it is there
+    (big / "kit").mkdir()
+    (big / "kit" / "MathVista_MINI.tsv").touch()
+    (big / "sources" / "images").mkdir(parents=True)
+    (big / "sources" / "laion_gpt4v").mkdir()
+    (big / "sources" / "laion_gpt4v" / "fetched.jsonl").touch()
+    monkeypatch.setenv("NO_KEY", "x")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "x")
+    again = lacks(data=data)
+    for line in ("VLMEvalKit", "image folder", "fetched.jsonl", "the judge's key", "(gated)"):
+        assert line not in again
+
+
+def test_files_that_may_not_be_fetched_are_missing(lacks: Callable[..., str]) -> None:
+    data = {"source": "public", "download": False, "sources": [{"name": "vision_flan_1k"}]}
+    assert "vision_flan_1k: not in sources/vision_flan_1k, and `data.download` is" in lacks(
+        data=data
+    )
+
+
+def test_code_is_isolated_or_not_run(
+    lacks: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise MeritError("no namespaces")
+
+    monkeypatch.setattr("merit.eval.answering.sandbox.check_isolation", refuse)
+    monkeypatch.setattr("merit.eval.answering.lm_public.check_data", lambda *_: None)
+    found = lacks(evaluation={"benchmarks": ["humaneval"]})
+    assert "isolation for humaneval: no namespaces" in found
+    assert "`evaluation.run_model_code: true`, which humaneval needs" in found
+
+
+def test_data_of_a_benchmark_are_found_out_before_training(
+    lacks: Callable[..., str], big: Path
+) -> None:
+    expected = "boolq: lm-eval's task `boolq` finds no data in "
+    assert f"{expected}the hub or its cache" in lacks(evaluation={"benchmarks": ["boolq"]})
+    evaluation = {"benchmarks": ["boolq"], "text_data": "texts"}
+    assert "`evaluation.text_data`: no folder texts" in lacks(evaluation=evaluation)
+    (big / "texts").mkdir()
+    assert f"{expected}the folder texts" in lacks(evaluation=evaluation)
+
+
+def test_a_judge_has_a_key_or_a_record(lacks: Callable[..., str], big: Path) -> None:
+    required = {"benchmarks": ["mmvet"]}
+    assert "a judge (`evaluation.judge`), without which mmvet" in lacks(evaluation=required)
+    judge = BIG["evaluation"]["judge"] | {"replay_only": True}
+    evaluation = BIG["evaluation"] | {"judge": judge}
+    assert "the judge's recorded answers" in lacks(evaluation=evaluation)
+    (big / "artifacts" / "other").mkdir(parents=True)
+    (big / "artifacts" / "other" / "judgements.jsonl").touch()
+    found = lacks(evaluation=evaluation)
+    assert "the judge" not in found
+    assert "a judge" not in found
+
+
+def test_gpus_that_are_asked_for_and_not_there(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, launch = load_experiment("big"), load_params().launch
+
+    def found(count: int, gigabytes: float, **changes: Any) -> str:
+        room = type("Card", (), {"total_memory": gigabytes * 1e9})
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: room)
+        changed = launch.model_copy(update=changes)
+        return "\n".join(check.missing_machine(experiment, SIZES, changed))
+
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a V100")
+    # 16 bytes per trained parameter, and the frozen vision part in bfloat16
+    assert f"take {(16 * DECODER + 2 * SIZES.vision) / 1e9:.0f} GB per GPU" in found(1, 40)
+    assert "bfloat16, which a V100 lacks" in found(1, 80)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: True)
+    assert found(1, 80) == ""
+    assert found(2, 40, gpus_per_branch=2) == ""
+    assert found(2, 80, gpus_per_branch=4) == (
+        "4 GPUs per branch (`launch.gpus_per_branch`): there are 2"
+    )
+    assert "GPU" not in found(0, 0, backend="slurm")
+
+
+def test_the_hub_is_asked_whether_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "not reachable at http://127.0.0.1:9 (" in check.hub_off()
+    assert "HF_HUB_OFFLINE=0 turns it on" in check.hub_off()  # from now on
+
+
+# --- amounts, disk, hours -------------------------------------------------------------------------
+
+
+def test_a_mixture_is_assumed_then_counted(big: Path) -> None:
+    experiment, paths = load_experiment("big"), Artifacts("big")
+    found = check.mixture(experiment, paths)
+    examples = 136 * 500 + 2_000 + 222_711 + 300_000
+    assert (found.tasks, found.examples) == (139, examples)
+    assert found.text == 200 * examples
+    assert found.image == pytest.approx(examples * 640 * 480 / 784)
+    tasks = [{"num_samples": 3, "num_tokens": 70}, {"num_samples": 2, "num_tokens": 30}]
+    write_json(paths.encoded / "tasks.json", tasks)
+    write_json(paths.encoded / "meta.json", {"merge_size": 2})
+    np.save(paths.encoded / "grids.npy", np.array([[1, 4, 4], [1, 2, 4]], dtype=np.int32))
+    np.save(paths.encoded / "image_ids.npy", np.array([0, 1, 1], dtype=np.int32))
+    found = check.mixture(experiment, paths)
+    assert (found.tasks, found.examples, found.text, found.image) == (2, 5, 92, 8)
+    assert found.basis == "counted in artifacts/big/encoded"
+
+
+def test_generated_and_own_mixtures_are_counted_from_their_files(big: Path) -> None:
+    mini = load_experiment("mini_text", ROOT / "experiments")
+    assert check.mixture(mini, Artifacts("x")).tasks == 66
+    written = [{"num_examples": 30}, {"num_examples": 12}]
+    write_json(Artifacts("x").mixture / "tasks.json", written)
+    found = check.mixture(mini, Artifacts("x"))
+    assert (found.tasks, found.examples, found.image) == (2, 42, 0)
+    folder = big / "mine"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("x" * 44 + "\n" + "y" * 44 + "\n")
+    (folder / "b.jsonl").write_text("z" * 8 + "\n")
+    own = BIG | {"name": "own", "data": {"source": "jsonl", "folder": "mine"}}
+    (big / "experiments" / "own.yaml").write_text(yaml.safe_dump(own))
+    found = check.mixture(load_experiment("own"), Artifacts("own"))
+    assert (found.tasks, found.examples) == (2, 3)
+    assert found.text == pytest.approx(99 / 4.5)
+
+
+def test_disk_downloads_and_hours_by_hand(big: Path) -> None:
+    experiment, paths = load_experiment("big"), Artifacts("big")
+    amount = check.Amount(139, 1000, 3e5, 7e5, "")
+    parts = check.disk(experiment, paths, SIZES, amount, load_params())
+    model = 2 * (SIZES.decoder + SIZES.vision)
+    assert {part.name: (part.number, part.size) for part in parts} == {
+        "data": (1, 4.5 * 3e5),
+        "base": (1, model),
+        "encoded": (1, 5e6),
+        "gradients": (139, 4 * 139 * -(-DECODER // 5)),
+        "branches": (9, 9 * 4 * DECODER),  # joint, and eight of an eighth
+        "models": (2, 2 * model),
+        "checkpoints": (2, 2 * 12 * DECODER),
+    }
+    paths.base.mkdir(parents=True)
+    (paths.base / "x").write_bytes(b"123")
+    assert [part.there for part in parts] == [0, 3, 0, 0, 0, 0, 0]
+    assert check.downloads(experiment, paths) == {
+        "vision_flan_1k": 36.4,
+        "vlguard": None,
+        "lvis_instruct4v": 0.36,
+        "Qwen/Qwen2.5-VL-3B-Instruct": model / 1e9,
+    }
+    # 1,000 examples for the gradients, as many for the joint branch and for the eight together
+    flop = 6 * DECODER * 1e6 + 2 * 4 * SIZES.vision * 7e5
+    text = check.hours(experiment, SIZES, amount, 500.0, 0.5)
+    one = flop / (500e12 * 0.5) / 3600
+    assert f"base 0, gradients {one:.3g}, branches {2 * one:.3g}; {3 * one:.3g} together" in text
+    assert "peak 500 TFLOP/s (--gpu-tflops), MFU 0.5 (--mfu)" in text
+
+
+def test_disk_that_is_there_is_not_needed_again(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (big / "x").write_bytes(bytes(1000))
+    part = [check.Part("x", 1, 2e12, None)]
+    (line,) = check.missing_space(part, {"a": 5.0, "b": None})
+    assert line.startswith("disk: 4,005.0 GB (DVC's cache keeps a copy), ")
+    (big / ".dvc").mkdir()
+    (big / ".dvc" / "config").write_text("[cache]\n    type = reflink,hardlink,copy\n")
+    (line,) = check.missing_space(part, {})
+    assert line.startswith("disk: 2,000.0 GB, ")
+    assert list(check.missing_space([check.Part("x", 1, 1000, big)], {})) == []
+
+
+def test_every_public_source_is_told(big: Path) -> None:
+    assert set(get_args(SourceName)) <= set(check.known()["sources"])
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("vision_flan_3b", 10, 100),
+        ("vision_flan_3b_llava", 10, 400),
+        ("vision_176_7b", 100, 1000),
+        ("vision_176_7b_scaled", 100, 3000),
+        ("text_flan_3b", 30, 300),
+    ],
+)
+def test_the_papers_experiments_can_be_estimated(name: str, low: float, high: float) -> None:
+    experiment, paths = load_experiment(name), Artifacts(name)
+    amount = check.mixture(experiment, paths)
+    text = check.hours(experiment, base_sizes(experiment.base, paths.base), amount, 989, 0.4)
+    total = float(text.partition(" together")[0].rpartition("; ")[2])
+    assert low < total < high
+
+
+def test_a_miniature_lacks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", "mini_vision"])
+    found = capsys.readouterr().out
+    assert "Nothing is missing." in found
+    assert "193,280 parameters in the decoder, 226,112 in the vision part" in found
