@@ -9,7 +9,7 @@ import public_fixtures
 import pytest
 from public_fixtures import said
 
-from merit.check.facts import facts
+from merit.check import known
 from merit.config.data import SourceName
 from merit.data.examples import BadRecord, Example
 from merit.data.images import ImageFinder, load_image
@@ -179,9 +179,9 @@ def test_records_become_examples(name: str) -> None:
         assert reason.startswith(start)
 
 
-def test_every_source_is_known_to_the_settings_and_to_the_facts() -> None:
+def test_every_source_is_known_to_the_settings_and_to_the_check() -> None:
     assert tuple(PUBLIC) == get_args(SourceName)
-    assert PUBLIC.keys() <= facts().sources.keys()
+    assert PUBLIC.keys() <= known()["sources"].keys()
     assert all(source.repository or source.hint for source in PUBLIC.values())
 
 
