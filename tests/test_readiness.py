@@ -108,15 +108,6 @@ def test_every_condition_around_its_threshold(
     assert holding(behind, **measured) == expected
 
 
-def test_thresholds_are_the_settings() -> None:
-    wide = Thresholds(barrier_share=0.5, joint_displacement=0.3, random_behind=0.0)
-    rows = conditions(found(share=0.4, joint=0.3), (0.0, -1.0, 1.0), wide)
-    assert [row["bound"] for row in rows] == [0.5, 1.0, 0.3, 0.0]
-    assert all(row["holds"] for row in rows)
-    rows = conditions(found(), (-0.1, -1.0, 1.0), wide)
-    assert [row["condition"] for row in rows if not row["holds"]] == ["d"]
-
-
 # --- the outcome --------------------------------------------------------------------------------
 
 
@@ -160,40 +151,20 @@ def test_the_summary_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("behind", "measured", "failed", "by_d", "verdict"),
+    ("behind", "measured", "failed", "by_d"),
     [
-        (BEHIND, {}, "", True, "Merge-ready: conditions (a) to (d) hold."),
-        ((-3.0, -4.0, -2.0), {}, "d", True, "Not merge-ready: condition (d) fails."),
-        (BEHIND, {"joint": 0.2}, "c", False, "Not merge-ready: condition (c) fails."),
-        (
-            (-3.0, -4.0, -2.0),
-            {"share": 0.2},
-            "ad",
-            False,
-            "Not merge-ready: conditions (a) and (d) fail.",
-        ),
-        (
-            BEHIND,
-            {"share": 0.2, "branch": 5.0, "joint": 0.2},
-            "abc",
-            False,
-            "Not merge-ready: conditions (a) and (b) and (c) fail.",
-        ),
+        (BEHIND, {}, "", True),
+        ((-3.0, -4.0, -2.0), {}, "d", True),
+        (BEHIND, {"joint": 0.2}, "c", False),
+        ((-3.0, -4.0, -2.0), {"share": 0.2}, "ad", False),
     ],
 )
-def test_the_verdict_in_a_sentence(
-    behind: tuple[float, float, float],
-    measured: dict[str, float],
-    failed: str,
-    by_d: bool,
-    verdict: str,
+def test_what_fails_decides_the_verdict(
+    behind: tuple[float, float, float], measured: dict[str, float], failed: str, by_d: bool
 ) -> None:
-    result = outcome_of(behind, **measured)
-    summary = result["summary"]
+    summary = outcome_of(behind, **measured)["summary"]
     assert summary["failed"] == list(failed)
-    assert summary["merge_ready"] == (not failed)
-    assert summary["decided_by_d"] == by_d
-    assert summary["verdict"] == verdict
+    assert (summary["merge_ready"], summary["decided_by_d"]) == (not failed, by_d)
 
 
 # --- losses, distances, barriers ----------------------------------------------------------------
@@ -265,13 +236,6 @@ def test_paths_run_round_the_first_split_and_to_its_average() -> None:
 
 
 # --- the study on a pipeline's output -----------------------------------------------------------
-
-
-def test_models_of_both_kinds_one_a_seed() -> None:
-    joints, randoms = reference_models(synthetic.experiment(seeds=(1, 2)), SETTINGS)
-    assert [m.id for m in joints] == ["joint-1ep-s1", "joint-1ep-s2"]
-    assert [m.id for m in randoms] == ["random-2-s1", "random-2-s2"]
-    assert randoms[0].branches == ("random-2-s1-g0", "random-2-s1-g1")
 
 
 @pytest.mark.parametrize(

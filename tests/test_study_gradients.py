@@ -146,17 +146,6 @@ def test_cosines_to_last_by_hand() -> None:
     assert found == pytest.approx([0.5**0.5, 1.0, 1.0])
 
 
-def test_running_sums_are_the_mean_gradients_directions(base: BaseGradients) -> None:
-    """What the study adds up, part by part, points as the gradient of all examples so far."""
-    parts = [np.array([0, 1]), np.array([3, 6, 7]), np.array([9])]
-    num_tokens = base.data.num_loss_tokens()
-    sums = [base.gradient(part) * int(num_tokens[part].sum()) for part in parts]
-    direct = base.gradient(np.concatenate(parts[:2]))
-    torch.testing.assert_close(
-        (sums[0] + sums[1]) / int(num_tokens[[0, 1, 3, 6, 7]].sum()), direct, rtol=1e-4, atol=1e-6
-    )
-
-
 def test_calibration_table_by_hand() -> None:
     cosines = np.array([[[0.8, 1.0], [0.6, 1.0]], [[0.9, 1.0], [0.9, 1.0]]])
     first, last = calibration.calibration_table(cosines, [50, 100])

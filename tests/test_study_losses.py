@@ -25,7 +25,7 @@ from merit.eval.measuring.losses import (
     planned_model,
 )
 from merit.eval.measuring.means import sample_std
-from merit.eval.studies import Connectivity, Epochs, Gain, Surface
+from merit.eval.studies import Epochs, Gain, Surface
 from merit.eval.studies.connectivity import measure as connectivity
 from merit.eval.studies.epochs import measure as epochs
 from merit.eval.studies.gain import measure as gain
@@ -298,14 +298,6 @@ def measure(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Measure:
         return json.loads(json.dumps(study.measure(*tree, options)))
 
     return measured
-
-
-def test_no_path_of_a_convex_loss_has_a_barrier(measure: Measure) -> None:
-    result = measure(connectivity, Connectivity(num_points=3))
-    summary, rows = result["summary"], result["tables"]["table05_linear_mode_connectivity"]
-    assert summary["num_pairs"] == 6
-    assert summary["num_paths"] == summary["num_zero"] == len(rows) == 10
-    assert summary["max_barrier"] == 0.0
 
 
 def test_the_merged_model_lies_in_the_surfaces_plane(measure: Measure, tree: Tree) -> None:

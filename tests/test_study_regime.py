@@ -263,19 +263,6 @@ def test_a_cell_in_which_a_training_diverged_is_left_empty(
     draw_of("regime")(result, tmp_path / "drawn")
 
 
-def test_the_experiments_own_rate_is_always_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    settings = experiment(learning_rate=[5e-4])
-    synthetic.write(tmp_path / "artifacts", settings, num_tasks=16)
-    result = regime.measure(settings, Artifacts("synthetic"), Regime())
-    assert [(c["base"], c["learning_rate"]) for c in result["cells"]] == [
-        (regime.OWN, 5e-4), (regime.OWN, 1e-3),
-    ]  # fmt: skip
-    assert [entry["base"] for entry in result["bases"]] == [regime.OWN]
-
-
 @pytest.mark.parametrize(
     ("options", "sweep", "message"),
     [

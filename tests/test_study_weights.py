@@ -105,18 +105,6 @@ def test_weights_and_scores_under_every_reading(result: dict[str, Any]) -> None:
     assert rows["random-2", "samples"]["effective_branches"] == pytest.approx(2.0)
 
 
-def test_the_table_of_branches_is_the_first_seeds(result: dict[str, Any]) -> None:
-    rows = result["tables"]["merge_weights"]
-    assert [(row["method"], row["group"]) for row in rows] == [
-        ("merit-1d", 0), ("merit-1d", 1), ("random-2", 0), ("random-2", 1),
-    ]  # fmt: skip
-    assert rows[0] == {
-        "method": "merit-1d", "group": 0, "num_samples": 10, "num_tokens": 30,
-        "num_loss_tokens": 4, "weight_tokens": 0.75, "weight_loss_tokens": 0.2,
-        "weight_samples": 0.5, "weight_uniform": 0.5,
-    }  # fmt: skip
-
-
 def test_the_summary(result: dict[str, Any]) -> None:
     found = result["summary"]
     assert (found["own_reading"], found["joint"], found["num_questions"]) == (

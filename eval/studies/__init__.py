@@ -69,14 +69,9 @@ def settings_of(experiment: Experiment) -> dict[str, Study]:
     return {name: study for name, study in found if study is not None}
 
 
-def module_of(name: str) -> str:
-    """The module that measures the study: most need torch, so they are imported when run."""
-    return f"{__name__}.{name}.measure"
-
-
 def measure_of(name: str) -> Callable[..., dict[str, Any]]:
-    """The study's function measure(experiment, paths, settings) -> result."""
-    return importlib.import_module(module_of(name)).measure
+    """The study's function measure(experiment, paths, settings) -> result; most need torch."""
+    return importlib.import_module(f"{__name__}.{name}.measure").measure
 
 
 def draw_of(name: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Figure of the study `calibration`: cosines over the number of examples."""
+"""calibration: the mean with its spread over units, every unit, and the paper's curve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ TABLE = "table11_calibration"  # ours and the paper's
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """calibration: the mean with its spread over units, every unit, and the paper's curve."""
     rows, sizes = result["tables"][TABLE], result["sizes"]
     mean = np.array([row["mean_cosine"] for row in rows])
     std = np.array([row["std"] or 0.0 for row in rows])

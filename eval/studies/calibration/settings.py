@@ -1,5 +1,3 @@
-"""Settings of the study `calibration`."""
-
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -14,8 +12,6 @@ class Calibration(Study):
     """Cosine of the n-example mean gradient to the `reference`-example one (table 11)."""
 
     title = "Calibration size"
-    reads = ("base", "encoded")
-    tables = ("table11_calibration",)
 
     sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [
         *(50, 100, 150, 200, 250, 300, 400, 500, 700),

@@ -11,7 +11,6 @@ MOST_LABELS = 16  # paths that are named one by one
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """The loss along every path: between branches, and from a branch to the merged model."""
     with styled():
         figure = new_figure(7.2, 3.8)
         panels = figure.subplots(1, 2, sharey=True)

@@ -1,5 +1,3 @@
-"""Settings of the study `connectivity`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -14,8 +12,6 @@ class Connectivity(Study):
     """Linear mode connectivity of one method's branches and merged model (table 5)."""
 
     title = "Linear mode connectivity"
-    reads = ("models", "branches")
-    tables = ("table05_linear_mode_connectivity",)
 
     method: str = "merit-2d"
     seed: int = 1

@@ -1,4 +1,4 @@
-"""Figure of the study `control`: loss and validation scores on the way out from the base."""
+"""control: a panel each for loss, closed and open average, where there are such benchmarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ BEST: dict[str, Any] = {"marker": "*", "ms": 8}
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """control: a panel each for loss, closed and open average, where there are such benchmarks."""
     rows = result["tables"]["control_path"]
     panels = [key for key in PANELS if any(row[key] is not None for row in rows)]
     with styled():

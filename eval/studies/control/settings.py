@@ -1,5 +1,3 @@
-"""Settings of the study `control`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -17,7 +15,6 @@ class Control(Study):
     """
 
     title = "Every method at its best distance"
-    reads = ("models", "encoded")
 
     joint: str = "joint-1ep"
     random: str = "random-8"

@@ -1,4 +1,4 @@
-"""Figure of the study `cost`: compute and wall-clock time of every method."""
+"""cost: compute of every method on top of the gradients and the partition, and wall-clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from merit.eval.report.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_fi
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """cost: compute of every method on top of the gradients and the partition, and wall-clock."""
     rows, summary = result["tables"]["table15_wall_clock"], result["summary"]
     methods = [row for row in rows if row["branches"] is not None and row["seconds"] is not None]
     once = (

@@ -1,5 +1,3 @@
-"""Settings of the study `cost`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -13,8 +11,6 @@ class Cost(Study):
     """Wall-clock time of the method's steps beside joint training's (table 15)."""
 
     title = "Wall-clock time"
-    reads = ("branches", "models")
-    tables = ("table15_wall_clock",)
     timed = True
 
     joint: str = "joint-1ep"

@@ -1,4 +1,4 @@
-"""Figures of the study `epochs`: distance, loss and score, and perturbation over epochs."""
+"""epochs_displacement, epochs_loss and epochs_perturbation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """epochs_displacement, epochs_loss and epochs_perturbation."""
     rows = result["tables"]["table01_merge_readiness"]
     with styled():
         _draw_displacement(rows, folder)

@@ -1,5 +1,3 @@
-"""Settings of the study `epochs`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -17,8 +15,6 @@ class Epochs(Study):
     """
 
     title = "Joint and merged over epochs"
-    reads = ("models", "evaluation/scores.json")
-    tables = ("table01_merge_readiness",)
 
     joint: Annotated[list[str], Field(min_length=1)] = ["joint-1ep", "joint-2ep", "joint-3ep"]
     merged: Annotated[list[str], Field(min_length=1)] = [

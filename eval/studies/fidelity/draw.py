@@ -12,10 +12,6 @@ from merit.method.diagnostics import trimmed
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """fidelity: strided against full cosines, and the histogram of norms with the trims' ends.
-
-    fidelity_sketch: the error of every stride and sketch, and what it does to the partition.
-    """
     _draw_sketches(result["tables"]["gradient_representations"], folder)
     summary, pairs = result["summary"], result["pairs"]
     norms = np.array(result["norms"])

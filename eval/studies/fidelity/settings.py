@@ -1,5 +1,3 @@
-"""Settings of the study `fidelity`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -14,8 +12,6 @@ class Fidelity(Study):
     """Strided and sketched against full gradients, and their norms (tables 16 and 19)."""
 
     title = "Strided gradients and their norms"
-    reads = ("gradients", "encoded")
-    tables = ("table16_stride5_fidelity", "table19_gradient_norms")
 
     strides: Annotated[list[PositiveInt], Field(min_length=1)] = [2, 5, 10]
     trims: list[Annotated[float, Field(ge=0, lt=0.5)]] = [0.0, 0.05, 0.1]

@@ -1,4 +1,4 @@
-"""Figure of the study `gain`: the merging gain, predicted and measured."""
+"""gain: predicted against measured gain with the diagonal; and gain / t^2, a constant in theory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ LABELS = {
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """Predicted against measured gain with the diagonal; and gain / t^2, a constant in theory."""
     rows = result["tables"]["gain"]
     with styled():
         figure = new_figure(7.2, 3.6)

@@ -1,5 +1,3 @@
-"""Settings of the study `gain`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -14,7 +12,6 @@ class Gain(Study):
     """Merging gain by the quadratic prediction of theorem 3.1 against the measured one."""
 
     title = "Merging gain, predicted and measured"
-    reads = ("models", "branches")
 
     methods: Annotated[list[str], Field(min_length=1)] = ["merit-1d", "merit-2d", "merit-3d"]
     seed: int = 1

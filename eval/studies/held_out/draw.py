@@ -1,4 +1,4 @@
-"""Figure of the study `held_out`: every model's loss on every task."""
+"""held_out: a row a task, sorted by the base's loss; a mark a model, of its method's first seed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from merit.eval.report import style
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """A row a task, sorted by the base's loss; a mark a model, of its method's first seed."""
     models = result["tables"]["held_out"]
     first = {row["method"]: row["model"] for row in reversed(models)}
     order = first.get("base", models[0]["model"])

@@ -1,5 +1,3 @@
-"""Settings of the study `held_out`."""
-
 from __future__ import annotations
 
 from merit.config.settings import PositiveInt
@@ -10,7 +8,6 @@ class HeldOut(Study):
     """Every model's loss on each task's held-out examples (`data.held_out`): for own mixtures."""
 
     title = "Loss on held-out examples"
-    reads = ("models", "data/held_out")
 
     num_examples: PositiveInt = 200  # at most, a task
     batch_size: PositiveInt = 8

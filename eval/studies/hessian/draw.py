@@ -1,4 +1,4 @@
-"""Figures of the study `hessian`: the three tiers, |cos| by eigenvector, and the eigenvalues."""
+"""hessian: the three tiers; hessian_cosines: |cos| by eigenvector, and the eigenvalues."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from merit.eval.report.style import (
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """hessian: the three tiers; hessian_cosines: |cos| by eigenvector, and the eigenvalues."""
     summary, rows = result["summary"], result["tables"]["figure_hessian_three_tier"]
     labels = [
         "random\nunit vector",

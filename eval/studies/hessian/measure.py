@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merit.config import Experiment
+from merit.eval.measuring.scores import Row
 from merit.eval.studies.hessian.settings import Hessian
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
@@ -41,10 +42,6 @@ from merit.method.similarity import cosine_matrix, pca
 from merit.train.task_gradients import BaseGradients, representation_of
 
 TOLERANCE = 0.05  # relative difference up to which the paper's central differences stand
-TABLE, STEPS = "table21_hessian_pca_alignment", "hessian_epsilon"
-TIERS = "figure_hessian_three_tier"
-
-
 BLOCK = 2**20  # entries of a flat vector that are moved at a time
 
 
@@ -85,17 +82,10 @@ class Curvature:
         for mine in self.examples:
             num_tokens = int(self.base.data.num_loss_tokens()[mine].sum())
             for compute in self.base.losses(mine):
-                product, count = _batch_product(compute, tensors, direction)
+                loss, count = compute()
+                product = hvp_exact(lambda loss=loss: loss, tensors, direction)  # type: ignore[misc]
                 total += product * (count / (num_tokens * len(self.examples)))
         return total.to(v.device)
-
-
-def _batch_product(
-    compute: Callable[[], tuple[Tensor, int]], tensors: Sequence[Tensor], v: Tensor
-) -> tuple[Tensor, int]:
-    """(H v of one batch's mean loss, its loss-bearing tokens)."""
-    loss, count = compute()
-    return hvp_exact(lambda: loss, tensors, v), count
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Hessian) -> dict[str, Any]:
@@ -166,16 +156,10 @@ def _measure(
     products = empty(len(eigenvectors), dim)
     for row, v in zip(products, eigenvectors, strict=True):
         row.copy_(curvature.product(v))
-    residuals = torch.stack(
-        [
-            (hv - value.float() * v).norm()
-            for hv, value, v in zip(products, eigenvalues, eigenvectors, strict=True)
-        ]
-    )
+    pairs = list(zip(products, eigenvalues, eigenvectors, strict=True))
+    residuals = torch.stack([(hv - value.float() * v).norm() for hv, value, v in pairs])
     residuals = residuals / eigenvalues.abs().float()
-    errors = [
-        relative_difference(difference(v), hv) for v, hv in zip(eigenvectors, products, strict=True)
-    ]
+    errors = [relative_difference(difference(v), hv) for hv, _, v in pairs]
     used = "central_difference" if float(np.mean(errors)) <= TOLERANCE else "exact"
 
     table = alignment_table(directions, spectra, used, settings.num_random)
@@ -189,16 +173,15 @@ def _measure(
     aligned = {
         "random task gradient": by_task,
         "gradient of the four tasks": [by_task[task] for task in chosen],
-        "pca conflict direction": max_abs_cos(directions["raw"], leading).tolist(),
-        "pca conflict direction, double-centred": max_abs_cos(
-            directions["centered"], leading
-        ).tolist(),
+        **{
+            f"pca conflict direction{ending}": max_abs_cos(directions[name], leading).tolist()
+            for name, ending in (("raw", ""), ("centered", ", double-centred"))
+        },
     }
     tiers = tier_table((null.null_mean, null.null_std, settings.num_random), aligned)
     mean_of = {row["direction"]: row["mean_max_abs_cos"] for row in tiers}
-    values = {row["metric"]: row["value"] for row in table}
     summary = {
-        **values,
+        **{row["metric"]: row["value"] for row in table},
         "used": used,
         "epsilon": settings.epsilon,
         "hvp_relative_difference_mean": float(np.mean(errors)),
@@ -216,23 +199,25 @@ def _measure(
         ),
     }
     random = torch.randn(dim, generator=torch.Generator().manual_seed(1))
+    random = random / random.norm()
     probes = {
         "first_eigenvector": (eigenvectors[0], products[0]),
         "last_eigenvector": (eigenvectors[-1], products[-1]),
-        "random_vector": (random / random.norm(), curvature.product(random / random.norm())),
+        "random_vector": (random, curvature.product(random)),
     }
     steps = [
         {
             "epsilon": epsilon,
-            **{
-                name: relative_difference(difference(v, epsilon), hv)
-                for name, (v, hv) in probes.items()
-            },
+            **{n: relative_difference(difference(v, epsilon), hv) for n, (v, hv) in probes.items()},
         }
         for epsilon in (settings.epsilon * 10.0**-k for k in range(4))
     ]
     return {
-        "tables": {TABLE: table, TIERS: tiers, STEPS: steps},
+        "tables": {
+            "table21_hessian_pca_alignment": table,
+            "figure_hessian_three_tier": tiers,
+            "hessian_epsilon": steps,
+        },
         "summary": summary,
         "abs_cosines": {name: abs_cosines(d, leading).tolist() for name, d in directions.items()},
         "eigenvalues": {name: pair[0].tolist() for name, pair in spectra.items()},
@@ -251,7 +236,7 @@ def alignment_table(
     spectra: dict[str, tuple[Tensor, Tensor]],
     used: str,
     num_random: int,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Table 21: `value` is that of the Hessian products in use, a column for either kind."""
     columns: dict[str, dict[str, float]] = {}
     for kind, (_, eigenvectors) in spectra.items():
@@ -263,9 +248,10 @@ def alignment_table(
             cells |= {
                 f"{name}_max_abs_cos": float(top.max()),
                 f"{name}_mean_top1_abs_cos": float(top.mean()),
-                f"{name}_leading_principal_angle_deg": float(angles[0]),
-                f"{name}_second_principal_angle_deg": float(angles[1]),
-                f"{name}_third_principal_angle_deg": float(angles[2]),
+                **{
+                    f"{name}_{rank}_principal_angle_deg": float(angles[i])
+                    for i, rank in enumerate(("leading", "second", "third"))
+                },
                 f"{name}_z_score": z.z_score,
             }
         columns[kind] = cells
@@ -276,9 +262,7 @@ def alignment_table(
     ]
 
 
-def tier_table(
-    null: tuple[float, float, int], aligned: dict[str, list[float]]
-) -> list[dict[str, Any]]:
+def tier_table(null: tuple[float, float, int], aligned: dict[str, list[float]]) -> list[Row]:
     """The figure's tiers: mean of max |cos| with an eigenvector, its spread, how many there are.
 
     `null` is (mean, standard deviation, number) of Gaussian random vectors. The four tasks' own

@@ -1,5 +1,3 @@
-"""Settings of the study `hessian`."""
-
 from __future__ import annotations
 
 from merit.config.settings import PositiveFloat, PositiveInt
@@ -10,8 +8,6 @@ class Hessian(Study):
     """Conflict directions against leading Hessian eigenvectors at the base (table 21)."""
 
     title = "Conflict directions and curvature"
-    reads = ("gradients", "encoded")
-    tables = ("table21_hessian_pca_alignment",)
 
     num_examples: PositiveInt = 50  # a task
     num_steps: PositiveInt = 50  # of Lanczos

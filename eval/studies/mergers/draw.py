@@ -9,7 +9,6 @@ from merit.eval.report import style
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """Validation average over the scale; test average at the default and at the chosen scale."""
     scales, best = result["scales"], result["best"]
     rows = result["tables"]["table12_posthoc_merging_7b"]
     with style.styled():

@@ -1,5 +1,3 @@
-"""Settings of the study `mergers`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -14,8 +12,6 @@ class Mergers(Study):
     """Post-hoc mergers on one method's branches, at default and at swept scale (table 12)."""
 
     title = "Post-hoc mergers"
-    reads = ("branches", "data/benchmarks")
-    tables = ("table12_posthoc_merging_7b",)
 
     method: str = "merit-2d"
     seeds: Annotated[list[int], Field(min_length=1)] = [1]

@@ -1,4 +1,4 @@
-"""Figure of the study `overlap`: the share of each benchmark that stands in the training data."""
+"""overlap: questions, images and near images of each benchmark, in percent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ SHARES = (("same_question", BLUE), ("same_image", VERMILION), ("near_image", GRE
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """overlap: questions, images and near images of each benchmark, in percent."""
     rows = result["tables"]["overlap"]
     with styled():
         figure = new_figure(6.4, 1.2 + 0.4 * len(rows))

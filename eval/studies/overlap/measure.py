@@ -264,10 +264,8 @@ def summarise(name: str, questions: list[Question]) -> Row:
 
 def named_tasks(tasks: list[Row]) -> list[Row]:
     """The mixture's tasks that are a benchmark's training set or have its images, by name."""
-    found = []
-    for entry in tasks:
-        benchmark = NAMED.get(entry["task"].rpartition("/")[2])  # without a prefix
-        if benchmark:
-            row = {"task": entry["task"], "benchmark": benchmark}
-            found.append({**row, "num_examples": entry["num_examples"]})
-    return found
+    return [
+        {"task": task, "benchmark": NAMED[name], "num_examples": entry["num_examples"]}
+        for entry in tasks
+        if (name := (task := entry["task"]).rpartition("/")[2]) in NAMED  # without a prefix
+    ]

@@ -1,5 +1,3 @@
-"""Settings of the study `overlap`."""
-
 from __future__ import annotations
 
 from merit.eval.studies.study import Study
@@ -13,7 +11,6 @@ class Overlap(Study):
     """
 
     title = "Training data and benchmarks"
-    reads = ("data/mixture", "evaluation/questions")
 
     files: dict[str, str] = {}
     images: bool = True

@@ -1,4 +1,4 @@
-"""Figure of the study `readiness`: losses over the distance, and along one split's paths."""
+"""readiness: loss on the mixture against the distance from the base; the paths of one split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from merit.eval.report import style
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """Loss on the mixture against the distance from the base; the paths of one split."""
     models = result["tables"]["readiness_models"]
     marks = {
         "base": (style.GREY, "D"),

@@ -1,5 +1,3 @@
-"""Settings of the study `readiness`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -23,7 +21,6 @@ class Readiness(Study):
     """Is the base merge-ready? Decided by joint training and random splits alone (section 4)."""
 
     title = "Is the base merge-ready?"
-    reads = ("models", "encoded")
 
     joint: str = "joint-1ep"
     random: str = "random-8"

@@ -1,4 +1,4 @@
-"""Figures of the study `regime`: the map as lines over the learning rate, and as heat maps."""
+"""regime: averages and displacements over the learning rate. regime_differences: a heat map."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ TITLES = {"merit": "MERIT", "random": "random", "joint": "joint", "shrunk": "shr
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """regime: averages and displacements over the learning rate. regime_differences: a heat map."""
     _draw_regime(result, folder / "figures")
     _draw_differences(result, folder / "figures")
 

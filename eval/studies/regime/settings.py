@@ -1,5 +1,3 @@
-"""Settings of the study `regime`."""
-
 from __future__ import annotations
 
 from merit.eval.studies.study import Study
@@ -12,7 +10,6 @@ class Regime(Study):
     """
 
     title = "When does splitting help?"
-    reads = ("models", "evaluation/scores.json")
 
     sweep: str = "regime"
     other: str | None = None  # an experiment with the same methods from another base

@@ -1,4 +1,4 @@
-"""Figure of the study `retention`: what is kept of the base's answers, and at what length."""
+"""retention: a row a model: left the loss on the base's answers, right the words of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from merit.eval.report import style
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """A row a model: left the loss on the base's answers, right the words of its own."""
     rows = result["tables"]["retention"]
     names = [row["model"] for row in rows]
     with style.styled():

@@ -1,5 +1,3 @@
-"""Settings of the study `retention`."""
-
 from __future__ import annotations
 
 from merit.config.settings import PositiveInt
@@ -13,7 +11,6 @@ class Retention(Study):
     """
 
     title = "What is kept of the base"
-    reads = ("models", "base")
 
     max_new_tokens: PositiveInt = 96
     batch_size: PositiveInt = 24

@@ -1,4 +1,4 @@
-"""Figure of the study `sgd`: averages over the learning rate."""
+"""sgd: the average over the learning rate, a line a method, with the base's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from merit.eval.report import style
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """The average over the learning rate, a line a method, with the base's."""
     with style.styled():
         figure = style.new_figure(4.2, 2.9)
         axes = figure.subplots()

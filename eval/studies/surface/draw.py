@@ -1,4 +1,4 @@
-"""Figure of the study `surface`: the loss on the plane of base, joint and merged model."""
+"""surface: contours of the loss with the three models and the branches' projections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from merit.eval.report.style import BLACK, GREY, VERMILION, new_figure, save, st
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """Contours of the loss with the three models and the branches' projections."""
     losses, rows = np.array(result["losses"]), result["tables"]["surface"]
     summary = result["summary"]
     # levels where the models are: far corners would take all the colours

@@ -1,5 +1,3 @@
-"""Settings of the study `surface`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -14,7 +12,6 @@ class Surface(Study):
     """Loss on the plane through the base, the joint and the merged model (figure 2)."""
 
     title = "Loss surface"
-    reads = ("models", "branches")
 
     joint: str = "joint-1ep"
     method: str = "merit-3d"

@@ -1,4 +1,4 @@
-"""Figure of the study `weights`: merge weights of the branches, and what they do to the scores."""
+"""weights: merge_weights: left the weight of every branch, right the averages with intervals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ SPREAD = 0.17  # between the readings of one branch or method
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """merge_weights: left the weight of every branch, right the averages with intervals."""
     readings = result["readings"]
     with styled():
         figure = new_figure(7.2, 3.2)

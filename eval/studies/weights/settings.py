@@ -1,5 +1,3 @@
-"""Settings of the study `weights`."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -13,7 +11,6 @@ class Weights(Study):
     """Every method's branches merged under every reading of `merge_weights`."""
 
     title = "What a merge weight counts"
-    reads = ("branches", "data/benchmarks")
 
     methods: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
