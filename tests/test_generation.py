@@ -32,6 +32,7 @@ from merit.eval.answering.generate import Partial
 from merit.eval.answering.question_images import Picture
 from merit.mini.nets import TEXT_VOCABULARY, build_model, build_text_model, build_tokenizer
 from tests.conftest import ARCHITECTURE, Tiny
+from tests.test_lm_engine import ARCHITECTURE as TEXT_ARCHITECTURE
 
 PIXELS = (14 * 14, 42 * 56)  # a token is 14 x 14 pixels
 NAME = "mini_signs"
@@ -292,18 +293,10 @@ def test_an_interrupted_run_resumes_after_its_last_batch(
 # --- text models --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def text_tiny() -> Tiny:
-    values = ARCHITECTURE.model_dump()
-    plain = {k: v for k, v in values.items() if not k.startswith(("vision", "patch"))}
-    architecture = Architecture(**{**plain, "initializer_range": 0.3})
-    tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
-    return Tiny(build_text_model(tokenizer, architecture, seed=1), tokenizer, Path(), [], None)
-
-
-def test_a_text_model_answers_as_one_by_one(text_tiny: Tiny) -> None:
-    model, tokenizer = text_tiny.model, text_tiny.processor
+def test_a_text_model_answers_as_one_by_one() -> None:
     words = TEXT_VOCABULARY.read_text(encoding="utf-8").split()
+    tokenizer = build_tokenizer(words)
+    model = build_text_model(tokenizer, TEXT_ARCHITECTURE, seed=1)
     prompts = [Prompt((" ".join(words[40 : 40 + n]),), 5) for n in (1, 9, 4, 17, 2)]
     found: dict[int, str] = {}
     for batch in prepared(tokenizer, prompts, split(tokenizer, prompts, 2)):
@@ -320,11 +313,9 @@ def test_a_text_model_answers_as_one_by_one(text_tiny: Tiny) -> None:
             ids.append(token)
         assert found[i] == tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
     assert len(set(found.values())) > 1
-
-
-def test_a_text_model_is_shown_no_image(text_tiny: Tiny, tsv: Path) -> None:
-    with pytest.raises(MeritError, match="the model reads text alone"):
-        batches.chat_text(text_tiny.processor, Prompt((Picture(tsv, "0"),), 1))
+    picture = Prompt((Picture(Path("x.png")),), 1)
+    with pytest.raises(MeritError, match=r"x\.png: an image, and the model reads text alone"):
+        batches.chat_text(tokenizer, picture)
 
 
 # --- vLLM ---------------------------------------------------------------------------------------
@@ -380,14 +371,9 @@ def test_vllm_is_given_the_same_questions(
     assert counts == [0, 1, 2, 0, 1, 3, 0]
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"min_pixels": None}, "give both, least first"),
-        ({"min_pixels": 900, "max_pixels": 800}, "give both, least first"),
-        ({"cache_images": True, "generator": "vllm"}, "is for `generator: transformers`"),
-    ],
-)
-def test_settings_that_contradict_each_other(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        settings(**values)
+def test_settings_that_contradict_each_other() -> None:
+    for values in ({"min_pixels": None}, {"min_pixels": 900, "max_pixels": 800}):
+        with pytest.raises(ValueError, match="give both, least first"):
+            settings(**values)
+    with pytest.raises(ValueError, match="is for `generator: transformers`"):
+        settings(cache_images=True, generator="vllm")

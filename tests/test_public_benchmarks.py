@@ -19,13 +19,12 @@ from pydantic import ValidationError
 
 from merit.config import Evaluation, JudgeSettings
 from merit.errors import MeritError
-from merit.eval.answering.answers import Questions, generate_answers, question_files
+from merit.eval.answering.answers import question_files
 from merit.eval.benchmarks import BENCHMARKS, benchmark, engine_of, read_records
 from merit.eval.engine import BenchmarkScore, ScoringEngine
 from merit.eval.judge import Judge
 from merit.eval.results import TOLERANCE
 from merit.io.artifacts import Artifacts
-from tests.conftest import ARCHITECTURE
 
 KEY = "sk-not-a-real-one"
 Row = dict[str, Any]
@@ -311,26 +310,6 @@ def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
     assert_means(found)
 
 
-def test_a_tiny_model_answers_and_is_scored(
-    engine: ScoringEngine, files: dict[str, Path], processor: Any
-) -> None:
-    """Several images and none among words: nothing is lost on the way."""
-    from merit.mini.nets import build_model
-
-    chosen = of(files, "mmmu", "textvqa", "ai2d")
-    settings = Evaluation(
-        benchmarks=list(chosen), batch_size=2, max_new_tokens=2, min_pixels=196, max_pixels=784
-    )
-    prompts = engine.prompts(chosen)
-    model = build_model(processor, ARCHITECTURE, seed=1)
-    answers, _ = generate_answers(model, processor, Questions(settings, chosen, prompts))
-    assert {n: list(a) for n, a in answers.items()} == {n: list(p) for n, p in prompts.items()}
-    found = engine.score(chosen, {"m": answers})["m"]
-    assert {name: len(result.questions) for name, result in found.items()} == {
-        **{"mmmu": 2, "textvqa": 2, "ai2d": 2}
-    }
-
-
 def test_a_rehearsal_asks_the_first_questions_that_count(
     engine: ScoringEngine, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +370,9 @@ class Endpoint:
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+Judging = Callable[..., Endpoint]
 
 
 @pytest.fixture
@@ -466,7 +448,6 @@ def test_a_missing_key_is_named(endpoint: Endpoint, tmp_path: Path) -> None:
     keyless = judge(endpoint, tmp_path / "j", key_variable="NO_SUCH_VARIABLE")
     assert keyless.answer(asked()) is None
     assert "set the variable NO_SUCH_VARIABLE" in str(keyless.failure)
-    assert endpoint.asked == []
     free = judge(endpoint, tmp_path / "j", key_variable=None)  # a local server asks for none
     assert free.answer(asked()) == "hello"
     assert endpoint.keys == [None]
@@ -497,16 +478,24 @@ def verdict(text: str) -> str:
     return "Yes" if "Yes / No" in text else "hello"
 
 
+@pytest.fixture
+def judging(
+    engine: ScoringEngine, endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Judging:
+    """Give the engine a judge that replies so."""
+
+    def start(reply: Callable[[str], Any], **values: Any) -> Endpoint:
+        endpoint.reply = reply
+        monkeypatch.setattr(engine, "judge", judge(endpoint, tmp_path / "j", **values))
+        return endpoint
+
+    return start
+
+
 def test_a_judge_scores_and_is_replayed(
-    engine: ScoringEngine,
-    files: dict[str, Path],
-    endpoint: Endpoint,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: ScoringEngine, files: dict[str, Path], judging: Judging
 ) -> None:
-    endpoint.reply = verdict
-    record = tmp_path / "judgements.jsonl"
-    monkeypatch.setattr(engine, "judge", judge(endpoint, record))
+    endpoint = judging(verdict)
     chosen = of(files, *JUDGED)
     found = engine.score(chosen, {"m": JUDGED})["m"]
     # "woof" is read as B, and what says nothing as the judge's A, which is wrong
@@ -522,38 +511,25 @@ def test_a_judge_scores_and_is_replayed(
     assert {body["model"] for body in endpoint.asked} == {"m-1"}
     assert_means(found)
     num_asked = len(endpoint.asked)
-    assert len(record.read_text().splitlines()) == num_asked
-
-    monkeypatch.setattr(engine, "judge", judge(endpoint, record, replay_only=True))
+    judging(verdict, replay_only=True)
     assert engine.score(chosen, {"m": JUDGED})["m"] == found
     assert len(endpoint.asked) == num_asked
 
 
 @pytest.mark.parametrize("name", ["seedbench", "mmvet", "llava_wild", "miabench"])
 def test_a_judge_that_talks_nonsense_is_an_error(
-    engine: ScoringEngine,
-    files: dict[str, Path],
-    endpoint: Endpoint,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
+    engine: ScoringEngine, files: dict[str, Path], judging: Judging, name: str
 ) -> None:
-    endpoint.reply = lambda text: "well , who knows"
-    monkeypatch.setattr(engine, "judge", judge(endpoint, tmp_path / "j"))
+    judging(lambda text: "well , who knows")
     with pytest.raises(MeritError, match=rf"m: {name}: the judge's answer about index '\d'"):
         engine.score(of(files, name), {"m": {name: JUDGED[name]}})
 
 
 def test_a_judge_that_does_not_answer_ends_the_scoring(
-    engine: ScoringEngine,
-    files: dict[str, Path],
-    endpoint: Endpoint,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: ScoringEngine, files: dict[str, Path], judging: Judging
 ) -> None:
     """The last test: the scoring process is ended, too, or it would go on by exact matching."""
-    endpoint.reply = lambda text: 401
-    monkeypatch.setattr(engine, "judge", judge(endpoint, tmp_path / "j"))
+    judging(lambda text: 401)
     with pytest.raises(MeritError, match=r"the judge m-1 at http.*: HTTP status 401") as caught:
         engine.score(of(files, "seedbench"), {"m": {"seedbench": JUDGED["seedbench"]}})
     assert KEY not in str(caught.value)

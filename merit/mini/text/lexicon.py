@@ -121,7 +121,7 @@ OTHER = dict(zip(_TRANSLATED, (a + b for a, b in product(_SYLLABLES, _SYLLABLES)
 
 
 def fact(entity: str, relation: str) -> str:
-    """The value of one relation. Raises KeyError or ValueError for an unknown entity or relation."""
+    """The value of one relation. Raises KeyError or ValueError if it is unknown."""
     if relation in ANIMAL_RELATIONS:
         return ANIMALS[entity][ANIMAL_RELATIONS.index(relation)]
     return THINGS[entity][THING_RELATIONS.index(relation)]
