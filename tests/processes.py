@@ -1,20 +1,17 @@
-"""Small trainings that one process, or several as torchrun starts them, do alike.
-
-`python -m tests.processes` with RANK and WORLD_SIZE set prints every case's outcome as JSON.
-"""
+"""Small trainings that one process, or several with torchrun's variables, do alike."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.fsdp  # once, before the processes are forked
 
 from merit.config import Architecture, Lora, Optimizer, Training
 from merit.data.examples import make_example
@@ -114,38 +111,33 @@ def vision() -> tuple[Any, TokenizedDataset]:
 
 
 def in_processes(number: int) -> dict[str, dict[str, Any]]:
-    """Every case's outcome in `number` processes."""
-    port = str(29500 + os.getpid() % 500 * len(CASES))
-    running = []
-    for rank in range(number):
-        env = {
-            **os.environ,
-            **{"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank)},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-        }
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "tests.processes"],
-                env=env,
-                cwd=Path(__file__).parent.parent,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    outputs = [process.communicate(timeout=120) for process in running]
-    assert all(process.returncode == 0 for process in running), outputs
-    return dict(json.loads(outputs[0][0].splitlines()[-1]))
+    """Every case's outcome in `number` processes, forked: what is imported here is there."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in CASES]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        ports = [free.getsockname()[1] for free in sockets]
+    workers = [
+        context.Process(target=outcomes, args=(rank, number, ports, results), daemon=True)
+        for rank in range(number)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        assert worker.exitcode == 0
+    return next(result for result in (results.get() for _ in workers) if result)
 
 
-def outcomes() -> dict[str, dict[str, Any]]:
-    """Every case's; each meets at an address of its own, since the one before may still close."""
-    first, found = int(os.environ["MASTER_PORT"]), {}
-    for i, case in enumerate(CASES):
-        os.environ["MASTER_PORT"] = str(first + i)
-        found[case] = outcome(case)
-    return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(outcomes()))
+def outcomes(rank: int, number: int, ports: list[int], results: Any) -> None:
+    """Put every case's outcome, from the first process; each case meets at a port of its own,
+    since the one before may still close.
+    """
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank)}
+    by_case = {}
+    for case, port in zip(CASES, ports, strict=True):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        by_case[case] = outcome(case)
+    results.put(by_case if rank == 0 else {})

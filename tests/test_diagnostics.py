@@ -15,7 +15,7 @@ from merit.method.diagnostics import (
     norm_concentration,
     trimmed,
 )
-from merit.train.displacement import displacement
+from merit.train.branch import displacement
 
 
 def test_displacement_sums_over_tensors_in_float64() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from merit.data.sources import SOURCES, writer
 from merit.errors import MeritError
-from merit.train.base_phases import INITIALISERS, PRETRAINING
+from merit.train.registry import INITIALISERS, PRETRAINING
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (  # from left to right; rooms of one entry do not know each other

@@ -2,7 +2,7 @@
 
 What the mini experiments do not have: bases laid out as on the hub, in bfloat16 and in shards,
 images that are not cached, of several sizes, in zip archives and parquet files, packed rows,
-sketches, adapters, other types of the merged model. Nothing but settings differs from them.
+sketches, other types of the merged model. Nothing but settings differs from them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch.testing import assert_close
 
 from merit.data import stage as data
 from merit.data.examples import read_examples
-from merit.eval.report.study_sections import sentences
 from merit.eval.stages import study
 from merit.eval.studies.held_out import draw as held_out_figure
 from merit.eval.studies.retention import draw as retention_figure
@@ -34,8 +33,6 @@ from merit.train import base, encode
 from merit.train import branch as train
 from merit.train import task_gradients as gradients
 from merit.train.dataset import TokenizedDataset
-from merit.train.model import load_processor
-from merit.train.tokenize import Template, template_of
 from tests import tiny_models
 from tests.public_fixtures import flan_record, llava_next, pack, picture, save, vision_flan_1k
 
@@ -66,7 +63,7 @@ class Run:
 
     @property
     def tasks(self) -> dict[str, tuple[int, int, int]]:
-        """{task: (samples, tokens, loss-bearing tokens)}."""
+        """{task: (samples, tokens, loss-loss_mask tokens)}."""
         return {
             entry["task"]: (entry["num_samples"], entry["num_tokens"], entry["num_loss_tokens"])
             for entry in read_json(self.paths.encoded / "tasks.json")
@@ -106,7 +103,7 @@ def run(folder: Path, settings: dict[str, Any]) -> Run:
     return Run(Artifacts(NAME, folder / "artifacts"))
 
 
-# --- the three bases ------------------------------------------------------------------------------
+# --- the two bases ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -146,37 +143,6 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "pack_tokens": 160,
                 "gradient_checkpointing": True,
             },
-        },
-    )
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A bfloat16 Qwen2 without a chat template on FLAN's files; adapters, merged in float32."""
-    folder = tmp_path_factory.mktemp("text")
-    tiny_models.qwen(folder / "checkpoint")
-    lines = {
-        "bool_q": [("Is ice cold?", "yes"), ("Is fire?", "no")],
-        "arc_easy": [("2+2", "4"), ("1+1", "2"), ("3+4", "7")],
-        "aeslc": [("Sell it all today", "A sale")],
-    }
-    for task, pairs in lines.items():
-        rows = "".join(
-            json.dumps({"inputs": i, "targets": t, "task": task}) + "\n" for i, t in pairs
-        )
-        save(folder / f"sources/flan/train/{task}_10templates_train.jsonl", rows)
-    return run(
-        folder,
-        {
-            "data": {"source": "public", "sources": [{"name": "flan", "tasks": list(lines)}]},
-            "encoding": {"template": "plain"},
-            "training": {
-                "trainable": ["decoder"],
-                "optimizer": OPTIMIZER,
-                "lora": {"rank": 2, "alpha": 8.0},
-                "pack_tokens": 64,
-            },
-            "merge_dtype": "float32",
         },
     )
 
@@ -222,7 +188,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_tokens_are_those_of_the_template_the_bytes_and_the_patches(
-    vision: Run, text: Run, llama: Run
+    vision: Run, llama: Run
 ) -> None:
     """Around one turn the Qwen template has 59 tokens, Llama's 24; a picture has 2 marks and a
     token for 28 x 28 pixels: 2 x 3 where 4 x 3 pixels were scaled up, 2 x 4 of 120 x 60.
@@ -234,12 +200,6 @@ def test_tokens_are_those_of_the_template_the_bytes_and_the_patches(
         # a second turn: 7 + 13 tokens between the turns, and an end mark
         "sharegpt": (1, 59 + 5 + 4 + (7 + 9 + 13 + 5 + 1), 5 + 6),
     }
-    # prompt, line break, answer, end mark
-    assert text.tasks == {
-        "aeslc": (1, 17 + 1 + 6 + 1, 7),
-        "arc_easy": (3, 3 * (3 + 1 + 1 + 1), 3 * 2),
-        "bool_q": (2, (12 + 1 + 3 + 1) + (8 + 1 + 2 + 1), 4 + 3),
-    }
     assert llama.tasks == {
         "riddles": (2, 2 * (24 + 5 + 6), 2 * 7),  # of three; each is as long
         "odes": (1, 24 + 4 + 2, 3),  # of two
@@ -248,56 +208,19 @@ def test_tokens_are_those_of_the_template_the_bytes_and_the_patches(
     }
 
 
-def test_a_plain_text_begins_as_the_tokenizer_begins_it(text: Run, llama: Run) -> None:
-    for done, opening, end in (
-        (text, "", "<|endoftext|>"),
-        (llama, "<|begin_of_text|>", "<|eot_id|>"),
-    ):
-        processor = load_processor(done.paths.base)
-        assert template_of(processor, "plain") == Template(opening, "\n", "\n", "", end)
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        (  # Llama 2: a space before the end mark, a beginning at every question
-            "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] "
-            "{{ m['content'] }} [/INST]{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}"
-            "{% endfor %}",
-            Template("<s>[INST] ", " [/INST] ", "<s>[INST] ", "", " </s>"),
-        ),
-        (  # an end mark that is special, but neither of the tokenizer's own
-            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<turn_end>{% endfor %}",
-            Template("user: ", "<turn_end>assistant: ", "user: ", "", "<turn_end>"),
-        ),
-    ],
-)
-def test_templates_of_other_llamas(tmp_path: Path, template: str, expected: Template) -> None:
-    marks = ("<unk>", "<s>", "</s>", "<turn_end>")
-    tiny_models.tokenizer(
-        tmp_path, marks, "PreTrainedTokenizerFast", eos="</s>", bos="<s>", template=template
-    )
-    assert template_of(load_processor(tmp_path), "chat") == expected
-
-
-def test_two_branches_spend_what_joint_training_spends(vision: Run, text: Run, llama: Run) -> None:
-    for done in (vision, text, llama):
-        summaries = [read_json(folder / "summary.json") for folder in done.branches]
-        (joint,) = (read_json(done.paths.branch("joint-1ep-s1") / "summary.json"),)
-        total = sum(num_tokens for _, num_tokens, _ in done.tasks.values())
-        assert sum(s["num_tokens"] for s in summaries) == joint["num_tokens"] == total
-        assert [s["num_tokens"] / total for s in summaries] == pytest.approx(done.weights)
-        assert all(0 < s["final_loss"] < 20 for s in summaries)
-
-
-def test_every_task_has_a_sketch_and_a_group(vision: Run, text: Run, llama: Run) -> None:
-    for done in (vision, text, llama):
+def test_groups_share_all_tasks_and_tokens(vision: Run, llama: Run) -> None:
+    for done in (vision, llama):
         rows = np.load(done.paths.gradients / "gradients.npy")
         assert rows.shape == (len(done.tasks), 65_537 if done is llama else 512)
         assert (np.linalg.norm(rows, axis=1) > 0).all()
         groups = read_json(done.paths.partition / "partitions.json")["merit-1d"]
         assert set(groups) == set(done.tasks)
         assert set(groups.values()) == {0, 1}
+        summaries = [read_json(folder / "summary.json") for folder in done.branches]
+        joint = read_json(done.paths.branch("joint-1ep-s1") / "summary.json")
+        total = sum(num_tokens for _, num_tokens, _ in done.tasks.values())
+        assert sum(s["num_tokens"] for s in summaries) == joint["num_tokens"] == total
+        assert [s["num_tokens"] / total for s in summaries] == pytest.approx(done.weights)
 
 
 def test_images_are_read_where_they_lie(vision: Run) -> None:
@@ -371,29 +294,6 @@ def test_a_merged_qwen_vl_is_the_average_and_answers(vision: Run) -> None:
     assert answer(found, inputs) == answer(expected, inputs)
 
 
-# peft asks for it by its old name
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_adapters_merge_as_the_average_of_what_they_add(text: Run) -> None:
-    """Not factor by factor; peft alone gives the same weights."""
-    from peft import PeftModel
-    from transformers import AutoTokenizer, Qwen2ForCausalLM
-
-    found = Qwen2ForCausalLM.from_pretrained(text.merged)
-    assert found.dtype == torch.float32
-    parts = []
-    for folder in text.branches:
-        start = Qwen2ForCausalLM.from_pretrained(text.paths.base, dtype=torch.float32)
-        whole = PeftModel.from_pretrained(start, folder).merge_and_unload()
-        parts.append({name: p.detach() for name, p in whole.named_parameters()})
-    start = dict(Qwen2ForCausalLM.from_pretrained(text.paths.base).named_parameters())
-    for name, parameter in found.named_parameters():
-        exact = sum(w * part[name].double() for w, part in zip(text.weights, parts, strict=True))
-        assert_close(parameter.detach().double(), exact, rtol=1e-6, atol=1e-7)
-        assert torch.equal(parameter, start[name].float()) == ("_proj.weight" not in name), name
-    tokenizer = AutoTokenizer.from_pretrained(text.merged)
-    assert len(answer(found, tokenizer("Is ice cold?\n", return_tensors="pt"))) == 5
-
-
 def test_a_merged_llama_is_the_average_and_answers(llama: Run) -> None:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -427,8 +327,8 @@ def test_every_models_loss_on_what_was_held_out(llama: Run) -> None:
         for row in tables["held_out_tasks"]:
             (example,) = read_examples(llama.paths.data / "held_out" / f"{row['task']}.jsonl")
             ids = torch.tensor([tokenizer.apply_chat_template(list(example.messages))["input_ids"]])
-            bearing = len(example.messages[1]["content"]) + 1
-            labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - bearing, ids, -100)
+            supervised = len(example.messages[1]["content"]) + 1
+            labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - supervised, ids, -100)
             with torch.no_grad():
                 losses[name, row["task"]] = model(input_ids=ids, labels=labels).loss.item()
             assert row[name] == pytest.approx(losses[name, row["task"]], rel=1e-3)
@@ -437,36 +337,26 @@ def test_every_models_loss_on_what_was_held_out(llama: Run) -> None:
         mean = sum(losses[name, task] for task in ("odes", "riddles")) / 2
         assert found[name] == pytest.approx(mean, rel=1e-3)
     assert len(tables["held_out"]) == len(set(found.values())) == 3
-    best, *_, worst = sorted(found, key=lambda model: found[model])
-    said = sentences("held_out", read_json(folder / "result.json"))
-    lead = "Mean loss per token on what was held out of 2 tasks: "
-    assert said.startswith(f"{lead}{best} {found[best]:.3f}, ")
-    assert said.endswith(f", {worst} {found[worst]:.3f}.")
     held_out_figure.draw({"tables": tables}, folder)
     assert (folder / "figures/held_out.png").is_file()
 
 
-def test_the_card_names_base_groups_weights_and_hashes(vision: Run, text: Run) -> None:
-    for done in (vision, text):
-        card = (done.merged / "README.md").read_text(encoding="utf-8")
-        base_hash = read_json(done.paths.base / "base.json")["base_hash"]
-        record = read_json(done.merged / "merge.json")
-        for expected in ("`checkpoint`", base_hash, record["checkpoint_hash"]):
-            assert expected in card
-        groups = read_json(done.paths.partition / "partitions.json")["merit-1d"]
-        for k, weight in enumerate(done.weights):
-            mine = [task for task in done.tasks if groups[task] == k]
-            listed = ", ".join(f"`{task}`" for task in mine)
-            assert f"- merit-1d-s1-g{k}: {listed}\n" in card
-            assert f"| merit-1d-s1-g{k} | {weight:.6f} | {len(mine)} |" in card
-        assert '"learning_rate": 0.01' in card
-    unchanged = (vision.paths.model("base") / "README.md").read_text(encoding="utf-8")
-    assert "## Branches" not in unchanged
+def test_the_card_names_base_groups_weights_and_hashes(vision: Run) -> None:
+    card = (vision.merged / "README.md").read_text(encoding="utf-8")
+    base_hash = read_json(vision.paths.base / "base.json")["base_hash"]
+    record = read_json(vision.merged / "merge.json")
+    for expected in ("`checkpoint`", base_hash, record["checkpoint_hash"]):
+        assert expected in card
+    groups = read_json(vision.paths.partition / "partitions.json")["merit-1d"]
+    for k, weight in enumerate(vision.weights):
+        listed = ", ".join(f"`{task}`" for task in vision.tasks if groups[task] == k)
+        assert f"- merit-1d-s1-g{k}: {listed}\n" in card
+        assert f"| merit-1d-s1-g{k} | {weight:.6f} |" in card
 
 
-def test_the_base_comes_through_unchanged(vision: Run, text: Run, llama: Run) -> None:
+def test_the_base_comes_through_unchanged(vision: Run, llama: Run) -> None:
     """`base` as a model: in its own type the same tensors, with its own files beside them."""
-    for done in (vision, text, llama):
+    for done in (vision, llama):
         ours, theirs = Checkpoint(done.paths.model("base")), Checkpoint(done.paths.base)
         assert set(ours.names) == set(theirs.names)
         for name, tensor in theirs.items():
@@ -508,19 +398,14 @@ def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run) -> None:
                 {"role": "assistant", "content": row["base"]},
             ]
             ids = torch.tensor([tokenizer.apply_chat_template(messages)["input_ids"]])
-            bearing = len(row["base"].encode()) + 1  # a token a byte, and the end mark
-            labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - bearing, ids, -100)
+            supervised = len(row["base"].encode()) + 1  # a token per byte, and the end mark
+            labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - supervised, ids, -100)
             with torch.no_grad():
-                total += bearing * model(input_ids=ids, labels=labels).loss.item()
-            count += bearing
+                total += supervised * model(input_ids=ids, labels=labels).loss.item()
+            count += supervised
         assert rows[name]["loss"] == pytest.approx(total / count, rel=1e-3)
         words = sum(len(row[name].split()) for row in shown) / 24
         assert rows[name]["words"] == pytest.approx(words)
     assert rows["base"]["same_answers"] == 24
-    listed = (f"{r['model']} {r['loss']:.3f} ({r['words']:.0f} words)" for r in rows.values())
-    assert sentences("retention", read_json(folder / "result.json")) == (
-        "Loss per token on the base's own answers to 24 everyday prompts, and the mean length of a "
-        f"model's own: {', '.join(listed)}."
-    )
     retention_figure.draw({"tables": tables}, folder)
     assert (folder / "figures/retention.png").is_file()

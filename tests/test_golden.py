@@ -19,12 +19,13 @@ from merit.method.gradients import Sketch, Stride, mean_gradients
 from merit.method.mergers.ties import ties
 from merit.method.partition import conflict_groups, kmeans_groups, merit_groups, random_groups
 from merit.method.similarity import cosine_matrix, gradient_coordinates, pca
+from merit.train.batches import data_order
+from merit.train.branch import displacement
+from merit.train.checkpoint import Record
 from merit.train.dataset import IGNORED
-from merit.train.displacement import displacement
-from merit.train.loop import Record, train
+from merit.train.loop import train
 from merit.train.loss import forward_loss
 from merit.train.model import set_trainable
-from merit.train.order import data_order
 from tests.conftest import Tiny
 from tests.golden_values import data_hashes
 

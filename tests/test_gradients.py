@@ -36,7 +36,7 @@ def represent(representation: Representation, pieces: list[torch.Tensor]) -> tor
 
 
 def token_losses(tiny: Tiny, model: torch.nn.Module, size: int) -> Losses:
-    """A loss a batch of `size` of the tiny mixture's examples."""
+    """A loss per batch of `size` of the tiny mixture's examples."""
 
     def batch_loss(indices: np.ndarray) -> tuple[torch.Tensor, int]:
         batch = tiny.encoded.batch(indices)
@@ -59,7 +59,7 @@ def test_a_stride_is_concatenate_then_slice(sizes: list[int], every: int) -> Non
 
 
 @given(SHAPES, st.integers(1, 24), st.integers(0, 3))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 def test_a_sketch_is_the_sum_of_signed_entries_of_a_bucket(
     sizes: list[int], buckets: int, seed: int
 ) -> None:
@@ -69,14 +69,9 @@ def test_a_sketch_is_the_sum_of_signed_entries_of_a_bucket(
     signs = sketch.signs(0, len(whole))
     expected = [float((signs * whole)[b::buckets].sum()) for b in range(buckets)]
     assert represent(sketch, list(whole.split(sizes))).tolist() == expected
-    assert [float(sketch.signs(i, 1)) for i in range(len(whole))] == signs.tolist()
-
-
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = torch.arange(-500.0, 500.0)
-    expected = represent(Sketch(16), [whole])
-    monkeypatch.setattr(gradients, "CHUNK", 48)
-    assert represent(Sketch(16), [whole]).tolist() == expected.tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "CHUNK", 48)
+        assert represent(sketch, [whole]).tolist() == expected
 
 
 def test_signs_are_bits_of_splitmix64() -> None:
@@ -158,8 +153,7 @@ def test_a_prime_size_spreads_the_heavy_columns_of_a_matrix() -> None:
 # --- mean gradients -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 4, 15])
-@pytest.mark.parametrize("stride", [1, 5])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (4, 5)])
 def test_mean_gradient_is_that_of_the_token_mean(tiny: Tiny, size: int, stride: int) -> None:
     """However the task is cut into batches, and however unlike their numbers of tokens are."""
     model = copy.deepcopy(tiny.model)
@@ -242,7 +236,7 @@ def test_a_parameter_without_a_part_in_the_loss_has_gradient_zero() -> None:
     used, unused = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     found = mean_gradient([lambda: (used.sum(), 1)], {"a": unused, "b": used}, Stride(1))
     assert found.tolist() == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match="loss-bearing"):
+    with pytest.raises(ValueError, match="without a supervised token"):
         mean_gradient([], {"a": used}, Stride(1))
 
 
@@ -250,5 +244,5 @@ def test_sharded_parameters_are_refused_by_name() -> None:
     class Sharded(torch.nn.Parameter):
         def to_local(self) -> None: ...
 
-    with pytest.raises(MeritError, match=r"parameter 'w' is sharded.*--shard i/n"):
+    with pytest.raises(MeritError, match=r"parameter 'w' is sharded.*load it unsharded"):
         mean_gradient([], {"w": Sharded(torch.ones(2))}, Stride(1))

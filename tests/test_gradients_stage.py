@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_write, read_json, write_json
 from merit.method.gradients import Sketch, Stride
 from merit.train import task_gradients as stage
-from merit.train.task_gradients import BaseGradients, representation_of, share
+from merit.train.task_gradients import BaseGradients, share
 from tests import synthetic
 from tests.conftest import Tiny
 
@@ -84,28 +85,18 @@ def test_the_files_are_those_of_the_whole_matrix_saved_at_once(
         "num_examples": [3, 3, 3],
         "stride": 5,
         "num_parameters": place.base.num_parameters,
-        "base_hash": read_json(place.paths.base / "base.json")["base_hash"],
+        "base_hash": "1",
     }
 
 
-def test_shares_in_any_order_and_then_the_rest_give_the_same_bytes(place: Place) -> None:
-    place.run()
-    expected = place.result
-    os.rename(place.paths.gradients, place.paths.folder / "before")
-    assert place.run("2/2") == [1]
-    assert place.run("2/2") == []
-    assert not place.paths.gradients.exists()
-    assert place.run() == [0, 2]
-    assert place.result == expected
-    assert sorted(os.listdir(place.paths.folder)) == ["base", "before", "encoded", "gradients"]
-
-
-def test_an_interrupted_run_goes_on_at_the_task_where_it_was(
+def test_shares_and_interrupted_runs_give_the_same_bytes(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.run()
     expected = place.result
-    os.rename(place.paths.gradients, place.paths.folder / "before")
+    shutil.rmtree(place.paths.gradients)
+    assert place.run("2/3") == [1]
+    assert place.run("2/3") == []
     counted = BaseGradients.task_gradients
 
     def interrupted(base: BaseGradients, task: int, *rest: Any) -> list[torch.Tensor]:
@@ -117,9 +108,11 @@ def test_an_interrupted_run_goes_on_at_the_task_where_it_was(
         patch.setattr(BaseGradients, "task_gradients", interrupted)
         with pytest.raises(KeyboardInterrupt):
             place.run()
+    assert place.computed == [0]
     assert not place.paths.gradients.exists()
     assert place.run() == [2]
     assert place.result == expected
+    assert sorted(os.listdir(place.paths.folder)) == ["base", "encoded", "gradients"]
 
 
 def test_a_share_says_so_when_the_stage_is_finished_without_it(
@@ -162,12 +155,11 @@ def test_a_sketch_takes_the_same_route(place: Place) -> None:
     assert np.array_equal(rows[1], place.base.task_gradient(1, 3, 0, Sketch(64)).numpy())
     stored = read_json(place.paths.gradients / "tasks.json")
     assert (stored["sketch_size"], stored["sketch_seed"], "stride" in stored) == (64, 0, False)
-    assert representation_of(Gradients()) == Stride(5)
 
 
 def test_shares_cover_every_task_once() -> None:
     assert sorted(t for i in (1, 2, 3) for t in share(f"{i}/3", 8)) == list(range(8))
     assert list(share("5/5", 3)) == []
     for wrong in ("0/3", "4/3", "2", "a/b", "1/0"):
-        with pytest.raises(MeritError, match=rf"--shard: found '{wrong}', expected i/n"):
+        with pytest.raises(MeritError, match=rf"found '{wrong}', expected i/n"):
             share(wrong, 8)

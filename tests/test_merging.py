@@ -24,7 +24,7 @@ from merit.merge.write import write_merged
 from merit.method.average import interpolate, weighted_average
 from merit.method.mergers.ties import ties
 from merit.run.cli import main
-from merit.train.displacement import displacement
+from merit.train.branch import displacement
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"e": (7, 5), "m": (6, 8), "t": (3, 2, 4), "v": (9,), "x": ()}

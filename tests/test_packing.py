@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,16 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from torch.testing import assert_close
 
-from merit.config import Architecture, Encoding
+from merit.config import Architecture
 from merit.data.examples import make_example
 from merit.errors import MeritError
 from merit.mini.nets import build_text_model, build_tokenizer
 from merit.train import loss as loss_module
-from merit.train.dataset import IGNORED, TokenizedDataset, packed_rows
+from merit.train.batches import packed_rows
+from merit.train.dataset import IGNORED, TokenizedDataset
 from merit.train.images import ImageReader
 from merit.train.loss import forward_loss
-from merit.train.tokenize import Template, encode_examples, template_of
+from merit.train.tokenize import encode_examples
 from tests.conftest import Tiny
 
 TEXT = Architecture(
@@ -87,16 +87,10 @@ def logits(model: Any, batch: dict[str, torch.Tensor], monkeypatch: pytest.Monke
     return found["logits"]
 
 
-def test_grids_are_those_of_the_pixels(ragged: TokenizedDataset) -> None:
-    assert ragged.grids.tolist() == [[1, 8, 8], [1, 6, 12], [1, 20, 6]]
-    batch = ragged.batch([0, 2])
-    assert batch["grids"].tolist() == [[1, 6, 12], [1, 20, 6], [1, 8, 8]]
-    assert len(batch["pixel_values"]) == 72 + 120 + 64
-
-
 def test_positions_of_several_images_are_those_of_get_rope_index(
     tiny: Tiny, ragged: TokenizedDataset
 ) -> None:
+    assert ragged.batch([0, 2])["grids"].tolist() == [[1, 6, 12], [1, 20, 6], [1, 8, 8]]
     for i in range(len(ragged)):
         tokens, _, positions = ragged.example(i)
         grids = torch.from_numpy(ragged.grids[ragged.images_of(i)]).long()
@@ -110,24 +104,21 @@ def test_positions_of_several_images_are_those_of_get_rope_index(
         assert_array_equal(positions, expected[:, 0].numpy())
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 3, 1, 0], [3, 3, 1]])
-def test_a_packed_vision_row_has_every_examples_own_logits(
-    tiny: Tiny, ragged: TokenizedDataset, order: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "order"), [("vision", [4, 2, 3, 1, 0]), ("vision", [3, 3, 1]), ("text", [2, 0, 4, 4])]
+)
+def test_a_packed_row_has_the_logits_of_every_example_alone(
+    tiny: Tiny,
+    ragged: TokenizedDataset,
+    text: tuple[Any, TokenizedDataset],
+    kind: str,
+    order: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    together = logits(tiny.model, ragged.pack(order), monkeypatch)[0]
-    bounds = ragged.pack(order)["bounds"].tolist()
-    for i, (start, end) in zip(order, pairwise(bounds), strict=True):
-        alone = logits(tiny.model, ragged.batch([i]), monkeypatch)[0]
-        assert_close(together[start:end], alone, rtol=1e-5, atol=1e-5)
-
-
-def test_a_packed_text_row_has_every_examples_own_logits(
-    text: tuple[Any, TokenizedDataset], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, data = text
-    batch = data.pack([2, 0, 4, 4])
-    together, bounds = logits(model, batch, monkeypatch)[0], batch["bounds"].tolist()
-    for i, (start, end) in zip([2, 0, 4, 4], pairwise(bounds), strict=True):
+    model, data = (tiny.model, ragged) if kind == "vision" else text
+    batch = data.pack(order)
+    together = logits(model, batch, monkeypatch)[0]
+    for i, (start, end) in zip(order, pairwise(batch["bounds"].tolist()), strict=True):
         alone = logits(model, data.batch([i]), monkeypatch)[0]
         assert_close(together[start:end], alone, rtol=1e-5, atol=1e-5)
 
@@ -144,17 +135,20 @@ def test_without_their_own_text_positions_examples_would_leak(
     assert float((right - wrong).abs().max()) > 1e-3
 
 
+def check_gradients(model: Any, losses: list[torch.Tensor]) -> None:
+    """Two losses and their gradients are equal but for rounding."""
+    parameters = [p for n, p in model.named_parameters() if "visual" not in n]
+    first, second = (torch.autograd.grad(loss, parameters) for loss in losses)
+    assert_close(*losses)
+    for gradient, other in zip(first, second, strict=True):
+        assert_close(gradient, other, rtol=1e-4, atol=1e-6)
+
+
 def test_packed_and_padded_losses_and_gradients_are_equal(
     tiny: Tiny, ragged: TokenizedDataset
 ) -> None:
-    parameters = [p for n, p in tiny.model.named_parameters() if "visual" not in n]
-    found = []
-    for batch in (ragged.batch(range(5)), ragged.pack(range(5))):
-        loss = forward_loss(tiny.model, batch, None)
-        found.append((loss, torch.autograd.grad(loss, parameters)))
-    assert_close(found[0][0], found[1][0])
-    for padded, packed in zip(found[0][1], found[1][1], strict=True):
-        assert_close(padded, packed, rtol=1e-4, atol=1e-6)
+    batches = ragged.batch(range(5)), ragged.pack(range(5))
+    check_gradients(tiny.model, [forward_loss(tiny.model, batch, None) for batch in batches])
 
 
 def test_a_large_vocabularys_loss_is_the_small_ones(
@@ -162,30 +156,24 @@ def test_a_large_vocabularys_loss_is_the_small_ones(
 ) -> None:
     """In chunks of three tokens, computed twice: the value and the gradients of all at once."""
     model, data = text
-    found = []
+    losses = []
     for limit in (loss_module.SMALL_VOCABULARY, 1):
         monkeypatch.setattr(loss_module, "SMALL_VOCABULARY", limit)
         monkeypatch.setattr(loss_module, "CHUNK", 3)
-        loss = forward_loss(model, data.batch([0, 1, 4]), None)
-        found.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
-    assert_close(found[0][0], found[1][0])
-    for whole, chunked in zip(found[0][1], found[1][1], strict=True):
-        assert_close(whole, chunked, rtol=1e-4, atol=1e-6)
+        losses.append(forward_loss(model, data.batch([0, 1, 4]), None))
+    check_gradients(model, losses)
 
 
-def test_the_first_token_of_a_packed_example_bears_no_loss(
+def test_the_first_token_of_a_packed_example_is_not_supervised(
     text: tuple[Any, TokenizedDataset],
 ) -> None:
     _, data = text
-    everywhere = replace(data, bearing=np.ones_like(data.bearing))
+    everywhere = replace(data, loss_mask=np.ones_like(data.loss_mask))
     labels = everywhere.pack([0, 1])["labels"][0]
     first = int(data.num_tokens()[0])
     assert labels[0] == labels[first] == IGNORED
-    assert (
-        (labels != IGNORED).sum()
-        == len(labels) - 2
-        == everywhere.num_targets(np.array([0, 1])).sum()
-    )
+    assert int((labels != IGNORED).sum()) == len(labels) - 2
+    assert everywhere.num_targets(np.array([0, 1])).sum() == len(labels) - 2
 
 
 def test_rows_by_hand() -> None:
@@ -203,92 +191,6 @@ def test_rows_hold_every_example_once_and_keep_the_limit(lengths: list[int], lim
     # first-fit leaves no two rows that would fit into one
     sums = [sum(lengths[i] for i in row) for row in rows]
     assert len(rows) < 2 or min(a + b for a, b in pairwise(sums)) > limit
-
-
-# --- templates and limits -------------------------------------------------------------------------
-
-SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-)
-
-
-def test_a_chat_template_is_taken_apart(text: tuple[Any, TokenizedDataset]) -> None:
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.chat_template = SYSTEM
-    template = template_of(tokenizer, "chat")
-    assert template == Template(
-        opening="<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\n",
-        to_answer="<|im_end|>\n<|im_start|>assistant\n",
-        to_prompt="\n<|im_start|>user\n",
-        closing="\n",
-        end="<|im_end|>",
-    )
-    example = make_example("x", "t", [("say yes", "yes"), ("what", "no")], ())
-    written = "".join(text for text, _ in template.segments(example))
-    assert written == tokenizer.apply_chat_template(list(example.messages), tokenize=False)
-    assert [text for text, bears in template.segments(example) if bears] == [
-        "yes<|im_end|>",
-        "no<|im_end|>",
-    ]
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        None,
-        "{{ messages[-1]['content'] }}",
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}",
-    ],
-)
-def test_a_template_that_cannot_be_taken_apart_is_refused(broken: str | None) -> None:
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.chat_template = broken
-    with pytest.raises(MeritError, match="chat template"):
-        template_of(tokenizer, "chat")
-
-
-def test_plain_text_is_prompt_answer_and_end_mark() -> None:
-    tokenizer = build_tokenizer(WORDS)
-    example = make_example("x", "t", [("say yes", "yes no")], ())
-    found = encode_examples([example], tokenizer, {}, np.zeros((0, 3)), Encoding(template="plain"))
-    assert tokenizer.convert_ids_to_tokens(found.tokens.tolist()) == [
-        *("say", "yes", "yes", "no", "<|im_end|>")
-    ]
-    assert found.bearing.tolist() == [False, False, True, True, True]
-
-
-def long_example(tiny: Tiny, settings: Encoding, images: tuple[str, ...] = ()) -> TokenizedDataset:
-    example = make_example("q7", "t", [("what color ?", "red . yes . yes .")], images)
-    grids = np.array([[1, 8, 8]])
-    return encode_examples([example], tiny.processor, {"x.png": 0}, grids, settings)
-
-
-def test_a_long_example_is_named_or_cut(tiny: Tiny) -> None:
-    whole = long_example(tiny, Encoding())
-    length = int(whole.num_tokens()[0])
-    with pytest.raises(MeritError, match=rf"task 't', example 'q7': {length} tokens.*max_tokens"):
-        long_example(tiny, Encoding(max_tokens=length - 1))
-    cut = long_example(tiny, Encoding(max_tokens=length - 3, on_long_example="cut"))
-    assert_array_equal(cut.tokens, whole.tokens[:-3])
-    assert cut.num_loss_tokens()[0] == whole.num_loss_tokens()[0] - 3
-
-
-def test_no_cut_falls_into_an_image(tiny: Tiny) -> None:
-    with pytest.raises(MeritError, match="a part of an image or its whole answer"):
-        long_example(tiny, Encoding(max_tokens=10, on_long_example="cut"), ("x.png",))
-
-
-def test_images_for_a_text_model_are_refused() -> None:
-    example = make_example("q7", "t", [("what color ?", "red")], ("x.png",))
-    with pytest.raises(MeritError, match=r"'q7' has images.*text model"):
-        encode_examples([example], build_tokenizer(WORDS), {"x.png": 0}, np.array([[1, 8, 8]]))
-
-
-def test_an_image_two_hundred_times_as_long_as_wide_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    Image.new("RGB", (2010, 10)).save(tmp_path / "x.png")
-    with pytest.raises(MeritError, match=r"x.png: 2010 x 10 pixels: .*aspect ratio"):
-        ImageReader(tmp_path, tiny.processor.image_processor).grid("x.png")
 
 
 def test_an_image_that_has_changed_since_is_refused(tiny: Tiny, ragged: TokenizedDataset) -> None:

@@ -83,7 +83,7 @@ def test_extending_equals_starting_again(seed: int, num_old: int) -> None:
     half = len(old) // 2
     extended, norms = extend_cosine_matrix(*cosines_and_norms(old), [old[:half], old[half:]], new)
     assert_allclose(extended, cosine_matrix(gradients), atol=1e-14)
-    assert_allclose(norms, np.linalg.norm(gradients, axis=1))
+    assert_allclose(norms, np.linalg.norm(gradients.astype(np.float64), axis=1), rtol=1e-12)
 
 
 def test_centring_by_hand() -> None:

@@ -410,7 +410,7 @@ def test_eigenspace_bound_by_hand() -> None:
 
 
 def test_caller_mistakes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one row a branch"):
+    with pytest.raises(ValueError, match="one row per branch"):
         merging_gain_from_products([1.0, 2.0], lambda v: v, [0.5, 0.5])
     with pytest.raises(ValueError, match="expected 2 merge weights"):
         measured_gain([1.0, 2.0], 1.0, [1.0])

@@ -1,7 +1,7 @@
 """Mean task gradients at the base (docs/method.md 2, Algorithm 1 step 1).
 
-A gradient is never held whole: as soon as autograd has a parameter's, it is folded into a linear
-representation of fewer entries (`Stride`, `Sketch`, or several at once) and let go.
+A gradient is never held whole: as soon as autograd has a parameter's part, it is folded into linear
+representations of fewer entries (`Stride`, `Sketch`) and freed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from merit.errors import MeritError
 
-CHUNK = 1 << 22  # entries that are widened and signed at a time
+CHUNK = 1 << 22  # entries widened and signed at a time
 
 
 class Representation(Protocol):
@@ -113,7 +113,7 @@ def _mixed(words: Tensor) -> Tensor:
 
 
 def calibration_sample(num_examples: int, limit: int, seed: int) -> Tensor:
-    """int64 indices of at most `limit` of a task's examples, sorted; from the seed alone."""
+    """int64 indices of at most `limit` of a task's examples, sorted; from only the seed."""
     if num_examples <= limit:
         return torch.arange(num_examples)
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +125,7 @@ def mean_gradient(
     parameters: Mapping[str, torch.nn.Parameter],
     representation: Representation,
 ) -> Tensor:
-    """As `mean_gradients`, of one representation."""
+    """`mean_gradients` in one representation."""
     return mean_gradients(losses, parameters, [representation])[0]
 
 
@@ -138,14 +138,14 @@ def mean_gradients(
 
         g = sum_b m_b grad L_b / sum_b m_b
 
-    over batches b whose mean loss L_b is over m_b loss-bearing tokens: the gradient of the task's
+    over batches b whose mean loss L_b is over m_b supervised tokens: the gradient of the task's
     mean loss per token, whatever the batch size. Entries lie in the order of `parameters`,
     flattened. Gradients are widened to float32 before they are added up, on the device of the
     first parameter; one that the loss does not depend on has gradient zero.
 
-    Args: losses: one function a batch, giving (L_b, m_b).
+    Args: losses: one function per batch, giving (L_b, m_b).
     Returns: float32 (representation.size(P),) each.
-    Raises ValueError for a task without a loss-bearing token or a tensor named twice; MeritError
+    Raises ValueError for a task without a supervised token or a tensor named twice; MeritError
     for parameters that are sharded over processes.
     """
     tensors = list(parameters.values())
@@ -179,7 +179,7 @@ def mean_gradients(
         for hook in hooks:
             hook.remove()
     if weight == 0:
-        raise ValueError("a task without a loss-bearing token has no gradient")
+        raise ValueError("a task without a supervised token has no gradient")
     return [total / weight for total in totals]
 
 
@@ -193,5 +193,5 @@ def _check(parameters: Mapping[str, torch.nn.Parameter]) -> None:
             raise MeritError(
                 f"parameter {name!r} is sharded over processes, and gradients are taken from a "
                 "whole model on one device: load it unsharded and divide the tasks instead "
-                "(`merit gradients <experiment> --shard i/n`)"
+                "(`merit run NAME gradients` does so on several GPUs)"
             )

@@ -41,13 +41,13 @@ def lanczos(
     Gaussian vector drawn from `seed` on the CPU, the same on every machine. Returns eigenvalues
     (m,) float64 in descending order and orthonormal eigenvectors (m, dim), largest entry
     positive; m = min(num_iterations, dim), or the `num_vectors` leading ones of them.
-    `empty(n, dim)` gives room for n long rows, of v0's dtype and device: for the basis of
-    num_iterations and for the eigenvectors. Without it they take memory; memory-mapped rows do not.
+    `empty(n, dim)` allocates n long rows, of v0's dtype and device, for the basis of num_iterations
+    and for the eigenvectors: in memory by default, memory-mapped if the caller likes.
 
-    Where the Krylov space is exhausted (a degenerate spectrum, a start inside an invariant
-    subspace) it goes on from a random vector orthogonal to the basis, which is how further copies
-    of a multiple eigenvalue are found; with m = dim the whole spectrum comes out.
-    Raises MeritError where a product is not finite.
+    If the Krylov space is exhausted (a degenerate spectrum, a start inside an invariant subspace),
+    it continues from a random vector orthogonal to the basis, which finds further copies of a
+    multiple eigenvalue; with m = dim the result is the whole spectrum.
+    Raises MeritError if a product is not finite.
     """
     if num_iterations < 1 or dim < 1:
         raise ValueError(f"dim and num_iterations must be positive: {dim}, {num_iterations}")
@@ -159,7 +159,7 @@ def quadrant_tasks(embedding: Tensor) -> list[int]:
     """The task farthest from the origin in each sign quadrant of a (T, 2) embedding.
 
     Order (+,+), (-,+), (-,-), (+,-); a zero coordinate counts as +; of equally far tasks the first
-    wins. Raises MeritError where a quadrant holds no task.
+    wins. Raises MeritError if a quadrant holds no task.
     """
     if embedding.ndim != 2 or embedding.shape[1] != 2:
         raise ValueError(f"expected a (T, 2) embedding, found shape {tuple(embedding.shape)}")
@@ -186,8 +186,8 @@ def conflict_directions(
     `gradients` (n, P), n = 4 in the paper; K = G G^T, or J K J with J = I - 11^T/n where `centred`.
     An eigenvector c with eigenvalue mu becomes the unit vector G^T c / sqrt(mu) (with JG for G
     where centred, which is the same as c then sums to zero): the directions are orthonormal. c's
-    largest entry is positive. `out` (num_directions, P) takes the directions where it is given.
-    Raises MeritError where fewer directions exist (linearly dependent gradients).
+    largest entry is positive. `out` (num_directions, P) takes the directions if it is given.
+    Raises MeritError if fewer directions exist (linearly dependent gradients).
     """
     num_tasks = len(gradients)
     gram = inner_products(gradients, gradients)

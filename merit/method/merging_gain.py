@@ -1,7 +1,7 @@
 """What averaging gains: sum_k w_k L(theta_k) - L(merged), predicted and measured (theorem 3.1).
 
 K branches theta_k = theta0 + delta_k are averaged with merge weights w (non-negative, sum 1).
-Where all share one quadratic loss with Hessian H, the gain is the curvature-weighted variance of
+If all share one quadratic loss with Hessian H, the gain is the curvature-weighted variance of
 the branches, never negative, and independent of where the optimum and theta0 lie.
 """
 
@@ -25,13 +25,13 @@ def merging_gain_from_products(
     """Theorem F.1 without H: 1/2 sum_k w_k (delta_k - mean)^T H (delta_k - mean).
 
     Args: displacements (K, d) of any float type, memory-mapped or not, from any common origin;
-    merge_weights (K,); `hessian_product` maps v (d,) to H v (d,), one call a branch. In memory are
-    a few vectors (d,) at a time.
+    merge_weights (K,); `hessian_product` maps v (d,) to H v (d,), one call per branch. A few vectors
+    (d,) are in memory at a time.
     Raises ValueError for displacements of another shape or weights that are no distribution.
     """
     delta = np.asarray(displacements)
     if delta.ndim != 2:
-        raise ValueError(f"expected one row a branch, found shape {delta.shape}")
+        raise ValueError(f"expected one row per branch, found shape {delta.shape}")
     weights = _distribution(merge_weights, len(delta))
     mean = np.concatenate(
         [

@@ -65,7 +65,7 @@ def cosine_matrix(gradients: np.ndarray) -> np.ndarray:
 
 
 def cosines_and_norms(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`cosine_matrix` and the norms (T,) that it divides by: what `extend_cosine_matrix` needs."""
+    """`cosine_matrix` and the norms (T,) that it divides by, for `extend_cosine_matrix`."""
     products = inner_products(gradients, gradients)
     norms = _norms(np.diag(products), offset=0)
     return _cosines(products, norms), norms
@@ -81,10 +81,10 @@ def extend_cosine_matrix(
     Raises ValueError naming the index of a task whose gradient is zero or not finite.
     """
     cross = np.concatenate([inner_products(new, rows) for rows in old], axis=1)
-    own = inner_products(new, new)
-    new_norms = _norms(np.diag(own), offset=len(similarity))
+    products = inner_products(new, new)
+    new_norms = _norms(np.diag(products), offset=len(similarity))
     between = np.clip(cross / new_norms[:, None] / norms[None, :], -1.0, 1.0)
-    extended = np.block([[similarity, between.T], [between, _cosines(own, new_norms)]])
+    extended = np.block([[similarity, between.T], [between, _cosines(products, new_norms)]])
     return extended, np.concatenate([norms, new_norms])
 
 
@@ -162,8 +162,8 @@ def gradient_coordinates(similarity: np.ndarray) -> np.ndarray:
     """float64 (T, T): coordinates of the normalised gradients in the space that they span.
 
     F = Q sqrt(max(Lambda, 0)) with C = Q Lambda Q^T, so F F^T = C: every distance between rows,
-    ||f_i - f_j||^2 = 2 - 2 C_ij, is that between normalised gradients. Whatever uses distances
-    alone, such as K-means, so needs T columns instead of D.
+    ||f_i - f_j||^2 = 2 - 2 C_ij, is that between normalised gradients. A method that uses only
+    distances, such as K-means, needs T columns instead of D.
     """
     values, vectors = np.linalg.eigh(np.asarray(similarity, dtype=np.float64))
     return vectors * np.sqrt(np.clip(values, 0.0, None))

@@ -94,31 +94,12 @@ def build_model(
     """A randomly initialised Qwen2.5-VL of the given sizes, float32."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    a, tokenizer = architecture, processor.tokenizer
+    a, ids = architecture, _special_ids(processor.tokenizer)
     assert a.vision_depth is not None
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
     rotary = a.hidden_size // a.num_attention_heads // 2  # the M-RoPE sections must sum to this
-    temporal = rotary - 2 * (3 * rotary // 8)
+    sections = [rotary - 2 * (3 * rotary // 8), 3 * rotary // 8, 3 * rotary // 8]
     config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": a.hidden_size,
-            "intermediate_size": a.intermediate_size,
-            "num_hidden_layers": a.num_hidden_layers,
-            "num_attention_heads": a.num_attention_heads,
-            "num_key_value_heads": a.num_key_value_heads,
-            "max_position_embeddings": 2048,
-            "initializer_range": a.initializer_range,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [temporal, 3 * rotary // 8, 3 * rotary // 8],
-            },
-            "bos_token_id": ids["start"],
-            "eos_token_id": ids["end"],
-            "pad_token_id": ids["pad"],
-            "tie_word_embeddings": True,
-        },
+        text_config=_text_config(a, processor.tokenizer, mrope_section=sections),
         vision_config={
             "depth": a.vision_depth,
             "hidden_size": a.vision_hidden_size,
@@ -138,36 +119,44 @@ def build_model(
         vision_end_token_id=ids["vision_end"],
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids["end"]
-    model.generation_config.pad_token_id = ids["pad"]
-    return model.eval()
+    return _initialised(Qwen2_5_VLForConditionalGeneration, config, ids, seed)
 
 
 def build_text_model(tokenizer: Any, architecture: Architecture, seed: int) -> Qwen2ForCausalLM:
     """A randomly initialised Qwen2 of the given sizes, float32."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    a = architecture
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=a.hidden_size,
-        intermediate_size=a.intermediate_size,
-        num_hidden_layers=a.num_hidden_layers,
-        num_attention_heads=a.num_attention_heads,
-        num_key_value_heads=a.num_key_value_heads,
-        max_position_embeddings=2048,
-        initializer_range=a.initializer_range,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        bos_token_id=ids["start"],
-        eos_token_id=ids["end"],
-        pad_token_id=ids["pad"],
-        tie_word_embeddings=True,
-    )
+    config = Qwen2Config(**_text_config(architecture, tokenizer))
+    return _initialised(Qwen2ForCausalLM, config, _special_ids(tokenizer), seed)
+
+
+def _special_ids(tokenizer: Any) -> dict[str, int]:
+    return {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in SPECIAL_TOKENS.items()}
+
+
+def _text_config(architecture: Architecture, tokenizer: Any, **rope: Any) -> dict[str, Any]:
+    a, ids = architecture, _special_ids(tokenizer)
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": a.hidden_size,
+        "intermediate_size": a.intermediate_size,
+        "num_hidden_layers": a.num_hidden_layers,
+        "num_attention_heads": a.num_attention_heads,
+        "num_key_value_heads": a.num_key_value_heads,
+        "max_position_embeddings": 2048,
+        "initializer_range": a.initializer_range,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope},
+        "bos_token_id": ids["start"],
+        "eos_token_id": ids["end"],
+        "pad_token_id": ids["pad"],
+        "tie_word_embeddings": True,
+    }
+
+
+def _initialised(kind: Any, config: Any, ids: dict[str, int], seed: int) -> Any:
+    """A model with weights from `seed`, which generates until the end mark."""
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(config)
+    model = kind(config)
     model.generation_config.eos_token_id = ids["end"]
     model.generation_config.pad_token_id = ids["pad"]
     return model.eval()

@@ -204,7 +204,7 @@ def _source_code(c: Context, _: str) -> list[str]:
 
 
 def _base_code(c: Context, _: str) -> list[str]:
-    from merit.train.base_phases import INITIALISERS, PRETRAINING
+    from merit.train.registry import INITIALISERS, PRETRAINING
 
     base, places = c.experiment.base, []
     if base.architecture is not None:

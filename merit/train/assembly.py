@@ -1,7 +1,7 @@
-"""A Qwen2.5-VL put together as LLaVA does it: an encoder, a text decoder, a fresh projector.
+"""A Qwen2.5-VL assembled as in LLaVA: an encoder, a text decoder and a fresh projector.
 
 The decoder of a Qwen2.5-VL's checkpoint and a Qwen2.5's checkpoint name their tensors alike, so the
-assembled one is the union of two files and the five tensors of a projector; phases train it.
+result is the union of two files and the five tensors of a projector; phases train it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def assemble(vision: Path, decoder: Path, folder: Path, seed: int) -> None:
     the decoder's `initializer_range`, biases zero, the norm one. Tensors keep their types, the
     projector has the encoder's.
 
-    Raises MeritError where a folder is of another architecture, or the vocabularies or the heads'
+    Raises MeritError if a folder is of another architecture, or the vocabularies or the heads'
     sizes differ.
     """
     from merit.io.checkpoint_writer import CheckpointWriter
@@ -59,13 +59,13 @@ def assembled_config(vision: Path, decoder: Path) -> Any:
     from transformers import AutoConfig, Qwen2_5_VLConfig
 
     eyes, words = (AutoConfig.from_pretrained(f, local_files_only=True) for f in (vision, decoder))
-    for key, folder, found, wanted in (
+    for key, folder, kind, expected in (
         ("vision", vision, eyes.model_type, "qwen2_5_vl"),
         ("decoder", decoder, words.model_type, "qwen2"),
     ):
-        if found != wanted:
+        if kind != expected:
             raise MeritError(
-                f"key `base.assemble.{key}`: {folder}: found a {found!r}, expected a {wanted!r}"
+                f"key `base.assemble.{key}`: {folder}: found a {kind!r}, expected a {expected!r}"
             )
     head = words.hidden_size // words.num_attention_heads
     sections = eyes.text_config.rope_parameters["mrope_section"]
@@ -74,9 +74,8 @@ def assembled_config(vision: Path, decoder: Path) -> Any:
             f"key `base.assemble`: the encoder's `mrope_section` {sections} is for heads of size "
             f"{2 * sum(sections)}, the decoder's are of size {head}"
         )
-    values = eyes.to_dict()
-    kept = words.to_dict()
-    text = {k: kept[k] for k in values["text_config"] if k in kept and k != "model_type"}
+    values, sizes = eyes.to_dict(), words.to_dict()
+    text = {k: sizes[k] for k in values["text_config"] if k in sizes and k != "model_type"}
     text["rope_parameters"] = {**words.rope_parameters, "mrope_section": sections}
     values["text_config"] |= text
     values["vision_config"]["out_hidden_size"] = words.hidden_size
@@ -87,24 +86,23 @@ def assembled_config(vision: Path, decoder: Path) -> Any:
 
 
 def check_vocabularies(vision: Path, decoder: Path) -> None:
-    """Raises MeritError where a token of both has two ids."""
+    """Raises MeritError if a token of both has two ids."""
     from merit.train.model import load_processor
 
-    ours, theirs = (
+    seen, written = (
         getattr(p, "tokenizer", p).get_vocab() for p in map(load_processor, (vision, decoder))
     )
-    different = sorted(
-        token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]
-    )
+    different = sorted(t for t in seen.keys() & written.keys() if seen[t] != written[t])
     if different:
+        token = different[0]
         raise MeritError(
-            f"key `base.assemble`: {different[0]!r} is token {ours[different[0]]} in {vision} and "
-            f"{theirs[different[0]]} in {decoder}; only a decoder of the same vocabulary fits"
+            f"key `base.assemble`: {token!r} is token {seen[token]} in {vision} and "
+            f"{written[token]} in {decoder}; only a decoder of the same vocabulary fits"
         )
 
 
 def fresh_projector(config: Any, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
-    """The five tensors of `visual.merger`, from the seed alone."""
+    """The five tensors of `visual.merger`, from only the seed."""
     generator = torch.Generator().manual_seed(seed)
     eyes, std = config.vision_config, config.text_config.initializer_range
     wide = eyes.hidden_size * eyes.spatial_merge_size**2

@@ -1,7 +1,7 @@
 """`varlen`: torch's flash attention over packed rows, as an attention of transformers.
 
-transformers' sdpa masks a packed row by a dense (L, L) table; this one reads only where each
-example begins. For GPUs, in bfloat16 or float16. Registered on import.
+transformers' sdpa masks a packed row by a dense (L, L) table; this reads only where each example
+begins. For GPUs, in bfloat16 or float16. Registered on import.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def attend(
     else:
         repeats = heads // key.shape[1]
         key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
-    # rotated in float32 where autocast leaves the positions' sines in it; the kernel takes one type
+    # autocast may leave query and key in float32 after rotation; the kernel takes one type
     parts = (query.to(value.dtype), key.to(value.dtype), value)
     q, k, v = (t.transpose(1, 2).reshape(rows * length, -1, size) for t in parts)
     begins, longest = cu_seq_lens_q, max_length_q or length
-    found = varlen_attn(q, k, v, begins, begins, longest, longest, **given)
-    assert isinstance(found, torch.Tensor)
-    return found.view(rows, length, heads, size), None
+    attended = varlen_attn(q, k, v, begins, begins, longest, longest, **given)
+    assert isinstance(attended, torch.Tensor)
+    return attended.view(rows, length, heads, size), None
 
 
 AttentionInterface.register("varlen", attend)

@@ -1,95 +1,120 @@
-"""Building theta0: the phases that end in a merge-ready base.
+"""The phases that train theta0, and how they resume.
 
 `labels` pre-trains the vision encoder (in place of a public one), `captions` aligns the projector
 (stage 1), `conversations` tunes projector and decoder on instructions (stage 2). A phase says in
 the YAML which components learn, so the paper's stages 1, 1.5 and 2 are phases, too.
-
-What starts from nothing belongs to the miniature worlds and is loaded by name: a real base starts
-from a public checkpoint and needs neither.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import pkgutil
-from collections.abc import Callable
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import numpy as np
 
-from merit.config import Architecture, Phase, Training
-from merit.errors import MeritError
+from merit.config import Encoding, Experiment, Phase, Training
+from merit.data.examples import Example, read_examples
+from merit.io.artifacts import file_hash, open_partial, value_hash
+from merit.io.checkpoints import checkpoint_hash
 from merit.io.disk import writing
-from merit.train.checkpoint import Checkpoints
+from merit.io.locks import exclusive
+from merit.io.progress import Progress
+from merit.train.batches import data_order, grouped_by_length
+from merit.train.checkpoint import (
+    Checkpoints,
+    Log,
+    Record,
+    Stopped,
+    open_state,
+    stop_on_signal,
+    write_state,
+)
 from merit.train.dataset import TokenizedDataset
-from merit.train.loop import Record, train
-from merit.train.model import decoder, project, set_trainable
-from merit.train.order import data_order, grouped_by_length
+from merit.train.images import image_reader, vision_features
+from merit.train.loop import train
+from merit.train.model import (
+    decoder,
+    load_model,
+    load_processor,
+    project,
+    set_trainable,
+    use_one_thread,
+    vision_hidden_states,
+)
+from merit.train.registry import PRETRAINING, initialise, pretrain
+from merit.train.tokenize import encode_examples
 
-KEPT = "phases.safetensors"  # the parameters after the phases that are finished
-Log = Callable[[Record, Record], None]
-
-# module:function of (architecture, seed) -> (model, processor), weights random
-INITIALISERS = {
-    "mini_vision": "merit.mini.nets:vision_model",
-    "mini_text": "merit.mini.nets:text_model",
-}
-# `data` of a phase that makes its own examples -> module:function of
-# (model, processor, phase, seed, log)
-PRETRAINING = {"labels": "merit.mini.world.vision:pretrain_vision"}
-
-
-def initialise(architecture: Architecture, seed: int) -> tuple[Any, Any]:
-    """(model, processor) with random weights; a text model's processor is its tokenizer."""
-    name = "mini_vision" if architecture.has_vision else "mini_text"
-    return pkgutil.resolve_name(INITIALISERS[name])(architecture, seed)
+KEPT = "phases.safetensors"  # the parameters after the finished phases
 
 
-def pretrain(model: Any, processor: Any, phase: Phase, seed: int, log: Log) -> None:
-    """One phase that makes its own examples; `phase.data` is a key of `PRETRAINING`."""
-    pkgutil.resolve_name(PRETRAINING[phase.data])(model, processor, phase, seed, log)
+def train_phases(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
+    """Train theta0 by its phases, from scratch or from the model in `folder`; return all records.
 
-
-def save_phases(model: Any, finished: int, records: list[Record], folder: Path) -> None:
-    """The model after `finished` phases, and their records, in place of what was kept before."""
-    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    path = folder / KEPT
-    temporary = path.with_suffix(".new")
-    state = {"finished": finished, "records": records}
-    with writing(temporary):
-        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    os.replace(temporary, path)
-
-
-def restore_phases(model: Any, folder: Path) -> tuple[int, list[Record]]:
-    """How many phases `save_phases` kept, in the model from now on, and their records.
-
-    Raises MeritError where the file cannot be read.
+    Finished phases, and the checkpoints of one that is stopped (status 75) or killed, are kept in a
+    hidden folder beside `folder` until all are done: the same command resumes from there.
     """
-    path = folder / KEPT
-    if not path.is_file():
-        return 0, []
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            for name, parameter in model.named_parameters():
-                parameter.data = file.get_tensor(name).to(parameter.device)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise MeritError(f"{path}: no phases to go on from ({error}); delete it") from None
-    return state["finished"], state["records"]
+    settings = experiment.base
+    # read all data before the first step: a missing file should not cost the phases before it
+    examples = {
+        phase.data: read_examples(data / f"{phase.data}.jsonl")
+        for phase in settings.phases
+        if phase.data not in PRETRAINING
+    }
+    use_one_thread()
+    key = phases_key(experiment, [data / f"{name}.jsonl" for name in examples], folder)
+    if settings.architecture is not None:
+        model, processor = initialise(settings.architecture, settings.seed)
+    else:
+        model, processor = load_model(folder, experiment.model), load_processor(folder)
+    dtype, minutes = model.dtype, experiment.training.checkpoint_minutes
+    tokenized: dict[str, TokenizedDataset] = {}
+    total = sum(phase.num_steps for phase in settings.phases)
+    work = folder.parent / "base-phases"
+    with (
+        exclusive(work, "the base is being built"),
+        Progress(f"{experiment.name}, base", total) as progress,
+        stop_on_signal() as stop,
+    ):
+        kept = open_partial(work, key)
+        num_finished, records = restore_phases(model, kept)
+        first = sum(phase.num_steps for phase in settings.phases[:num_finished])
+        progress.advance(first)
+        for i, phase in list(enumerate(settings.phases))[num_finished:]:
+            if stop.is_set():
+                raise Stopped(f"base phase {phase.name!r}: stopped before its first step")
+            log, seed = Log(progress, first, phase.name), settings.seed * 100 + i
+            if phase.data in PRETRAINING:
+                pretrain(model, processor, phase, seed, log)
+                tokenized.clear()  # the encoder has changed
+            else:
+                tokenized = tokenized or tokenize_phases(
+                    model, processor, data, examples, experiment.encoding
+                )
+                (kept / str(i)).mkdir(exist_ok=True)
+                checkpoints = Checkpoints(kept / str(i), minutes, log.records, log.timings, stop)
+                train_phase(model, tokenized[phase.data], phase, seed, log, checkpoints)
+            records += log.records
+            first += phase.num_steps
+            save_phases(model, i + 1, records, kept)
+            shutil.rmtree(kept / str(i), ignore_errors=True)
+        with writing(folder):
+            model.to(dtype).save_pretrained(folder)  # what learnt is float32
+            processor.save_pretrained(folder)
+        shutil.rmtree(kept)
+    return records
 
 
-def run_phase(
+def train_phase(
     model: Any,
     data: TokenizedDataset,
     phase: Phase,
     seed: int,
     log: Log,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints,
 ) -> None:
     """One language phase on `data`: pixels, or features, the vision encoder's hidden states.
 
@@ -98,14 +123,13 @@ def run_phase(
     parameters = set_trainable(model, phase.trainable)
     if phase.gradient_checkpointing:
         decoder(model).activation_checkpointing_enable()
-    needed = phase.num_steps * phase.optimizer.batch_size
-    order = data_order(len(data), needed / len(data), seed)
-    order = grouped_by_length(order, data.num_tokens(), phase.optimizer.batch_size, seed)
+    batch_size = phase.optimizer.batch_size
+    order = data_order(len(data), phase.num_steps * batch_size / len(data), seed)
     train(
         model,
         parameters,
         data,
-        order,
+        grouped_by_length(order, data.num_tokens(), batch_size, seed),
         phase.optimizer,
         what=f"base phase {phase.name!r}",
         settings=Training(
@@ -120,3 +144,63 @@ def run_phase(
         num_records=50,
         checkpoints=checkpoints,
     )
+
+
+def phases_key(experiment: Experiment, data: Sequence[Path], start: Path) -> str:
+    """A hash of all that decides what the phases make of `start`, a checkpoint or nothing yet."""
+    pace = {"phases": {"__all__": {"workers"}}}
+    return value_hash(
+        [
+            experiment.base.model_dump(mode="json", exclude=pace),
+            experiment.encoding.model_dump(mode="json", exclude={"workers"}),
+            experiment.model.model_dump(mode="json"),
+            [file_hash(path) for path in data],
+            checkpoint_hash(start) if (start / "config.json").is_file() else None,
+        ]
+    )
+
+
+def save_phases(model: Any, num_finished: int, records: list[Record], folder: Path) -> None:
+    """Keep the model after `num_finished` phases, and their records, in place of what was kept."""
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    write_state(folder / KEPT, tensors, {"num_finished": num_finished, "records": records})
+
+
+def restore_phases(model: Any, folder: Path) -> tuple[int, list[Record]]:
+    """How many phases `save_phases` kept, now in the model, and their records.
+
+    Raises MeritError if the file cannot be read.
+    """
+    if not (folder / KEPT).is_file():
+        return 0, []
+    with open_state(folder / KEPT) as (file, state):
+        for name, parameter in model.named_parameters():
+            parameter.data = file.get_tensor(name).to(parameter.device)
+    return state["num_finished"], state["records"]
+
+
+def tokenize_phases(
+    model: Any,
+    processor: Any,
+    data: Path,
+    examples: Mapping[str, list[Example]],
+    settings: Encoding,
+) -> dict[str, TokenizedDataset]:
+    """The phases' data. With cached images: the vision encoder's hidden states, every image once;
+    the projector still learns.
+    """
+    images = sorted({i for phase in examples.values() for e in phase for i in e.images})
+    rows = {path: i for i, path in enumerate(images)}
+    read = image_reader(data, processor, settings)
+    grids = read.grids(images) if read else np.zeros((0, 3), dtype=np.int32)
+    seen: dict[str, Any] = {}
+    if read and images:
+        seen = {"read_images": read}
+        if settings.cache_images:
+            parts = vision_features(read, images, partial(vision_hidden_states, model))
+            seen["features"] = np.concatenate(list(parts))
+            seen["feature_offsets"] = np.concatenate([[0], np.cumsum(grids.prod(axis=1))])
+    return {
+        name: replace(encode_examples(phase, processor, rows, grids, settings), **seen)
+        for name, phase in examples.items()
+    }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from merit.io.artifacts import (
     folder_hash,
     open_partial,
     partial_folder,
-    read_array,
     read_json,
     value_hash,
     write_json,
@@ -34,10 +32,10 @@ if TYPE_CHECKING:
 
 
 def run(name: str, item: str | None = None) -> None:
-    """Write artifacts/<name>/branches/<run>/<item>, unless another process is about to.
+    """Write the folder of branch `item`, unless another process is about to.
 
     A branch that `may_diverge` and does leaves a summary with the `failure`, and no checkpoint.
-    Exits with status 75 where a signal asked it to stop: the same command goes on from there.
+    Exits with status 75 if a signal asked it to stop: the same command resumes it.
     """
     assert item is not None
     paths = Artifacts(name)
@@ -67,16 +65,16 @@ def train_branch(
     """Train as the manifest says, write the branch's folder, and return its summary."""
     import torch
 
-    from merit.train.checkpoint import GO_ON, Checkpoints, stopping
+    from merit.train.checkpoint import Checkpoints, Log, stop_on_signal
     from merit.train.images import open_mixture
-    from merit.train.loop import Diverged, Record, Stopped, train
+    from merit.train.loop import Diverged, train
     from merit.train.lora import add_adapters
     from merit.train.model import decoder, load_model, set_trainable
 
-    item, optimizer = manifest["branch"], settings.optimizer
+    branch = manifest["branch"]
     data = open_mixture(paths, Encoding.model_validate(manifest["encoding"]))
     order = branch_order(paths, manifest)
-    num_steps = -(-len(order) // optimizer.batch_size)
+    num_steps = -(-len(order) // settings.optimizer.batch_size)
     model = load_model(paths.base, Runtime.model_validate(manifest["model"]))
     if settings.lora is not None:
         parameters = add_adapters(model, settings.lora, manifest["seed"])
@@ -84,69 +82,56 @@ def train_branch(
         parameters = set_trainable(model, settings.trainable)
     if settings.gradient_checkpointing:
         decoder(model).activation_checkpointing_enable()
-    counts = {
+    summary: dict[str, Any] = {
+        "branch": branch,
+        "num_steps": num_steps,
+        "num_tokens": manifest["num_tokens"],
+        "num_loss_tokens": manifest["num_loss_tokens"],
         "num_trained_tensors": len(parameters),
         "num_trained_parameters": sum(p.numel() for p in parameters.values()),
+        "base_hash": manifest["base_hash"],
+        "manifest_hash": value_hash(manifest),
+        "failure": None,
     }
-    records: list[Record] = []
-    timings: list[Record] = []
-    failure = None
     with (
-        branch_folder(paths.branch(item), manifest, group.rank) as folder,
-        Progress(item, num_steps) as progress,
+        branch_folder(paths.branch(branch), manifest, group.rank) as folder,
+        Progress(branch, num_steps) as progress,
+        stop_on_signal() as stop,
     ):
-        minutes = settings.checkpoint_minutes
-        checkpoints = Checkpoints(folder, minutes, records, timings, group.rank)
-        stopping(checkpoints)
-
-        def log(record: Record, timing: Record) -> None:
-            records.append(record)
-            timings.append(timing)
-            progress.advance(int(record["step"]) - progress.n)
-
+        log, minutes = Log(progress), settings.checkpoint_minutes
         try:
             train(
                 model,
                 parameters,
                 data,
                 order,
-                optimizer,
-                what=f"branch {item}",
+                settings.optimizer,
+                what=f"branch {branch}",
                 settings=settings,
                 num_examples=manifest["num_samples"],
                 log=log,
                 name_of=example_names(paths),
-                checkpoints=checkpoints,
+                checkpoints=Checkpoints(
+                    folder, minutes, log.records, log.timings, stop, group.rank
+                ),
                 group=group,
             )
-        except Stopped as stopped:
-            print(f"{stopped}; the same command goes on from here", file=sys.stderr)
-            sys.exit(GO_ON)
         except Diverged as error:
             if not manifest["may_diverge"]:
                 raise
-            failure = str(error)
-        summary: dict[str, Any] = {
-            "branch": item,
-            "num_steps": num_steps,
-            "num_tokens": manifest["num_tokens"],
-            "num_loss_tokens": manifest["num_loss_tokens"],
-            **counts,
-            "base_hash": manifest["base_hash"],
-            "manifest_hash": value_hash(manifest),
-            "failure": failure,
-        }
+            summary["failure"] = str(error)
         with torch.no_grad():
-            whole = group.gathered(parameters) if failure is None else {}
+            failed = summary["failure"] is not None
+            trained = {} if failed else group.gathered(parameters)
             if group.rank == 0:
                 for checkpoint in folder.glob("checkpoint-*"):
                     checkpoint.unlink()
                 write_json(folder / "manifest.json", manifest)
-                write_jsonl(folder / "records.jsonl", [dict(record) for record in records])
-                write_jsonl(paths.timing(item), [dict(timing) for timing in timings])
-                if failure is None:
-                    summary["final_loss"] = records[-1]["loss"]
-                    summary |= write_tensors(paths, settings, model, whole, folder)
+                write_jsonl(folder / "records.jsonl", [dict(record) for record in log.records])
+                write_jsonl(paths.timing(branch), [dict(timing) for timing in log.timings])
+                if not failed:
+                    summary["final_loss"] = log.records[-1]["loss"]
+                    summary |= write_tensors(paths, settings, model, trained, folder)
                 write_json(folder / "summary.json", summary)
     return summary
 
@@ -158,9 +143,8 @@ def write_tensors(
     parameters: dict[str, torch.nn.Parameter],
     folder: Path,
 ) -> dict[str, Any]:
-    """The branch's checkpoint: the trained tensors, or its adapters; what the summary gains."""
+    """Write the branch's checkpoint, trained tensors or adapters; return the summary's additions."""
     from merit.io.checkpoints import Checkpoint, save_tensors
-    from merit.train.displacement import displacement
     from merit.train.lora import save_adapters
     from merit.train.model import stored_tensors
 
@@ -176,12 +160,17 @@ def write_tensors(
     }
 
 
-@contextlib.contextmanager
+def displacement(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """||theta - theta0||_2 over (theta, theta0) tensor pairs, in float64 (docs/method.md 12)."""
+    return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs) ** 0.5
+
+
+@contextmanager
 def branch_folder(path: Path, manifest: dict[str, Any], rank: int) -> Iterator[Path]:
     """The branch's partial folder. The first process owns it; the others write checkpoints there.
 
-    What decides the result decides the folder: a changed manifest starts anew. A branch that takes
-    seconds and is killed leaves an empty folder, which the next one takes.
+    Its key is the manifest's hash, so a changed manifest starts again. A branch that takes seconds
+    and is killed leaves an empty folder, which the next run takes.
     """
     key = value_hash(manifest)
     if rank:
@@ -194,48 +183,44 @@ def branch_folder(path: Path, manifest: dict[str, Any], rank: int) -> Iterator[P
 def example_names(paths: Artifacts) -> Callable[[int], str]:
     """What an example is called in messages: its task and its line in the task's file."""
 
+    from merit.train.dataset import example_tasks
+
     def name(index: int) -> str:
-        owner = read_array(paths.encoded / "task_of_example.npy")
-        tasks = read_json(paths.encoded / "tasks.json")
-        first = int(np.searchsorted(owner, owner[index]))
-        return f"{tasks[owner[index]]['task']}, line {index - first + 1}"
+        task_of, tasks = example_tasks(paths.encoded)
+        first = int(np.searchsorted(task_of, task_of[index]))
+        return f"{tasks[task_of[index]]}, line {index - first + 1}"
 
     return name
 
 
 def check_origin(paths: Artifacts, manifest: dict[str, Any]) -> None:
-    """Raises MeritError where the base or the encoded mixture is not the manifest's."""
-    there = {
+    """Raises MeritError if the base or the encoded mixture is not the manifest's."""
+    hashes = {
         "base": (paths.base, read_json(paths.base / "base.json")["base_hash"]),
         "encoded": (paths.encoded, folder_hash(paths.encoded)),
     }
-    for what, (folder, found) in there.items():
-        wanted = manifest[f"{what}_hash"]
-        if found != wanted:
+    for what, (folder, current) in hashes.items():
+        planned = manifest[f"{what}_hash"]
+        if current != planned:
             raise MeritError(
                 f"{paths.manifest(manifest['branch'])}: key `{what}_hash`: the branch is planned "
-                f"from {what} {wanted[:12]}, {folder} holds {found[:12]}; run `dvc repro` without "
-                "--single-item, or `dvc checkout`"
+                f"from {what} {planned[:12]}, {folder} holds {current[:12]}; run "
+                f"`merit run {paths.experiment}`, or `dvc checkout`"
             )
 
 
 def branch_order(paths: Artifacts, manifest: dict[str, Any]) -> np.ndarray:
     """The branch's examples (indices into the encoded mixture) in training order."""
-    from merit.train.order import data_order
+    from merit.train.batches import data_order
+    from merit.train.dataset import example_tasks
 
-    owner = read_array(paths.encoded / "task_of_example.npy")
-    tasks = [entry["task"] for entry in read_json(paths.encoded / "tasks.json")]
-    wanted = set(manifest["tasks"])
-    unknown = wanted - set(tasks)
-    if unknown:
+    task_of, tasks = example_tasks(paths.encoded)
+    chosen = set(manifest["tasks"])
+    unknown = sorted(chosen - set(tasks))
+    indices = np.flatnonzero(np.isin(task_of, [i for i, t in enumerate(tasks) if t in chosen]))
+    if unknown or len(indices) == 0:
+        problem = f"unknown tasks {unknown[:3]}" if unknown else "its tasks have zero examples"
         raise MeritError(
-            f"{paths.manifest(manifest['branch'])}: unknown tasks {sorted(unknown)[:3]}; "
-            "run the partition stage again"
+            f"{paths.manifest(manifest['branch'])}: {problem}; run the partition stage again"
         )
-    mine = np.flatnonzero(np.isin(owner, [i for i, task in enumerate(tasks) if task in wanted]))
-    if len(mine) == 0:
-        raise MeritError(
-            f"{paths.manifest(manifest['branch'])}: its tasks have zero examples; run the "
-            "partition stage again"
-        )
-    return mine[data_order(len(mine), manifest["epochs"], manifest["seed"])]
+    return indices[data_order(len(indices), manifest["epochs"], manifest["seed"])]

@@ -1,10 +1,10 @@
-"""The processes that share one branch: alone, or each with a shard of the model (FSDP2).
+"""The processes that share one branch: a single one, or each with a shard of the model (FSDP2).
 
-A branch on several GPUs is started with `torchrun --nproc-per-node N -m merit train ...`. Rows of
-a step are dealt out; parameters, gradients and optimiser states are cut over the processes, layer
-by layer; the frozen vision tower is whole in each, so that a process without an image waits for
-none. In bfloat16 on a GPU a single process takes the same path: float32 parameters, of which one
-layer at a time exists in bfloat16.
+`torchrun --nproc-per-node N` starts a branch on several GPUs. Rows of a step are dealt out;
+parameters, gradients and optimiser states are cut over the processes, layer by layer; the frozen
+vision tower is whole in each, so that a process without an image waits for none. In bfloat16 on a
+GPU a single process takes the same path: float32 parameters, of which one layer at a time exists
+in bfloat16.
 """
 
 from __future__ import annotations
@@ -38,45 +38,36 @@ class ProcessGroup:
     def alone(cls, precision: str = "float32") -> ProcessGroup:
         return cls(bfloat16=precision == "bfloat16")
 
-    def share(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """This process's rows of a step: every `size`-th. Each process gets as many.
+    def share(self, rows: Sequence[np.ndarray]) -> list[tuple[np.ndarray, bool]]:
+        """This process's rows of a step, every `size`-th, and whether each counts.
 
-        Where it runs out, the step's first row stands in, with no weight: a sharded model's
-        processes must take the same number of passes.
+        Every process gets as many: the step's first row, which does not count, fills up. A sharded
+        model's processes must take the same number of passes.
         """
-        mine = list(rows[self.rank :: self.size])
-        return mine + [rows[0]] * (-(-len(rows) // self.size) - len(mine))
-
-    def own(self, rows: Sequence[np.ndarray]) -> int:
-        """How many of `share` are this process's own."""
-        return len(rows[self.rank :: self.size])
+        mine = [(row, True) for row in rows[self.rank :: self.size]]
+        return mine + [(rows[0], False)] * (-(-len(rows) // self.size) - len(mine))
 
     def total(self, value: float) -> float:
         """The sum over all processes."""
-        if self.size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=_device())
-        dist.all_reduce(tensor)
-        return float(tensor)
+        return self._reduced([value], dist.ReduceOp.SUM, torch.float64)[0]
 
     def any(self, *flags: bool) -> list[bool]:
-        """Of each, whether it holds in one of the processes; none goes on before all have asked."""
-        if self.size == 1:
-            return list(flags)
-        tensor = torch.tensor(flags, dtype=torch.int32, device=_device())
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in tensor]
+        """For each flag, whether a process has set it; returns once all processes have asked."""
+        return [bool(x) for x in self._reduced(flags, dist.ReduceOp.MAX, torch.int32)]
 
     def least(self, value: int) -> int:
         """The smallest over all processes."""
+        return self._reduced([value], dist.ReduceOp.MIN, torch.int64)[0]
+
+    def _reduced(self, values: Sequence[Any], operation: Any, dtype: torch.dtype) -> list[Any]:
         if self.size == 1:
-            return value
-        tensor = torch.tensor([value], device=_device())
-        dist.all_reduce(tensor, dist.ReduceOp.MIN)
-        return int(tensor)
+            return list(values)
+        tensor = torch.tensor(values, dtype=dtype, device=_device())
+        dist.all_reduce(tensor, operation)
+        return tensor.tolist()
 
     def precision(self) -> AbstractContextManager[Any]:
-        """bfloat16 arithmetic, where the sharding does not see to it."""
+        """bfloat16 arithmetic, unless the sharding sees to it."""
         if self.sharded or not self.bfloat16:
             return contextlib.nullcontext()
         return torch.autocast(_device(), torch.bfloat16)
@@ -86,7 +77,7 @@ class ProcessGroup:
     ) -> LanguageLoss:
         """Cut the model over the processes; `parameters` then holds this one's shards.
 
-        Raises MeritError where only a part of the decoder is trained, which has no shards.
+        Raises MeritError if only a part of the decoder is trained, which has no shards.
         """
         if not self.sharded:
             return module
@@ -113,40 +104,34 @@ class ProcessGroup:
         parameters.update((n, p) for n, p in model.named_parameters() if n in parameters)
         return module
 
-    @property
-    def averaged_over(self) -> int:
-        """FSDP takes the mean of the processes' gradients where their sum is wanted."""
-        return self.size
-
-    def sum_gradients(self, tensors: Sequence[torch.nn.Parameter]) -> None:
-        """The mean over processes of the gradients that no shard has seen to."""
+    def average_gradients(self, tensors: Sequence[torch.nn.Parameter]) -> None:
+        """Replace every unsharded gradient by its mean over processes, as FSDP does for shards."""
         if self.size == 1:
             return
         for tensor in tensors:
-            if not _is_sharded(tensor):
+            if not hasattr(tensor, "full_tensor"):
                 if tensor.grad is None:
                     tensor.grad = torch.zeros_like(tensor)
                 dist.all_reduce(tensor.grad)
                 tensor.grad /= self.size
 
     def clip(self, tensors: Sequence[torch.nn.Parameter], limit: float) -> float:
-        """Scale the gradients to a norm of at most `limit`; the norm before."""
-        norm = torch.nn.utils.clip_grad_norm_(tensors, limit)
-        return float(_whole(norm))
+        """Scale the gradients to a norm of at most `limit`; return the norm before."""
+        return float(_whole(torch.nn.utils.clip_grad_norm_(tensors, limit)))
 
     def gathered(self, parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
         """The whole parameters on the first process' CPU, none on the others; all must ask."""
-        found = {}
+        gathered = {}
         for name, parameter in parameters.items():
             whole = _whole(parameter)  # of one parameter at a time
             if self.rank == 0:
-                found[name] = torch.nn.Parameter(whole.detach().cpu())
-        return found
+                gathered[name] = torch.nn.Parameter(whole.detach().cpu())
+        return gathered
 
 
 @contextlib.contextmanager
 def process_group(precision: str, partial: bool) -> Iterator[ProcessGroup]:
-    """The processes of this branch, as torchrun says (RANK, WORLD_SIZE), or this one alone.
+    """The processes of this branch, as torchrun sets them (RANK, WORLD_SIZE), or only this one.
 
     Args: partial: only a part of the decoder learns; then the model is whole in each process.
     """
@@ -168,16 +153,9 @@ def process_group(precision: str, partial: bool) -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-def _is_sharded(tensor: torch.Tensor) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """A DTensor gathered from all processes; another tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _device() -> str:

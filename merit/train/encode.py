@@ -1,7 +1,7 @@
-"""encode: the mixture as arrays; where asked for, its images as the frozen vision part sees them.
+"""encode: the mixture as arrays; if asked for, its images as the frozen vision part sees them.
 
-Task by task, in as many processes as `encoding.workers`; what a killed run has finished is taken
-up again. Only one task's tokens are in memory at a time, in each process.
+Task by task, in as many processes as `encoding.workers`; an interrupted run resumes at the next
+unfinished task. Each process has one task's tokens in memory at a time.
 """
 
 from __future__ import annotations
@@ -32,10 +32,18 @@ from merit.io.artifacts import (
 )
 from merit.io.progress import Progress
 from merit.io.rows import create_array
-from merit.train.dataset import ARRAYS, NUMBERS, TokenizedDataset
+from merit.train.dataset import ARRAYS, NUMBERS, TokenizedDataset, array_file
+from merit.train.images import image_reader, vision_features
+from merit.train.model import image_embeddings, load_model, load_processor, use_one_thread
+from merit.train.tokenize import encode_examples
 
-FLAT = ("tokens", "bearing", "image_ids")  # one behind the other; offsets add up
-PARTS = "tasks"  # where the encoded tasks lie until all are there
+# arrays that lie one task's behind the other: {name: (their offsets, type)}
+FLAT: dict[str, tuple[str, type]] = {
+    "tokens": ("offsets", np.int32),
+    "loss_mask": ("offsets", np.bool_),
+    "image_ids": ("image_offsets", np.int32),
+}
+PARTS = "tasks"  # the folder of the encoded tasks until all are there
 
 
 def run(name: str, item: str | None = None) -> None:
@@ -49,14 +57,14 @@ def run(name: str, item: str | None = None) -> None:
     with partial_folder(paths.encoded, key) as folder:
         (folder / PARTS).mkdir(exist_ok=True)
         encode_tasks(paths, tasks, settings, folder / PARTS, name)
-        assemble(tasks, folder)
+        join_tasks(tasks, folder)
         if settings.cache_images:
             cache_images(experiment, paths, folder)
         shutil.rmtree(folder / PARTS)
 
 
 def task_names(mixture: Path) -> list[str]:
-    """The tasks in the mixture's order. Raises MeritError where one is listed twice."""
+    """The tasks in the mixture's order. Raises MeritError for a task that is listed twice."""
     tasks = [entry["task"] for entry in read_json(mixture / "tasks.json")]
     if len(set(tasks)) != len(tasks):
         raise MeritError(f"{mixture}/tasks.json: a task is listed twice")
@@ -64,7 +72,7 @@ def task_names(mixture: Path) -> list[str]:
 
 
 def existing_file(mixture: Path, task: str) -> Path:
-    """Raises MeritError where the task has no file."""
+    """The task's file. Raises MeritError if it is missing."""
     path = task_file(mixture, task)
     if not path.is_file():
         raise MeritError(f"{path}: file not found; the data stage writes it")
@@ -74,8 +82,8 @@ def existing_file(mixture: Path, task: str) -> Path:
 def task_examples(mixture: Path, task: str) -> Iterator[Example]:
     """The task's examples, one in memory at a time.
 
-    Raises MeritError where the file is empty or malformed, or holds another task's examples, or
-    where an image does not exist.
+    Raises MeritError for a file that is empty or malformed or holds another task's examples, and
+    for an image that does not exist.
     """
     path = task_file(mixture, task)
     for number, example in enumerate(iter_examples(path), start=1):
@@ -95,63 +103,49 @@ def task_examples(mixture: Path, task: str) -> Iterator[Example]:
 def encode_tasks(
     paths: Artifacts, tasks: Sequence[str], settings: Encoding, folder: Path, label: str
 ) -> None:
-    """Write <number>.npz for every task that is not there yet."""
+    """Write <number>.npz for every task that has none yet."""
     todo = [i for i in range(len(tasks)) if not (folder / f"{i}.npz").is_file()]
-    one = partial(encode_task, paths.mixture, paths.base, settings, folder, tasks)
+    encode = partial(encode_task, paths.mixture, paths.base, settings, folder, tasks)
     with Progress(f"{label}, encode", len(tasks)) as progress:
         progress.advance(len(tasks) - len(todo))
         if settings.workers == 1 or len(todo) < 2:
             for number in todo:
-                one(number)
+                encode(number)
                 progress.advance()
             return
         with ProcessPoolExecutor(min(settings.workers, len(todo))) as pool:
-            for _ in pool.map(one, todo):
+            for _ in pool.map(encode, todo):
                 progress.advance()
 
 
 def encode_task(
-    mixture: Path,
-    base: Path,
-    settings: Encoding,
-    folder: Path,
-    tasks: Sequence[str],
-    number: int,
+    mixture: Path, base: Path, settings: Encoding, folder: Path, tasks: Sequence[str], number: int
 ) -> None:
-    """One task's arrays, as an uncompressed archive."""
-    from merit.train.images import ImageReader
-    from merit.train.tokenize import encode_examples
-
+    """Write one task's arrays, as an uncompressed archive."""
     processor = _processor(base, (base / "base.json").stat().st_mtime_ns)
     examples = list(task_examples(mixture, tasks[number]))
     paths = sorted({image for example in examples for image in example.images})
-    rows: list[tuple[int, int, int]] = []
-    if paths and hasattr(processor, "image_processor"):
-        limits = settings.min_pixels, settings.max_pixels
-        reader = ImageReader(mixture, processor.image_processor, *limits)
-        rows = [reader.grid(path) for path in paths]
-    grids = np.array(rows, dtype=np.int32).reshape(-1, 3)
+    read = image_reader(mixture, processor, settings)
+    grids = read.grids(paths) if read else np.zeros((0, 3), dtype=np.int32)
     ids = {path: i for i, path in enumerate(paths)}
-    found = encode_examples(examples, processor, ids, grids, settings)
+    data = encode_examples(examples, processor, ids, grids, settings)
     content = io.BytesIO()
-    kept = {name: getattr(found, name) for name in (*ARRAYS, *NUMBERS)}
-    np.savez(content, **kept)
+    arrays = {name: getattr(data, name) for name in (*ARRAYS, *NUMBERS)}
+    np.savez(content, **arrays)
     atomic_write(folder / f"{number}.npz", content.getvalue())
 
 
 @cache
 def _processor(base: Path, state: int) -> Any:
-    """The base's processor, loaded once a process."""
-    from merit.train.model import load_processor
-
+    """The base's processor, loaded once per process."""
     return load_processor(base)
 
 
 # --- all together -----------------------------------------------------------------------------
 
 
-def assemble(tasks: Sequence[str], folder: Path) -> None:
-    """The tasks' arrays one behind the other in memory-mapped files, and tasks.json.
+def join_tasks(tasks: Sequence[str], folder: Path) -> None:
+    """Write the tasks' arrays one behind the other into memory-mapped files, and tasks.json.
 
     An image that several tasks show is one row of `grids` and `paths`, which are sorted by path.
     """
@@ -161,42 +155,39 @@ def assemble(tasks: Sequence[str], folder: Path) -> None:
         np.concatenate([part["paths"] for part in parts]), return_index=True, return_inverse=True
     )
     rows = np.split(inverse, np.cumsum([len(part["paths"]) for part in parts])[:-1])
-    np.save(folder / "paths.npy", paths)
-    np.save(folder / "grids.npy", np.concatenate([part["grids"] for part in parts])[first])
+    counts = [len(part["offsets"]) - 1 for part in parts]
+    small = {
+        "paths": paths,
+        "grids": np.concatenate([part["grids"] for part in parts])[first],
+        "task_of_example": np.repeat(np.arange(len(tasks), dtype=np.int32), counts),
+        "feature_offsets": np.zeros(1, dtype=np.int64),
+        "features": np.zeros((0, 0), dtype=np.float32),
+    }
     for name in ("offsets", "image_offsets"):
         lengths = np.concatenate([np.diff(part[name]) for part in parts])
-        np.save(folder / f"{name}.npy", np.concatenate([[0], np.cumsum(lengths)]))
-    counts = [len(part["offsets"]) - 1 for part in parts]
-    owner = np.repeat(np.arange(len(tasks), dtype=np.int32), counts)
-    np.save(folder / "task_of_example.npy", owner)
+        small[name] = np.concatenate([[0], np.cumsum(lengths)])
+    for name, array in small.items():
+        np.save(folder / f"{name}.npy", array)
+    bounds, whole = {}, {}
+    for name, (offsets, kind) in FLAT.items():
+        bounds[name] = np.cumsum([0, *(part[offsets][-1] for part in parts)]).tolist()
+        shape = (bounds[name][-1],)
+        whole[name] = create_array(array_file(folder, name), np.dtype(kind), shape)
     entries = []
-    sizes = {name: 0 for name in FLAT}
-    kinds = {name: value.dtype for name, value in _load(archives[0], FLAT).items()}
-    for task, count, path in zip(tasks, counts, archives, strict=True):
-        found = _load(path, FLAT)
-        for name in FLAT:
-            sizes[name] += len(found[name])
+    for i, task in enumerate(tasks):
+        part = _load(archives[i], tuple(FLAT))
+        part["image_ids"] = rows[i][part["image_ids"]]
+        for name, values in part.items():
+            whole[name][bounds[name][i] : bounds[name][i + 1]] = values
         entries.append(
             {
                 "task": task,
-                "num_samples": count,
-                "num_tokens": len(found["tokens"]),
-                "num_loss_tokens": int(found["bearing"].sum()),
+                "num_samples": counts[i],
+                "num_tokens": len(part["tokens"]),
+                "num_loss_tokens": int(part["loss_mask"].sum()),
             }
         )
-    whole = {
-        name: create_array(folder / f"{name}.npy", kinds[name], (sizes[name],)) for name in FLAT
-    }
-    place = dict.fromkeys(FLAT, 0)
-    for path, own in zip(archives, rows, strict=True):
-        found = _load(path, FLAT)
-        found["image_ids"] = own[found["image_ids"]]
-        for name, values in found.items():
-            whole[name][place[name] : place[name] + len(values)] = values
-            place[name] += len(values)
     del whole  # written out
-    np.save(folder / "feature_offsets.npy", np.zeros(1, dtype=np.int64))
-    np.save(folder / "features.npy", np.zeros((0, 0), dtype=np.float32))
     write_json(folder / "meta.json", {k: int(v) for k, v in _load(archives[0], NUMBERS).items()})
     write_json(folder / "tasks.json", entries)
 
@@ -207,11 +198,8 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def cache_images(experiment: Experiment, paths: Artifacts, folder: Path) -> None:
-    """features.npy and feature_offsets.npy: every image as the decoder sees it."""
-    from merit.train.images import image_reader, vision_features
-    from merit.train.model import image_embeddings, load_model, use_one_thread
-
-    read = image_reader(paths.mixture, paths.base, experiment.encoding)
+    """Write features.npy and feature_offsets.npy: every image as the decoder sees it."""
+    read = image_reader(paths.mixture, load_processor(paths.base), experiment.encoding)
     data = TokenizedDataset.load(folder)
     if read is None or not len(data.paths):
         return

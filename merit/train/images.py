@@ -1,4 +1,4 @@
-"""Images as the model sees them: their patches' grid, their pixels, their embeddings."""
+"""Images as the model sees them: grid of patches, pixels, embeddings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from merit.train.model import load_processor
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Images below `root` as pixels; a limit that is None is the image processor's own."""
+    """Images below `root` as pixels; a limit that is None is the image processor's."""
 
     root: Path
     processor: Any  # the model's image processor
@@ -29,22 +29,22 @@ class ImageReader:
 
     @property
     def limits(self) -> dict[str, int]:
-        own = self.processor.size
+        default = self.processor.size
         return {
-            "shortest_edge": self.min_pixels or own["shortest_edge"],
-            "longest_edge": self.max_pixels or own["longest_edge"],
+            "shortest_edge": self.min_pixels or default["shortest_edge"],
+            "longest_edge": self.max_pixels or default["longest_edge"],
         }
 
     def __call__(self, paths: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """(pixel_values (num_patches, patch_dim), grids int64 (n, 3)) of n images."""
         pictures = [load_image(self.root / path) for path in paths]
-        found = self.processor(pictures, size=self.limits, return_tensors="pt")
-        return found["pixel_values"], found["image_grid_thw"]
+        batch = self.processor(pictures, size=self.limits, return_tensors="pt")
+        return batch["pixel_values"], batch["image_grid_thw"]
 
     def grid(self, path: str) -> tuple[int, int, int]:
-        """(1, height, width) in patches, from the image's header alone.
+        """(1, height, width) in patches, from only the image's header.
 
-        Raises MeritError where the image cannot be read or is more than 200 times as long as wide.
+        Raises MeritError if the image cannot be read or is more than 200 times as long as wide.
         """
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -65,21 +65,26 @@ class ImageReader:
             ) from None
         return 1, rows // patch, columns // patch
 
+    def grids(self, paths: Sequence[str]) -> np.ndarray:
+        """int32 (n, 3): the grids of n images."""
+        return np.array([self.grid(path) for path in paths], dtype=np.int32).reshape(-1, 3)
 
-def image_reader(root: Path, model_folder: Path, settings: Encoding) -> ImageReader | None:
-    """The reader that goes with a model; None for a text model."""
-    processor = getattr(load_processor(model_folder), "image_processor", None)
-    if processor is None:
+
+def image_reader(root: Path, processor: Any, settings: Encoding) -> ImageReader | None:
+    """The reader that goes with a model's processor; None for a text model."""
+    images = getattr(processor, "image_processor", None)
+    if images is None:
         return None
-    return ImageReader(root, processor, settings.min_pixels, settings.max_pixels)
+    return ImageReader(root, images, settings.min_pixels, settings.max_pixels)
 
 
 def open_mixture(paths: Artifacts, settings: Encoding) -> TokenizedDataset:
-    """The encoded mixture, with a reader of its images where they are not cached."""
+    """The encoded mixture, with a reader of its images unless they are cached."""
     data = TokenizedDataset.load(paths.encoded)
     if len(data.features) or not len(data.paths):
         return data
-    return replace(data, read_images=image_reader(paths.mixture, paths.base, settings))
+    read = image_reader(paths.mixture, load_processor(paths.base), settings)
+    return replace(data, read_images=read)
 
 
 def vision_features(

@@ -1,11 +1,10 @@
-"""The training loop of one branch (and of a base phase): next-token loss on encoded examples."""
+"""The training loop of a branch and of a base phase: next-token loss on tokenized examples."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,81 +12,16 @@ import torch
 
 from merit.config import Optimizer, Training
 from merit.errors import MeritError
-from merit.train.checkpoint import Checkpoints, Progressed
-from merit.train.dataset import Batch, TokenizedDataset, packed_rows
+from merit.train.batches import BatchDataset, BatchPlan
+from merit.train.checkpoint import Checkpoints, LoopState, Record, Stopped
+from merit.train.dataset import TokenizedDataset
 from merit.train.distributed import ProcessGroup
 from merit.train.loss import LanguageLoss, Project
 from merit.train.optimizers import build_optimizers, learning_rate_at, step_all
-from merit.train.order import batches
-
-Record = dict[str, float]
 
 
 class Diverged(MeritError):
     """A loss, a gradient or a parameter that is not finite."""
-
-
-class Stopped(Exception):
-    """Training was asked to stop; its checkpoint is written, and it goes on from there."""
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """Which examples each forward pass of each step sees: `rows[step]`, indices into the data."""
-
-    rows: list[list[np.ndarray]]
-    packed: bool
-
-    @classmethod
-    def of(
-        cls, order: np.ndarray, data: TokenizedDataset, size: int, pack_tokens: int | None
-    ) -> BatchPlan:
-        """Steps of `size` examples, as one batch each or packed into rows of `pack_tokens`."""
-        chosen = list(batches(order, size))
-        if pack_tokens is None:
-            return cls([[indices] for indices in chosen], False)
-        lengths = data.num_tokens()
-        rows = [
-            [indices[row] for row in packed_rows(lengths[indices], pack_tokens)]
-            for indices in chosen
-        ]
-        return cls(rows, True)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def examples(self, step: int) -> np.ndarray:
-        return np.concatenate(self.rows[step])
-
-
-class BatchDataset(torch.utils.data.Dataset):
-    """The rows that one process computes, one behind the other; read in workers where asked for."""
-
-    def __init__(self, data: TokenizedDataset, rows: Sequence[np.ndarray], packed: bool) -> None:
-        self.data, self.rows, self.packed = data, rows, packed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Batch | MeritError:
-        try:
-            return (self.data.pack if self.packed else self.data.batch)(self.rows[index])
-        except MeritError as error:  # raised in a worker it would come with a traceback
-            return error
-
-    def read(self, workers: int) -> Iterator[Batch]:
-        """Batches in order. Raises MeritError where an image cannot be read."""
-        loader = torch.utils.data.DataLoader(
-            self,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=bool(workers) and torch.cuda.is_available(),
-        )
-        for batch in loader:
-            if isinstance(batch, MeritError):
-                raise batch
-            yield batch
 
 
 def train(
@@ -107,9 +41,9 @@ def train(
     checkpoints: Checkpoints | None = None,
     group: ProcessGroup | None = None,
 ) -> None:
-    """The optimiser's steps over `order`, in place; the parameters are float32 from then on.
+    """Take the optimiser's steps over `order`, in place; the parameters become float32.
 
-    A step's gradient is that of the mean loss over all its loss-bearing tokens,
+    A step's gradient is that of the mean loss over all its supervised tokens,
 
         grad L = sum_r m_r grad L_r / sum_r m_r
 
@@ -117,23 +51,22 @@ def train(
 
     `log` gets (record, timing) about `num_records` times: the record (step, epoch, mean loss since
     the last one, learning_rate, gradient_norm, num_tokens and num_loss_tokens so far) is a function
-    of inputs and seed alone; the timing (step, seconds, tokens_per_second: all tokens) is
+    of inputs and seed only; the timing (step, seconds, tokens_per_second: all tokens) is
     wall-clock.
 
     Args: settings: how a step is computed (default: one padded batch, float32); num_examples:
-    examples in one epoch, where `order` draws on a part of `data` (a branch's group); name_of: what
-    an example is called in messages; checkpoints: where the training goes on after it was stopped;
-    group: the processes that share the branch.
+    examples in one epoch, if `order` draws on a part of `data` (a branch's group); name_of: what
+    an example is called in messages; checkpoints: from which a stopped training resumes; group: the
+    processes that share the branch.
 
-    Raises Diverged, naming `what`, the step and its examples, where the loss, its gradient, or at
-    the end a parameter, is not finite; another MeritError where an image cannot be read or a
-    checkpoint cannot be written; Stopped where `checkpoints` was told to stop.
+    Raises Diverged, naming `what`, the step and its examples, for a loss, a gradient or at the end
+    a parameter that is not finite; another MeritError for an image that cannot be read or a
+    checkpoint that cannot be written; Stopped if `checkpoints` was told to stop.
     """
     settings = settings or Training(trainable=["decoder"], optimizer=optimizer)
     group = group or ProcessGroup.alone(settings.precision)
     plan = BatchPlan.of(order, data, optimizer.batch_size, settings.pack_tokens)
-    num_steps = len(plan)
-    per_epoch = num_examples or len(data)
+    num_steps, per_epoch = len(plan), num_examples or len(data)
     every = max(1, num_steps // num_records)
     lengths = data.num_tokens()
     for parameter in parameters.values():
@@ -142,83 +75,84 @@ def train(
     module = group.prepare(LanguageLoss(model, project), parameters)
     tensors = list(parameters.values())
     optimizers = build_optimizers(parameters, optimizer)
-    now = Progressed()
+    state = LoopState()
     if checkpoints is not None:
-        now = checkpoints.restore(parameters, optimizers, group.least)
+        state = checkpoints.restore(parameters, optimizers, group.least)
+    advice = f"lower `learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
 
-    def check_finite(found: str, value: float, step: int, indices: np.ndarray) -> None:
+    def check_finite(quantity: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             raise Diverged(
-                f"{what}: the {found} {value} at step {step + 1} of {num_steps}; lower "
-                f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data: "
-                f"{_names(indices, name_of)}"
+                f"{what}: the {quantity} {value} at step {step + 1} of {num_steps}; {advice}: "
+                f"{_names(plan.examples(step), name_of)}"
             )
 
     model.train()
-    mine = [group.share(plan.rows[step]) for step in range(now.step, num_steps)]
-    reader = BatchDataset(data, [row for rows in mine for row in rows], plan.packed)
-    read = reader.read(settings.workers)
+    shares = [group.share(plan.rows[step]) for step in range(state.step, num_steps)]
+    rows = [row for share in shares for row, _ in share]
+    batches = BatchDataset(data, rows, plan.packed).read(settings.workers)
     started = last = time.monotonic()
     tokens_since = 0
-    for step, rows in enumerate(mine, start=now.step):
+    for step, share in enumerate(shares, start=state.step):
         rate = learning_rate_at(step, num_steps, optimizer)
         indices = plan.examples(step)
-        own = group.own(plan.rows[step])
-        total = int(data.num_targets(indices).sum())
+        num_targets = int(data.num_targets(indices).sum())
         losses = []
-        for i, row in enumerate(rows):
-            # a row beyond this process's own only keeps it in step with the others
-            share = float(data.num_targets(row).sum()) / max(total, 1) if i < own else 0.0
+        for row, counts in share:
+            weight = float(data.num_targets(row).sum()) / max(num_targets, 1) if counts else 0.0
             with group.precision():
-                loss = module(next(read))
-            (loss * (share * group.averaged_over)).backward()
-            losses.append((loss.detach(), share))
-        value = group.total(sum(loss.item() * share for loss, share in losses))
-        check_finite("loss is", value, step, indices)
-        group.sum_gradients(tensors)
+                loss = module(next(batches))
+            # the mean of the processes' gradients is taken below, and by FSDP
+            (loss * (weight * group.size)).backward()
+            losses.append((loss.detach(), weight))
+        value = group.total(sum(loss.item() * weight for loss, weight in losses))
+        check_finite("loss is", value, step)
+        group.average_gradients(tensors)
         norm = group.clip(tensors, optimizer.max_grad_norm)
         # before it reaches the parameters, and with them a checkpoint
-        check_finite("gradient's norm is", norm, step, indices)
+        check_finite("gradient's norm is", norm, step)
         step_all(optimizers, rate)
-        now.num_loss_tokens += total
-        seen = int(lengths[indices].sum())
-        now.num_tokens, tokens_since = now.num_tokens + seen, tokens_since + seen
-        now.loss_since, now.count_since = now.loss_since + value, now.count_since + 1
-        now.step = step + 1
-        if now.step % every == 0 or now.step == num_steps:
-            clock = time.monotonic()
+        num_tokens = int(lengths[indices].sum())
+        tokens_since += num_tokens
+        state.step += 1
+        state.num_tokens += num_tokens
+        state.num_loss_tokens += num_targets
+        state.loss_since += value
+        state.count_since += 1
+        if state.step % every == 0 or state.step == num_steps:
+            now = time.monotonic()
+            epoch = min(state.step * optimizer.batch_size, len(order)) / per_epoch
             log(
                 {
-                    "step": now.step,
-                    "epoch": round(min(now.step * optimizer.batch_size, len(order)) / per_epoch, 6),
-                    "loss": now.loss_since / now.count_since,
+                    "step": state.step,
+                    "epoch": round(epoch, 6),
+                    "loss": state.loss_since / state.count_since,
                     "learning_rate": rate,
                     "gradient_norm": norm,
-                    "num_tokens": now.num_tokens,
-                    "num_loss_tokens": now.num_loss_tokens,
+                    "num_tokens": state.num_tokens,
+                    "num_loss_tokens": state.num_loss_tokens,
                 },
                 {
-                    "step": now.step,
-                    "seconds": clock - started,
-                    "tokens_per_second": tokens_since / max(clock - last, 1e-9),
+                    "step": state.step,
+                    "seconds": now - started,
+                    "tokens_per_second": tokens_since / max(now - last, 1e-9),
                 },
             )
-            last, tokens_since, now.loss_since, now.count_since = clock, 0, 0.0, 0
-        if checkpoints is not None and now.step < num_steps:
-            # clocks differ, and a signal reaches one process before another; `stop` is looked at
-            # once, so that none comes between the saving and the end
-            due, stop = group.any(checkpoints.due(), checkpoints.stop)
+            last, tokens_since, state.loss_since, state.count_since = now, 0, 0.0, 0
+        if checkpoints is not None and state.step < num_steps:
+            # clocks differ, and a signal reaches one process before another; `stop` is read once,
+            # so that none comes between the saving and the end
+            due, stop = group.any(checkpoints.due(), checkpoints.stop.is_set())
             if due or stop:
-                checkpoints.save(now, parameters, optimizers)
+                checkpoints.save(state, parameters, optimizers)
                 group.any(False)  # until all have written theirs
                 checkpoints.forget_previous()
             if stop:
-                raise Stopped(f"{what}: stopped after step {now.step} of {num_steps}")
+                raise Stopped(f"{what}: stopped after step {state.step} of {num_steps}")
     # the last step has no loss after it that would show what it did
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise Diverged(
-            f"{what}: the parameters are not finite after step {num_steps} of {num_steps}; lower "
-            f"`learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
+            f"{what}: the parameters are not finite after step {num_steps} of {num_steps}; {advice}"
         )
     model.eval()
 

@@ -19,10 +19,10 @@ PREFIX = "base_model.model."  # of every name in a peft folder
 
 
 def add_adapters(model: Any, settings: Lora, seed: int) -> dict[str, torch.nn.Parameter]:
-    """Put adapters beside the modules that `targets` matches; their parameters by name.
+    """Put adapters beside the modules that `targets` matches; return their parameters by name.
 
     Everything else is frozen. A is drawn from `seed`, B is zero, so the model is still the base.
-    Raises MeritError where nothing, or something outside of the decoder, is matched.
+    Raises MeritError if `targets` matches nothing, or something outside the decoder.
     """
     from peft import inject_adapter_in_model
 
@@ -33,16 +33,16 @@ def add_adapters(model: Any, settings: Lora, seed: int) -> dict[str, torch.nn.Pa
     ]
     outside = [name for name in matched if "visual" in name]
     if not matched or outside:
-        found = f"matches {outside[0]!r}" if outside else "matches no linear map"
+        problem = f"matches {outside[0]!r}" if outside else "matches no linear map"
         raise MeritError(
-            f"key `training.lora.targets`: {settings.targets!r} {found}; it is a regular "
+            f"key `training.lora.targets`: {settings.targets!r} {problem}; it is a regular "
             "expression for whole names of the decoder's modules"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(adapter_config(settings), model)
     adapters = {name: p for name, p in model.named_parameters() if "lora_" in name}
-    assert len(adapters) == 2 * len(matched)  # one A and one B for every module
+    assert len(adapters) == 2 * len(matched)  # an A and a B per module
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in adapters)
     return dict(sorted(adapters.items()))
@@ -63,9 +63,8 @@ def adapter_config(settings: Lora) -> Any:
 def save_adapters(
     model: Any, parameters: Mapping[str, torch.nn.Parameter], settings: Lora, folder: Path
 ) -> Path:
-    """adapter_config.json and adapter_model.safetensors, as `PeftModel.from_pretrained` reads them.
-
-    Returns the path of the tensors.
+    """Write adapter_config.json and adapter_model.safetensors as `PeftModel.from_pretrained` reads
+    them; return the path of the tensors.
     """
     from merit.io.checkpoints import save_tensors
 

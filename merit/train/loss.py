@@ -1,4 +1,4 @@
-"""The mean next-token loss of a batch, padded or packed, for whatever model and whatever device."""
+"""The mean next-token loss of a batch, padded or packed, for any model on any device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from merit.train.dataset import IGNORED, Batch
 from merit.train.model import has_vision, image_embeddings
 
 Project = Callable[[torch.Tensor], torch.Tensor]
-# below it all logits are computed at once, as transformers does: a miniature's fit anywhere
+# up to it all logits are computed at once, as transformers does: a miniature's fit anywhere
 SMALL_VOCABULARY = 16_384
-CHUNK = 2048  # loss-bearing tokens whose logits exist at a time: 1.2 GB at 152k entries
+CHUNK = 2048  # supervised tokens whose logits exist at a time: 1.2 GB at 152k entries
 
 
 def forward_loss(model: Any, batch: Batch, project: Project | None) -> torch.Tensor:
-    """Mean next-token loss over the batch's loss-bearing tokens (scalar).
+    """Mean next-token loss over the batch's supervised tokens (scalar).
 
-    Of a text model or a Qwen2.5-VL; the batch is `TokenizedDataset.batch`'s or `TokenizedDataset.pack`'s, on any
-    device. `project` turns cached vision hidden states into image embeddings, where the projector
+    Of a text model or a Qwen2.5-VL; the batch comes from `TokenizedDataset.batch` or `.pack`, on
+    any device. `project` turns cached vision hidden states into image embeddings, if the projector
     learns; without it the batch's features are image embeddings already.
     """
     device = model.get_input_embeddings().weight.device
@@ -40,10 +40,9 @@ def forward_loss(model: Any, batch: Batch, project: Project | None) -> torch.Ten
 
 def _sequences(bounds: torch.Tensor, device: torch.device) -> dict[str, Any]:
     """Where the packed examples lie, for attention that reads it; sdpa masks by the positions."""
-    longest = int(bounds.diff().max())
-    there = bounds.to(device)
+    longest, bounds = int(bounds.diff().max()), bounds.to(device)
     return {
-        **{"cu_seq_lens_q": there, "cu_seq_lens_k": there},
+        **{"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds},
         **{"max_length_q": longest, "max_length_k": longest},
     }
 
@@ -60,16 +59,15 @@ def _images(model: Any, on: Batch, project: Project | None) -> dict[str, Any]:
             embeddings = image_embeddings(model, on["pixel_values"], on["grids"])
     else:
         return {}
-    several: Any = (embeddings,)  # a sequence of tensors, as the vision encoder itself returns them
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=several)}}
+    outputs: Any = (embeddings,)  # a sequence of tensors, as the vision encoder itself returns them
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=outputs)}}
 
 
 def token_loss(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the next token, float32, over those whose label is not IGNORED; 0 where
-    all are.
+    """Mean cross-entropy of the next token, float32, over the supervised ones; 0 without any.
 
-    With a large vocabulary only the loss-bearing tokens' logits are computed, a chunk at a time,
-    and once more in the backward pass: all logits of 8,000 tokens would take 5 GB, twice.
+    With a large vocabulary only the supervised tokens' logits are computed, a chunk at a time, and
+    again in the backward pass: all logits of 8,000 tokens would take 5 GB, twice.
 
     Args: hidden (B, L, hidden_size), labels int64 (B, L).
     """

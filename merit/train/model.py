@@ -1,8 +1,8 @@
 """theta0: load a Qwen2.5-VL, a Qwen2 or a Llama, and name its components.
 
 The components follow the paper: the vision encoder, the projector (`visual.merger`) and the
-language decoder. The fine-tuning stage trains the decoder alone; building the base also trains
-the other two. A text model is a decoder and nothing else.
+language decoder. Branches train only the decoder; building the base also trains the other two. A
+text model is only a decoder.
 """
 
 from __future__ import annotations
@@ -48,22 +48,24 @@ def check_architecture(folder: Path) -> str:
     Raises MeritError without a config.json, and for an architecture that this project cannot train.
     """
     if not (folder / "config.json").is_file():
-        raise MeritError(f"{folder}: no model here (config.json is missing); `dvc repro` writes it")
-    found = read_json(folder / "config.json").get("architectures") or [""]
-    if found[0] not in ARCHITECTURES:
         raise MeritError(
-            f"{folder}/config.json: key `architectures`: found {found}, expected "
+            f"{folder}: no model here (config.json is missing); `merit run NAME base` writes it"
+        )
+    names = read_json(folder / "config.json").get("architectures") or [""]
+    if names[0] not in ARCHITECTURES:
+        raise MeritError(
+            f"{folder}/config.json: key `architectures`: found {names}, expected "
             f"{' or '.join(ARCHITECTURES)}"
         )
-    return str(found[0])
+    return str(names[0])
 
 
 def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
     """A model from a Hugging Face folder, sharded or not, in evaluation mode.
 
-    config.json's `architectures` says which. On the device and in the type that `runtime` asks for
-    (by default: a GPU where there is one, the checkpoint's own type). Raises MeritError where a
-    file is missing, truncated or does not fit the architecture, or the architecture is unknown.
+    On the device and in the type that `runtime` asks for (by default: a GPU if there is one, the
+    checkpoint's type). Raises MeritError for a file that is missing, truncated or does not fit the
+    architecture, or an unknown architecture.
     """
     import transformers
     from safetensors import SafetensorError
@@ -83,7 +85,7 @@ def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
             output_loading_info=True,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
-        raise MeritError(f"{folder}: the model cannot be read ({error}); write it anew") from None
+        raise MeritError(f"{folder}: the model cannot be read ({error}); write it again") from None
     model, report = loaded
     missing = [name for name in report["missing_keys"] if name != "lm_head.weight"]
     if missing or report["unexpected_keys"]:
@@ -95,14 +97,14 @@ def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
 
 
 def for_generation(runtime: Runtime) -> Runtime:
-    """The same but for `varlen`, which is for packed rows: padded ones with a cache need a mask."""
+    """`runtime` without `varlen`, which is for packed rows: padded ones with a cache need a mask."""
     if runtime.attention != "varlen":
         return runtime
     return runtime.model_copy(update={"attention": "sdpa"})
 
 
 def _attention(runtime: Runtime, architecture: str) -> Any:
-    """The vision encoder attends within windows: varlen is the decoder's alone."""
+    """The attention per part: varlen is only for the decoder, the encoder attends in windows."""
     if runtime.attention == "varlen" and "VL" in architecture:
         return {"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"}
     return runtime.attention
@@ -111,7 +113,7 @@ def _attention(runtime: Runtime, architecture: str) -> Any:
 def placement(runtime: Runtime) -> Any:
     """transformers' `device_map`; None leaves the model on the CPU.
 
-    Of several processes on a host, each takes the GPU of its LOCAL_RANK. Raises MeritError where a
+    Of several processes on a host, each takes the GPU of its LOCAL_RANK. Raises MeritError if a
     GPU is asked for and there is none.
     """
     if runtime.device == "cpu" or not torch.cuda.is_available():
@@ -145,30 +147,30 @@ def component_of(name: str) -> str:
 
 
 def set_trainable(model: torch.nn.Module, chosen: Iterable[str]) -> dict[str, torch.nn.Parameter]:
-    """Let exactly `chosen` learn; returns their parameters by name, in a fixed order.
+    """Let exactly `chosen` learn; return their parameters by name, in a fixed order.
 
     An entry of `chosen` is a component or a regular expression that whole parameter names match.
     Tied embeddings are one parameter. Raises MeritError for an entry that matches nothing.
     """
     named = dict(model.named_parameters())
-    found: set[str] = set()
+    trainable: set[str] = set()
     for entry in chosen:
         try:
-            mine = {n for n in named if entry in (component_of(n),) or re.fullmatch(entry, n)}
+            matches = {n for n in named if entry == component_of(n) or re.fullmatch(entry, n)}
         except re.error as error:
             raise MeritError(
                 f"key `trainable`: {entry!r} is no regular expression: {error}"
             ) from None
-        if not mine:
+        if not matches:
             raise MeritError(
                 f"key `trainable`: {entry!r} matches no parameter; it is one of "
                 f"{', '.join(COMPONENTS)} or a regular expression for whole names such as "
                 f"{next(iter(named))!r}"
             )
-        found |= mine
+        trainable |= matches
     for name, parameter in named.items():
-        parameter.requires_grad_(name in found)
-    return {name: named[name] for name in sorted(found)}
+        parameter.requires_grad_(name in trainable)
+    return {name: named[name] for name in sorted(trainable)}
 
 
 def stored_tensors(
@@ -187,7 +189,7 @@ def stored_tensors(
 def vision_hidden_states(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
     """(num_patches, vision_hidden_size): what the vision encoder gives the projector.
 
-    In the encoder's own order: that of the pixels, where no image spans several attention windows.
+    In the encoder's order: that of the pixels, if no image spans several attention windows.
 
     Args: pixels (num_patches, patch_dim) of all images one behind the other, patches in merge-group
     order; grids int64 (num_images, 3).

@@ -1,4 +1,4 @@
-"""AdamW, SGD, Muon and the learning rate's schedule."""
+"""AdamW, SGD, Muon and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW, SGD without momentum, or Muon with AdamW, at the peak learning rate.
 
-    Muon (Jordan et al., 2024) is for the matrices inside the model: embeddings, norms, biases and
-    convolutions take AdamW, whose step length its own is scaled to.
+    Muon (Jordan et al., 2024) steps the matrices inside the model, scaled to AdamW's step length;
+    AdamW steps embeddings, norms, biases and convolutions.
     """
     rate, decay = optimizer.learning_rate, optimizer.weight_decay
     if optimizer.algorithm == "sgd":
@@ -55,7 +55,7 @@ def build_optimizers(
 
 
 def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float) -> None:
-    """One step of every optimiser at this learning rate; the gradients are gone afterwards."""
+    """Step every optimiser at this learning rate and drop the gradients."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

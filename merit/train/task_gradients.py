@@ -1,7 +1,7 @@
 """gradients: the mean gradient of every task at the base, strided or sketched.
 
-Rows go to disk as they are finished, so that a killed run goes on where it was, and several
-processes, on several machines with one file system, can divide the tasks.
+Rows go to disk as they are finished, so that an interrupted run resumes at the next unfinished
+task, and several processes, on several machines with one file system, can share the tasks.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from merit.config import Experiment, Gradients, load_experiment
 from merit.errors import MeritError
@@ -23,25 +24,32 @@ from merit.io.artifacts import (
     folder_hash,
     open_partial,
     partial_folder,
-    read_array,
     read_json,
     value_hash,
     write_json,
 )
 from merit.io.progress import Progress
 from merit.io.rows import create_rows, write_row
+from merit.method.gradients import (
+    Representation,
+    Sketch,
+    Stride,
+    calibration_sample,
+    mean_gradient,
+    mean_gradients,
+)
 from merit.method.similarity import gradient_norm
-from merit.train.dataset import IGNORED, TokenizedDataset
+from merit.train.dataset import IGNORED, TokenizedDataset, example_tasks
+from merit.train.images import open_mixture
+from merit.train.loss import forward_loss
+from merit.train.model import load_model, set_trainable, use_one_thread
 
-if TYPE_CHECKING:
-    import torch
-
-    from merit.method.gradients import Representation
+FINISHED = "finished"  # in a partial folder: a file for every task whose row is written
 
 
 @dataclass(frozen=True)
 class BaseGradients:
-    """theta0 with its trainable parameters and the encoded mixture: whatever takes gradients there.
+    """Gradients at theta0: the model, its trainable parameters and the tokenized mixture.
 
     `owner` int32 (num_examples,): the index in `tasks` of every example's task.
     """
@@ -55,14 +63,10 @@ class BaseGradients:
 
     @classmethod
     def load(cls, experiment: Experiment, paths: Artifacts) -> BaseGradients:
-        """Raises MeritError where a file of the base or of the mixture cannot be read."""
-        from merit.train.images import open_mixture
-        from merit.train.model import load_model, set_trainable, use_one_thread
-
+        """Raises MeritError if a file of the base or of the mixture cannot be read."""
         use_one_thread()
         data = open_mixture(paths, experiment.encoding)
-        owner = read_array(paths.encoded / "task_of_example.npy")
-        tasks = [entry["task"] for entry in read_json(paths.encoded / "tasks.json")]
+        owner, tasks = example_tasks(paths.encoded)
         model = load_model(paths.base, experiment.model)
         parameters = set_trainable(model, experiment.training.trainable)
         return cls(model, parameters, data, owner, tasks, experiment.gradients.batch_size)
@@ -72,16 +76,14 @@ class BaseGradients:
         return sum(p.numel() for p in self.parameters.values())
 
     def examples_of(self, task: int, limit: int, seed: int) -> np.ndarray:
-        """At most `limit` of the task's examples, from the seed alone; the same at every call."""
-        from merit.method.gradients import calibration_sample
-
-        mine = np.flatnonzero(self.owner == task)
-        return mine[calibration_sample(len(mine), limit, seed).numpy()]
+        """At most `limit` of the task's examples, from the seed only; the same at every call."""
+        indices = np.flatnonzero(self.owner == task)
+        return indices[calibration_sample(len(indices), limit, seed).numpy()]
 
     def losses(self, examples: np.ndarray) -> list[Callable[[], tuple[torch.Tensor, int]]]:
-        """One function a batch, giving its mean loss and its number of loss-bearing tokens."""
+        """One function per batch, giving its mean loss and its number of supervised tokens."""
         lengths = self.data.offsets[examples + 1] - self.data.offsets[examples]
-        # batches of like lengths waste little on padding
+        # batches of similar lengths waste little on padding
         ordered = examples[np.argsort(lengths, kind="stable")]
         return [
             functools.partial(self._batch_loss, ordered[start : start + self.batch_size])
@@ -89,26 +91,20 @@ class BaseGradients:
         ]
 
     def _batch_loss(self, indices: np.ndarray) -> tuple[torch.Tensor, int]:
-        from merit.train.loss import forward_loss
-
         batch = self.data.batch(indices)
-        bearing = int((batch["labels"][:, 1:] != IGNORED).sum())
-        return forward_loss(self.model, batch, None), bearing
+        num_targets = int((batch["labels"][:, 1:] != IGNORED).sum())
+        return forward_loss(self.model, batch, None), num_targets
 
     def gradient(
         self, examples: np.ndarray, representation: Representation | None = None
     ) -> torch.Tensor:
         """float32: the gradient of the examples' mean loss per token; whole, (P,), by default."""
-        from merit.method.gradients import Stride, mean_gradient
-
         return mean_gradient(self.losses(examples), self.parameters, representation or Stride(1))
 
     def task_gradient(
         self, task: int, limit: int, seed: int, representation: Representation | None = None
     ) -> torch.Tensor:
-        """As `task_gradients`, of one representation; whole by default."""
-        from merit.method.gradients import Stride
-
+        """`task_gradients` in one representation; whole by default."""
         return self.task_gradients(task, limit, seed, [representation or Stride(1)])[0]
 
     def task_gradients(
@@ -116,30 +112,26 @@ class BaseGradients:
     ) -> list[torch.Tensor]:
         """The gradient of at most `limit` of a task's examples in every representation, one pass.
 
-        Raises MeritError, naming the task, where it is not finite.
+        Raises MeritError, naming the task, if it is not finite.
         """
-        from merit.method.gradients import mean_gradients
-
         losses = self.losses(self.examples_of(task, limit, seed))
-        found = mean_gradients(losses, self.parameters, representations)
-        if not all(gradient.isfinite().all() for gradient in found):
+        gradients = mean_gradients(losses, self.parameters, representations)
+        if not all(gradient.isfinite().all() for gradient in gradients):
             raise MeritError(f"task {self.tasks[task]!r}: its gradient at the base is not finite")
-        return found
+        return gradients
 
 
 def representation_of(settings: Gradients) -> Representation:
     """What the settings keep of a gradient."""
-    from merit.method.gradients import Sketch, Stride
-
     if settings.representation == "sketch":
         return Sketch(settings.sketch_size, settings.sketch_seed)
     return Stride(settings.stride)
 
 
-def run(name: str, shard: str | None = None) -> None:
-    """Write artifacts/<name>/gradients, or the share `shard`, "i/n", of its rows.
+def run(name: str, item: str | None = None) -> None:
+    """Write artifacts/<name>/gradients, or the share `item`, "i/n", of its rows.
 
-    Tasks that an earlier run has finished, whole or in shares, are not computed again.
+    Tasks that an earlier run has finished, all or shares of them, are not computed again.
     """
     experiment, paths = load_experiment(name), Artifacts(name)
     settings = experiment.gradients
@@ -153,26 +145,26 @@ def run(name: str, shard: str | None = None) -> None:
             "encoded": folder_hash(paths.encoded),
         }
     )
-    if shard:
+    if item:
         folder = open_partial(paths.gradients, key)
         try:
-            extract(base, settings, folder, name, shard)
+            extract(base, settings, folder, name, item)
         except FileNotFoundError:
             if folder.exists():
                 raise
             raise MeritError(
-                f"{folder}: gone; another process has finished the stage or begun it anew"
+                f"{folder}: gone; another process has finished the stage or begun it again"
             ) from None
         return
     with partial_folder(paths.gradients, key) as folder:
         extract(base, settings, folder, name)
         counts = np.bincount(base.owner, minlength=len(base.tasks))
-        kept: dict[str, Any] = {"stride": settings.stride}
+        about: dict[str, Any] = {"stride": settings.stride}
         if settings.representation == "sketch":
-            kept = {"sketch_size": settings.sketch_size, "sketch_seed": settings.sketch_seed}
+            about = {"sketch_size": settings.sketch_size, "sketch_seed": settings.sketch_seed}
         write_json(
             folder / "tasks.json",
-            kept
+            about
             | {
                 "tasks": base.tasks,
                 "norms": [read_json(path)["norm"] for path in _finished(folder, len(base.tasks))],
@@ -184,24 +176,21 @@ def run(name: str, shard: str | None = None) -> None:
         shutil.rmtree(folder / FINISHED)
 
 
-FINISHED = "finished"  # of a partial folder: a file for every task whose row is written
-
-
 def _finished(folder: Path, num_tasks: int) -> list[Path]:
     return [folder / FINISHED / f"{task}.json" for task in range(num_tasks)]
 
 
 def extract(
-    base: BaseGradients, settings: Gradients, folder: Path, label: str, shard: str | None = None
+    base: BaseGradients, settings: Gradients, folder: Path, label: str, part: str | None = None
 ) -> None:
-    """Write the tasks' rows that the partial folder lacks, of one share of them if asked."""
+    """Write the rows that the partial folder lacks, all or those of the share `part`."""
     representation = representation_of(settings)
     rows, finished = folder / "gradients.npy", _finished(folder, len(base.tasks))
     create_rows(rows, len(finished), representation.size(base.num_parameters))
-    mine = share(shard, len(finished))
-    with Progress(f"{label}, gradients", len(mine)) as progress:
-        for task in mine:
-            if not finished[task].is_file():  # not even by another process meanwhile
+    tasks = share(part, len(finished))
+    with Progress(f"{label}, gradients", len(tasks)) as progress:
+        for task in tasks:
+            if not finished[task].is_file():  # by another process meanwhile, perhaps
                 gradient = base.task_gradient(
                     task, settings.num_examples, settings.seed, representation
                 )
@@ -211,14 +200,16 @@ def extract(
             progress.advance()
 
 
-def share(shard: str | None, num_tasks: int) -> range:
+def share(part: str | None, num_tasks: int) -> range:
     """The tasks of share "i/n", every n-th from the i-th on, i = 1..n; all of them for None.
 
     Raises MeritError for another form.
     """
-    if shard is None:
+    if part is None:
         return range(num_tasks)
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise MeritError(f"--shard: found {shard!r}, expected i/n with 1 <= i <= n, such as 2/8")
-    return range(int(found[1]) - 1, num_tasks, int(found[2]))
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise MeritError(
+            f"share of the tasks: found {part!r}, expected i/n with 1 <= i <= n, such as 2/8"
+        )
+    return range(int(match[1]) - 1, num_tasks, int(match[2]))

@@ -1,11 +1,11 @@
-"""From examples to token ids: the chat template's words around each turn, image tokens, the loss.
+"""From examples to token ids: the chat template's words around each turn, image tokens, loss mask.
 
-The loss is borne by the assistant's words and their end mark; a plain document bears it throughout.
+Supervised are the assistant's words and their end mark; all tokens of a plain document are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -18,15 +18,15 @@ from merit.errors import MeritError
 from merit.train.dataset import TokenizedDataset
 from merit.train.model import SPECIAL_TOKENS
 
-CHUNK = 1000  # examples that are tokenised at a time
-Segment = tuple[str, bool]  # text, whether it bears the loss
+CHUNK = 1000  # examples tokenised at a time
+Segment = tuple[str, bool]  # text, whether it is supervised
 
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around the turns: opening, prompt, to_answer, answer, to_prompt, ..., closing.
+    """The text around the turns: opening, prompt, to_answer, answer, to_prompt, ..., closing.
 
-    `end` is the mark that ends an answer; what follows it bears no loss.
+    `end` is the mark that ends an answer; what follows it is not supervised.
     """
 
     opening: str
@@ -48,9 +48,9 @@ PROBE = ("\x02prompt\x03", "\x02answer\x03")
 
 
 def template_of(processor: Any, kind: Literal["chat", "plain"]) -> Template:
-    """The model's own chat template, taken apart; or the plain one, without words of its own.
+    """The parts of the model's chat template, or of the plain one, which adds no words.
 
-    Raises MeritError where the model has no chat template, or one that does not put the turns one
+    Raises MeritError if the model has no chat template, or one that does not put the turns one
     behind the other and end every answer with a mark that the tokenizer knows.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -92,11 +92,11 @@ def encode_examples(
     grids: np.ndarray,
     settings: Encoding | None = None,
 ) -> TokenizedDataset:
-    """Examples as arrays; tokenised a thousand at a time.
+    """Examples as arrays.
 
     Args: processor: a text model's is its tokenizer; images: path -> row of grids int32 (m, 3).
-    Raises MeritError, naming the example, where it is longer than `settings.max_tokens` (and cannot
-    be cut), or has an image that the model cannot see.
+    Raises MeritError, naming the example, if it is longer than `settings.max_tokens` (and cannot
+    be cut) or has an image that the model cannot see.
     """
     settings = settings or Encoding()
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -105,31 +105,32 @@ def encode_examples(
     image_token = int(tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS["image"]) or -1)
     merge = image_processor.merge_size if image_processor else 1
     image_tokens = np.asarray(grids).reshape(-1, 3).prod(axis=1) // merge**2
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    tokens: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     image_ids: list[list[int]] = []
     remaining = iter(examples)
     while chunk := list(islice(remaining, CHUNK)):
-        own = [[images[path] for path in example.images] for example in chunk]
-        segments = [
-            _segments(e, template, image_marks(e, image_tokens[i], image_processor), tokenizer)
-            for e, i in zip(chunk, own, strict=True)
-        ]
-        ids = tokenizer([t for s in segments for t, _ in s], add_special_tokens=False)["input_ids"]
-        place = 0
-        for example, parts, mine in zip(chunk, segments, own, strict=True):
-            pieces = ids[place : place + len(parts)]
-            place += len(parts)
-            tokens = np.fromiter((t for piece in pieces for t in piece), dtype=np.int32)
-            bears = np.repeat([b for _, b in parts], [len(piece) for piece in pieces])
-            found.append(_shortened(example, tokens, bears, image_token, settings))
-            image_ids.append(mine)
-    lengths = [len(tokens) for tokens, _ in found]
+        segments: list[list[Segment]] = []
+        for example in chunk:
+            if example.images and image_processor is None:
+                raise MeritError(f"example {example.id!r} has images, and the base is a text model")
+            image_ids.append([images[path] for path in example.images])
+            segments.append(_segments(example, template, image_tokens[image_ids[-1]], tokenizer))
+        texts = [text for parts in segments for text, _ in parts]
+        pieces = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+        for example, parts in zip(chunk, segments, strict=True):
+            ids = [next(pieces) for _ in parts]
+            whole = np.fromiter((token for piece in ids for token in piece), dtype=np.int32)
+            mask = np.repeat([supervised for _, supervised in parts], [len(i) for i in ids])
+            limit = _length(example, whole, mask, image_token, settings)
+            tokens.append(whole[:limit])
+            masks.append(mask[:limit])
     return TokenizedDataset(
-        tokens=np.concatenate([tokens for tokens, _ in found]),
-        bearing=np.concatenate([bears for _, bears in found]),
-        offsets=np.cumsum([0, *lengths]).astype(np.int64),
+        tokens=np.concatenate(tokens),
+        loss_mask=np.concatenate(masks),
+        offsets=np.cumsum([0, *map(len, tokens)]).astype(np.int64),
         image_offsets=np.cumsum([0, *map(len, image_ids)]).astype(np.int64),
-        image_ids=np.array([i for mine in image_ids for i in mine], dtype=np.int32),
+        image_ids=np.array([i for ids in image_ids for i in ids], dtype=np.int32),
         grids=np.asarray(grids, dtype=np.int32).reshape(-1, 3),
         paths=np.array([path.encode() for path in images], dtype=bytes),
         feature_offsets=np.zeros(1, dtype=np.int64),
@@ -139,51 +140,43 @@ def encode_examples(
     )
 
 
-def image_marks(example: Example, counts: np.ndarray, image_processor: Any) -> list[str]:
-    """What stands for each image of the example: as many image tokens as it takes, marked off."""
-    if len(counts) and image_processor is None:
-        raise MeritError(f"example {example.id!r} has images, and the base is a text model")
-    start, one, end = (SPECIAL_TOKENS[k] for k in ("vision_start", "image", "vision_end"))
-    return [f"{start}{one * int(count)}{end}" for count in counts]
-
-
 def _segments(
-    example: Example, template: Template, marks: Sequence[str], tokenizer: Any
+    example: Example, template: Template, counts: np.ndarray, tokenizer: Any
 ) -> list[Segment]:
-    """The example's text; where a special token stands in what people wrote, it is written apart.
+    """The example's text in pieces; `<image>` becomes the next image's `counts` tokens and marks.
 
-    `<image>` in a prompt becomes the next image's tokens. In an answer it is a word: the canonical
-    example counts marks in all messages, so none stands there without an image of its own.
+    The canonical example counts `<image>` in all messages, so each has an image.
     """
     if example.messages[0]["role"] == TEXT_ROLE:
         known = SPECIAL_TOKENS["pad"] in tokenizer.all_special_tokens
         end = SPECIAL_TOKENS["pad"] if known else tokenizer.eos_token
         return [(example.messages[0]["content"] + end, True)]
-    remaining = iter(marks)
+    start, token, end = (SPECIAL_TOKENS[k] for k in ("vision_start", "image", "vision_end"))
+    remaining = (f"{start}{token * int(count)}{end}" for count in counts)
     parts: list[Segment] = []
-    for text, bears in template.segments(example):
+    for text, supervised in template.segments(example):
         pieces = text.split(IMAGE_TOKEN)
         filled = pieces[0] + "".join(next(remaining) + piece for piece in pieces[1:])
-        parts.append((filled, bears))
+        parts.append((filled, supervised))
     return parts
 
 
-def _shortened(
-    example: Example, tokens: np.ndarray, bears: np.ndarray, image_token: int, settings: Encoding
-) -> tuple[np.ndarray, np.ndarray]:
-    """The example within `max_tokens`: cut from the end, never inside an image."""
+def _length(
+    example: Example, tokens: np.ndarray, mask: np.ndarray, image_token: int, settings: Encoding
+) -> int:
+    """How many of its tokens the example keeps: cut from the end, never inside an image."""
     limit = settings.max_tokens
     if limit is None or len(tokens) <= limit:
-        return tokens, bears
+        return len(tokens)
     where = f"task {example.task!r}, example {example.id!r}: {len(tokens)} tokens"
     if settings.on_long_example == "error":
         raise MeritError(
             f"{where}, more than `encoding.max_tokens` ({limit}); raise it, set "
             "`encoding.on_long_example: cut`, or lower `encoding.max_pixels`"
         )
-    if (tokens[limit:] == image_token).any() or not bears[:limit].any():
+    if (tokens[limit:] == image_token).any() or not mask[:limit].any():
         raise MeritError(
             f"{where}; cut to `encoding.max_tokens` ({limit}) it would lose a part of an image or "
             "its whole answer; raise it, or lower `encoding.max_pixels`"
         )
-    return tokens[:limit], bears[:limit]
+    return limit

@@ -12,7 +12,7 @@ from merit.config import Phase
 from merit.errors import MeritError
 from merit.mini.world.cell_labels import HEADS, labelled_batch
 from merit.mini.world.draw import Pen
-from merit.train.base_phases import Log
+from merit.train.checkpoint import Log
 from merit.train.model import set_trainable
 from merit.train.optimizers import build_optimizers, learning_rate_at, step_all
 
