@@ -475,28 +475,20 @@ def test_every_way_of_assigning_tasks_has_a_colour_of_its_own() -> None:
     assert method_color(methods[4]) == method_color(Method(partition="merit", axes=3))
 
 
-def test_a_lock_that_a_pipeline_writes_leaves_the_commit_clean(tmp_path: Path) -> None:
+def test_a_commit_is_dirty_with_changed_sources_alone(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
-        identity = (
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@localhost",
-            "-c",
-            "commit.gpgsign=false",
-        )
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        settings = ("user.name=t", "user.email=t@localhost", "commit.gpgsign=false")
+        options = [part for setting in settings for part in ("-c", setting)]
+        command = ["git", *options, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
 
     assert git_commit(tmp_path) == "unknown"
     git("init", "--quiet")
-    experiment = tmp_path / "experiments/mini"
-    experiment.mkdir(parents=True)
-    (experiment / "plan.yaml").write_text("x: mini\n")
+    (tmp_path / "params.yaml").write_text("experiments: []\n")
     git("add", ".")
     git("commit", "--quiet", "-m", "one")
-    (experiment / "dvc.lock").write_text("stages: {}\n")
+    (tmp_path / "dvc.lock").write_text("stages: {}\n")
     assert git_commit(tmp_path) == git("rev-parse", "HEAD")
-    (experiment / "plan.yaml").write_text("x: other\n")
+    (tmp_path / "params.yaml").write_text("experiments: [mini]\n")
     assert git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES, bootstrap_interval, paired_bootstrap
-from merit.eval.verdict import WORDS, Direction, direction
+from merit.eval.verdict import Direction, direction
 
 Scores = Mapping[str, Sequence[float]]  # benchmark -> every question's score in 0..1, in file order
 Interval = tuple[float, float, float]  # value, low, high
 Row = dict[str, Any]
-DIRECTIONS = WORDS
 
 
 def average(models: Sequence[Scores]) -> Interval:

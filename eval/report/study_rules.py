@@ -8,16 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
+from merit.eval.measuring.scores import Row
 from merit.eval.report.claims import Case, Claim, Reading
 from merit.eval.report.rules import difference, joint_method, main_method, seeds_note
 from merit.eval.report.study_sections import StudyResult
 from merit.eval.verdict import Evidence, Link, NotTestable
-
-Row = Mapping[str, Any]
 
 
 def measured(claim: Claim, case: Case) -> Evidence:

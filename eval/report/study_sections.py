@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.errors import MeritError
+from merit.eval.measuring.scores import Row
 from merit.eval.report.render import render
 from merit.eval.studies import STUDIES, draw_of
 from merit.io.artifacts import read_json
@@ -27,8 +28,8 @@ class StudyResult:
     name: str
     title: str
     text: str
-    summary: Mapping[str, Any]
-    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    summary: Row
+    tables: Mapping[str, Sequence[Row]]
     figures: tuple[str, ...]
     path: str
     drawn: str

@@ -11,6 +11,7 @@ from typing import Any
 
 from merit.config import load_experiment
 from merit.eval.commit import git_commit
+from merit.eval.measuring.scores import Row
 from merit.eval.studies import STUDIES, measure_of, settings_of
 from merit.eval.table_files import latex_table, markdown_table
 from merit.io.artifacts import (
@@ -22,8 +23,6 @@ from merit.io.artifacts import (
     value_hash,
     write_json,
 )
-
-Row = dict[str, Any]
 
 
 def run(name: str, item: str | None = None) -> None:

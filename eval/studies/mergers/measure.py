@@ -17,7 +17,6 @@ from merit.config import Experiment
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
 from merit.eval.measuring.scores import (
-    DIRECTIONS,
     Interval,
     Row,
     Scores,
@@ -29,6 +28,7 @@ from merit.eval.measuring.scores import (
     verdict,
 )
 from merit.eval.studies.mergers.settings import Mergers
+from merit.eval.verdict import WORDS
 from merit.io.artifacts import Artifacts, read_json
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str,
     found["at_edge"] = at_edge(rows, settings)
     for tuning in ("default", "best"):
         others = [r for r in rows if r["tuning"] == tuning and r["merge"] != REFERENCE]
-        for word, name in DIRECTIONS.items():  # of the merger
+        for word, name in WORDS.items():  # of the merger
             found[f"{name}_{tuning}"] = [
                 row["merge"] for row in others if verdict(interval(row, "difference")) == word
             ]
