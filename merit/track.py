@@ -1,20 +1,14 @@
-"""MLflow as a view of the records. mlflow is imported where it is used: it takes 4 s.
+"""MLflow as a view of the records, by its public API. mlflow is imported where it is used: it takes 4 s.
 
-DVC's files are the truth. `sync` makes MLflow show what `merit.runs` reads from them: an experiment
-a YAML, a run a model, below it a run a branch. A branch that several models share is one run, below
-the first of them; every model links to its branches (tag `merit.branches`, and its note).
+`sync` makes MLflow show what `merit.runs` reads: an experiment per YAML, a run per model, below it a
+run per branch. A branch that several models share is one run, below the first of them; every model
+links to its branches.
 
-Runs are found by the tag `merit.key` and skipped where `merit.content_hash` is that of the records:
-a second sync writes nothing, a deleted database is rebuilt, and a changed record updates its own
-run, whose id stays, with the notes, tags and links that users have given it.
-
-MLflow has no call that changes a parameter or takes back a point: a point logged again at the same
-step stands beside the old one in every chart, and tables show the point of the highest step (of
-those the latest), so that a longer, older curve would win over a shorter one. In a database, `sync`
-therefore deletes the run's parameters, points and datasets by SQL before it logs those of the
-records. A server (http) allows no such thing: there the old points and datasets stay, and where a
-parameter has changed, `merit.changed_params` (JSON) says what it is now. Artifacts are replaced,
-never taken away.
+MLflow cannot change a parameter or take back a point. A run is therefore found by two tags,
+`merit.key` and the hash of its parameters, points, files and mixture. If no run has both, a new one
+is logged with the notes and tags that users gave the old one, which goes to MLflow's trash; if the
+records return to what they were, so does the old run. Other tags change in place. The hash is set
+last: a run of a killed sync has none, and is logged again.
 """
 
 from __future__ import annotations
@@ -24,11 +18,12 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -44,7 +39,8 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT = 10.0  # seconds to wait for a locked database or a silent server
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's limits
-KEY, CONTENT_HASH, NOTE_HASH = "merit.key", "merit.content_hash", "merit.note_hash"
+KEY, NOTE_HASH = "merit.key", "merit.note_hash"
+CONTENT, TAGS = "merit.content_hash", "merit.tags_hash"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 MODEL_NOTE = (
     "Scores are percent on the test split. `loss_by_epoch` is the token-weighted mean of the "
@@ -59,7 +55,7 @@ class StoreError(MeritError):
         self.reason = (str(error).strip().splitlines() or ["unknown error"])[0]
         super().__init__(
             f"{uri}: MLflow's store cannot be used: {self.reason}; put that right (`tracking.uri` "
-            "in params.yaml?) and run `merit track sync`: no result is lost, MLflow only shows them"
+            "in params.yaml?) and run `merit track`: no result is lost, MLflow only shows them"
         )
 
 
@@ -71,21 +67,19 @@ def sync(
     root: Path = ARTIFACTS_DIR,
     timeout: float = LOCK_TIMEOUT,
 ) -> Counter[str]:
-    """The commands `merit track sync` and, not strict, `merit track`, the pipeline's last stage.
+    """Make MLflow show the records of `experiments`; returns how many runs were "created" and so on.
 
-    Makes MLflow show the records of `experiments`; prints and returns how many runs were "created",
-    "updated", "deleted" and "unchanged". Outputs that do not exist yet are skipped. Runs of methods
-    that are no longer in the YAML are deleted; if the method comes back, so do they. Raises
-    MeritError where a record is unreadable and, if `strict`, where the store fails or another sync
+    Results that do not exist yet are skipped; runs that the YAML no longer asks for are deleted.
+    Raises MeritError if a record is unreadable and, if `strict`, if the store fails or another sync
     is running; otherwise that is one line on stderr.
     """
     begun = time.monotonic()
     counts: Counter[str] = Counter()
-    wanted = []
-    for experiment in experiments:
-        artifacts = Artifacts(experiment.name, root)
-        shown = runs(experiment, artifacts)
-        wanted.append((experiment, shown, mixture(experiment, artifacts)))
+    wanted = [
+        (experiment, runs(experiment, paths), mixture(experiment, paths))
+        for experiment in experiments
+        for paths in [Artifacts(experiment.name, root)]
+    ]
     try:
         with (
             exclusive(root / "mlflow", "MLflow is being written"),
@@ -100,8 +94,8 @@ def sync(
             raise
         reason = error.reason if isinstance(error, StoreError) else error
         print(
-            f"MLflow at {params.tracking.uri} cannot be reached ({reason}); results are "
-            "complete; `merit track sync` carries them over later",
+            f"MLflow at {params.tracking.uri} cannot be reached ({reason}); results are complete; "
+            "`merit track` shows them later",
             file=sys.stderr,
         )
     return counts
@@ -116,39 +110,89 @@ def _mirror(
     wanted: Sequence[Run],
     trained_on: dict[str, str] | None,
 ) -> Counter[str]:
-    experiment_id = _experiment_id(client, experiment.name)
-    known = _known(client, experiment_id)
-    counts: Counter[str] = Counter()
-    for key in set(known) - keys(experiment):
-        if not _is_deleted(known[key]):
-            client.delete_run(known[key].info.run_id)
-            counts["deleted"] += 1
-    new = {run.key for run in wanted} - set(known)
+    experiment_id, versions = _open_experiment(client, experiment.name)
+    shown: dict[str, MlflowRun] = {}
+    states: dict[str, str] = {}
+    inputs, content = {}, {}
     for run in wanted:  # all ids come first: models and branches name each other
-        if run.key in new:
-            tags = {KEY: run.key}
-            known[run.key] = client.create_run(experiment_id, run.start, tags, run.name)
-        elif _is_deleted(known[run.key]):
-            client.restore_run(known[run.key].info.run_id)
-            known[run.key].data.tags.pop(CONTENT_HASH, None)  # what it holds may be old
-    ids = {key: run.info.run_id for key, run in known.items()}
-    for run in wanted:
-        inputs = [trained_on] if trained_on and (run.parent or run.branches) else []
-        tags = run.tags | {KEY: run.key} | _links(run, ids, experiment_id)
-        values = [run.params, tags, [(p.key, p.step, p.value) for p in run.points]]
-        files = {name: file_hash(path) for name, path in run.files.items()}
-        content = value_hash([values, files, [one["digest"] for one in inputs]])
-        if known[run.key].data.tags.get(CONTENT_HASH) == content:
-            counts["unchanged"] += 1
+        key, old = run.key, versions.get(run.key, [])
+        inputs[key] = [trained_on] if trained_on and (run.parent or run.branches) else []
+        content[key] = _content_hash(run, inputs[key])
+        same = [v for v in old if v.data.tags.get(CONTENT) == content[key]]
+        same = [v for v in same if v.info.experiment_id == experiment_id]
+        if not same:
+            tags = {KEY: key} | (_user_tags(old[0]) if old else {})
+            shown[key] = client.create_run(experiment_id, run.start, tags, run.name)
+            states[key] = "updated" if old else "created"
             continue
-        _write(client, run, known[run.key], tags, inputs)
-        # last, so that a sync that was killed before this line is taken up again
-        client.set_tag(ids[run.key], CONTENT_HASH, content)
-        counts["created" if run.key in new else "updated"] += 1
-    return counts
+        shown[key], states[key] = same[0], "unchanged"
+        if _is_deleted(same[0]):
+            client.restore_run(same[0].info.run_id)
+            states[key] = "updated"
+    ids = {key: run.info.run_id for key, run in shown.items()}
+    for run in wanted:
+        key, run_id = run.key, ids[run.key]
+        is_new = CONTENT not in shown[key].data.tags
+        if is_new:
+            _log(client, run_id, run, inputs[key])
+        if is_new or _has_lost_files(client, run_id, run):
+            for path, file in run.files.items():
+                client.log_artifact(run_id, str(file), str(PurePosixPath(path).parent))
+            states[key] = "created" if states[key] == "created" else "updated"
+        if _set_tags(client, shown[key], run.tags | _links(run, ids, experiment_id)):
+            states[key] = "created" if states[key] == "created" else "updated"
+        if is_new:
+            client.set_tag(run_id, CONTENT, content[key])
+    counts = Counter(states.values())
+    for key, each in versions.items():
+        for old_run in each:
+            if old_run.info.run_id != ids.get(key) and not _is_deleted(old_run):
+                client.delete_run(old_run.info.run_id)
+                counts["deleted"] += key not in keys(experiment)
+    return +counts
 
 
-def _links(run: Run, ids: dict[str, str], experiment_id: str) -> dict[str, str]:
+def _open_experiment(client: MlflowClient, name: str) -> tuple[str, dict[str, list[MlflowRun]]]:
+    """The id of the MLflow experiment and its runs by key, complete and undeleted ones first.
+
+    If the database has been moved, and the artifacts that lay beside it are no longer there, the
+    old experiment is renamed and deleted, and a new one takes its place.
+    """
+    from mlflow.entities import ViewType
+
+    path, found = sqlite_path(client.tracking_uri), client.get_experiment_by_name(name)
+    location = (path.parent.resolve() / "mlruns" / name).as_uri() if path else None
+    versions: dict[str, list[MlflowRun]] = {}
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        each = client.search_runs([found.experiment_id], "", ViewType.ALL, max_results=50_000)
+        for run in sorted(each, key=lambda run: (_is_deleted(run), CONTENT not in run.data.tags)):
+            if KEY in run.data.tags:
+                versions.setdefault(run.data.tags[KEY], []).append(run)
+        if location in (None, found.artifact_location):
+            return str(found.experiment_id), versions
+        client.rename_experiment(found.experiment_id, f"{name}, moved ({found.experiment_id})")
+        client.delete_experiment(found.experiment_id)
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens at the runs
+    return str(client.create_experiment(name, location, kind)), versions
+
+
+def _content_hash(run: Run, inputs: Sequence[Mapping[str, str]]) -> str:
+    """The hash of what MLflow cannot change."""
+    files = {name: file_hash(path) for name, path in run.files.items()}
+    points = [(p.key, p.step, p.value) for p in run.points]
+    return value_hash([run.params, points, files, [one["digest"] for one in inputs]])
+
+
+def _user_tags(run: MlflowRun) -> dict[str, str]:
+    """A run's note and the tags that are neither ours nor MLflow's."""
+    own = ("merit.", "mlflow.")
+    tags = run.data.tags
+    return {k: tags[k] for k in tags if k in (NOTE, NOTE_HASH) or not k.startswith(own)}
+
+
+def _links(run: Run, ids: Mapping[str, str], experiment_id: str) -> dict[str, str]:
     """The tags that lead from a branch to its first model and from a model to its branches."""
     if run.parent:
         return {PARENT: ids[run.parent]}
@@ -158,71 +202,43 @@ def _links(run: Run, ids: dict[str, str], experiment_id: str) -> dict[str, str]:
     return {"merit.branches": json.dumps(branches), NOTE: note, NOTE_HASH: value_hash(note)}
 
 
-def _write(
-    client: MlflowClient,
-    run: Run,
-    old: MlflowRun,
-    tags: dict[str, str],
-    inputs: list[dict[str, str]],
-) -> None:
-    """Put what the records say into the run `old`, whatever it holds."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+def _log(client: MlflowClient, run_id: str, run: Run, inputs: Sequence[Mapping[str, str]]) -> None:
+    """The run's points, parameters and mixture."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-    run_id, params = old.info.run_id, run.params
-    note = old.data.tags.get(NOTE)
-    if note and value_hash(note) != old.data.tags.get(NOTE_HASH):
-        tags = {key: tag for key, tag in tags.items() if key != NOTE}  # a user's own
-    if is_server(client.tracking_uri):
-        changed = {k: v for k, v in params.items() if old.data.params.get(k, v) != v}
-        params = {k: v for k, v in params.items() if k not in changed}
-        tags = tags | ({"merit.changed_params": json.dumps(changed)} if changed else {})
-    for key in old.data.tags:
-        if key.startswith("merit.") and not tags.get(key):
-            client.delete_tag(run_id, key)
-    if not is_server(client.tracking_uri) and (old.data.params or old.data.metrics):
-        _clear(client.tracking_uri, run_id, run.start)
     # MLflow's stores do not give NaN and infinity back as they were; such values stay records
     points = sorted(point for point in run.points if math.isfinite(point.value))
     metrics = [Metric(p.key, p.value, p.time, p.step) for p in points]
     for i in range(0, len(metrics), METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics[i : i + METRICS_PER_CALL])
-    some = [Param(key, value) for key, value in params.items()]  # MLflow cuts what is too long
-    for i in range(0, len(some), PARAMS_PER_CALL):
-        client.log_batch(run_id, params=some[i : i + PARAMS_PER_CALL])
-    tags = tags | {"mlflow.source.git.commit": _git_commit()}
-    client.log_batch(run_id, tags=[RunTag(key, tag) for key, tag in tags.items() if tag])
+    params = [Param(key, value) for key, value in run.params.items()]  # MLflow cuts what is long
+    for i in range(0, len(params), PARAMS_PER_CALL):
+        client.log_batch(run_id, params=params[i : i + PARAMS_PER_CALL])
     context = [InputTag("mlflow.data.context", "training")]
     client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**one), context) for one in inputs])
-    for path, file in run.files.items():
-        client.log_artifact(run_id, str(file), str(PurePosixPath(path).parent))
     client.set_terminated(run_id, "FINISHED", max((p.time for p in points), default=None))
 
 
-def _clear(uri: str, run_id: str, start_time: int) -> None:
-    """Delete what MLflow cannot change (see the module's docstring), in one transaction."""
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.pool import NullPool
-
-    inputs = "inputs WHERE source_type = 'DATASET' AND destination_id = :run"
-    with create_engine(uri, poolclass=NullPool).begin() as connection:
-        for statement in (
-            "DELETE FROM params WHERE run_uuid = :run",
-            "DELETE FROM metrics WHERE run_uuid = :run",
-            "DELETE FROM latest_metrics WHERE run_uuid = :run",
-            f"DELETE FROM input_tags WHERE input_uuid IN (SELECT input_uuid FROM {inputs})",
-            f"DELETE FROM {inputs}",
-            "UPDATE runs SET start_time = :start WHERE run_uuid = :run",
-        ):
-            connection.execute(text(statement), {"run": run_id, "start": start_time})
+def _has_lost_files(client: MlflowClient, run_id: str, run: Run) -> bool:
+    there = {file.path for file in client.list_artifacts(run_id)} if run.files else set()
+    return not {PurePosixPath(path).parts[0] for path in run.files} <= there
 
 
-def _known(client: MlflowClient, experiment_id: str) -> dict[str, MlflowRun]:
-    """The experiment's runs by key; a deleted one where there is no other."""
-    from mlflow.entities import ViewType
+def _set_tags(client: MlflowClient, run: MlflowRun, tags: dict[str, str]) -> bool:
+    """Bring a run's tags up to date, but for a note that a user wrote; whether any changed."""
+    from mlflow.entities import RunTag
 
-    found = client.search_runs([experiment_id], "", ViewType.ALL, max_results=50_000)
-    last_alive = sorted(found, key=_is_deleted, reverse=True)
-    return {run.data.tags[KEY]: run for run in last_alive if KEY in run.data.tags}
+    old, digest = run.data.tags, value_hash(tags)
+    if old.get(TAGS) == digest:
+        return False
+    for key in old:
+        if key.startswith("merit.") and key not in (KEY, CONTENT) and not tags.get(key):
+            client.delete_tag(run.info.run_id, key)
+    if old.get(NOTE) and value_hash(old[NOTE]) != old.get(NOTE_HASH):
+        tags = {key: tag for key, tag in tags.items() if key != NOTE}
+    tags = tags | {"mlflow.source.git.commit": _git_commit(), TAGS: digest}
+    client.log_batch(run.info.run_id, tags=[RunTag(key, tag) for key, tag in tags.items() if tag])
+    return True
 
 
 def _is_deleted(run: MlflowRun) -> bool:
@@ -242,7 +258,7 @@ def _git_commit() -> str:
 
 @contextlib.contextmanager
 def open_store(uri: str, timeout: float = LOCK_TIMEOUT) -> Iterator[MlflowClient]:
-    """A client of a store that can be written. Raises StoreError where the store fails."""
+    """A client of a store that can be written. Raises StoreError if the store fails."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"  # MLflow takes no other value for yes
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -254,26 +270,22 @@ def open_store(uri: str, timeout: float = LOCK_TIMEOUT) -> Iterator[MlflowClient
 
     for name in ("mlflow", "alembic"):  # migrations, retries and tracebacks of what is said here
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # OSError: requests' errors, too; ImportError: a database without its driver
+    failures = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
     try:
-        if uri.startswith("sqlite:"):
-            _probe(uri, timeout)
+        if path := sqlite_path(uri):
+            _probe(path, timeout)
         yield mlflow.MlflowClient(tracking_uri=uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:  # OSError: requests' errors too
+    except failures as error:
         raise StoreError(uri, error) from error
 
 
-def _probe(uri: str, timeout: float) -> None:
-    """Open the SQLite file for writing, or fail within `timeout`; MLflow itself would try for
-    minutes. A file that does not exist is created."""
-    from sqlalchemy import create_engine
-    from sqlalchemy.pool import NullPool
-
-    if path := sqlite_path(uri):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(uri, poolclass=NullPool, connect_args={"timeout": timeout})
-    with engine.connect() as connection:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        connection.exec_driver_sql("SELECT COUNT(*) FROM sqlite_master")
+def _probe(path: Path, timeout: float) -> None:
+    """Fail within `timeout` if the file cannot be written: MLflow would try for minutes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, timeout, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT COUNT(*) FROM sqlite_master")
         connection.rollback()
 
 
@@ -285,16 +297,3 @@ def sqlite_path(uri: str) -> Path | None:
     """The file behind sqlite:///<path>; None for memory, file: URIs and servers."""
     path = uri.removeprefix("sqlite:///")
     return None if path in (uri, ":memory:") or path.startswith("file:") else Path(path)
-
-
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    """The id of the MLflow experiment `name`, created where it is absent or was deleted."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        path = sqlite_path(client.tracking_uri)  # artifacts lie beside the database
-        location = (path.parent.resolve() / "mlruns" / name).as_uri() if path else None
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens at the runs
-        return str(client.create_experiment(name, location, kind))
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)

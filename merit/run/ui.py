@@ -22,7 +22,7 @@ def serve(params: Params, port: int) -> None:
     uri = params.tracking.uri
     if is_server(uri):
         raise MeritError(f"params.yaml: key `tracking.uri`: a server already: open {uri}")
-    nothing = f"{uri}: nothing has been tracked yet; `make repro` does (or `merit track sync`)"
+    nothing = f"{uri}: nothing has been tracked yet; `merit track` does it"
     if (path := sqlite_path(uri)) and not path.is_file():
         raise MeritError(nothing)
     with open_store(uri) as client:
