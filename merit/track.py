@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from merit.config import Experiment, Params
 from merit.errors import MeritError
@@ -155,8 +156,8 @@ def _mirror(
 def _open_experiment(client: MlflowClient, name: str) -> tuple[str, dict[str, list[MlflowRun]]]:
     """The id of the MLflow experiment and its runs by key, complete and undeleted ones first.
 
-    If the database has been moved, and the artifacts that lay beside it are no longer there, the
-    old experiment is renamed and deleted, and a new one takes its place.
+    If the database has been moved and the folder of its artifacts is gone, the old experiment is
+    renamed and deleted, and a new one takes its place.
     """
     from mlflow.entities import ViewType
 
@@ -170,7 +171,8 @@ def _open_experiment(client: MlflowClient, name: str) -> tuple[str, dict[str, li
         for run in sorted(each, key=lambda run: (_is_deleted(run), CONTENT not in run.data.tags)):
             if KEY in run.data.tags:
                 versions.setdefault(run.data.tags[KEY], []).append(run)
-        if location in (None, found.artifact_location):
+        place = Path(unquote(found.artifact_location.removeprefix("file://")))
+        if location in (None, found.artifact_location) or place.is_dir():
             return str(found.experiment_id), versions
         client.rename_experiment(found.experiment_id, f"{name}, moved ({found.experiment_id})")
         client.delete_experiment(found.experiment_id)
@@ -273,17 +275,20 @@ def open_store(uri: str, timeout: float = LOCK_TIMEOUT) -> Iterator[MlflowClient
     # OSError: requests' errors, too; ImportError: a database without its driver
     failures = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
     try:
-        if path := sqlite_path(uri):
-            _probe(path, timeout)
+        if uri.startswith("sqlite:///"):
+            _probe(uri.removeprefix("sqlite:///"), timeout)
         yield mlflow.MlflowClient(tracking_uri=uri)
     except failures as error:
         raise StoreError(uri, error) from error
 
 
-def _probe(path: Path, timeout: float) -> None:
-    """Fail within `timeout` if the file cannot be written: MLflow would try for minutes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(path, timeout, isolation_level=None)) as connection:
+def _probe(place: str, timeout: float) -> None:
+    """Fail within `timeout` if SQLite's file cannot be written: MLflow would try for minutes."""
+    is_uri = place.startswith("file:")
+    if not is_uri:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(place, timeout, isolation_level=None, uri=is_uri)
+    with contextlib.closing(connection):
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("SELECT COUNT(*) FROM sqlite_master")
         connection.rollback()

@@ -354,8 +354,8 @@ def test_a_changed_record_is_logged_again_with_what_users_gave_its_run(world: Wo
     world.client.set_tag(before[G1], NOTE, "look at step 2")
     world.client.set_tag(before[G1], "mine", "1")
     rows = retrain(world)
-    # the branch, and its model with the curve
-    assert world.sync() == {"updated": 2, "unchanged": NUM_RUNS - 2}
+    # the branch, its model with the curve, and the link of the other branch
+    assert world.sync() == {"updated": 3, "unchanged": NUM_RUNS - 3}
     after, ids = world.runs()[G1], world.ids()
     assert {key for key in ids if ids[key] != before[key]} == {"merit-1d-s1", G1}
     assert world.history(G1, "loss") == [(row["step"], row["loss"]) for row in rows]
@@ -367,7 +367,7 @@ def test_a_changed_record_is_logged_again_with_what_users_gave_its_run(world: Wo
     assert world.sync() == {"unchanged": NUM_RUNS}
     for path, data in old.items():  # and back: so is the old run
         path.write_bytes(data)
-    assert world.sync()["updated"] == 2
+    assert world.sync()["updated"] == 3
     assert (world.ids()[G1], world.content()) == (before[G1], content)
 
 
@@ -432,26 +432,27 @@ def test_a_deleted_database_or_experiment_comes_back(world: World, empty_databas
     assert world.content() == content
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_deleted_artifacts_and_a_moved_clone_come_back(
-    template: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+def test_a_moved_clone_and_deleted_artifacts_come_back(
+    template: World, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content, there = template.content(), template.folder
-    place = tmp_path / "clone"
-    shutil.copytree(there, place, ignore=shutil.ignore_patterns("mlruns"))
+    shutil.copytree(template.folder, tmp_path / "a", ignore=shutil.ignore_patterns("ml*"))
+    shutil.copy(empty_database, tmp_path / "a" / "mlflow.db")
+    monkeypatch.chdir(tmp_path / "a")
+    assert World(tmp_path / "a", template.settings).sync() == {"created": NUM_RUNS}
+    place = (tmp_path / "a").rename(tmp_path / "b")
     monkeypatch.chdir(place)
     world = World(place, template.settings)
     assert world.sync() == {"updated": NUM_RUNS}
-    if not moved:
-        ids = world.ids()
-        shutil.rmtree(place / "mlruns")
-        assert world.sync() == {"updated": NUM_RUNS}
-        assert world.ids() == ids
-    assert world.content() == content
+    assert world.content() == template.content()
+    ids = world.ids()
+    shutil.rmtree(place / "mlruns")
+    assert world.sync() == {"updated": NUM_RUNS}
+    assert world.ids() == ids
     figure = artifact(world.runs()["base"], "figures/curves.png")
     assert figure.is_relative_to(place)
     assert figure.read_bytes() == b"png"
     assert world.sync() == {"unchanged": NUM_RUNS}
+    assert not (tmp_path / "a").exists()
 
 
 def test_one_sync_at_a_time(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -462,7 +463,7 @@ def test_one_sync_at_a_time(world: World, capsys: pytest.CaptureFixture[str]) ->
             world.sync()
         assert world.sync(strict=False) == {}
     assert "MLflow is being written" in capsys.readouterr().err
-    assert world.sync()["updated"] == 2
+    assert world.sync()["updated"] == 3
 
 
 # --- faults -------------------------------------------------------------------------------------
