@@ -472,7 +472,7 @@ def test_one_sync_at_a_time(world: World, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("uri", "found"),
     [
-        ("sqlite:///file:{folder}/mlflow.db?mode=ro&uri=true", "readonly"),
+        ("sqlite:///file:{folder}/mlflow.db?mode=ro&uri=true", "cannot be used"),
         ("sqlite:///{folder}/artifacts", "unable to open database file"),
         ("sqlite:///{folder}/corrupt.db", "not a database"),
         ("sqlite:///{folder}/corrupt.db/below.db", "corrupt.db"),
