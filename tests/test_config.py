@@ -15,12 +15,11 @@ from merit.config import (
     every_method,
     load_experiment,
     load_params,
-    overridden,
     suffix,
-    variants,
 )
 from merit.config.branches import plan
-from merit.config.experiment import merged
+from merit.config.experiment import merged, variants
+from merit.config.methods import overridden
 from merit.errors import MeritError
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
-"""Typed settings: one YAML an experiment, and params.yaml for the pipeline as a whole.
+"""Typed settings: one YAML per experiment, and params.yaml for the pipeline as a whole.
 
-Every key that there is stands in a class of one of these modules, with its default.
+Every key is a field of a class in one of these modules, with its default.
 """
 
 from merit.config.base import (
@@ -23,14 +23,12 @@ from merit.config.experiment import (
     Experiment,
     every_method,
     load_experiment,
-    variants,
 )
 from merit.config.methods import (
     PARAMETERS,
     Method,
     Sweep,
     combinations,
-    overridden,
     suffix,
 )
 from merit.config.params import (
@@ -80,7 +78,5 @@ __all__ = [
     "every_method",
     "load_experiment",
     "load_params",
-    "overridden",
     "suffix",
-    "variants",
 ]

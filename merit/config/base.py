@@ -18,7 +18,7 @@ VISION_SIZES = (
 class Architecture(Settings):
     """Sizes of a model built from scratch; every other field keeps the real model's value.
 
-    With the vision part's sizes (all of them) a Qwen2.5-VL, without any a Qwen2 text model.
+    A Qwen2.5-VL if the sizes of the vision part are given (all of them), else a Qwen2 text model.
     """
 
     hidden_size: PositiveInt
@@ -50,7 +50,7 @@ class Architecture(Settings):
 
 
 class Phase(Settings):
-    """One phase of building the base: which data, which components learn, for how long."""
+    """One phase of building the base: its data, the components that learn, its steps."""
 
     name: str
     data: str  # what the data stage wrote: "labels", "captions", "corpus", "conversations", ...
@@ -80,8 +80,8 @@ class Origin(Settings):
 
 
 class Assembly(Settings):
-    """A Qwen2.5-VL of one's vision encoder, a Qwen2's language model and a fresh projector: where
-    LLaVA's recipe begins.
+    """A Qwen2.5-VL assembled of a vision encoder, a Qwen2 language model and a fresh projector: the
+    start of LLaVA's recipe.
     """
 
     vision: Origin
@@ -94,9 +94,9 @@ def check_revision(hub: str | None, revision: str | None) -> None:
 
 
 class Base(Settings):
-    """theta0: built from scratch by phases, or taken from a folder or the hub, and then by phases.
+    """theta0: built from scratch, assembled, or taken from a folder or the hub; then `phases`.
 
-    A model of the hub is named with its `revision`, a commit, so that it is the same one tomorrow.
+    A model of the hub is named with its `revision`, a commit, which never changes.
     """
 
     seed: int = 0

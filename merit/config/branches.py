@@ -35,8 +35,8 @@ class Partition:
 class Branch:
     """One training run: group `group` of a partition, for `epochs` epochs, data order `seed`.
 
-    `partition` is the key of one of the plan's partitions; `run` the name that the branches of one
-    model share (of joint training: all seeds). `optimizer` is what a method changes in
+    `partition` is the key of one of the plan's partitions. The branches of one model share the name
+    `run` (of joint training: all seeds). `optimizer` is what a method changes in
     `training.optimizer`; a sweep's branch `may_diverge`.
     """
 
@@ -53,7 +53,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Model:
-    """One row-and-seed of the results: `branches` merged, or a model derived from others.
+    """One row and seed of the results: `branches` merged, or a model derived from others.
 
     `rule` is "base", "merge" (weighted average of `branches`) or "shrunk" (`source` shrunk to the
     displacement of `match`, both model ids).
@@ -116,7 +116,7 @@ def plan(experiment: Experiment) -> Plan:
                 models[model_id] = Model(model_id, name, seed, "shrunk", source=source, match=match)
                 continue
             # seed s of an n-soup takes the n data orders from s on, so that its members are
-            # joint runs that other methods (or other seeds) have already paid for
+            # joint runs that other methods (or other seeds) have in any case
             orders = range(seed, seed + (method.members or 1))
             trained = [b for order in orders for b in train(method, seed, order)]
             models[model_id] = Model(model_id, name, seed, "merge", branches=tuple(trained))

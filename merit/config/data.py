@@ -1,4 +1,4 @@
-"""The `data` block: a generated world, public sources, or one's own files."""
+"""The `data` block: a generated world, public sources, or your own files."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ OnBadRecord = Literal["error", "skip"]
 
 
 class TaskRule(Settings):
-    """Tasks by rule: of those with at least `minimum` examples all, or `draw` of them by the seed.
+    """Tasks by rule: all with at least `minimum` examples, or `draw` of them by the seed.
 
-    Those of `exclude` are left out first. `note` goes into the manifest: what stands behind the
-    numbers.
+    Those of `exclude` are left out first. `note` goes into the manifest and says why.
     """
 
     minimum: PositiveInt = 1
@@ -49,11 +48,11 @@ TaskChoice = Annotated[
 class PublicSource(Settings):
     """One public source of a mixture (merit.data.sources.<name>).
 
-    Its files lie in `folder` as in its hub repository (default: `<data.folder>/<name>`); `images`
-    is what the image names of a source without images are relative to (default:
-    `<data.folder>/images`). `revision` replaces the pinned one. `prefix` goes before the tasks'
-    names; `max_examples` a task are drawn; an example of more than `max_turns` turns is split.
-    `max_records` ends the reading early, before anything is drawn: a rehearsal's.
+    Its files lie in `folder` as in its hub repository (default: `<data.folder>/<name>`). `images`
+    is the folder of the images of a source that ships none (default: `<data.folder>/images`).
+    `revision` replaces the pinned one. `prefix` goes before the tasks' names. At most
+    `max_examples` per task are drawn; an example of more than `max_turns` turns is split.
+    `max_records` ends the reading early, before anything is drawn: for rehearsals.
     """
 
     name: SourceName
@@ -68,11 +67,11 @@ class PublicSource(Settings):
 
 
 class _Read(Settings):
-    """What all data that are read share.
+    """What all data that are read from files share.
 
     A record that is no example, or whose image is broken, is an error or, with `on_bad_record:
-    skip`, left out and listed in the manifest. `check_images: exists` opens no image: a broken one
-    is found in training. `held_out` is the share of each task kept from training.
+    skip`, left out and listed in the manifest. `check_images: exists` opens no image, so that a
+    broken one is found in training. `held_out` is the share of each task kept from training.
     """
 
     seed: Seed = 42
@@ -82,7 +81,7 @@ class _Read(Settings):
 
 
 class PublicData(_Read):
-    """A mixture of public sources; in `pretraining`, by name, what the base's phases read."""
+    """A mixture of public sources; `pretraining` names what the phases of the base read."""
 
     source: Literal["public"]
     folder: str = "sources"
@@ -98,11 +97,11 @@ class PublicData(_Read):
         return self
 
     def cut_down(self, num_tasks: int, num_examples: int) -> PublicData:
-        """The same sources with few tasks of few examples: a rehearsal.
+        """The same sources with few tasks of few examples, for a rehearsal.
 
-        `num_tasks` are spread over the sources, one of each at least; base phases keep
-        `num_examples` a task, of the first records alone, twenty times as many for the broken ones:
-        theirs are files of up to three million.
+        `num_tasks` are spread over the sources, at least one of each. Base phases keep
+        `num_examples` per task of the first 20 `num_examples` records, some of which are broken:
+        their files have up to three million.
         """
         share = max(1, num_tasks // len(self.sources))
 
@@ -131,7 +130,7 @@ class PublicData(_Read):
 
 
 class JsonlData(_Read):
-    """One's own mixture: a folder of JSONL files, one a task, in chat form (docs/sources.md)."""
+    """Your own mixture: a folder of JSONL files, one per task, in chat form (docs/sources.md)."""
 
     source: Literal["jsonl"]
     folder: str
@@ -139,7 +138,7 @@ class JsonlData(_Read):
     max_examples: PositiveInt | None = None
 
     def cut_down(self, num_tasks: int, num_examples: int) -> JsonlData:
-        """`num_tasks` of the tasks, the first of a list, else drawn, of few examples each."""
+        """The first `num_tasks` of a list of tasks, else as many drawn, with few examples each."""
         few = min(num_examples, self.max_examples or num_examples)
         if isinstance(self.tasks, list):
             tasks: TaskChoice = self.tasks[:num_tasks]
@@ -164,7 +163,7 @@ class MiniWorldData(Settings):
     # of the 32 skills, those that the base has not seen; see merit.mini.world.base_conversations
     num_new_skills: Annotated[int, Field(ge=0, le=16)] = 6
     num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5
-    num_questions: PositiveInt  # test questions a benchmark
+    num_questions: PositiveInt  # test questions per benchmark
     num_validation_questions: PositiveInt
 
 
@@ -174,10 +173,10 @@ class MiniTextData(Settings):
     source: Literal["mini_text"]
     seed: int
     num_examples: PositiveInt  # fine-tuning examples over all tasks
-    num_recall: PositiveInt  # paragraphs that are looked up in themselves, read by the base first
+    num_recall: PositiveInt  # paragraphs with questions about them, which the base reads first
     num_documents: PositiveInt  # plain text that the base is pre-trained on
     num_conversations: PositiveInt  # the base's few questions and answers
-    num_questions: PositiveInt  # test questions a benchmark
+    num_questions: PositiveInt  # test questions per benchmark
     num_validation_questions: PositiveInt
 
 

@@ -1,4 +1,4 @@
-"""Which benchmarks a model is asked, who judges, and what the report shows."""
+"""Benchmarks, the judge, and what the report shows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pydantic import Field, model_validator
 
 from merit.config.settings import PositiveFloat, PositiveInt, Settings
 
-# settings that hardly an experiment has stand in no other's hash of its parameters
+# left out of the hash of the parameters of the experiments that do not have them
 _UNLESS_EMPTY = Field(exclude_if=lambda value: not value)
 
 
 class JudgeSettings(Settings):
-    """A judge behind an OpenAI-compatible endpoint: who scores what matching cannot.
+    """A judge behind an OpenAI-compatible endpoint, which scores what matching cannot.
 
-    `model` is the snapshot; `key_variable` names the environment variable that holds the key, null
-    where the endpoint asks for none. `temperature` goes before VLMEvalKit's own, which for MM-Vet
-    and MathVista rises with every retry. With `replay_only` nobody is asked: answers come from the
-    record of an earlier run.
+    `model` is the snapshot. `key_variable` names the environment variable with the key; null if the
+    endpoint asks for none. `temperature` replaces VLMEvalKit's own, which rises with every retry
+    for MM-Vet and MathVista. With `replay_only` nothing is asked: answers come from the record of
+    an earlier run.
     """
 
     url: str  # up to and with /v1
@@ -33,14 +33,14 @@ class JudgeSettings(Settings):
 class Evaluation(Settings):
     """Which benchmarks (records in merit.eval.benchmarks), and how answers are generated.
 
-    `min_pixels` and `max_pixels` are what images are scaled to lie between; without them the
-    checkpoint's own. `cache_images` encodes the images once for all models (`prompts`): for small
-    experiments whose fine-tuning leaves the vision part as it is. A benchmark's record may have
-    limits of its own. `check_files` refuses files of VLMEvalKit's whose MD5 it does not know.
+    Images are scaled to between `min_pixels` and `max_pixels`, by default the checkpoint's; a
+    benchmark's record may have its own limits. `cache_images` encodes the images once for all
+    models, if fine-tuning leaves the vision part as it is. `check_files` refuses files of
+    VLMEvalKit whose MD5 it does not know.
 
-    Of lm-eval's own tasks: `text_data` is a folder with their repositories as on the hub, null for
-    the hub; `chat_template` whether their questions are put into the model's; `run_model_code`
-    allows HumanEval, in a sandbox.
+    For lm-eval's own tasks: `text_data` is a folder with their repositories as on the hub, null
+    for the hub; `chat_template` puts their questions into the model's; `run_model_code` allows
+    HumanEval, in a sandbox.
     """
 
     benchmarks: Annotated[list[str], Field(min_length=1)]
@@ -68,16 +68,15 @@ class Evaluation(Settings):
 
 
 class Report(Settings):
-    """What the report stage writes, and which of the paper's tables stands beside it.
+    """What the report shows, and beside which of the paper's tables.
 
     `benchmarks` are those of the report's own table, all by default. `also_tables` are further
-    tables of the paper that the full level renders, each with its benchmarks: {stem: [names]};
-    those that `evaluation.benchmarks` lacks are asked at that level besides.
+    tables of the paper, each with its benchmarks: {stem: [names]}.
     """
 
     title: str
-    paper_table: str | None = None  # file stem in reports/paper/; none for one's own
-    paper_build: str | None = None  # which of that table's models, where it has several
+    paper_table: str | None = None  # file stem in reports/paper/; null for your own
+    paper_build: str | None = None  # which of that table's models, if it has several
     curves: list[str] = []  # methods whose training curves are drawn
     partition: str | None = None  # the method whose groups order the heat map and the PCA scatter
     benchmarks: Annotated[list[str], _UNLESS_EMPTY] = []
@@ -85,5 +84,5 @@ class Report(Settings):
 
     @property
     def stem(self) -> str:
-        """What the report's own table is called: "table02", or "results" without a paper's."""
+        """The name of the report's own table: "table02", or "results" without one of the paper's."""
         return self.paper_table.split("_")[0] if self.paper_table else "results"

@@ -13,7 +13,7 @@ PARAMS_FILE = Path("params.yaml")
 
 
 class Tracking(Settings):
-    """Where MLflow keeps its runs: a SQLite file, or a server's address."""
+    """Where MLflow keeps its runs: a SQLite file, or the address of a server."""
 
     uri: str = "sqlite:///mlflow.db"
 

@@ -1,7 +1,7 @@
 """<name>_rehearsal: an experiment cut down to minutes, through the same stages.
 
-It proves credentials, downloads, space and memory before the days begin: models, images, lengths
-and batches are as they will be; tasks, examples, steps of the base and questions are few.
+It tests credentials, downloads, disk and memory before the long run: models, images, lengths and
+batches stay as they are; tasks, examples, steps of the base and questions are few.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ METHODS = {
 
 
 def rehearsed(experiment: Experiment) -> Experiment:
-    """3 tasks (one of every source at least) of 50 examples, two branches, 20 questions.
+    """3 tasks (at least one per source) of 50 examples, two branches, 20 questions.
 
-    Raises MeritError for a generated mixture, which `merit smoke` is there for.
+    Raises MeritError for a generated mixture, for which there is `merit smoke`.
     """
     data = experiment.data
     if not isinstance(data, PublicData | JsonlData):

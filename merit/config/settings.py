@@ -78,7 +78,7 @@ def checked(values: Any, model: type[AnySettings], path: Path) -> AnySettings:
 
 
 def _explain(entry: Any, model: type[BaseModel]) -> str:
-    """One sentence for one pydantic error."""
+    """One sentence per pydantic error."""
     # pydantic adds the tag of a union's member, "(list)", and marks a mapping's key
     location = [str(part) for part in entry["loc"] if not str(part).startswith(("(", "[key]"))]
     place = location[:-1]  # where other keys are known
@@ -98,7 +98,7 @@ def _explain(entry: Any, model: type[BaseModel]) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """ "Did you mean `x`?" where one of `known` is close, else what there is."""
+    """ "Did you mean `x`?" if one of `known` is close, else the known ones."""
     close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f" Did you mean `{close[0]}`?"
@@ -106,7 +106,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _fields_at(model: Any, location: list[str]) -> list[str]:
-    """Field names of the settings block at `location`; [] where the path leaves the models."""
+    """Field names of the settings block at `location`; [] if the path leaves the models."""
     candidates = [model]
     for part in location:
         following: list[Any] = []
@@ -120,7 +120,7 @@ def _fields_at(model: Any, location: list[str]) -> list[str]:
 
 
 def _tags(model: Any) -> set[str]:
-    """Values of the model's fields that can have one value only: what a tagged union goes by."""
+    """Values of the model's fields with only one possible value: the tags of a union."""
     choices = [
         get_args(field.annotation)
         for field in model.model_fields.values()

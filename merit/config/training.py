@@ -27,10 +27,10 @@ Trainable = Annotated[
 
 
 class Optimizer(Settings):
-    """An optimiser with a warm-up and a decay; used by a base phase and by every branch alike.
+    """An optimiser with a warm-up and a decay, of a base phase or of every branch.
 
-    `sgd` has no momentum (table 18); `betas` are AdamW's alone. `muon` is torch's Muon on matrices
-    and AdamW on what else there is: a small base built from scratch needs half the steps.
+    `sgd` has no momentum (table 18); `betas` are for AdamW only. `muon` is torch's Muon on
+    matrices and AdamW on the rest: a small base built from scratch needs half the steps.
     """
 
     algorithm: Algorithm = "adamw"
@@ -53,8 +53,8 @@ class Optimizer(Settings):
 class Runtime(Settings):
     """How theta0, and every model that comes from it, is held in memory and run.
 
-    `stored` keeps the checkpoint's own type; trained parameters are float32 all the same. `auto`
-    takes a GPU where there is one; `spread` cuts a model that only reads over all GPUs of the host.
+    `stored` keeps the checkpoint's own type; trained parameters are float32 in any case. `auto`
+    takes a GPU if there is one; `spread` places a model that does not train over all GPUs.
     `varlen` is torch's variable-length flash attention, for packed rows on a GPU.
     """
 
@@ -68,8 +68,8 @@ class Encoding(Settings):
     """How examples become token ids.
 
     `chat` writes the turns as the model's own chat template does, `plain` as prompt, line break,
-    answer and end mark (a pretrained text model). `cache_images` keeps the frozen vision part's
-    embeddings on disk: for miniatures, since a picture of 784 tokens takes 3 MB.
+    answer and end mark (a pretrained text model). `cache_images` keeps the embeddings of the
+    frozen vision part on disk: for miniatures, since an image of 784 tokens takes 3 MB.
     """
 
     template: Literal["chat", "plain"] = "chat"
@@ -78,16 +78,16 @@ class Encoding(Settings):
     max_pixels: PositiveInt | None = None
     max_tokens: PositiveInt | None = None  # of an example, image tokens included
     on_long_example: Literal["error", "cut"] = "error"  # cut: answers from the end, never an image
-    workers: PositiveInt = 1  # processes, each with a task of its own
+    workers: PositiveInt = 1  # processes, one task each
 
 
 class Gradients(Settings):
     """Calibration of the mean task gradients (docs/method.md 2) and what is kept of them."""
 
-    num_examples: PositiveInt = 200  # at most this many examples a task
+    num_examples: PositiveInt = 200  # per task, at most
     representation: Literal["stride", "sketch"] = "stride"
     stride: PositiveInt = 5  # keep one gradient entry in `stride`, as the paper does
-    # or as many signed sums, whatever the model's size; a prime, see docs/decisions.md
+    # or as many signed sums, at any size of the model; a prime, see docs/decisions.md
     sketch_size: PositiveInt = 65_537
     sketch_seed: Annotated[int, Field(ge=0)] = 0  # of the signs
     batch_size: PositiveInt = 16
@@ -104,12 +104,12 @@ class Lora(Settings):
 
 
 class Training(Settings):
-    """Fine-tuning of one branch; the same for every branch, but for joint training's batch size.
+    """Fine-tuning of one branch; the same for every branch, except joint training's batch size.
 
-    A step is `optimizer.batch_size` examples however it is computed: as one padded batch, or packed
-    into rows of at most `pack_tokens` tokens, each a forward and backward pass of its own; its
-    loss is the mean over its loss-bearing tokens. `bfloat16` computes in it and keeps trained
-    parameters, gradients' sums and the optimiser's state in float32.
+    A step is `optimizer.batch_size` examples, computed as one padded batch or packed into rows of
+    at most `pack_tokens` tokens, one forward and backward pass each; its loss is the mean over its
+    supervised tokens. `bfloat16` computes in that type and keeps trained parameters, sums of
+    gradients and the optimiser's state in float32.
     """
 
     trainable: Trainable
