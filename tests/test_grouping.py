@@ -179,7 +179,7 @@ def test_the_commands(
     main(["extend", "one", "--gradients", "new.npy", "--tasks", "new.json", "--out", "two"])
     assert len(read_json(tmp_path / "two/tasks.json")["tasks"]) == 8
     for arguments, words in {
-        "partition --gradients old.npy": "name an experiment, or give --gradients, --tasks and",
+        "partition --gradients old.npy": "arguments are required: --tasks, --out",
         "extend one --gradients new.npy --tasks new.json --out two": "two: there already",
         "extend none --gradients new.npy --tasks new.json --out x": "none: not a folder of `merit",
     }.items():

@@ -84,5 +84,5 @@ class Report(Settings):
 
     @property
     def stem(self) -> str:
-        """The name of the report's own table: "table02", or "results" without one of the paper's."""
+        """The name of the report's own table: "table02", or "results" without a paper's."""
         return self.paper_table.split("_")[0] if self.paper_table else "results"

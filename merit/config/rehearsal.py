@@ -26,9 +26,10 @@ def rehearsed(experiment: Experiment) -> Experiment:
     """
     data = experiment.data
     if not isinstance(data, PublicData | JsonlData):
+        file = f"experiments/{experiment.name.removesuffix(REHEARSAL)}.yaml"
         raise MeritError(
-            f"experiments/{experiment.name.removesuffix(REHEARSAL)}.yaml: key `data.source`: {data.source!r} is generated "
-            "and needs no rehearsal; `merit smoke` runs it at a tiny size"
+            f"{file}: key `data.source`: {data.source!r} is generated and needs no rehearsal; "
+            "`merit smoke` runs it at a tiny size"
         )
     few = data.cut_down(NUM_TASKS, NUM_EXAMPLES)
     phases = [

@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_yaml(path: Path, model: type[AnySettings]) -> AnySettings:
-    """The file's settings. Raises MeritError, a line per mistake, that names the file and the key."""
+    """The file's settings. Raises MeritError, one line per mistake, with file and key."""
     return checked(read_yaml(path), model, path)
 
 

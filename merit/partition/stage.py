@@ -73,7 +73,7 @@ def check_token_counts(tasks: list[Task], path: Path) -> None:
 
 
 def num_axes(planned: Plan, num_tasks: int) -> int:
-    """How many axes of the cosine PCA the rules need; two at least, which the scatter plot shows."""
+    """How many axes of the cosine PCA the rules need; at least two, for the scatter plot."""
     axes = [
         partition.parameters["axes"]
         for partition in planned.partitions.values()
