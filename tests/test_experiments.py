@@ -69,7 +69,7 @@ def test_the_header_says_what_it_takes(name: str) -> None:
     """And the numbers of branches and models, and their size, follow from the settings."""
     text = header(name)
     assert [word for word in SAID if word not in text] == []
-    assert f"Run it: merit repro {name} --rehearse merit repro {name} The first" in text
+    assert f"Run it: merit run {name} --rehearse merit run {name} The first" in text
     found = re.search(r"(\d+) branches and (\d+) models, ([\d.]+) TB", text)
     assert found is not None
     planned = plan(load(name))

@@ -1,4 +1,4 @@
-"""params.yaml: which experiments are run, how much of each, where, and what is tracked."""
+"""params.yaml: which experiments are run, where, and where their runs are tracked."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class Tracking(Settings):
     uri: str = "sqlite:///mlflow.db"
 
 
-# what `merit launch` says to sbatch itself, besides the keys of the block
+# what `merit run` tells sbatch itself, besides the keys of the block
 OWN_SBATCH = ("array", "error", "job-name", "open-mode", "output", "partition", "signal", "time")
 
 
 class Launch(Settings):
-    """How `merit launch` trains branches (docs/machines.md); no result depends on it.
+    """Where `merit run` trains branches (docs/machines.md); no result depends on it.
 
-    `local` is processes on this host: a slot a branch, with GPUs of its own. `slurm` is a job a
-    branch; what concerns Slurm alone stands below it.
+    `local`: processes on this host, one slot with its own GPUs per branch. `slurm`: one job per
+    branch; the keys from `retries` on are for Slurm only.
     """
 
     backend: Literal["local", "slurm"] = "local"
-    gpus_per_branch: Annotated[int, Field(ge=0)] = 1  # on a host without any, the CPU trains
-    # branches side by side on this host; by default what its GPUs allow, without any `workers`
+    gpus_per_branch: Annotated[int, Field(ge=0)] = 1  # without GPUs, the CPU trains
+    # branches side by side on this host; default: what its GPUs allow, else `workers`
     slots: PositiveInt | None = None
-    retries: Annotated[int, Field(ge=0)] = 20  # how often a branch that was stopped goes on
-    minutes: PositiveInt = 24 * 60  # a Slurm job's time limit; then the branch goes on in another
-    seconds_to_stop: PositiveInt = 300  # before the limit: what writing a checkpoint may take
-    partition: str | None = None  # Slurm's, which has nothing to do with the partition of tasks
+    retries: Annotated[int, Field(ge=0)] = 20  # how often a stopped branch is resumed
+    minutes: PositiveInt = 24 * 60  # a job's time limit, after which another job resumes the branch
+    seconds_to_stop: PositiveInt = 300  # before the limit, for writing a checkpoint
+    partition: str | None = None  # Slurm's partition, not one of tasks
     sbatch: dict[str, str | int | bool] = {}  # further options: {account: x, cpus-per-task: 16}
     setup: list[str] = []  # shell lines before the command: `module load cuda`
 
@@ -44,7 +44,7 @@ class Launch(Settings):
     def _own_options(self) -> Launch:
         for key in self.sbatch:
             if key.replace("_", "-").lstrip("-") in OWN_SBATCH:
-                raise ValueError(f"`sbatch`: `{key}` is set by `merit launch`; take it out")
+                raise ValueError(f"`sbatch`: `{key}` is set by `merit run`; remove it")
         if self.seconds_to_stop >= 60 * self.minutes:
             raise ValueError(
                 f"`seconds_to_stop`: {self.seconds_to_stop} s before the end of {self.minutes} "
@@ -57,7 +57,7 @@ class Params(Settings):
     """params.yaml: what the pipeline as a whole runs."""
 
     experiments: Annotated[list[str], Field(min_length=1)]
-    workers: PositiveInt = 2  # stages side by side in `make repro`
+    workers: PositiveInt = 2  # items computed side by side
     launch: Launch = Launch()
     tracking: Tracking = Tracking()
 
