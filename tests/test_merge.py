@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from merit.method.average import interpolate, matching_alpha, merge_weights, weighted_average
-from merit.method.mergers.deltas import leading_triplets, polar_factor
-from merit.method.mergers.iso import iso_c, iso_cts
+from merit.method.deltas import leading_triplets, polar_factor
+from merit.method.mergers import load_merger, merger_keys
+from merit.method.mergers.iso_c import iso_c
+from merit.method.mergers.iso_cts import iso_cts
 from merit.method.mergers.star import star
 from merit.method.mergers.ties import ties, trim_threshold
 from merit.method.mergers.tsv import tsv
 
 Merger = Callable[..., Tensor]
-MERGERS: dict[str, Merger] = {"ties": ties, "star": star, "tsv": tsv, "c": iso_c, "cts": iso_cts}
+MERGERS: dict[str, Merger] = {key: load_merger(key).merge for key in merger_keys()}
 seeds = st.integers(0, 2**31 - 1)
 
 

@@ -21,6 +21,7 @@ from merit.io.checkpoint_writer import header
 from merit.io.checkpoints import INDEX, SINGLE, Checkpoint, TensorInfo, save_tensors
 from merit.merge import pieces, rules
 from merit.merge.write import write_merged
+from merit.method import mergers
 from merit.method.average import interpolate, weighted_average
 from merit.method.mergers.ties import ties
 from merit.run.cli import main
@@ -53,7 +54,7 @@ def saved(folder: Path, tensors: Mapping[str, torch.Tensor], **config: Any) -> C
     seed=st.integers(0, 2**31),
     piece=st.sampled_from([1, 5, 12, 2**18]),
     threads=st.sampled_from([1, 3]),
-    method=st.sampled_from(["average", "shrunk", "ties", "star", "tsv", "iso-c", "iso-cts"]),
+    method=st.sampled_from(["average", "shrunk", *mergers.merger_keys()]),
 )
 def test_pieces_and_threads_change_no_bit(
     seed: int, piece: int, threads: int, method: str, tmp_path_factory: pytest.TempPathFactory
@@ -109,7 +110,7 @@ def reference(
         return interpolate(theta0, parts[1], 0.3)
     if method == "ties":
         return ties(theta0, parts, scale=0.7, thresholds=limits)
-    return rules.MATRIX_MERGERS[method](theta0, parts, scale=0.7)
+    return mergers.load_merger(method).merge(theta0, parts, scale=0.7)
 
 
 def test_the_rounding_of_a_narrow_output_by_hand(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_a_merge_of_folders_by_hand(models: Path, capsys: pytest.CaptureFixture[
     assert {path.name for path in Path("out").iterdir()} == files
     record = json.loads(Path("out/merge.json").read_text())
     assert record == {
-        **{"method": "average", "base": "base", "branches": ["a", "b"], "scale": 1.0},
+        **{"method": "average", "base": "base", "branches": ["a", "b"], "parameters": {}},
         **{"merge_weights": [0.25, 0.75], "weighted_by": "tokens", "merge_dtype": "base"},
         **{"displacement": pytest.approx(4 * 21**0.5), "rounding_error": 0.0},
     }
@@ -349,80 +350,92 @@ def test_tied_embeddings_are_stored_once(models: Path, capsys: pytest.CaptureFix
     )
 
 
-def lose(models: Path) -> None:
-    save_tensors(constant(5.0, MLP), models / "b" / SINGLE)
+def test_a_merger_is_one_file(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is the file's, its parameters are those of the function."""
+    (models / "mergers").mkdir()
+    (models / "mergers" / "far_end.py").write_text(
+        "from merit.method.mergers import merger\n"
+        "@merger(published='2026-11')\n"
+        "def far_end(base, branches, bend=2.0, scale=1.0, dtype=None):\n"
+        "    return (base + bend * scale * (branches[-1] - base)).to(dtype or base.dtype)\n"
+    )
+    monkeypatch.setattr(mergers, "__path__", [*mergers.__path__, str(models / "mergers")])
+    merge("--method", "far-end", "--set", "bend=3", "--scale", "0.5")
+    assert Checkpoint(models / "out").read(MLP).unique().tolist() == [1.5 * 5]
+    record = json.loads(Path("out/merge.json").read_text())
+    assert record["parameters"] == {"bend": 3.0, "scale": 0.5}
+    assert mergers.by_publication() == ["ties", "star", "tsv", "iso-c", "iso-cts", "far-end"]
 
 
-def surplus(models: Path) -> None:
-    save_tensors(constant(5.0) | {"z": torch.zeros(1)}, models / "b" / SINGLE)
+def store(models: Path, **tensors: torch.Tensor) -> None:
+    save_tensors(tensors, models / "b" / SINGLE)
 
 
-def reshape(models: Path) -> None:
-    save_tensors(constant(5.0) | {MLP: torch.zeros(3, 4)}, models / "b" / SINGLE)
+FIVES = constant(5.0)
+REFUSED: dict[str, tuple[Callable[[Path], Any], str, str]] = {
+    "lost": (
+        lambda m: store(m, **constant(5.0, MLP)),
+        "",
+        f"b/{SINGLE}: 1 tensors of the base base/{SINGLE} are missing, '{EMBEDDING}'",
+    ),
+    "surplus": (
+        lambda m: store(m, **FIVES, z=torch.zeros(1)),
+        "",
+        f"b/{SINGLE}: tensor 'z' does not exist in the base base/{SINGLE}",
+    ),
+    "narrow": (
+        lambda m: store(m, **{name: t.bfloat16() for name, t in FIVES.items()}),
+        "",
+        f"b/{SINGLE}: tensor '{EMBEDDING}' is torch.bfloat16, the base ",
+    ),
+    "other part": (
+        lambda m: saved(m / "other", constant(5.0, EMBEDDING)),
+        "--branches part other",
+        f"other/{SINGLE}: tensors differ from the other branches'",
+    ),
+    "no branch": (Path.exists, "--branches a c", "c: no checkpoint here"),
+    "out": (lambda m: (m / "out").mkdir(), "", "out: exists already; name another folder"),
+    "count": (Path.exists, "--tokens 1", "--tokens: 1 numbers for 2 branches; give one each"),
+    "negative": (Path.exists, "--weights 1 -1", "--weights: found -1.0, expected positive numbers"),
+    "nan": (Path.exists, "--weights 1 nan", "--weights: found nan, expected positive numbers"),
+    "weighed": (Path.exists, "--method ties --tokens 1 2", "--tokens: ties knows no merge weights"),
+    "scaled": (Path.exists, "--scale 2", "--scale: an average has no parameters"),
+    "parameter": (
+        Path.exists,
+        "--method ties --set densty=1",
+        "--set: ties has no parameter 'densty'. Did you mean `density`?",
+    ),
+    "number": (Path.exists, "--method ties --set density", "--set: density=: expected a number"),
+    "range": (Path.exists, "--method star --set eta=2", "--set: eta must lie in (0, 1]"),
+    "size": (Path.exists, "--max-shard 5XB", "--max-shard: found '5XB', expected a size such as"),
+    "threads": (Path.exists, "--threads 0", "--threads: found 0, expected 1 or more"),
+}
 
 
-def narrow(models: Path) -> None:
-    save_tensors({n: t.bfloat16() for n, t in constant(5.0).items()}, models / "b" / SINGLE)
-
-
-def cut(models: Path) -> None:
-    os.truncate(models / "b" / SINGLE, 200)
-
-
-def other_part(models: Path) -> None:
-    saved(models / "other", constant(5.0, EMBEDDING))
-
-
-def exists(models: Path) -> None:
-    (models / "out").mkdir()
-
-
-def fine(models: Path) -> None:
-    pass
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_merged_is_refused_by_name(
+    models: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    break_it, arguments, message = REFUSED[kind]
+    break_it(models)
+    assert refusal(capsys, *arguments.split()).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("break_it", "arguments", "branches", "message"),
+    ("arguments", "message"),
     [
-        (
-            lose,
-            "",
-            "a b",
-            f"b/{SINGLE}: 1 tensors of the base base/{SINGLE} are missing, '{EMBEDDING}'",
-        ),
-        (surplus, "", "a b", f"b/{SINGLE}: tensor 'z' does not exist in the base base/{SINGLE}"),
-        (reshape, "", "a b", f"b/{SINGLE}: tensor '{MLP}' has shape (3, 4), the base "),
-        (narrow, "", "a b", f"b/{SINGLE}: tensor '{EMBEDDING}' is torch.bfloat16, the base "),
-        (cut, "", "a b", f"b/{SINGLE}: truncated or not a safetensors file"),
-        (fine, "", "a c", "c: no checkpoint here"),
-        (other_part, "", "part other", f"other/{SINGLE}: tensors differ from the other branches'"),
-        (exists, "", "a b", "out: exists already; remove it or name another folder"),
-        (fine, "--tokens 1", "a b", "--tokens: 1 numbers for 2 branches; give one each"),
-        (fine, "--weights 1 -1", "a b", "--weights: found -1.0, expected positive numbers"),
-        (fine, "--weights 1 nan", "a b", "--weights: found nan, expected positive numbers"),
-        (fine, "--method ties --tokens 1 2", "a b", "--tokens: ties knows no merge weights; leave"),
-        (fine, "--scale 2", "a b", "--scale: an average is not scaled; leave it out"),
-        (fine, "--max-shard 5XB", "a b", "--max-shard: found '5XB', expected a size such as 5GB"),
-        (fine, "--threads 0", "a b", "--threads: found 0, expected 1 or more"),
+        ("", "merge: give an experiment and a model, or --base, --branches and --out"),
+        ("mini_text", "merge: give an experiment and a model, or --base"),
+        ("--base x", "merge: give an experiment and a model, or --base"),
+        ("mini_text base --method ties", "merge: --method belongs to --base, --branches and --out"),
+        ("mini_text base --max-shard 5GB", "merge: --max-shard belongs to --base"),
+        ("mini_text --base x --branches y --out z", "merge: --base belongs to --base"),
     ],
 )
-def test_what_cannot_be_merged_is_refused_by_name(
-    models: Path,
-    capsys: pytest.CaptureFixture[str],
-    break_it: Callable[[Path], None],
-    arguments: str,
-    branches: str,
-    message: str,
+def test_a_model_or_folders(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    break_it(models)
-    assert refusal(capsys, *arguments.split(), branches=branches.split()).startswith(message)
-
-
-def test_neither_a_model_nor_folders(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["merge"], ["merge", "mini_text"], ["merge", "--base", "x"]):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 2
-        assert (
-            "give an experiment and a model, or --base, --branches and" in capsys.readouterr().err
-        )
+    with pytest.raises(SystemExit) as caught:
+        main(["merge", *arguments.split()])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"merit: error: {message}")

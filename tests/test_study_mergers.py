@@ -16,7 +16,8 @@ from merit.eval.measuring.candidates import Candidate, moved
 from merit.eval.studies import Mergers
 from merit.eval.studies.mergers import measure as mergers
 from merit.io.artifacts import Artifacts, read_json
-from merit.method.mergers.iso import iso_c, iso_cts
+from merit.method.mergers.iso_c import iso_c
+from merit.method.mergers.iso_cts import iso_cts
 from merit.method.mergers.star import star
 from merit.method.mergers.ties import ties, trim_threshold
 from merit.method.mergers.tsv import tsv

@@ -30,7 +30,7 @@ from merit.io.artifacts import (
     write_json,
 )
 from merit.io.checkpoints import Checkpoint
-from merit.merge.command import stored_names
+from merit.merge.sources import stored_names
 from merit.train import branch as stage
 from merit.train.batches import data_order
 from merit.train.checkpoint import Checkpoints

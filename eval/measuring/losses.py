@@ -23,7 +23,7 @@ from merit.io.adapters import CONFIG
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.io.rows import scratch_rows
-from merit.merge.command import opened
+from merit.merge.sources import open_branch
 from merit.method.diagnostics import barrier
 from merit.method.hessian import hvp_exact
 from merit.train.dataset import IGNORED, TokenizedDataset
@@ -164,7 +164,7 @@ def vector(evaluator: LossEvaluator, paths: Artifacts, folder: Path) -> torch.Te
     if not (folder / CONFIG).is_file():
         return evaluator.read(folder)
     base = Checkpoint(paths.base)
-    adapter = opened(folder, base, paths.base)
+    adapter = open_branch(folder, base, paths.base)
     return flatten((adapter if adapter.has(n) else base).read(n) for n in evaluator.parameters)
 
 

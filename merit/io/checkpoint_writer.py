@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -49,33 +48,27 @@ class CheckpointWriter:
         self._place: dict[str, tuple[int, int]] = {}  # descriptor, offset of the first byte
         self._written: Counter[str] = Counter()
         self._lock = Lock()
-        split = split_state_dict_into_shards_factory(
+        self._split = split_state_dict_into_shards_factory(
             {name: layout[name] for name in sorted(layout)},
             get_storage_size=lambda info: info.num_bytes,
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=max_shard_bytes,
         )
-        self._file_of = split.tensor_to_filename
-        self._shards = split.filename_to_tensors
 
     def __enter__(self) -> CheckpointWriter:
-        free = shutil.disk_usage(self.folder).free
-        if free < self.num_bytes:
-            raise no_space(self.folder, self.num_bytes, free)
+        if shutil.disk_usage(self.folder).free < self.num_bytes:
+            raise self._no_space()
         try:
-            for file, names in self._shards.items():
-                self._begin(self.folder / file, names)
+            for file, names in self._split.filename_to_tensors.items():
+                head, starts = header({name: self.layout[name] for name in names})
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                descriptor = os.open(self.folder / file, flags, 0o644)
+                self._place |= {name: (descriptor, start) for name, start in starts.items()}
+                self._put(descriptor, memoryview(head), 0)
         except BaseException:
             self._close()
             raise
         return self
-
-    def _begin(self, path: Path, names: list[str]) -> None:
-        """Open a file, write its header, and note where its tensors go."""
-        head, starts = header({name: self.layout[name] for name in names})
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        self._place |= {name: (descriptor, start) for name, start in starts.items()}
-        self._put(descriptor, memoryview(head), 0)
 
     def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None:
         """The rows of a tensor from `start` on (an index of its first dimension)."""
@@ -96,23 +89,18 @@ class CheckpointWriter:
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            free = shutil.disk_usage(self.folder).free
-            raise no_space(self.folder, self.num_bytes, free) from None
+            raise self._no_space() from None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._close()
         if kind is not None:
             return
         for name, info in self.layout.items():
             if self._written[name] != info.num_bytes:
                 raise ValueError(f"{name}: {self._written[name]} bytes written of {info.num_bytes}")
-        if len(self._shards) > 1:
-            index = {"metadata": {"total_size": self.num_bytes}, "weight_map": self._file_of}
+        if self._split.is_sharded:
+            weight_map = self._split.tensor_to_filename
+            index = {"metadata": {"total_size": self.num_bytes}, "weight_map": weight_map}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (self.folder / INDEX).write_text(text, encoding="utf-8")
 
@@ -120,6 +108,14 @@ class CheckpointWriter:
         for descriptor in {descriptor for descriptor, _ in self._place.values()}:
             os.close(descriptor)
         self._place.clear()
+
+    def _no_space(self) -> MeritError:
+        free = shutil.disk_usage(self.folder).free
+        return MeritError(
+            f"{self.folder.parent}: no space left on the disk: the checkpoint takes "
+            f"{self.num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; nothing was written. "
+            "Free some and run the same command again"
+        )
 
 
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,30 +126,17 @@ def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 def header(layout: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
     """A safetensors file's bytes before its tensors, and every tensor's offset in the file."""
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
     offset = 0
     for name in sorted(layout, key=lambda name: (ORDER[layout[name].dtype], name)):
-        info = layout[name]
-        end = offset + info.num_bytes
+        info, starts[name] = layout[name], offset
+        offset += info.num_bytes
         content[name] = {
             "dtype": NAMES[info.dtype],
             "shape": list(info.shape),
-            "data_offsets": [offset, end],
+            "data_offsets": [starts[name], offset],
         }
-        offset = end
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    starts = {
-        name: len(head) + entry["data_offsets"][0]
-        for name, entry in content.items()
-        if name != "__metadata__"
-    }
-    return head, starts
-
-
-def no_space(folder: Path, needed: int, free: int) -> MeritError:
-    return MeritError(
-        f"{folder.parent}: no space left on the disk: the checkpoint takes {needed / 1e9:.2f} GB, "
-        f"{free / 1e9:.2f} GB are free; nothing was written. Free some and run the same command "
-        "again"
-    )
+    return head, {name: len(head) + start for name, start in starts.items()}

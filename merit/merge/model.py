@@ -112,10 +112,10 @@ def rule_of(made: Recipe, paths: Artifacts, base: Checkpoint) -> tuple[Rule, dic
         counts = {key: source[key] for key in TOKEN_COUNTS}
         return rules.shrunk(joint, alpha), {"merge_weights": [], "alpha": alpha, **parts, **counts}
 
-    from merit.merge.command import opened
+    from merit.merge.sources import open_branch
 
     manifests = manifests_of(made, paths)
-    branches = [opened(paths.branch(branch), base, paths.base) for branch in made["branches"]]
+    branches = [open_branch(paths.branch(branch), base, paths.base) for branch in made["branches"]]
     for branch in branches:
         if isinstance(branch, Checkpoint):  # an adapter is checked when it is opened
             check_same_tensors(branch, base, set(branches[0].names))

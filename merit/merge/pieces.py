@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
-
-import torch
+from typing import NamedTuple, TypeVar
 
 from merit.io.checkpoints import TensorInfo
 
 PIECE = 2**18  # entries: a few of these in float64 still lie in a processor's cache
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Source(Protocol):
-    """What is merged: a checkpoint, or an adapter that stands for one (merit.io.adapters)."""
-
-    path: Path
-    names: list[str]
-
-    def has(self, name: str) -> bool: ...
-
-    def info(self, name: str) -> TensorInfo: ...
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor: ...
 
 
 class Piece(NamedTuple):

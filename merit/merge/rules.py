@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 
 from merit.io.progress import Progress
-from merit.merge.pieces import Piece, Source, in_order, pieces_of
+from merit.merge.pieces import Piece, R, T, in_order, pieces_of
+from merit.merge.sources import Source
 from merit.method.average import interpolate, weighted_average
-from merit.method.mergers.deltas import Lazy, branch_deltas
-from merit.method.mergers.iso import iso_c, iso_cts
-from merit.method.mergers.star import star
-from merit.method.mergers.ties import sign_balance, ties, trim_threshold
-from merit.method.mergers.tsv import tsv
+from merit.method.deltas import Lazy, branch_deltas
+from merit.method.mergers import load_merger
 
-MATRIX_MERGERS: dict[str, Callable[..., torch.Tensor]] = {
-    "star": star,
-    "tsv": tsv,
-    "iso-c": iso_c,
-    "iso-cts": iso_cts,
-}
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -41,9 +32,13 @@ class Rule:
     whole_matrices: bool = False
 
     def branches(self, base: Source, piece: Piece) -> Lazy:
-        """The branches' rows, each read when asked for; the base's where one lacks the tensor."""
-        holders = [source if source.has(piece.name) else base for source in self.sources]
-        return Lazy(lambda k: holders[k].read(*piece), len(holders))
+        return branch_rows(base, self.sources, piece)
+
+
+def branch_rows(base: Source, sources: Sequence[Source], piece: Piece) -> Lazy:
+    """The branches' rows, each read when asked for; the base's where one lacks the tensor."""
+    holders = [source if source.has(piece.name) else base for source in sources]
+    return Lazy(lambda k: holders[k].read(*piece), len(holders))
 
 
 def unchanged() -> Rule:
@@ -82,68 +77,52 @@ def post_hoc(
     names: Collection[str],
     sources: Sequence[Source],
     *,
-    scale: float = 1.0,
     threads: int = 1,
+    **parameters: float,
 ) -> Rule:
-    """A merger of docs/method.md 10 at its defaults; TIES trims over all `names` at once."""
-    if method == "ties":
-        return _ties(base, names, sources, scale, threads)
-    merger = MATRIX_MERGERS[method]
-    return Rule(
-        names,
-        sources,
-        lambda name, theta0, branches: merger(theta0, branches, scale=scale, dtype=torch.float64),
-        whole_matrices=True,
+    """A merger of merit.method.mergers; `parameters` are those that differ from its defaults."""
+    merger = load_merger(method)
+    values = merger.parameters | parameters
+    further = merger.survey and merger.survey(
+        AllDeltas(method, base, names, sources, threads), values
     )
 
-
-def _ties(
-    base: Source, names: Collection[str], sources: Sequence[Source], scale: float, threads: int
-) -> Rule:
-    """Two passes over every branch for its threshold, one over all for the majority signs."""
-    rule = Rule(names, sources, lambda name, theta0, branches: theta0)
-    real = [name for name in sorted(names) if base.info(name).is_real]
-    pieces = [piece for name in real for piece in pieces_of(name, base.info(name))]
-
-    def threshold(k: int) -> float:
-        def delta(i: int) -> torch.Tensor:
-            return branch_deltas(base.read(*pieces[i]), rule.branches(base, pieces[i]))[k]
-
-        return trim_threshold(Lazy(delta, len(pieces)), density=0.2)
-
-    thresholds = []
-    with (
-        Progress("TIES, thresholds of branches", len(sources)) as progress,
-        closing(in_order(threshold, range(len(sources)), threads)) as results,
-    ):
-        for found in results:
-            thresholds.append(found)
-            progress.advance()
-
-    def balance(piece: Piece) -> int:
-        return sign_balance(base.read(*piece), rule.branches(base, piece), thresholds)
-
-    matrices = [piece for piece in pieces if len(base.info(piece.name).shape) > 1]
-    majority: Counter[str] = Counter()
-    with (
-        Progress("TIES, signs of pieces", len(matrices)) as progress,
-        closing(in_order(balance, matrices, threads)) as balances,
-    ):
-        for piece, more in zip(matrices, balances, strict=True):
-            majority[piece.name] += more
-            progress.advance()
-
     def merge(name: str, theta0: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
-        return ties(
-            theta0,
-            branches,
-            scale=scale,
-            thresholds=thresholds,
-            majority=majority[name],
-            dtype=torch.float64,
-        )
+        more = further(name) if further else {}
+        return merger.merge(theta0, branches, **values, **more, dtype=torch.float64)
 
-    return Rule(names, sources, merge)
+    return Rule(names, sources, merge, merger.needs == "matrices")
+
+
+class AllDeltas:
+    """What a merger surveys (merit.method.mergers.Deltas): all pieces of the merged tensors."""
+
+    def __init__(
+        self,
+        label: str,
+        base: Source,
+        names: Collection[str],
+        sources: Sequence[Source],
+        threads: int,
+    ) -> None:
+        real = [name for name in sorted(names) if base.info(name).is_real]
+        self._pieces = [piece for name in real for piece in pieces_of(name, base.info(name))]
+        self._label, self._base, self._sources, self._threads = label, base, sources, threads
+        self.names: Sequence[str] = [piece.name for piece in self._pieces]
+        self.num_branches = len(sources)
+
+    def of(self, piece: int) -> Lazy:
+        rows = self._pieces[piece]
+        return branch_deltas(self._base.read(*rows), branch_rows(self._base, self._sources, rows))
+
+    def each(self, what: str, function: Callable[[T], R], jobs: Sequence[T]) -> Iterator[R]:
+        with (
+            Progress(f"{self._label}, {what}", len(jobs)) as progress,
+            closing(in_order(function, jobs, self._threads)) as results,
+        ):
+            for result in results:
+                progress.advance()
+                yield result
 
 
 def merged_tensor(base: Source, rule: Rule, name: str) -> torch.Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import closing
 from math import isfinite
@@ -23,8 +22,9 @@ from merit.io.artifacts import read_json, write_json
 from merit.io.checkpoint_writer import MAX_SHARD_BYTES, CheckpointWriter, bytes_of
 from merit.io.checkpoints import TensorInfo
 from merit.io.progress import Progress
-from merit.merge.pieces import Piece, Source, in_order, pieces_of
+from merit.merge.pieces import Piece, in_order, pieces_of
 from merit.merge.rules import Rule
+from merit.merge.sources import Source
 
 # what `merge_dtype` and `--dtype` may be; "base": every tensor keeps the base's type
 OUTPUT_DTYPES: dict[str, torch.dtype | None] = {
@@ -42,8 +42,13 @@ class Totals(NamedTuple):
     lost: float = 0.0  # by the one cast at the end
     wanted: float = 0.0  # the merged tensor before the cast, from theta0
 
-    def plus(self, other: Totals) -> Totals:
-        return Totals(*(a + b for a, b in zip(self, other, strict=True)))
+
+def total(parts: Iterable[Totals]) -> Totals:
+    """The sums, from the first to the last."""
+    moved = lost = wanted = 0.0
+    for part in parts:
+        moved, lost, wanted = moved + part.moved, lost + part.lost, wanted + part.wanted
+    return Totals(moved, lost, wanted)
 
 
 def measured(theta0: torch.Tensor, exact: torch.Tensor, cast: torch.Tensor) -> Totals:
@@ -58,14 +63,6 @@ def measured(theta0: torch.Tensor, exact: torch.Tensor, cast: torch.Tensor) -> T
     m = m.flatten()
     lost = float(d.dot(d))
     return Totals(moved, lost, max(0.0, float(m.dot(m)) - 2 * float(m.dot(d)) + lost))
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: else every piece is mapped anew, a third of the time.
-
-    Its limit follows the largest block that was ever freed, up to 32 MB.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def write_merged(
@@ -88,8 +85,14 @@ def write_merged(
     Raises MeritError, naming the tensor, where the result is not finite or a tensor of integers
     differs from the base's.
     """
-    keep_freed_memory()
-    layout = {name: _output(base.info(name), dtype) for name in base.names}
+    # glibc then keeps what is freed (its limit follows the largest block that was ever freed, up
+    # to 32 MB): else every piece is mapped anew, a third of the time
+    torch.empty(31 << 20, dtype=torch.uint8)
+    layout = {
+        name: info._replace(dtype=dtype) if dtype and info.is_real else info
+        for name in base.names
+        for info in [base.info(name)]
+    }
     names = set(rule.names)
 
     def settle(piece: Piece, theta0: torch.Tensor, exact: torch.Tensor) -> Totals:
@@ -115,23 +118,23 @@ def write_merged(
             same = cast.dtype == theta0.dtype
             return Totals() if same else measured(theta0, theta0.double(), cast)
         exact = rule.merge(piece.name, theta0, rule.branches(base, piece))
-        parts = [
+        return total(
             settle(
-                Piece(piece.name, piece.start + part.start, piece.start + part.stop),
-                theta0[part.start : part.stop] if theta0.ndim else theta0,
-                exact[part.start : part.stop] if exact.ndim else exact,
+                Piece(piece.name, piece.start + start, piece.start + stop),
+                theta0[start:stop] if theta0.ndim else theta0,
+                exact[start:stop] if exact.ndim else exact,
             )
-            for part in pieces_of(piece.name, TensorInfo(theta0.dtype, tuple(theta0.shape)))
-        ]
-        return _sum(parts)
+            for _, start, stop in pieces_of(
+                piece.name, TensorInfo(theta0.dtype, tuple(theta0.shape))
+            )
+        )
 
-    whole = rule.whole_matrices
     pieces = [
         piece
         for name in base.names
-        for piece in pieces_of(name, base.info(name), whole and name in names)
+        for piece in pieces_of(name, base.info(name), rule.whole_matrices and name in names)
     ]
-    totals: dict[str, Totals] = defaultdict(Totals)
+    totals = dict.fromkeys(base.names, Totals())
     done = 0
     with (
         CheckpointWriter(folder, layout, max_shard_bytes) as writer,
@@ -139,26 +142,14 @@ def write_merged(
         closing(in_order(work, pieces, threads)) as results,  # before the writer's files are
     ):
         for piece, found in zip(pieces, results, strict=True):
-            totals[piece.name] = totals[piece.name].plus(found)
+            totals[piece.name] = total((totals[piece.name], found))
             done += (piece.stop - piece.start) * layout[piece.name].row_bytes
             progress.advance(done // 10**6 - progress.n)
-    moved, lost, wanted = _sum([totals[name] for name in base.names])
+    moved, lost, wanted = total(totals.values())
     return {
         "displacement": moved**0.5,
         "rounding_error": (lost / wanted) ** 0.5 if wanted else 0.0,
     }
-
-
-def _output(info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
-    return info._replace(dtype=dtype) if dtype and info.is_real else info
-
-
-def _sum(parts: Iterable[Totals]) -> Totals:
-    """From the first to the last."""
-    total = Totals()
-    for part in parts:
-        total = total.plus(part)
-    return total
 
 
 def _check_equal(base: Source, rule: Rule, piece: Piece, theta0: torch.Tensor) -> None:
@@ -172,12 +163,12 @@ def _check_equal(base: Source, rule: Rule, piece: Piece, theta0: torch.Tensor) -
 
 
 def _not_finite(base: Source, rule: Rule, piece: Piece) -> str:
-    """Who is to blame."""
+    """Which input is to blame."""
     for source, branch in zip(rule.sources, rule.branches(base, piece), strict=True):
         if not bool(branch.isfinite().all()):
             return f"neither is that of {source.path}; train it again"
     if not bool(base.read(*piece).isfinite().all()):
-        return f"neither is that of the base {base.path}; build or fetch it anew"
+        return f"neither is that of the base {base.path}; build or fetch it again"
     return "it is beyond the range of the output's type; choose float32 or bfloat16"
 
 

@@ -30,12 +30,13 @@ from merit.eval.measuring.scores import (
 from merit.eval.studies.mergers.settings import Mergers
 from merit.eval.verdict import WORDS
 from merit.io.artifacts import Artifacts, read_json
+from merit.method.mergers import by_publication
 
 if TYPE_CHECKING:
     import torch
 
 TABLE = "table12_posthoc_merging_7b"
-MERGERS = ("token-weighted", "uniform", "ties", "star", "tsv", "iso-c", "iso-cts")
+MERGERS = ("token-weighted", "uniform", *by_publication())
 REFERENCE = "token-weighted"
 DEFAULT_SCALE = 1.0
 NOTE = (

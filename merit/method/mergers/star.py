@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from merit.method.mergers.deltas import Lazy, apply_delta, branch_deltas, mean_delta
+from merit.method.deltas import Lazy, apply_delta, branch_deltas, mean_delta
+from merit.method.mergers import merger
 
 
+@merger(published="2025-04")
 def star(
     base: torch.Tensor,
     branches: Sequence[torch.Tensor],

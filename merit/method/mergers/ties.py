@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 
-from merit.method.mergers.deltas import apply_delta, branch_deltas, mean_delta
+from merit.method.deltas import Lazy, apply_delta, branch_deltas, mean_delta
+from merit.method.mergers import Deltas, Parameters, merger
 
 
+def survey(deltas: Deltas, parameters: Parameters) -> Callable[[str], dict[str, Any]]:
+    """Two passes over every branch for its threshold, one over all for the majority signs."""
+
+    def threshold(k: int) -> float:
+        pieces = Lazy(lambda piece: deltas.of(piece)[k], len(deltas.names))
+        return trim_threshold(pieces, parameters["density"])
+
+    def balance(piece: int) -> int:
+        """How many more entries elect + than -: the sign is the majority's."""
+        return int(_trimmed(deltas.of(piece), thresholds).sum(dim=0).sign().sum())
+
+    thresholds = list(deltas.each("thresholds of branches", threshold, range(deltas.num_branches)))
+    majority: Counter[str] = Counter()
+    balances = deltas.each("signs of pieces", balance, range(len(deltas.names)))
+    for name, more in zip(deltas.names, balances, strict=True):
+        majority[name] += more
+    return lambda name: {"thresholds": thresholds, "majority": majority[name]}
+
+
+@merger(published="2023-12", needs="rows", survey=survey)
 def ties(
     base: torch.Tensor,
     branches: Sequence[torch.Tensor],
@@ -31,7 +54,7 @@ def ties(
     (one a branch, from `trim_threshold` over all its tensors) are given; vectors are averaged;
     the majority sign is the tensor's, not the model's; and exactly floor(density * size), not one
     more, entries are kept. Rows of a tensor merge as the tensor does where its `thresholds` and
-    its `majority` (the sum of `sign_balance` over all rows) are given.
+    its `majority` (of signs over all rows) are given, as `survey` finds them.
 
     Args: base and each branch of one shape, any float type; 0 < density <= 1.
     Raises ValueError for shapes that differ, a density outside (0, 1] or a missing threshold.
@@ -48,13 +71,6 @@ def ties(
     agrees = torch.where(signs > 0, kept > 0, kept < 0)
     merged = (kept * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
     return apply_delta(base, merged, scale, dtype)
-
-
-def sign_balance(
-    base: torch.Tensor, branches: Sequence[torch.Tensor], thresholds: Sequence[float]
-) -> int:
-    """How many more entries elect + than -: the sign is the majority's."""
-    return int(_trimmed(branch_deltas(base, branches), thresholds).sum(dim=0).sign().sum())
 
 
 def _trimmed(deltas: Sequence[torch.Tensor], thresholds: Sequence[float]) -> torch.Tensor:

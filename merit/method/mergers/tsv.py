@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from merit.method.mergers.deltas import (
+from merit.method.deltas import (
     apply_delta,
     branch_deltas,
     concatenate,
@@ -14,8 +14,10 @@ from merit.method.mergers.deltas import (
     mean_delta,
     polar_factor,
 )
+from merit.method.mergers import merger
 
 
+@merger(published="2025-06")
 def tsv(
     base: torch.Tensor,
     branches: Sequence[torch.Tensor],

@@ -18,9 +18,7 @@ class Lazy(Sequence[torch.Tensor]):
         return self._count
 
     def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        return self._make(index)
+        return self._make(range(self._count)[index])
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return map(self._make, range(self._count))

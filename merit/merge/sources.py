@@ -1,0 +1,109 @@
+"""What is merged: checkpoints and adapters, each checked against the base when it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from merit.errors import MeritError
+from merit.io.adapters import CONFIG, Adapter
+from merit.io.artifacts import read_json
+from merit.io.checkpoints import Checkpoint, TensorInfo, check_same_tensors
+from merit.merge.pieces import pieces_of
+
+OUTPUT_EMBEDDING = "lm_head.weight"
+
+
+class Source(Protocol):
+    """What is merged: a checkpoint, or an adapter that stands for one (merit.io.adapters)."""
+
+    path: Path
+    names: list[str]
+
+    def has(self, name: str) -> bool: ...
+
+    def info(self, name: str) -> TensorInfo: ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor: ...
+
+
+def open_branch(path: Path, base: Checkpoint, folder: Path) -> Source:
+    """A branch, checked against the base in `folder`: its names, shapes and types.
+
+    A folder with a config.json is a whole model, and lacks no tensor of the base.
+    """
+    if (path / CONFIG).is_file():
+        return Adapter(path, base, lambda names: stored_names(folder, names))
+    branch = Checkpoint(path)
+    forget_tied(branch, folder)
+    check_same_tensors(branch, base)
+    missing = sorted(set(base.names) - set(branch.names))
+    if missing and (path / "config.json").is_file():
+        raise MeritError(
+            f"{branch.path}: {len(missing)} tensors of the base {base.path} are missing, "
+            f"{missing[0]!r} among them; fetch it again (a folder of trained tensors alone has no "
+            "config.json)"
+        )
+    return branch
+
+
+def trained_names(branches: Sequence[Source], base: Checkpoint) -> list[str]:
+    """The tensors that any branch holds; those that hold some of the base's hold the same ones."""
+    partial = [
+        branch
+        for branch in branches
+        if isinstance(branch, Checkpoint) and len(branch.names) < len(base.names)
+    ]
+    for branch in partial:
+        check_same_tensors(branch, base, set(partial[0].names))
+    return sorted({name for branch in branches for name in branch.names})
+
+
+def forget_tied(checkpoint: Checkpoint, folder: Path) -> None:
+    """Leave the output embedding out where the base's config.json says that it is the input's.
+
+    Raises MeritError where the two are stored and differ.
+    """
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    tied = any(c.get("tie_word_embeddings") for c in (config, config.get("text_config") or {}))
+    inputs = [name for name in checkpoint.names if name.endswith("embed_tokens.weight")]
+    if not tied or not checkpoint.has(OUTPUT_EMBEDDING) or len(inputs) != 1:
+        return
+    for _, *rows in pieces_of(OUTPUT_EMBEDDING, checkpoint.info(OUTPUT_EMBEDDING)):
+        output, embedding = (checkpoint.read(name, *rows) for name in (OUTPUT_EMBEDDING, *inputs))
+        if not torch.equal(output, embedding):
+            raise MeritError(
+                f"{checkpoint.path}: {OUTPUT_EMBEDDING!r} differs from {inputs[0]!r}, but {path} "
+                "says `tie_word_embeddings`; correct the config or the tensor"
+            )
+    checkpoint.names.remove(OUTPUT_EMBEDDING)
+
+
+def stored_names(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Names in a loaded model -> in its checkpoint; a name that cannot be found stays as it is.
+
+    transformers renames tensors of some architectures while loading.
+    """
+    import transformers
+
+    from merit.train.model import stored_tensors
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = getattr(transformers, config.architectures[0])(config)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise MeritError(
+            f"{folder}: its architecture, which says how {names[0]!r} is called in the "
+            f"checkpoint, cannot be read ({error})"
+        ) from None
+    parameters, stored = dict(model.named_parameters()), {name: name for name in names}
+    for name in names:
+        if name in parameters:
+            found = list(stored_tensors(model, {name: parameters[name]}))
+            stored[name] = found[0] if len(found) == 1 else name
+    return stored
