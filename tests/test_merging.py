@@ -355,7 +355,7 @@ def test_a_merger_is_one_file(models: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (models / "mergers").mkdir()
     (models / "mergers" / "far_end.py").write_text(
         "from merit.method.mergers import merger\n"
-        "@merger(published='2026-11')\n"
+        "@merger(published='9999-12')\n"
         "def far_end(base, branches, bend=2.0, scale=1.0, dtype=None):\n"
         "    return (base + bend * scale * (branches[-1] - base)).to(dtype or base.dtype)\n"
     )
@@ -364,7 +364,8 @@ def test_a_merger_is_one_file(models: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert Checkpoint(models / "out").read(MLP).unique().tolist() == [1.5 * 5]
     record = json.loads(Path("out/merge.json").read_text())
     assert record["parameters"] == {"bend": 3.0, "scale": 0.5}
-    assert mergers.by_publication() == ["ties", "star", "tsv", "iso-c", "iso-cts", "far-end"]
+    known = ["ties", "star", "tsv", "iso-c", "iso-cts", "far-end"]  # tables keep this order
+    assert [key for key in mergers.by_publication() if key in known] == known
 
 
 def store(models: Path, **tensors: torch.Tensor) -> None:
@@ -421,21 +422,11 @@ def test_what_cannot_be_merged_is_refused_by_name(
     assert refusal(capsys, *arguments.split()).startswith(message)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("", "merge: give an experiment and a model, or --base, --branches and --out"),
-        ("mini_text", "merge: give an experiment and a model, or --base"),
-        ("--base x", "merge: give an experiment and a model, or --base"),
-        ("mini_text base --method ties", "merge: --method belongs to --base, --branches and --out"),
-        ("mini_text base --max-shard 5GB", "merge: --max-shard belongs to --base"),
-        ("mini_text --base x --branches y --out z", "merge: --base belongs to --base"),
-    ],
-)
-def test_a_model_or_folders(
-    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("arguments", ["", "--base x", "own base --method ties"])
+def test_base_branches_and_output_are_asked_for(
+    arguments: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["merge", *arguments.split()])
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith(f"merit: error: {message}")
+    assert "--branches, --out" in capsys.readouterr().err

@@ -16,11 +16,8 @@ from merit.eval.measuring.candidates import Candidate, moved
 from merit.eval.studies import Mergers
 from merit.eval.studies.mergers import measure as mergers
 from merit.io.artifacts import Artifacts, read_json
-from merit.method.mergers.iso_c import iso_c
-from merit.method.mergers.iso_cts import iso_cts
-from merit.method.mergers.star import star
+from merit.method.mergers import load_merger, merger_keys
 from merit.method.mergers.ties import ties, trim_threshold
-from merit.method.mergers.tsv import tsv
 from tests import synthetic
 from tests.scored import Right, scripted_scores
 
@@ -65,9 +62,8 @@ def test_a_scale_is_a_point_on_the_line_from_the_base(
 
 def scaled(merger: str, name: str, theta: torch.Tensor, ours: list[torch.Tensor]) -> torch.Tensor:
     """The rule itself at scale 0.5."""
-    rules: dict[str, Any] = {"star": star, "tsv": tsv, "iso-c": iso_c, "iso-cts": iso_cts}
-    if merger in rules:
-        return rules[merger](theta, ours, scale=0.5)
+    if merger in merger_keys():
+        return load_merger(merger).merge(theta, ours, scale=0.5)
     shares = [0.5, 0.3, 0.2] if merger == "token-weighted" else [1 / 3] * 3
     return theta + 0.5 * sum(w * (t - theta) for w, t in zip(shares, ours, strict=True))
 
@@ -149,10 +145,11 @@ def test_the_scale_is_chosen_on_validation_and_judged_on_test(
     settings = Mergers(method="merit-2d", seeds=[1, 2], scales=[0.5, 2.0])
     result = json.loads(json.dumps(mergers.measure(experiment, paths, settings)))
     assert [one.split for one in asked] == ["validation", "test"]
-    assert len(asked[0].names) == 7 * 3 * 2 + 1  # the default scale is always there
-    # both seeds of seven mergers at the default, of two at a chosen scale, and the base
+    count = len(mergers.MERGERS)
+    assert len(asked[0].names) == count * 3 * 2 + 1  # the default scale is always there
+    # both seeds of all mergers at the default, of two at a chosen scale, and the base
     assert set(asked[1].names) <= set(asked[0].names)
-    assert len(asked[1].names) == 7 * 2 + 2 * 2 + 1
+    assert len(asked[1].names) == count * 2 + 2 * 2 + 1
     assert result["best"] == dict.fromkeys(mergers.MERGERS, 1.0) | {"ties": 0.5, "tsv": 2.0}
     rows = {
         (row["merge"], row["tuning"]): row for row in result["tables"]["table12_posthoc_merging_7b"]

@@ -159,14 +159,14 @@ def chosen_parameters(options: argparse.Namespace) -> dict[str, float]:
             if getattr(options, name) is not None:
                 raise MeritError(f"--{name}: an average has no parameters; leave it out")
         return {}
-    from merit.config.settings import nearest
-
     chosen = load_merger(options.method).parameters
     given = dict(text.partition("=")[::2] for text in options.set or ())
     if options.scale is not None:
         given["scale"] = options.scale
     for name, value in given.items():
         if name not in chosen:
+            from merit.config.settings import nearest
+
             raise MeritError(
                 f"--set: {options.method} has no parameter {name!r}.{nearest(name, list(chosen))}"
             )

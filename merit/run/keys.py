@@ -69,8 +69,15 @@ def module_file(name: str) -> Path | None:
 
 @cache
 def imported(file: Path) -> tuple[str, ...]:
-    """What a file imports, within functions too: modules, and names that may be modules."""
-    return tuple(_imports(ast.parse(file.read_bytes())))
+    """What a file imports, within functions too: modules, and names that may be modules.
+
+    A registry that finds the modules of its own folder imports them all.
+    """
+    text, found = file.read_bytes(), []
+    if b"iter_modules(__path__)" in text:
+        package = ".".join(file.parent.relative_to(PACKAGE.parent).parts)
+        found = [f"{package}.{other.stem}" for other in sorted(file.parent.glob("*.py"))]
+    return (*found, *_imports(ast.parse(text)))
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:

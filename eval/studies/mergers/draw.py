@@ -15,7 +15,7 @@ def draw(result: dict[str, Any], folder: Path) -> None:
         figure = style.new_figure(7.2, 3.0)
         left, right = figure.subplots(1, 2, width_ratios=[3, 2])
         for i, (merger, points) in enumerate(result["curves"].items()):
-            color, marker = style.CYCLE[i], style.MARKERS[i]
+            color, marker = style.group_mark(i)
             values = [point[0] for point in points]
             left.plot(scales, values, color=color, marker=marker, ms=3.5, lw=1.1, label=merger)
             chosen = scales.index(best[merger])
@@ -32,15 +32,16 @@ def draw(result: dict[str, Any], folder: Path) -> None:
                 if row["tuning"] != tuning:
                     continue
                 i = list(result["curves"]).index(row["merge"])
+                color, marker = style.group_mark(i)
                 right.errorbar(
                     row["mean"],
                     len(result["curves"]) - 1 - i + shift,
                     xerr=style.error_bars([(row["mean"], row["low"], row["high"])]),
-                    fmt=style.MARKERS[i],
+                    fmt=marker,
                     ms=4,
                     lw=0.9,
-                    color=style.CYCLE[i],
-                    mfc=fill or style.CYCLE[i],
+                    color=color,
+                    mfc=fill or color,
                 )
         right.axvline(result["base"]["test"][0], color=style.GREY, ls="--", lw=1)
         right.set_yticks(range(len(best)), list(reversed(result["curves"])))
