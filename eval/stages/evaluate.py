@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from merit.config import Evaluation, Runtime
 from merit.errors import MeritError
 from merit.eval.answering.answers import (
@@ -47,7 +49,7 @@ def run(name: str, item: str | None = None) -> None:
     partial = Partial(paths.evaluation / "partial" / f"{item}.jsonl", identity)
     label = f"{name}, {item}"
     answers, scores = generate_answers(model, processor, questions, label, encoded, partial)
-    stored = scores and {
+    stored: dict[str, Any] | None = scores and {
         b: {"score": result.score, "questions": result.questions} for b, result in scores.items()
     }
     write_json(paths.answers(item), {"answers": answers, "scores": stored, "failure": None})
