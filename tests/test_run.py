@@ -19,9 +19,9 @@ from merit.errors import MeritError
 from merit.io.artifacts import KEY, Artifacts
 from merit.io.locks import exclusive
 from merit.run import keys, store
-from merit.run.execute import Executor, check_items
+from merit.run.execute import Executor, check_items, code_hashes
 from merit.run.pool import Pool, gpu_slots
-from merit.run.stages import STAGES, Context, Stage, stage_settings
+from merit.run.stages import STAGES, Context, Stage
 from merit.run.store import Item, NotReady
 
 ROOT = Path(__file__).parent.parent
@@ -105,13 +105,13 @@ def test_a_setting_changes_the_keys_of_its_stages_and_no_others(
     assert {name for name in before if before[name] != after[name]} == reached
 
 
-def test_the_settings_that_dvc_reads_hold_defaults_and_code(mini: Any) -> None:
-    found = stage_settings(mini)
-    assert found["training"]["optimizer"]["betas"] == [0.9, 0.999]
-    assert found["studies"]["readiness"]["joint"] == "joint-1ep"
-    assert set(found["code"]) == set(STAGES)
+def test_dvc_reads_defaults_and_the_code_of_every_stage(mini: Any) -> None:
+    context = Context.of(mini)
+    assert context.dump["training"]["optimizer"]["betas"] == [0.9, 0.999]
+    assert context.dump["studies"]["readiness"]["thresholds"]["barrier_share"] == 0.01
+    assert set(code_hashes(context)) == set(STAGES)
     named = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    assert all(f"code.{stage}" in named for stage in STAGES)
+    assert all(f"artifacts/code/${{item}}/{stage}" in named for stage in STAGES)
 
 
 # --- the store ------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 The layout (all under artifacts/<experiment>/, each a DVC output; <experiment>-<base> likewise):
 
-    settings/           what every stage depends on, a JSON file a stage; a recipe a model
     data/               pretraining/, mixture/, benchmarks/
     base/               theta0 as a Hugging Face folder, records.jsonl, base.json
     encoded/            the mixture's token ids and cached vision features, memory-mapped
@@ -11,7 +10,6 @@ The layout (all under artifacts/<experiment>/, each a DVC output; <experiment>-<
     branches/<run>/<branch>/  model.safetensors (trained tensors only), manifest.json,
                         records.jsonl, summary.json
     models/<id>/        the merged model as a Hugging Face folder, merge.json
-    launch/             what `merit launch` keeps of running branches; no output
     evaluation/         questions/, answers/<model>.json, predictions/<model>.jsonl, scores.json
 """
 
@@ -52,10 +50,6 @@ class Artifacts:
         return self.root / self.experiment
 
     @property
-    def settings(self) -> Path:
-        return self.folder / "settings"
-
-    @property
     def data(self) -> Path:
         return self.folder / "data"
 
@@ -87,9 +81,6 @@ class Artifacts:
         run = re.sub(r"-[gs]\d+$", "", branch)
         return self.folder / "branches" / run / branch
 
-    def recipe(self, model: str) -> Path:
-        return self.settings / "models" / f"{model}.json"
-
     def model(self, model: str) -> Path:
         return self.folder / "models" / model
 
@@ -115,11 +106,6 @@ class Artifacts:
     def timing(self, branch: str) -> Path:
         """Wall-clock records of a branch's steps: no output, they differ from run to run."""
         return self.folder / "timings" / f"{branch}.jsonl"
-
-    @property
-    def launch(self) -> Path:
-        """What `merit launch` keeps: job ids, logs, exit statuses; no output of a stage."""
-        return self.folder / "launch"
 
     @property
     def report(self) -> Path:

@@ -18,16 +18,23 @@ from pathlib import Path
 from merit.config import Experiment, Params, load_experiment, load_params
 from merit.config.settings import nearest
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_json, value_hash, work_place, write_json
+from merit.io.artifacts import (
+    Artifacts,
+    atomic_write,
+    read_json,
+    value_hash,
+    work_place,
+    write_json,
+)
 from merit.io.locks import exclusive
 from merit.io.progress import clock, write_timing
 from merit.run.access import needs_hub, uses_hub
 from merit.run.keys import code_hash
 from merit.run.pool import Pool, Task, gpu_slots, run_stage
-from merit.run.stages import STAGES, Context, Stage, prune_outputs, stage_settings
+from merit.run.stages import STAGES, Context, Stage, own_files, prune_outputs
 from merit.run.store import Item, Key, NotReady
 
-SETTINGS_DIR = Path("artifacts/settings")
+SETTINGS_DIR, CODE_DIR = Path("experiments/settings"), Path("artifacts/code")
 LAST_BEFORE_STUDIES = "score"
 OVER_ALL = {"index": "merit.eval.stages.index", "track": "merit.track"}
 
@@ -251,21 +258,37 @@ def _train_on_ranks(item: Item, num_ranks: int) -> None:
 
 
 def write_settings(names: Sequence[str]) -> None:
-    """artifacts/settings/<name>.json, which dvc.yaml's stages depend on block by block.
+    """What dvc.yaml's stages depend on: experiments/settings/<name>.json and artifacts/code.
 
     Besides, what DVC or the user has brought into place is stored: DVC empties the outputs of a
     stage before it runs the stage.
     """
     for name in names:
-        experiment = load(name)
-        others = {other: value_hash(stage_settings(load(other))) for other in experiment.reads}
-        write_json(SETTINGS_DIR / f"{name}.json", stage_settings(experiment) | {"reads": others})
-        context = Context.of(experiment)
+        context = Context.of(load(name))
+        write_json(SETTINGS_DIR / f"{name}.json", context.dump)
+        for stage, code in code_hashes(context).items():
+            atomic_write(CODE_DIR / name / stage, f"{code}\n")
         for stage in STAGES.values():
             for item in stage.items(context) if stage.stored else ():
                 item.adopt()
-    code = {name: code_hash([module]) for name, module in OVER_ALL.items()}
-    write_json(SETTINGS_DIR / "all.json", {"code": code})
+    for name, module in OVER_ALL.items():
+        atomic_write(CODE_DIR / name, f"{code_hash([module])}\n")
+
+
+def code_hashes(context: Context) -> dict[str, str]:
+    """Of each stage: a hash of its code, of the user's own files, and of experiments it reads."""
+    own = own_files(context.experiment)
+    others = [[load(other).model_dump(mode="json")] for other in context.experiment.reads]
+    return {
+        stage.name: value_hash(
+            [
+                [stage.code_of(context, item.name) for item in stage.items(context)],
+                own.get(stage.name),
+                others if stage.name == "studies" else None,
+            ]
+        )
+        for stage in STAGES.values()
+    }
 
 
 def status(names: Sequence[str]) -> None:

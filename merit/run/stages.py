@@ -208,7 +208,8 @@ def _base_code(c: Context, _: str) -> list[str]:
 
     base, places = c.experiment.base, []
     if base.architecture is not None:
-        places += INITIALISERS.values()
+        world = "world" if base.architecture.has_vision else "text"
+        places += [*INITIALISERS.values(), f"merit.mini.{world}"]  # with its vocabulary
     places += [PRETRAINING[phase.data] for phase in base.phases if phase.data in PRETRAINING]
     return [place.partition(":")[0] for place in places]
 
@@ -370,14 +371,3 @@ def prune_outputs(stage: Stage, context: Context) -> list[Path]:
         "studies": [paths.folder / "studies", study_folder(paths.experiment, "x").parent],
     }
     return [path for root in roots[stage.name] for path in prune(root, expected)]
-
-
-def stage_settings(experiment: Experiment) -> dict[str, Any]:
-    """What dvc.yaml's stages name as `params`: every block with its defaults, and code hashes."""
-    context = Context.of(experiment)
-    code = {
-        stage.name: value_hash([stage.code_of(context, item.name) for item in stage.items(context)])
-        for stage in STAGES.values()
-    }
-    dump = {key: value for key, value in context.dump.items() if key != "name"}
-    return dump | {"code": code, "own_files": own_files(experiment)}
