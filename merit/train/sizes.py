@@ -50,7 +50,7 @@ def base_sizes(base: Base, built: Path) -> Sizes:
     if base.architecture is not None:
         import torch
 
-        from merit.train.base_phases import initialise
+        from merit.train.registry import initialise
 
         with torch.device("meta"):
             return sizes_of(initialise(base.architecture, base.seed)[0], 4)
