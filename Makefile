@@ -19,7 +19,7 @@ help: ## what each target does
 setup: $(STAMP) ## create or update .venv from pyproject.toml and constraints.txt
 
 repro: $(STAMP) ## regenerate every result that is not up to date
-	@$(VENV)/bin/merit repro
+	@PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/dvc repro
 
 test: $(STAMP) ## run the tests
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
@@ -67,10 +67,6 @@ elif [ -z "$$found" ]; then \
 fi
 endef
 
-# DVC rewrites one small file sixteen times for every stage that it looks at, which costs milliseconds
-# each on a disk and nothing in memory: a link to one there, which DVC makes anew where it is gone.
-RWLOCK = /dev/shm/merit-rwlock-$(shell id -u)-$(shell pwd -P | cksum | cut -d' ' -f1)
-
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -f $(STAMP) ] && $(VENV)/bin/python -c '' 2>/dev/null; then \
 	  echo "Updating $(VENV): $? changed."; \
@@ -85,6 +81,5 @@ $(STAMP): pyproject.toml constraints.txt
 	    $$found -m pip --python $(VENV)/bin/python install --quiet pip; fi; \
 	fi
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	@[ ! -d /dev/shm ] || { mkdir -p .dvc/tmp && ln -sf $(RWLOCK) .dvc/tmp/rwlock; }
 	@touch $(STAMP)
 	@echo "Installed."
