@@ -1,113 +1,96 @@
-"""What the pages tell a reader to do works, and what they link to exists."""
+"""What the pages tell a reader to type works, and what they link to exists."""
 
 from __future__ import annotations
 
-import importlib
+import ast
+import importlib.util
 import os
 import re
+import runpy
 import shlex
-import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from merit.config import load_experiment
-from merit.config.branches import plan
 from merit.eval.report.index import BEGIN, END
-from merit.run.cli import _parser, main
-from merit.run.stages import STAGES
+from merit.io.artifacts import read_json
+from merit.run.cli import _parser
+from merit.run.execute import check_items
+from merit.run.stages import STAGES, Context
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *(Path("README.md"), Path("CONTRIBUTING.md")),
-    *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md")),
-]
+    *sorted(path.relative_to(ROOT) for folder in ("docs", "reports/tuning")
+            for path in (ROOT / folder).glob("*.md")),
+]  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MINIMAL = ROOT / "examples" / "minimal.py"
 CODE = re.compile(r"```sh\n(.*?)```|`([^`\n]+)`", re.DOTALL)
-TARGET = re.compile(r"\b[a-z]+@\w[\w.-]*")  # <stage>@<what it is run for>
-# the report writes this page, so a checkout without results lacks it
-GENERATED = {"reports/README.md"}
-
-
-def commands(page: str, program: str) -> list[list[str]]:
-    """Every use of `program` in code as its arguments, comments cut off."""
-    code = [line for match in CODE.findall(page) for line in "\n".join(match).splitlines()]
-    lines = [line.split(" #")[0].strip().removeprefix(".venv/bin/") for line in code]
-    found = sorted({line for line in lines if line.startswith(f"{program} ")})
-    return [shlex.split(line)[1:] for line in found]
+# what README says in words -> (kind of opponent, column, verdict) in the reports' summaries
+SAID = {
+    "mini_vision": [("joint", "avg", "ahead"), ("joint", "avg_closed", "behind")],
+    "mini_sources": [("joint", "avg", "ahead"), ("base", "avg", "undecided")],
+    "mini_sources_scaled": [("joint", "avg", "ahead"), ("base", "avg", "undecided")],
+    "mini_text": [("random", "avg", "behind")],
+    "smollm2_reasoning": [("joint", "avg", "behind")],
+}
 
 
 def text_of(page: Path) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
+def commands(page: Path, program: str) -> list[list[str]]:
+    """The arguments of every use of `program` in a page's code, without comments."""
+    code = [line for match in CODE.findall(text_of(page)) for line in "\n".join(match).splitlines()]
+    lines = {line.split(" #")[0].strip().removeprefix(".venv/bin/") for line in code}
+    return [shlex.split(line)[1:] for line in sorted(lines) if line.startswith(f"{program} ")]
+
+
 def run(*command: str) -> str:
     """What the command prints, run in the repository's root."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
     return done.stdout
 
 
-# --- the commands -------------------------------------------------------------------------------
+# --- the commands -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_make_knows_its_targets(page: Path) -> None:
-    for targets in commands(text_of(page), "make"):
-        run("make", "-n", *targets)
-
-
-def test_the_targets_are_explained() -> None:
-    named = {target for targets in commands(README, "make") for target in targets}
+def test_make_knows_its_targets_and_explains_them() -> None:
+    named = {targets[0] for page in PAGES for targets in commands(page, "make")}
     assert named >= {"repro", "test", "smoke", "ui", "lint"}
+    run("make", "-n", *sorted(named))
     printed = run("make")
-    assert [target for target in sorted(named) if f"make {target} " not in printed] == []
+    assert [target for target in named if f"make {target} " not in printed] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_merit_commands_parse(page: Path) -> None:
-    for arguments in commands(text_of(page), "merit"):
+def test_merit_commands_parse_and_their_stages_and_items_exist(page: Path) -> None:
+    for arguments in commands(page, "merit"):
         if arguments == ["--help"]:
-            continue  # asked below
+            continue
         try:
-            _parser().parse_args(arguments)
+            options = _parser().parse_args(arguments)
         except SystemExit:
             pytest.fail(f"{page}: `merit {shlex.join(arguments)}` is no command")
-
-
-def test_help_of_every_command_that_is_named() -> None:
-    named = {arguments[0] for arguments in commands(README, "merit")} - {"--help"}
-    assert named >= {"plan", "train"}
-    for command in sorted(named):
-        assert run(sys.executable, "-m", "merit", command, "--help").startswith(
-            f"usage: merit {command} "
-        )
-    listed = run(sys.executable, "-m", "merit", "--help")
-    assert set(STAGES) <= set(re.findall(r"^ {4}(\w+)", listed, re.MULTILINE))
-
-
-def test_the_plan_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", symlinks=True)
-    (tmp_path / "experiments" / "mini_text" / "plan.yaml").unlink()
-    monkeypatch.chdir(tmp_path)
-    main(["plan"])
-    main(["plan"])
-    assert capsys.readouterr().out == (
-        "experiments/mini_text/plan.yaml: written\nevery plan is unchanged\n"
-    )
+        names = [options.experiment] if getattr(options, "experiment", None) else []
+        stage = getattr(options, "stage", None)
+        for name in names:
+            if (ROOT / "experiments" / f"{name}.yaml").is_file():
+                experiment = load_experiment(name, ROOT / "experiments")
+                stages, only = [stage] if stage else list(STAGES), getattr(options, "only", [])
+                check_items(Context.of(experiment), stages, only)
+            else:
+                assert name in ("own", "NAME", "EXPERIMENT", "x"), f"{page}: {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -115,74 +98,87 @@ def test_dvc_commands_parse(page: Path) -> None:
     from dvc.cli import DvcParserError
     from dvc.cli.parser import get_main_parser
 
-    for arguments in commands(text_of(page), "dvc"):
+    for arguments in commands(page, "dvc"):
         try:
             get_main_parser().parse_args(arguments)
         except (DvcParserError, SystemExit):
             pytest.fail(f"{page}: `dvc {shlex.join(arguments)}` is no command")
+        for target in re.findall(r"\b([a-z]+)@\w+", " ".join(arguments)):
+            assert target in STAGES
 
 
-def test_dvc_knows_every_stage_that_is_named() -> None:
-    listed = run(sys.executable, "-m", "dvc", "stage", "list", "--all", "--name-only").split()
-    # what is typed in an experiment's folder, as the pages do, has no path before it
-    known = [name.removeprefix("experiments/mini_vision/dvc.yaml:") for name in listed]
-    named = {
-        target
-        for page in PAGES
-        for arguments in commands(text_of(page), "dvc")
-        for argument in arguments
-        for target in TARGET.findall(argument)
-    }
-    assert len(named) >= 3
-    assert sorted(named - set(known)) == []
+# --- the method on one page -------------------------------------------------------------------------
 
 
-def test_the_branch_in_the_example_exists() -> None:
-    trained = [arguments for arguments in commands(README, "merit") if arguments[0] == "train"]
-    assert len(trained) >= 1
-    for _, experiment, branch in trained:
-        assert branch in plan(load_experiment(experiment, ROOT / "experiments")).branches
+def test_the_method_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
+    values = runpy.run_path(str(MINIMAL))
+    groups = dict(zip(values["tasks"], values["groups"].tolist(), strict=True))
+    assert Counter(groups.values()) == {0: 2, 1: 2, 2: 2, 3: 2}
+    # task i and task i + 4 draw from the same words
+    assert all(groups[f"task{i}"] == groups[f"task{i + 4}"] for i in range(4))
+    assert values["weights"] == [0.25] * 4
+    losses = dict(re.findall(r"loss of (\w+): ([\d.]+)", capsys.readouterr().out))
+    assert float(losses["base"]) == pytest.approx(4.18, abs=0.05)  # ln 64 = 4.16
+    assert float(losses["merged"]) < float(losses["base"]) - 0.2
 
 
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    # a and d (10 + 40 samples) pull one way, b and c (20 + 30) the other
-    np.save("gradients.npy", np.array([[1, 0.1], [-1, 0], [-1, 0.1], [1, 0]], dtype=np.float32))
-    values: dict[str, object] = {}
-    exec(code, values)
-    groups = np.asarray(values["groups"])
-    assert sorted(groups.tolist()) == [0, 0, 1, 1]
-    assert groups[0] == groups[3]
-    assert groups[1] == groups[2]
+def test_readme_shows_it() -> None:
+    assert re.findall(r"```python\n(.*?)```", README, re.DOTALL) == [MINIMAL.read_text("utf-8")]
 
 
-# --- the page -----------------------------------------------------------------------------------
+# --- the pages --------------------------------------------------------------------------------------
+
+
+def test_readme_is_short_and_begins_with_a_command() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert lines.index("```sh") < 40
+
+
+def test_the_results_have_their_place_and_the_sentences_before_them_follow() -> None:
+    assert README.count(BEGIN) == README.count(END) == 1
+    assert README.index(BEGIN) < README.index(END)
+    for name, said in SAID.items():
+        found = read_json(ROOT / "reports" / name / "summary.json")["differences"]
+        for kind, column, verdict in said:
+            assert found[kind][column]["verdict"] == verdict, f"{name}: {kind}, {column}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_resolve(page: Path) -> None:
-    text = text_of(page)
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
-    local = [link for link in links if "://" not in link]
-    missing = [
-        link
-        for link in local
-        if link not in GENERATED and not ((ROOT / page).parent / link).exists()
-    ]
-    assert missing == []
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL))
+    for link in links:
+        if "://" not in link:
+            file, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / file if file else ROOT / page
+            assert target.exists(), f"{page}: {link}"
+            assert not anchor or anchor in anchors(target), f"{page}: {link}"
 
 
-def test_functions_of_the_method_are_where_the_table_says() -> None:
-    rows = re.findall(r"^\|.*\| ((?:`\w+`(?:, )?)+) in \[([\w/.]+)\]", README, re.MULTILINE)
-    assert len(rows) >= 7
-    for functions, file in rows:
-        name = file.removesuffix(".py").replace("/", ".")
-        module = importlib.import_module(name.replace("eval.", "merit.eval.", 1))
-        for function in re.findall(r"`(\w+)`", functions):
-            assert callable(getattr(module, function)), f"{file}: {function}"
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_results_have_their_place() -> None:
-    assert README.count(BEGIN) == README.count(END) == 1
-    assert README.index(BEGIN) < README.index(END)
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_modules_and_files_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(r"`(?:merit\.)?((?:\w+\.)+\w+)`", text_of(page)):
+        first, *rest = name.split(".")
+        if (ROOT / "merit" / first / "__init__.py").is_file() and rest:
+            assert known(name), f"{page}: {name}"
+    for name in re.findall(
+        r"`((?:merit|eval|tests|experiments|examples)/[\w./-]+)`", text_of(page)
+    ):
+        if not name.endswith("own.yaml"):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+
+
+def known(name: str) -> bool:
+    """Whether merit.<name> is a module, or a top-level name in one."""
+    module, _, attribute = f"merit.{name}".rpartition(".")
+    if importlib.util.find_spec(module) is None:
+        return False
+    if importlib.util.find_spec(f"merit.{name}") is not None:
+        return True
+    tree = ast.parse(Path(str(importlib.util.find_spec(module).origin)).read_bytes())
+    return any(attribute in ast.unparse(node).split("(")[0].split("=")[0] for node in tree.body)
