@@ -20,7 +20,7 @@ def test_sections_and_formulas_are_numbered_in_order() -> None:
 
 def test_functions_are_where_the_table_says() -> None:
     rows = re.findall(r"^\|.*\| ((?:`\w+`(?:, )?)+) in \[([\w/.]+)\]", PAGE, re.MULTILINE)
-    assert len(rows) == 24
+    assert len(rows) >= 24
     for functions, file in rows:
         name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         module = importlib.import_module(name.replace("eval.", "merit.eval.", 1))
