@@ -30,7 +30,9 @@ def write_own(source: Artifacts, folder: Path, num_tasks: int = 12, num_examples
     listed = source.mixture / "tasks.json"
     for path, stage in ((listed, "data"), (source.base / "config.json", "base")):
         if not path.is_file():
-            raise MeritError(f"{path}: not made yet; run `merit run {source.experiment} {stage}` first")
+            raise MeritError(
+                f"{path}: not made yet; run `merit run {source.experiment} {stage}` first"
+            )
     tasks = [entry["task"] for entry in read_json(listed)]
     with atomic_folder(folder / "mixture") as mixture:
         for task in tasks[:: max(1, len(tasks) // num_tasks)][:num_tasks]:
