@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from merit.config import Experiment, Params, load_experiment, load_params
 from merit.config.settings import nearest
 from merit.errors import MeritError
 from merit.io.artifacts import (
     Artifacts,
-    atomic_write,
     read_json,
     value_hash,
     work_place,
@@ -34,7 +34,7 @@ from merit.run.pool import Pool, Task, gpu_slots, run_stage
 from merit.run.stages import STAGES, Context, Stage, own_files, prune_outputs
 from merit.run.store import Item, Key, NotReady
 
-SETTINGS_DIR, CODE_DIR = Path("experiments/settings"), Path("artifacts/code")
+SETTINGS_DIR = Path("experiments/settings")
 LAST_BEFORE_STUDIES = "score"
 OVER_ALL = {"index": "merit.eval.stages.index", "track": "merit.track"}
 
@@ -203,7 +203,7 @@ class Executor:
         """Print what is out of date, and why; returns how many items are."""
         stale = 0
         for name in stages:
-            stage, num_current = STAGES[name], 0
+            stage, num_current, earlier = STAGES[name], 0, stale
             for item in stage.items(self.context):
                 if only and item.name not in only:
                     continue
@@ -212,7 +212,8 @@ class Executor:
                 if why:
                     print(f"{self.name} {item.label}: {why}")
             stale += len(stage.items(self.context)) - num_current
-            print(f"{self.name} {name}: {num_current} up to date")
+            unless = " unless the above changes them" if earlier and num_current else ""
+            print(f"{self.name} {name}: {num_current} up to date{unless}")
         return stale
 
     def _why(self, stage: Stage, item: Item) -> str:
@@ -258,36 +259,34 @@ def _train_on_ranks(item: Item, num_ranks: int) -> None:
 
 
 def write_settings(names: Sequence[str]) -> None:
-    """What dvc.yaml's stages depend on: experiments/settings/<name>.json and artifacts/code.
+    """experiments/settings/<name>.json, which dvc.yaml's stages depend on block by block.
 
     Besides, what DVC or the user has brought into place is stored: DVC empties the outputs of a
     stage before it runs the stage.
     """
     for name in names:
         context = Context.of(load(name))
-        write_json(SETTINGS_DIR / f"{name}.json", context.dump)
-        for stage, code in code_hashes(context).items():
-            atomic_write(CODE_DIR / name / stage, f"{code}\n")
+        write_json(SETTINGS_DIR / f"{name}.json", stage_settings(context))
         for stage in STAGES.values():
             for item in stage.items(context) if stage.stored else ():
                 item.adopt()
-    for name, module in OVER_ALL.items():
-        atomic_write(CODE_DIR / name, f"{code_hash([module])}\n")
+    code = {name: code_hash([module]) for name, module in OVER_ALL.items()}
+    write_json(SETTINGS_DIR / "index.json", {"code": code})
 
 
-def code_hashes(context: Context) -> dict[str, str]:
-    """Of each stage: a hash of its code, of the user's own files, and of experiments it reads."""
-    own = own_files(context.experiment)
-    others = [[load(other).model_dump(mode="json")] for other in context.experiment.reads]
-    return {
-        stage.name: value_hash(
-            [
-                [stage.code_of(context, item.name) for item in stage.items(context)],
-                own.get(stage.name),
-                others if stage.name == "studies" else None,
-            ]
-        )
+def stage_settings(context: Context) -> dict[str, Any]:
+    """Every setting with its default; hashes of each stage's code, of the user's own files, and of
+    the experiments that the studies read.
+    """
+    code = {
+        stage.name: value_hash([stage.code_of(context, item.name) for item in stage.items(context)])
         for stage in STAGES.values()
+    }
+    others = {other: stage_settings(Context.of(load(other))) for other in context.experiment.reads}
+    return context.dump | {
+        "code": code,
+        "own_files": own_files(context.experiment),
+        "reads": {name: value_hash(settings) for name, settings in others.items()},
     }
 
 
