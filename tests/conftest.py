@@ -26,12 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     of a GPU are skipped, with the reason, without one.
     """
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker("slow")
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-        if "smoke_folder" in getattr(item, "fixturenames", ()):
-            item.add_marker("slow")
-            item.add_marker(pytest.mark.xdist_group("smoke"))  # one process makes the run
+        for fixture, group in (("smoke_folder", "smoke"), ("cluster", "slurm")):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker("slow")
+                item.add_marker(pytest.mark.xdist_group(group))  # one process makes the run
+                break
         if item.get_closest_marker("gpu"):
             import torch
 

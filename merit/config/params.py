@@ -33,8 +33,8 @@ class Launch(Settings):
     gpus_per_branch: Annotated[int, Field(ge=0)] = 1  # without GPUs, the CPU trains
     # branches side by side on this host; default: what its GPUs allow, else `workers`
     slots: PositiveInt | None = None
-    retries: Annotated[int, Field(ge=0)] = 20  # how often a stopped branch is resumed
-    minutes: PositiveInt = 24 * 60  # a job's time limit, after which another job resumes the branch
+    retries: Annotated[int, Field(ge=0)] = 20  # how often a job is requeued at its time limit
+    minutes: PositiveInt = 24 * 60  # a job's time limit; then it is requeued and resumes
     seconds_to_stop: PositiveInt = 300  # before the limit, for writing a checkpoint
     partition: str | None = None  # Slurm's partition, not one of tasks
     sbatch: dict[str, str | int | bool] = {}  # further options: {account: x, cpus-per-task: 16}

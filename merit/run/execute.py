@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from merit.config import Experiment, Params, load_experiment, load_params
+from merit.config import Experiment, Launch, Params, load_experiment, load_params
 from merit.config.settings import nearest
 from merit.errors import MeritError
 from merit.io.artifacts import (
@@ -30,7 +30,8 @@ from merit.io.locks import exclusive
 from merit.io.progress import clock, write_timing
 from merit.run.access import needs_hub, uses_hub
 from merit.run.keys import code_hash
-from merit.run.pool import Pool, Task, gpu_slots, run_stage
+from merit.run.pool import STOPPING, Pool, Task, gpu_slots, run_stage
+from merit.run.slurm import ON_NODE, train_branches
 from merit.run.stages import STAGES, Context, Stage, own_files, prune_outputs
 from merit.run.store import Item, Key, NotReady
 
@@ -47,6 +48,9 @@ def run(
     Raises MeritError that names what failed; everything else is finished first.
     """
     params = load_params()
+    if ON_NODE in os.environ:  # a job trains its branch itself, on all GPUs that it was given
+        launch = Launch(gpus_per_branch=params.launch.gpus_per_branch)
+        params = params.model_copy(update={"launch": launch})
     for name in names:
         executor = Executor(load(name), params)
         wanted = [stage] if stage else list(STAGES)
@@ -178,8 +182,6 @@ class Executor:
         if stage.name == "train":
             todo = sorted(todo, key=self._num_tokens, reverse=True)  # slots end together
             if self.params.launch.backend == "slurm":
-                from merit.run.slurm import train_branches
-
                 return train_branches(self.name, todo, self.params)
         pool, hub = self.pool(stages), needs_hub(self.experiment, stage.name)
         label = f"{self.name}, {stage.name}"
@@ -250,7 +252,8 @@ def _train_on_ranks(item: Item, num_ranks: int) -> None:
     """Train a branch in `num_ranks` processes of torchrun; a signal that stops it is passed on."""
     command = [sys.executable, "-m", "merit.run.ranks", str(num_ranks), item.experiment, item.name]
     process = subprocess.Popen(command)
-    signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    for number in STOPPING:
+        signal.signal(number, lambda number, _: process.send_signal(number))
     if code := process.wait():
         sys.exit(code)
 

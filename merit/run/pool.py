@@ -117,6 +117,8 @@ class Stopped(Exception):
 
 
 def _stop(number: int, frame: object) -> None:
+    for again in STOPPING:  # Slurm and its job both send one; checkpoints are waited for
+        signal.signal(again, signal.SIG_IGN)
     raise Stopped
 
 
