@@ -23,7 +23,8 @@ from merit.run import slurm
 from merit.run.ranks import common_status
 from merit.run.slurm import Row, train_branches
 from merit.run.store import Item, Key
-from tests.slurm import missing, slurm as start_slurm
+from tests.slurm import missing
+from tests.slurm import slurm as start_slurm
 
 ROOT = Path(__file__).parent.parent
 LOGS = Path("artifacts/x/.work/slurm")
@@ -266,7 +267,9 @@ def test_a_training_that_is_stopped_and_requeued_is_the_same_to_the_byte(
     monkeypatch.setattr(sys, "executable", PYTHON)
     for name in ("experiments", "artifacts/smoke"):
         shutil.copytree(smoke_folder / name, name)
-    Path("params.yaml").write_text(yaml.safe_dump(launch().model_dump() | {"experiments": ["smoke"]}))
+    Path("params.yaml").write_text(
+        yaml.safe_dump(launch().model_dump() | {"experiments": ["smoke"]})
+    )
     paths = Artifacts("smoke")
     model = paths.branch("merit-1d-s1-g0") / "model.safetensors"
     before = file_hash(model)

@@ -136,7 +136,7 @@ def why(item: Item, row: Row, folder: Path) -> str:
     closing = (f"train {item.experiment}: ", f"merit: error: {item.experiment}: ")
     for log in (folder / f"{item.name}.log", folder / "submitit" / f"{row.job}_0_log.out"):
         if log.is_file():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = filter(str.strip, log.read_text("utf-8", errors="replace").splitlines())
             left = [x for x in lines if not x.startswith((*closing, f"  {item.label}: failed"))]
             return f"{row.state} in Slurm ({log}): {''.join(left[-1:]).strip()}"
     return (
