@@ -148,5 +148,7 @@ def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from merit.run import smoke
 
     path = tmp_path_factory.mktemp("smoke")
-    smoke.smoke_run(path)
+    smoke.prepare(path)
+    smoke.run_in(path, "dvc", "repro")
+    smoke.check(path)
     return path

@@ -55,16 +55,19 @@ def train_branches(
     jobs = {alive[name]: pair for name, pair in names.items() if name in alive}
     left = [name for name in names if name not in alive]
     told: dict[str, str] = {}
+    full = False  # whether sbatch takes no more jobs for now
     failures: dict[str, str] = {}
     try:
         while left or jobs:
             try:
-                while left:
+                while left and not full:
                     job = submit(left[0], names[left[0]][0], folder, params.launch)
                     jobs[job] = names[left.pop(0)]
-            except MeritError:  # a limit on the number of jobs, say
+            except MeritError as refusal:  # a limit on the number of jobs, say
                 if not jobs:
                     raise
+                full = True
+                print(f"{refusal}; it is tried again when a job ends", file=sys.stderr, flush=True)
             time.sleep(INTERVAL)
             rows = {row.job: row for row in ask_squeue()}
             for job, (item, key) in list(jobs.items()):
@@ -75,6 +78,7 @@ def train_branches(
                     print(f"{item.name}: job {job}: {told[job]}", file=sys.stderr, flush=True)
                 if row.state in ENDED:
                     del jobs[job]
+                    full = False
                     if not is_finished(item, key, row):
                         failures[item.label] = why(item, row, folder)
     except KeyboardInterrupt:
