@@ -21,7 +21,6 @@ from merit.eval.report.ledger import (
     counts,
     ledger,
     readiness,
-    tally,
     write_ledger,
 )
 from merit.eval.report.rules import growth
@@ -91,37 +90,32 @@ def verdicts(case: Case) -> dict[str, str]:
 # --- the rule -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "side", "refuted", "expected"),
-    [
-        (0.1, 2.0, "above", None, "holds"),
-        (0.0, 2.0, "above", None, "inconclusive"),
-        (-1.0, 2.0, "above", None, "inconclusive"),
-        (-2.0, 0.0, "above", None, "inconclusive"),
-        (-2.0, -0.1, "above", None, "does not hold"),
-        (-2.0, -0.1, "below", None, "holds"),
-        (0.1, 2.0, "below", None, "does not hold"),
-        (-1.0, 2.0, "below", None, "inconclusive"),
-    ],
-)
-def test_an_interval_decides(
-    low: float, high: float, side: Any, refuted: Any, expected: str
-) -> None:
-    link = Link("x", (low + high) / 2, 10, low, high, side=side, refuted=refuted)
-    assert link.verdict == expected
+HOLDS, NOT, OPEN = "holds", "does not hold", "inconclusive"
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"),
+    ("low", "high", "options", "expected"),
     [
-        (-0.9, -0.1, "holds"),  # worse, but by less than the margin
-        (-0.9, 3.0, "holds"),
-        (-1.5, -0.1, "does not hold"),  # worse, perhaps by more than the margin
-        (-1.5, 0.5, "inconclusive"),
+        (0.1, 2.0, {}, HOLDS),
+        (0.0, 2.0, {}, OPEN),
+        (-2.0, 0.0, {}, OPEN),
+        (-2.0, -0.1, {}, NOT),
+        (-2.0, -0.1, {"side": "below"}, HOLDS),
+        (0.1, 2.0, {"side": "below"}, NOT),
+        (-1.0, 2.0, {"side": "below"}, OPEN),
+        # no worse than by a margin of 1
+        (-0.9, -0.1, {"bound": -1.0, "refuted": 0.0}, HOLDS),  # worse, but by less
+        (-1.5, -0.1, {"bound": -1.0, "refuted": 0.0}, NOT),  # worse, perhaps by more
+        (-1.5, 0.5, {"bound": -1.0, "refuted": 0.0}, OPEN),
+        # without an interval the value decides, strictly
+        (None, None, {"value": 1.01, "bound": 1.0}, HOLDS),
+        (None, None, {"value": 1.0, "bound": 1.0}, NOT),
+        (None, None, {"value": 0.4, "bound": 0.5, "side": "below"}, HOLDS),
     ],
 )
-def test_no_worse_than_allows_a_margin(low: float, high: float, expected: str) -> None:
-    assert Link("x", 0.0, 10, low, high, bound=-1.0, refuted=0.0).verdict == expected
+def test_an_interval_decides(low: Any, high: Any, options: dict[str, Any], expected: str) -> None:
+    value = options.pop("value", 0.0)
+    assert Link("x", value, 10, low, high, **options).verdict == expected
 
 
 @pytest.mark.parametrize(
@@ -132,12 +126,6 @@ def test_a_difference_is_decided_where_its_interval_leaves_0(
     low: float, high: float, expected: str
 ) -> None:
     assert direction(low, high) == expected
-
-
-def test_without_an_interval_the_point_decides() -> None:
-    assert Link("x", 1.01, 1, bound=1.0).verdict == "holds"
-    assert Link("x", 1.0, 1, bound=1.0).verdict == "does not hold"  # the claim is strict
-    assert Link("x", 0.4, 1, bound=0.5, side="below").verdict == "holds"
 
 
 def test_a_chain_needs_all_its_links() -> None:
@@ -169,41 +157,25 @@ def test_mirrored_links_have_mirrored_verdicts(
 # --- the records --------------------------------------------------------------------------------
 
 
-def test_statistics_say_the_numbers_that_decide() -> None:
-    said = {"C2": "> −1 point;", "C7": "< 1% of", "C11": "> 0.80.", "C12": "> 0.98."}
-    assert [name for name, text in said.items() if text not in claims()[name].statistic] == []
-    assert {claim.study for claim in claims().values()} - {""} <= set(STUDIES)
-
-
-def claims_file(folder: Path, old: str, new: str) -> Path:
-    """claims.yaml with one change."""
-    text = CLAIMS_FILE.read_text(encoding="utf-8")
-    assert old in text
-    path = folder / "claims.yaml"
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "named"),
     [
-        ("margin: 1", "margin: one", r"claims\.yaml: key `claims\.1\.margin`: .*valid number"),
-        ("margin: 1", "margins: 1", r"key `claims\.1\.margins`: Extra inputs are not permitted"),
-        ("rule: largest", "rule: big", r"claims\.yaml: C7: no rule 'big'; there are above_and_gr"),
-        ("{margin:g}", "{slack:g}", r"C2: `statistic` names 'slack'; there are bound, margin, "),
-        ("id: C3", "id: C2", r"claims\.yaml: C2 stands there twice; give every claim its own id"),
-        ("paired:", "paired: [", r"claims\.yaml: not valid YAML: "),
-        ("limits: [low, high]", "limits: [low]", r"key `claims\.10\.readings\.0\.limits`: "),
-        (
-            "table: table21",
-            "# table: table21",
-            r"key `claims\.13`: .*`study`, `table` and `readings` belong together",
-        ),
+        ("margin: 1", "margin: one", ["`claims.1.margin`"]),
+        ("margin: 1", "margins: 1", ["`claims.1.margins`"]),
+        ("rule: largest", "rule: big", ["C7", "'big'"]),
+        ("{margin:g}", "{slack:g}", ["C2", "'slack'"]),
+        ("id: C3", "id: C2", ["C2"]),
+        ("table: table21", "# table: table21", ["`claims.13`"]),
     ],
 )
-def test_a_wrong_record_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    with pytest.raises(MeritError, match=message):
-        load_claims(RULES, claims_file(tmp_path, old, new))
+def test_a_wrong_record_is_refused(tmp_path: Path, old: str, new: str, named: list[str]) -> None:
+    text = CLAIMS_FILE.read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "claims.yaml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(MeritError) as caught:
+        load_claims(RULES, path)
+    assert [part for part in ["claims.yaml", *named] if part not in str(caught.value)] == []
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -217,13 +189,9 @@ def test_ledger_from_scores() -> None:
     assert (c1["value"], c1["low"], c1["high"], c1["n"]) == (12.5, 12.5, 12.5, 8)
     assert c1["verdict"] == "holds"
     assert c1["table"] == "table02.csv"
-    assert "ahead on 2 of 2 common seeds, one-sided Wilcoxon p = 0.25" in c1["note"]
+    assert "p = 0.25" in c1["note"]  # of the two common seeds
     # exactly no difference: inside the margin
     assert (records["C2"]["verdict"], records["C2"]["value"]) == ("holds", 0.0)
-    assert [link["label"] for link in records["C2"]["links"]] == [
-        "random-2 − joint-1ep",
-        "random-8 − joint-1ep",
-    ]
     # 43.75 and 50 against 37.5, so the advantage grows by 6.25
     assert [link["value"] for link in records["C4"]["links"]] == [6.25, 12.5, 6.25]
     assert records["C4"]["verdict"] == "holds"
@@ -233,22 +201,13 @@ def test_ledger_from_scores() -> None:
     assert (records["C21"]["verdict"], records["C21"]["value"]) == ("does not hold", -6.25)
 
 
-def test_what_is_missing_is_said() -> None:
+def test_what_was_not_run_is_not_testable() -> None:
     records = {record["id"]: record for record in ledger(make_case())}
-    absent = {i: r["note"] for i, r in records.items() if r["verdict"] == "not testable here"}
-    assert absent["C3"] == "the run lacks MERIT with one, two and three axes"
-    assert absent["C5"] == "the run lacks K-means groups"
-    assert absent["C6"] == "the run lacks cosine and raw PCA with three axes"
-    assert absent["C7"] == "the study `connectivity` has not been run for this experiment"
-    assert absent["C19"] == "not the text experiment; see mini_text's ledger"
-    assert sorted(absent, key=lambda c: int(c[1:])) == [
-        *("C3", "C5", "C6", "C7", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15", "C16"),
-        "C19",
-    ]
+    absent = [i for i, r in records.items() if r["verdict"] == "not testable here"]
+    assert absent == ["C3", *(f"C{i}" for i in range(5, 17)), "C19"]
+    assert "`connectivity`" in records["C7"]["note"]
     assert records["C18"]["verdict"] == OUTSIDE
-    assert records["C18"]["note"] == "the study `cost` has not been run for this experiment"
-    assert records["C5"]["value"] is None
-    assert records["C5"]["links"] == []
+    assert (records["C5"]["value"], records["C5"]["links"]) == (None, [])
 
 
 def test_open_ended_answers_lost_by_more_than_half_are_not_kept() -> None:
@@ -339,116 +298,49 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
     assert flat["low"] == pytest.approx(0.5 - 1.96 * 0.2 / 2)  # four draws
 
 
+CONNECTIVITY = {
+    "table05_linear_mode_connectivity": [
+        {"path": "b0-b1", "barrier_share": 0.0},
+        {"path": "b0-merged", "barrier_share": 0.02},
+    ]
+}
+FIDELITY = {
+    "table16_stride5_fidelity": [
+        {"metric": "pearson", "value": 0.99, "std_error": 0.001},
+        {"metric": "spearman", "value": 0.985, "std_error": 0.001},
+    ]
+}
+NORMS = {
+    "table19_gradient_norms": [
+        {"metric": "coefficient_of_variation", "raw": 0.9, "trimmed_5pct": 0.7}
+        | {"trimmed_10pct": 0.6}
+    ]
+}
+MERGERS = {
+    "table12_posthoc_merging_7b": [
+        {"merge": name, "tuning": "default", "difference": -2.0}
+        | {"difference_low": -3.0, "difference_high": high, "num_questions": 100}
+        for name, high in {"ties": -1.0, "star": -1.0, "tsv": -1.0, "iso-cts": 0.5}.items()
+    ]
+}
+COSINE = {"n": 200, "mean_cosine": 0.84, "low": 0.79, "high": 0.88, "num_units": 5}
+SGD = {
+    **{"gain_at_largest_rate": 1.0, "collapse_at_smallest_rate": 2.0, "num_questions": 50},
+    **{"gain_at_largest_rate_low": 0.5, "gain_at_largest_rate_high": 1.5},
+    **{"collapse_at_smallest_rate_low": 1.0, "collapse_at_smallest_rate_high": 3.0},
+}
+
+
 @pytest.mark.parametrize(
     ("name", "result", "verdict", "value"),
     [
-        (
-            "C7",
-            study(
-                "connectivity",
-                {},
-                {
-                    "table05_linear_mode_connectivity": [
-                        {"path": "b0-b1", "barrier_share": 0.0},
-                        {"path": "b0-merged", "barrier_share": 0.02},
-                    ]
-                },
-            ),
-            "does not hold",
-            2.0,
-        ),
-        (
-            "C11",
-            study(
-                "calibration",
-                {"n": 200, "mean_cosine": 0.84, "low": 0.79, "high": 0.88, "num_units": 5},
-            ),
-            "inconclusive",
-            0.84,
-        ),
-        (
-            "C12",
-            study(
-                "fidelity",
-                {"stride": 5, "num_tasks": 8},
-                {
-                    "table16_stride5_fidelity": [
-                        {"metric": "pearson", "value": 0.99, "std_error": 0.001},
-                        {"metric": "spearman", "value": 0.985, "std_error": 0.001},
-                    ]
-                },
-            ),
-            "holds",
-            0.985,
-        ),
-        (
-            "C13",
-            study(
-                "fidelity",
-                {},
-                {
-                    "table19_gradient_norms": [
-                        {
-                            "metric": "coefficient_of_variation",
-                            "raw": 0.9,
-                            "trimmed_5pct": 0.7,
-                            "trimmed_10pct": 0.6,
-                        }
-                    ]
-                },
-            ),
-            "does not hold",
-            0.6,
-        ),
-        (
-            "C14",
-            study("hessian", {"raw_z_score": 40.0, "centered_z_score": 30.0}),
-            "holds",
-            30.0,
-        ),
-        (
-            "C15",
-            study(
-                "mergers",
-                {},
-                {
-                    "table12_posthoc_merging_7b": [
-                        {
-                            "merge": name,
-                            "tuning": "default",
-                            "difference": -2.0,
-                            "difference_low": -3.0,
-                            "difference_high": high,
-                            "num_questions": 100,
-                        }
-                        for name, high in zip(
-                            ("ties", "star", "tsv", "iso-cts"),
-                            (-1.0, -1.0, -1.0, 0.5),
-                            strict=True,
-                        )
-                    ]
-                },
-            ),
-            "inconclusive",
-            2.0,
-        ),
-        (
-            "C16",
-            study(
-                "sgd",
-                {
-                    "gain_at_largest_rate": 1.0,
-                    "gain_at_largest_rate_low": 0.5,
-                    "gain_at_largest_rate_high": 1.5,
-                    "collapse_at_smallest_rate": 2.0,
-                    "collapse_at_smallest_rate_low": 1.0,
-                    "collapse_at_smallest_rate_high": 3.0,
-                    "num_questions": 50,
-                },
-            ),
-            "does not hold",
-            2.0,
-        ),
+        ("C7", study("connectivity", {}, CONNECTIVITY), NOT, 2.0),
+        ("C11", study("calibration", COSINE), OPEN, 0.84),
+        ("C12", study("fidelity", {"stride": 5, "num_tasks": 8}, FIDELITY), HOLDS, 0.985),
+        ("C13", study("fidelity", {}, NORMS), NOT, 0.6),
+        ("C14", study("hessian", {"raw_z_score": 40.0, "centered_z_score": 30.0}), HOLDS, 30.0),
+        ("C15", study("mergers", {}, MERGERS), OPEN, 2.0),
+        ("C16", study("sgd", SGD), NOT, 2.0),
     ],
 )
 def test_each_study_decides_its_claim(
@@ -461,7 +353,7 @@ def test_each_study_decides_its_claim(
 
 def test_a_study_without_its_numbers_is_not_testable() -> None:
     found = decide("C14", study("hessian", {"raw_z_score": None}))
-    assert found["note"] == "the study `hessian` has no `raw_z_score`"
+    assert "`raw_z_score`" in found["note"]
     short = study("connectivity", {}, {"table05_linear_mode_connectivity": []})
     assert decide("C7", short)["verdict"] == "not testable here"
 
@@ -471,51 +363,35 @@ def test_another_base_is_marked() -> None:
     result = study("hessian", summary, base="a" * 64)
     found = decide("C14", result)
     assert found["verdict"] == "does not hold"
-    assert found["note"].endswith("measured on an earlier/other base aaaaaaaa")
-    text = studies_part({"hessian": result}, BASE_HASH)
-    assert "*Measured on an earlier/other base aaaaaaaa.* Said." in text
-    assert "Measured" not in studies_part({"hessian": result}, "a" * 64)
+    assert "base aaaaaaaa" in found["note"]
+    assert "aaaaaaaa" in studies_part({"hessian": result}, BASE_HASH)
+    assert "aaaaaaaa" not in studies_part({"hessian": result}, "a" * 64)
 
 
-def test_the_planned_studies_are_read_in_their_order(
+def test_planned_studies_are_read_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_sections, "sentences", lambda name, _: f"The {name} in words.")
-    assert load_studies("synthetic", tmp_path, (), tmp_path) == {}
+    folder, report = tmp_path / "studies" / "synthetic", tmp_path / "synthetic"
     for name in ("gain", "cost", "hessian"):  # hessian is left of an earlier plan
         result = {"tables": {"t": [{"a": 1}]}, "summary": {"x": 2}}
-        folder = tmp_path / "studies" / "synthetic" / name
-        write_json(folder / "result.json", result | {"provenance": {"base_hash": "f" * 64}})
-    report = tmp_path / "synthetic"
-    for file in (report / "studies" / name / "figures/a.png" for name in ("cost", "gain")):
-        file.parent.mkdir(parents=True)
-        file.touch()
+        write_json(folder / name / "result.json", result | {"provenance": {"base_hash": "f" * 64}})
+        write_json(report / "studies" / name / "figures/a.png", {})
     found = load_studies("synthetic", tmp_path, ("cost", "gain"), report)
     assert list(found) == ["cost", "gain"]
-    assert (found["cost"].title, found["cost"].text) == (
-        STUDIES["cost"].title,
-        "The cost in words.",
-    )
-    assert found["gain"].summary == {"x": 2}
-    assert found["gain"].path == "../studies/synthetic/gain"
-    assert (found["gain"].figures, found["gain"].drawn) == (("a",), "studies/gain/figures")
-    assert (found["cost"].figures, found["cost"].drawn) == (
-        ("a",),
-        "studies/cost/figures",
-    )
-    assert found["gain"].caveat("e" * 64) == "measured on an earlier/other base ffffffff"
-    write_json(tmp_path / "studies" / "synthetic" / "cost" / "result.json", {"summary": {}})
-    with pytest.raises(MeritError, match=r"cost/result\.json: key `tables` is missing"):
-        load_studies("synthetic", tmp_path, ("cost", "gain"), report)
-
-
-def test_a_planned_study_without_a_result_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MeritError, match=r"studies/synthetic/gain/result\.json: file not found"):
-        load_studies("synthetic", tmp_path, ("gain",), tmp_path)
-    (tmp_path / "studies" / "synthetic" / "gain").mkdir(parents=True)
-    (tmp_path / "studies" / "synthetic" / "gain" / "result.json").write_text("{\n", "utf-8")
-    with pytest.raises(MeritError, match=r"gain/result\.json, line 2: not valid JSON"):
-        load_studies("synthetic", tmp_path, ("gain",), tmp_path)
+    gain = found["gain"]
+    assert (gain.title, gain.summary) == (STUDIES["gain"].title, {"x": 2})
+    assert (gain.figures, gain.drawn) == (("a",), "studies/gain/figures")
+    assert gain.path == "../studies/synthetic/gain"
+    assert "base ffffffff" in str(gain.caveat("e" * 64))
+    for change, named in (
+        (lambda path: write_json(path, {"summary": {}}), "key `tables`"),
+        (lambda path: path.write_text("{\n"), "line 2"),
+        (Path.unlink, "file not found"),
+    ):
+        change(folder / "cost" / "result.json")
+        with pytest.raises(MeritError, match=rf"cost/result\.json.*{named}"):
+            load_studies("synthetic", tmp_path, ("cost", "gain"), report)
 
 
 # --- pages --------------------------------------------------------------------------------------
@@ -535,26 +411,17 @@ def test_the_ledger_is_written_in_full(tmp_path: Path) -> None:
         "inconclusive": 0,
         "not testable here": 14,
     }
-    assert "19 claims" in tally(records, case)
     write_ledger(records, case, tmp_path)
     assert read_json(tmp_path / "claims.json") == records
     page = (tmp_path / "claims.md").read_text(encoding="utf-8")
-    assert "## C21: does not hold" in page
-    assert "| merit-3d − joint-1ep | +12.5 [+12.5, +12.5] | above 0 | 8 | holds |" in page
-    assert [c.id for c in claims().values() if c.statistic not in page] == []
-
-
-@pytest.mark.parametrize("failed", [[], ["c"], ["a", "d"]])
-def test_merge_readiness_comes_first(failed: list[str]) -> None:
-    case = make_case({"readiness": ready_study(merge_ready=not failed, failed=failed)})
-    said = readiness(case)
-    assert said.startswith("**Not merge-ready**" if failed else "Merge-ready")
-    assert "(../studies/synthetic/readiness/result.json)" in said
-    assert [letter for letter in "abcd" if f"{letter}: " in said] == failed
-    assert readiness(make_case()) == ""
+    assert "+12.5 [+12.5, +12.5]" in page
+    assert [c.id for c in claims().values() if f"## {c.id}: " not in page] == []
 
 
 def test_what_readiness_asks_for_is_a_precondition() -> None:
+    unready = readiness(make_case({"readiness": ready_study(merge_ready=False, failed=["c"])}))
+    assert [letter for letter in "abcd" if f"{letter}: " in unready] == ["c"]
+    assert readiness(make_case()) == ""
     alone = {r["id"]: r for r in ledger(make_case())}
     assert {record["role"] for record in alone.values()} == {"claim"}
     records = ledger(make_case({"readiness": ready_study(decided_by_d=True)}))
@@ -562,7 +429,6 @@ def test_what_readiness_asks_for_is_a_precondition() -> None:
     assert [i for i, record in found.items() if record["role"] == "precondition"] == ["C2"]
     assert found["C2"]["verdict"] == alone["C2"]["verdict"] == "holds"
     assert found["C2"]["links"] == alone["C2"]["links"]
-    assert found["C2"]["note"].endswith("readiness hinges on it")
     assert counts(records) == counts(list(alone.values())) | {"holds": 3}
 
 

@@ -11,46 +11,36 @@ from pathlib import Path
 
 import pytest
 
+from merit.run.cli import main
+
 ROOT = Path(__file__).parent.parent
 PARAMS = "params.yaml"
 YAML = "experiments/mini_vision.yaml"
-MODEL = "artifacts/mini_vision/base/model.safetensors"
-
-
-def merit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command of this checkout, run in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "merit", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The settings alone, as in a fresh clone before any stage has run."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The settings only, as in a fresh clone before any stage has run."""
     shutil.copyfile(ROOT / PARAMS, tmp_path / PARAMS)
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def refuse(folder: Path) -> Callable[..., str]:
-    """Run a command that must be refused; returns its message."""
+def refuse(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[str], list[str]]:
+    """Run a command that must be refused; returns the lines of its message."""
 
-    def run(*arguments: str) -> str:
+    def run(arguments: str) -> list[str]:
         before = files(folder)
-        done = merit(folder, *arguments)
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-        prefix = "merit: error: "
-        assert done.stderr.count(prefix) == 1
+        with pytest.raises(SystemExit) as ended:
+            main(arguments.split())
+        said = capsys.readouterr()
+        assert (ended.value.code, said.out) == (2, "")
+        prefix, _, message = said.err.partition("merit: error: ")
+        assert prefix == ""
         assert files(folder) == before
-        assert done.stdout == ""
-        return done.stderr.partition(prefix)[2].strip()
+        return message.splitlines()
 
     return run
 
@@ -65,104 +55,52 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_misspelled_key_in_params(folder: Path, refuse: Callable[..., str]) -> None:
-    replace(folder / PARAMS, "workers:", "wokers:")
-    expected = "params.yaml: unknown key `wokers`. Did you mean `workers`?"
-    assert refuse("repro") == expected
-
-
-def test_wrong_type_in_params(folder: Path, refuse: Callable[..., str]) -> None:
-    replace(folder / PARAMS, "workers: 2", "workers: two")
-    assert refuse("repro").startswith("params.yaml: key `workers`: found 'two': ")
-
-
-@pytest.mark.parametrize("command", ["repro", "data"])
-def test_misspelled_key_in_an_experiment(
-    folder: Path, refuse: Callable[..., str], command: str
+@pytest.mark.parametrize(
+    ("file", "old", "new", "command", "found"),
+    [
+        (PARAMS, "workers:", "wokers:", "status", (PARAMS, "`wokers`", "`workers`")),
+        (PARAMS, "workers: 2", "workers: two", "status", (PARAMS, "`workers`", "'two'")),
+        (
+            YAML, "max_new_tokens:", "max_new_token:", "run mini_vision",
+            (YAML, "`evaluation.max_new_token`", "`max_new_tokens`"),
+        ),
+        ("", "", "", "run mini_visoin", ("experiments/mini_visoin.yaml", "`mini_vision`")),
+        ("", "", "", "run mini_vision trian", ("'trian'", "`train`")),
+        ("", "", "", "run --rehearse", ("NAME --rehearse",)),
+        ("", "", "", "ui", ("sqlite:///mlflow.db",)),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_it(
+    folder: Path,
+    refuse: Callable[[str], list[str]],
+    file: str,
+    old: str,
+    new: str,
+    command: str,
+    found: tuple[str, ...],
 ) -> None:
-    replace(folder / YAML, "max_new_tokens:", "max_new_token:")
-    arguments = [command] if command == "repro" else [command, "mini_vision"]
-    assert refuse(*arguments) == (
-        "experiments/mini_vision.yaml: unknown key `evaluation.max_new_token`. "
-        "Did you mean `max_new_tokens`?"
-    )
+    if file:
+        replace(folder / file, old, new)
+    (line,) = refuse(command)
+    assert [part for part in found if part not in line] == []
 
 
-def test_two_mistakes_are_two_lines(folder: Path, refuse: Callable[..., str]) -> None:
+def test_two_mistakes_are_two_lines(folder: Path, refuse: Callable[[str], list[str]]) -> None:
     replace(folder / YAML, "stride: 5", "stride: five")
     replace(folder / YAML, "max_new_tokens:", "max_new_token:")
-    lines = refuse("repro").splitlines()
-    assert len(lines) == 2
-    assert "key `gradients.stride`: found 'five'" in lines[0]
-    assert "unknown key `evaluation.max_new_token`" in lines[1]
+    first, second = refuse("run mini_vision")
+    assert "`gradients.stride`: found 'five'" in first
+    assert "`evaluation.max_new_token`" in second
 
 
-def test_unknown_experiment(refuse: Callable[..., str]) -> None:
-    message = refuse("data", "mini_visoin")
-    assert message == (
-        "data: no experiment 'mini_visoin' in params.yaml. Did you mean `mini_vision`? Where it "
-        "was taken out, run `merit plan`"
+def test_the_process_ends_with_status_2_and_no_traceback(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "merit", "run", "mini_visoin"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-
-
-def test_unknown_branch(refuse: Callable[..., str]) -> None:
-    assert refuse("train", "mini_vision", "joint-1ep-s11") == (
-        "train: mini_vision has no 'joint-1ep-s11' among the branches of experiments/mini_vision/"
-        "plan.yaml. Did you mean `joint-1ep-s1`?"
-    )
-
-
-def test_unknown_study(refuse: Callable[..., str]) -> None:
-    assert refuse("study", "mini_vision", "regimes") == (
-        "study: mini_vision has no 'regimes' among the studies of experiments/mini_vision/"
-        "plan.yaml. Did you mean `regime`?"
-    )
-
-
-def test_unknown_model(refuse: Callable[..., str]) -> None:
-    message = refuse("merge", "mini_vision", "merit-9d-s1")
-    assert message.startswith(
-        "merge: mini_vision has no 'merit-9d-s1' among the models of experiments/mini_vision/"
-        "plan.yaml. Did you mean `merit-"
-    )
-
-
-def test_stale_plan(folder: Path, refuse: Callable[..., str]) -> None:
-    """Before anything runs: the plan of another level is of other branches."""
-    replace(folder / PARAMS, "level: default", "level: full")
-    assert refuse("train", "mini_vision", "joint-1ep-s1") == (
-        "experiments/mini_vision/plan.yaml is stale: params.yaml or the experiment's methods have "
-        "changed; run `merit plan`, then the same command again"
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "file"),
-    [
-        ("base mini_vision", "data/pretraining/captions.jsonl"),
-        ("encode mini_vision", "data/mixture/tasks.json"),
-        ("gradients mini_vision", "encoded/tokens.npy"),
-        ("partition mini_vision", "encoded/tasks.json"),
-        ("train mini_vision joint-1ep-s1", "partition/manifests/joint-1ep-s1.json"),
-        ("merge mini_vision base", "settings/models/base.json"),
-        ("evaluate mini_vision base", "evaluation/questions/questions.json"),
-        ("score mini_vision", "evaluation/answers/base.json"),
-        ("report mini_vision", "evaluation/scores.json"),
-    ],
-)
-def test_missing_upstream_file(refuse: Callable[..., str], arguments: str, file: str) -> None:
-    message = refuse(*arguments.split())
-    assert message.startswith(f"artifacts/mini_vision/{file}: ")
-    assert len(message.splitlines()) == 1
-
-
-def test_truncated_base(folder: Path, refuse: Callable[..., str]) -> None:
-    merit(folder, "settings", "mini_vision")
-    path = folder / MODEL
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"\x40\0\0\0\0\0\0\0{")
-    assert refuse("merge", "mini_vision", "base").startswith(f"{MODEL}: truncated or not a ")
-
-
-def test_nothing_tracked_yet(refuse: Callable[..., str]) -> None:
-    assert refuse("ui").startswith("sqlite:///mlflow.db: nothing has been tracked yet")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("merit: error: ")
+    assert "Traceback" not in done.stderr

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,15 +57,6 @@ def test_a_log_gets_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, cl
     assert log.getvalue().endswith("left\n")
 
 
-def test_short_work_leaves_no_line(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    log = Stream(tty=False)
-    monkeypatch.setattr(sys, "stderr", log)
-    with Progress("losses", 2) as progress:
-        clock.now += 9.9
-        progress.advance(2)
-    assert log.getvalue() == ""
-
-
 def test_a_terminal_gets_one_bar_that_goes_away(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
@@ -86,29 +75,6 @@ def test_a_terminal_gets_one_bar_that_goes_away(
     assert "\n" not in drawn
     assert drawn.split("\r")[-2].strip() == ""  # wiped
     assert drawn.endswith("\r")
-
-
-def test_an_error_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Stream(tty=False))
-    with pytest.raises(KeyError), Progress("losses", 4):
-        raise KeyError
-
-
-def test_what_quiets_the_libraries_bars_does_not_quiet_ours() -> None:
-    script = (
-        "import tqdm.std\n"
-        "now = [0]\n"
-        "tqdm.std.time = lambda: now[0]\n"
-        "from merit.io.progress import Progress\n"
-        "with Progress('data', 2) as progress:\n"
-        "    now[0] = 11\n"
-        "    progress.advance()\n"
-    )
-    environment = {**os.environ, "TQDM_DISABLE": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
-    assert ran.stderr == "data: 1/2, about 00:11 left\n"
 
 
 def test_timing_of_a_stage(tmp_path: Path) -> None:

@@ -8,13 +8,11 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from jinja2 import UndefinedError
 from safetensors.numpy import save_file
 
 from merit.config import PARAMETERS, Experiment, Method
@@ -22,12 +20,11 @@ from merit.errors import MeritError
 from merit.eval.commit import git_commit
 from merit.eval.paper import PAPER_DIR, load_paper_table
 from merit.eval.report.build import build_report
-from merit.eval.report.cells import resampled, table_cells
+from merit.eval.report.cells import table_cells
 from merit.eval.report.comparison import compare, comparisons, frame, opponents
 from merit.eval.report.figures_partition import tsne
-from merit.eval.report.figures_training import displacement_gram, load_trajectories
+from merit.eval.report.figures_training import displacement_gram
 from merit.eval.report.index import BEGIN, END, build_index, sentences
-from merit.eval.report.render import render
 from merit.eval.report.style import method_color
 from merit.eval.results import load_results
 from merit.eval.stages import index
@@ -145,18 +142,6 @@ def test_one_comparison_by_hand(made: tuple[Experiment, Artifacts]) -> None:
     assert rows["num_questions"].tolist() == [4, 4]
 
 
-def test_what_intervals_are_over(made: tuple[Experiment, Artifacts], reports: Path) -> None:
-    results = load_results(*made)
-    assert resampled(results) == "over seeds and questions together"
-    single = dict.fromkeys(("random-8", "joint-shrunk"), (1,))
-    some = replace(results, seeds=results.seeds | single)
-    assert "(over questions alone for random-8, joint-shrunk: one seed each)" in resampled(some)
-    none = replace(results, seeds={m: () if m == "base" else (1,) for m in results.methods})
-    assert resampled(none).startswith("over questions alone")
-    interval = read_json(reports / "synthetic" / "provenance.json")["interval"]
-    assert (interval["resampled"], interval["questions_alone"]) == ("seeds and questions", [])
-
-
 # --- tables -------------------------------------------------------------------------------------
 
 
@@ -181,6 +166,13 @@ def test_wide_and_tidy_tables(reports: Path) -> None:
         "merit-3d": 87.5,
         "joint-shrunk": 37.5,
     }
+    interval = read_json(reports / "synthetic" / "provenance.json")["interval"]
+    assert (interval["resampled"], interval["questions_alone"]) == ("seeds and questions", [])
+    summary = read_json(reports / "synthetic" / "summary.json")
+    found = summary["differences"]["joint"]["avg"]
+    assert (found["value"], found["verdict"]) == (43.75, "ahead")
+    assert summary["averages"]["main"]["value"] == 87.5
+    assert summary["averages"]["shrunk"]["method"] == "joint-shrunk"
 
 
 def test_published_numbers_are_unchanged(reports: Path) -> None:
@@ -226,11 +218,6 @@ def test_markdown_tables_are_unpadded_and_escape_bars() -> None:
     assert table.endswith("|\n")
 
 
-def test_a_template_refuses_a_value_that_is_not_given() -> None:
-    with pytest.raises(UndefinedError, match="'verdicts' is undefined"):
-        render("index.md.j2")
-
-
 def test_training_curves_are_the_token_weighted_mean(reports: Path) -> None:
     """Branch g of the synthetic tree has loss (2 + 0.1 g) / (1 + epoch), ten records an epoch."""
     frame = pd.read_csv(reports / "synthetic" / "plots" / "training.csv")
@@ -265,35 +252,18 @@ def test_pages_link_to_files_that_exist(reports: Path) -> None:
         assert set(missing) <= elsewhere
 
 
-def test_each_number_stands_once_on_a_page(reports: Path) -> None:
-    page = (reports / "synthetic" / "README.md").read_text(encoding="utf-8")
-    summary = read_json(reports / "synthetic" / "summary.json")
-    found = summary["differences"]["joint"]["avg"]
-    assert (found["value"], found["verdict"]) == (43.75, "ahead")
-    assert summary["averages"]["main"]["value"] == 87.5
-    assert summary["averages"]["shrunk"]["method"] == "joint-shrunk"
-    assert page.count(f"+43.8 [{found['low']:+.1f}, {found['high']:+.1f}]") == 1
-    index = (reports / "README.md").read_text(encoding="utf-8")
-    assert "43.8" not in index
-    assert (reports.parent / "README.md").read_text(encoding="utf-8").count("+43.8 [") == 1
-
-
-def test_sentences_follow_the_verdicts() -> None:
+def test_verdicts_sort_the_experiments() -> None:
     def summary(value: float, verdict: str) -> dict[str, object]:
         found = {"value": value, "low": value - 1, "high": value + 1, "verdict": verdict}
         return {"differences": {"joint": {"avg": found}}}
 
-    reports = {
-        "a": summary(2, "ahead"),
-        "b": summary(-2, "behind"),
-        "c": summary(0.5, "undecided"),
-        "d": {"differences": {}},
-    }
-    assert sentences(reports, "joint", "avg", "the base") == (
-        "MERIT beats the base in `a` (+2.0 [+1.0, +3.0]). The base beats MERIT in `b` (-2.0 "
-        "[-3.0, -1.0]). Undecided: `c` (+0.5 [-0.5, +1.5])."
-    )
-    assert sentences(reports, "joint", "avg_closed", "the base") == ""
+    verdicts = {"a": "ahead", "b": "behind", "c": "undecided"}
+    reports = {name: summary(2, verdict) for name, verdict in verdicts.items()}
+    said = sentences(reports | {"d": {"differences": {}}}, "joint", "avg", "X").split(". ")
+    assert len(said) == 3
+    assert ["`a`" in said[0], "`b`" in said[1], "`c`" in said[2]] == [True] * 3
+    assert said[0].startswith("MERIT")
+    assert said[1].startswith("X")
 
 
 @pytest.mark.parametrize("text", ["# Top\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"])
@@ -344,17 +314,6 @@ def test_trajectories_by_hand(tmp_path: Path) -> None:
         displacement_gram(tmp_path / "base.safetensors", files)
 
 
-def test_trajectories_keep_lengths_and_the_average(made: tuple[Experiment, Artifacts]) -> None:
-    view = load_trajectories(made[0], made[1], "merit-3d")
-    merge = read_json(made[1].model("merit-3d-s1") / "merge.json")
-    assert view.merged == pytest.approx(np.array(merge["merge_weights"]) @ view.branches)
-    for k, point in enumerate(view.branches):
-        summary = read_json(made[1].branch(f"merit-3d-s1-g{k}") / "summary.json")
-        assert np.linalg.norm(point) <= summary["displacement"] + 1e-5  # a projection
-    assert view.share[0] >= view.share[1] > 0
-    assert view.joint_method == "joint-1ep"
-
-
 def test_tsne_is_repeatable_and_keeps_neighbours() -> None:
     angles = np.concatenate([np.linspace(0, 0.2, 6), np.linspace(1.5, 1.7, 6)])
     similarity = np.cos(angles[:, None] - angles[None, :])
@@ -385,15 +344,11 @@ def test_missing_or_stale_inputs_are_named_and_nothing_is_overwritten(tmp_path: 
 
     missing = {name: row for name, row in scores["scores"].items() if name != "merit-3d-s2"}
     write_json(scores_file, scores | {"scores": missing})
-    refused(r"scores\.json: key `scores`: no model 'merit-3d-s2'")
+    refused(r"scores\.json: key `scores`: .*'merit-3d-s2'")
     wrong = scores["scores"] | {"base": {"mini_scene": 30.0, "mini_describe": 50.0}}
     write_json(scores_file, scores | {"scores": wrong})
-    refused(r"base\.jsonl: benchmark 'mini_scene': the answers average 25.00")
+    refused(r"base\.jsonl: .*'mini_scene': .*25\.00")
     write_json(scores_file, scores)
-    predictions = artifacts.evaluation / "predictions"
-    shutil.move(predictions / "base.jsonl", predictions / "kept")
-    refused(r"base\.jsonl: file not found")
-    shutil.move(predictions / "kept", predictions / "base.jsonl")
     summary_file = artifacts.branch("merit-3d-s1-g2") / "summary.json"
     summary = read_json(summary_file)
     write_json(summary_file, summary | {"base_hash": "other"})
@@ -401,47 +356,6 @@ def test_missing_or_stale_inputs_are_named_and_nothing_is_overwritten(tmp_path: 
     write_json(summary_file, summary)
     (artifacts.partition / "similarity.npy").write_bytes(b"cut")
     refused(r"similarity\.npy: not readable")
-
-
-def with_sweep(root: Path, diverged: str) -> tuple[Experiment, Artifacts]:
-    """joint-1ep in two seeds, and a sweep of it over one more learning rate."""
-    sweep = {"methods": ["joint-1ep"], "seeds": [1, 2], "learning_rate": [0.1]}
-    methods = ("base", "joint-1ep")
-    experiment = synthetic.experiment(
-        seeds=(1, 2), methods=methods, benchmarks=BENCHMARKS, sweeps={"rates": sweep}
-    )
-    synthetic.write(root, experiment, num_questions=4, diverged=[diverged])
-    return experiment, Artifacts("synthetic", root)
-
-
-def test_models_of_sweeps_are_no_rows(tmp_path: Path) -> None:
-    experiment, artifacts = with_sweep(tmp_path, diverged="joint-1ep-lr0.1-s2")
-    stored = read_json(artifacts.evaluation / "scores.json")
-    assert "joint-1ep-lr0.1-s1" in stored["scores"]
-    assert list(stored["failures"]) == ["joint-1ep-lr0.1-s2"]  # no score, and that is no mistake
-    results = load_results(experiment, artifacts)
-    assert results.methods == ("base", "joint-1ep")
-    assert results.scores["joint-1ep"].tolist() == [
-        [stored["scores"][f"joint-1ep-s{seed}"][b] for b in BENCHMARKS] for seed in (1, 2)
-    ]
-
-
-def test_a_row_that_diverged_is_named(tmp_path: Path) -> None:
-    experiment, artifacts = with_sweep(tmp_path, diverged="joint-1ep-s2")
-    with pytest.raises(
-        MeritError,
-        match=r"scores\.json: key `failures`: branch joint-1ep-s2: the loss is nan at step 3; so",
-    ):
-        load_results(experiment, artifacts)
-
-
-def test_the_index_names_an_experiment_without_a_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("experiments: [mini_text]\n", encoding="utf-8")
-    with pytest.raises(MeritError, match=r"reports/mini_text.*dvc repro"):
-        index.run()
 
 
 def test_the_index_keeps_what_was_run_once(reports: Path, tmp_path: Path) -> None:
@@ -453,26 +367,47 @@ def test_the_index_keeps_what_was_run_once(reports: Path, tmp_path: Path) -> Non
     assert rows == ["synthetic", "other"]
 
 
-def test_an_unknown_paper_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MeritError, match=r"table99\.csv: no such table.*table02_vision_flan_3b"):
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MeritError, match=r"table99\.csv: .*table02_vision_flan_3b"):
         load_paper_table("table99", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("experiments: [mini_text]\n", encoding="utf-8")
+    with pytest.raises(MeritError, match=r"reports/mini_text"):
+        index.run()
 
 
-def test_every_way_of_assigning_tasks_has_a_colour_of_its_own() -> None:
-    methods = [
-        Method(partition="base"),
-        Method(partition="joint"),
-        Method(partition="random", groups=2),
-        Method(partition="soup", members=2),
-        Method(partition="merit", axes=1),
-        Method(partition="rawpca", axes=1),
-        Method(partition="kmeans", groups=2),
-        Method(partition="conflict"),
-        Method(partition="shrunk", source="joint", match="merit"),
+def test_sweeps_are_no_rows_and_a_row_that_diverged_is_named(tmp_path: Path) -> None:
+    """joint-1ep in two seeds, and a sweep of it over one more learning rate."""
+    sweep = {"methods": ["joint-1ep"], "seeds": [1, 2], "learning_rate": [0.1]}
+    experiment = synthetic.experiment(
+        seeds=(1, 2),
+        methods=("base", "joint-1ep"),
+        benchmarks=BENCHMARKS,
+        sweeps={"rates": sweep},
+    )
+    artifacts = {}
+    for diverged in ("joint-1ep-lr0.1-s2", "joint-1ep-s2"):
+        artifacts[diverged] = Artifacts("synthetic", tmp_path / diverged)
+        synthetic.write(tmp_path / diverged, experiment, num_questions=4, diverged=[diverged])
+    found = artifacts["joint-1ep-lr0.1-s2"]
+    stored = read_json(found.evaluation / "scores.json")
+    assert list(stored["failures"]) == ["joint-1ep-lr0.1-s2"]  # no score, and that is no mistake
+    results = load_results(experiment, found)
+    assert results.methods == ("base", "joint-1ep")
+    assert results.scores["joint-1ep"].tolist() == [
+        [stored["scores"][f"joint-1ep-s{seed}"][b] for b in BENCHMARKS] for seed in (1, 2)
     ]
-    assert {method.partition for method in methods} == set(PARAMETERS)
+    with pytest.raises(MeritError, match=r"key `failures`: branch joint-1ep-s2: .* step 3"):
+        load_results(experiment, artifacts["joint-1ep-s2"])
+
+
+def test_every_rule_has_a_colour_of_its_own() -> None:
+    more = {"random": {"groups": 2}, "soup": {"members": 2}, "merit": {"axes": 1}}
+    more |= {"rawpca": {"axes": 1}, "kmeans": {"groups": 2}}
+    more |= {"shrunk": {"source": "joint", "match": "merit"}}
+    methods = [Method(partition=rule, **more.get(rule, {})) for rule in PARAMETERS]  # type: ignore[arg-type]
     assert len({method_color(method) for method in methods}) == len(methods)
-    assert method_color(methods[4]) == method_color(Method(partition="merit", axes=3))
+    assert method_color(Method(partition="merit", axes=3)) in map(method_color, methods)
 
 
 def test_a_commit_is_dirty_with_changed_sources_alone(tmp_path: Path) -> None:

@@ -105,20 +105,6 @@ def test_weights_and_scores_under_every_reading(result: dict[str, Any]) -> None:
     assert rows["random-2", "samples"]["effective_branches"] == pytest.approx(2.0)
 
 
-def test_the_summary(result: dict[str, Any]) -> None:
-    found = result["summary"]
-    assert (found["own_reading"], found["joint"], found["num_questions"]) == (
-        "tokens", "joint-1ep", 100,
-    )  # fmt: skip
-    assert found["averages"]["merit-1d"] == pytest.approx(
-        {"tokens": 75.0, "loss_tokens": 20.0, "samples": 50.0, "uniform": 50.0}
-    )
-    assert found["weight_range"]["merit-1d"]["loss_tokens"] == pytest.approx([0.2, 0.8])
-    assert found["largest_change"]["method"] == "merit-1d"
-    assert found["largest_change"]["reading"] == "loss_tokens"
-    assert found["changes"]["random-2"]["difference"] == pytest.approx(-5.0)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -16,7 +16,7 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, read_jsonl, write_json, write_jsonl
 from merit.io.locks import exclusive
 from merit.run import ui
-from merit.runs import flatten, keys, loss_by_epoch, runs
+from merit.runs import keys, loss_by_epoch, runs
 from tests.synthetic import build, experiment, write
 
 mlflow = pytest.importorskip("mlflow")
@@ -123,84 +123,43 @@ def test_models_are_runs_and_branches_lie_below_their_first_model(template: Worl
         assert run.data.params["training.optimizer.learning_rate"] == "0.001"
 
 
-def test_every_model_links_to_its_branches(template: World) -> None:
-    shown, ids = template.runs(), template.ids()
-    soup = shown["soup-2-s1"]
-    first, second = ids["branch/joint-1ep-s1"], ids["branch/joint-1ep-s2"]
-    assert json.loads(soup.data.tags["merit.branches"]) == {
-        "joint-1ep-s1": first,
-        "joint-1ep-s2": second,
-    }
-    place = f"#/experiments/{soup.info.experiment_id}/runs"
-    assert soup.data.tags[NOTE] == (
-        f"{track.MODEL_NOTE}\n\nBranches: [joint-1ep-s1]({place}/{first}), "
-        f"[joint-1ep-s2]({place}/{second})"
-    )
-    assert shown["base"].data.tags[NOTE] == track.MODEL_NOTE
-    assert shown["branch/joint-1ep-s1"].data.tags["merit.models"] == "joint-1ep-s1, soup-2-s1"
-
-
-def test_a_branch_carries_its_records(template: World) -> None:
-    name, child = "merit-1d-s1-g1", template.runs()[G1]
-    manifest = read_json(template.artifacts.branch(name) / "manifest.json")
-    summary = read_json(template.artifacts.branch(name) / "summary.json")
-    records = read_jsonl(template.artifacts.branch(name) / "records.jsonl")
-    assert child.data.params["method.axes"] == "1"
-    assert child.data.params["seed"] == "1"
-    assert child.data.params["manifest.num_tokens"] == str(manifest["num_tokens"])
-    assert child.data.params["manifest.training.optimizer.batch_size"] == "4"
-    assert child.data.tags["merit.tasks"] == ", ".join(manifest["tasks"])
+def test_runs_carry_the_records(template: World) -> None:
+    shown, paths, name = template.runs(), template.artifacts, "merit-1d-s1-g1"
+    branch, model = shown[G1], shown["merit-1d-s1"]
+    manifest = read_json(paths.branch(name) / "manifest.json")
+    summary = read_json(paths.branch(name) / "summary.json")
+    assert (branch.data.params["method.axes"], branch.data.params["seed"]) == ("1", "1")
+    assert branch.data.params["manifest.num_tokens"] == str(manifest["num_tokens"])
+    assert branch.data.params["manifest.training.optimizer.batch_size"] == "4"
     for key in ("base_hash", "checkpoint_hash", "manifest_hash"):
-        assert child.data.tags[f"merit.{key}"] == summary[key]
-    assert child.data.tags["merit.partition_hash"] == manifest["partition_hash"]
-    assert child.data.tags["merit.checkpoint"].endswith(
-        f"branches/merit-1d-s1/{name}/model.safetensors"
-    )
-    assert "merit.failure" not in child.data.tags
+        assert branch.data.tags[f"merit.{key}"] == summary[key]
+    records = read_jsonl(paths.branch(name) / "records.jsonl")
     for metric in ("loss", "learning_rate", "gradient_norm", "num_tokens"):
         assert template.history(G1, metric) == [(row["step"], row[metric]) for row in records]
-    assert child.data.metrics["tokens_per_second"] == 800.0
-    assert child.data.metrics["displacement"] == summary["displacement"]
+    assert branch.data.metrics["displacement"] == summary["displacement"]
     # the timings: 0.5 s a step, 4 steps
-    points = template.client.get_metric_history(child.info.run_id, "loss")
+    points = template.client.get_metric_history(branch.info.run_id, "loss")
     assert max(p.timestamp for p in points) - min(p.timestamp for p in points) == 1500
-    assert child.info.end_time - child.info.start_time == 1500
-    assert read_json(artifact(child, f"manifests/{name}/manifest.json")) == manifest
+    assert branch.info.end_time - branch.info.start_time == 1500
+    assert read_json(artifact(branch, f"manifests/{name}/manifest.json")) == manifest
 
-
-def test_a_model_carries_scores_lineage_and_figures(template: World) -> None:
-    model = template.runs()["merit-1d-s1"]
-    scores = read_json(template.artifacts.evaluation / "scores.json")["scores"]["merit-1d-s1"]
-    merge = read_json(template.artifacts.model("merit-1d-s1") / "merge.json")
-    base = read_json(template.artifacts.base / "base.json")
-    assert model.data.metrics["score/a"] == scores["a"]
+    scores = read_json(paths.evaluation / "scores.json")["scores"]["merit-1d-s1"]
+    merge = read_json(paths.model("merit-1d-s1") / "merge.json")
     assert model.data.metrics["score/avg"] == (scores["a"] + scores["b"]) / 2
     assert model.data.metrics["displacement"] == merge["displacement"]
-    assert model.data.params["num_branches"] == "2"
     assert model.data.params["num_tokens"] == str(merge["num_tokens"])
-    assert model.data.tags["merit.checkpoint_hash"] == merge["checkpoint_hash"]
     assert model.data.tags["merit.checkpoint"].endswith("models/merit-1d-s1/model.safetensors")
-    assert model.data.tags["merit.base_hash"] == base["base_hash"]
     assert artifact(model, "figures/curves.png").read_bytes() == b"png"
-    assert artifact(model, "manifests/merit-1d-s1-g0/manifest.json").is_file()
-    assert "final_loss" not in template.runs()["base"].data.metrics
     assert len(template.history("base", "loss")) == 4
 
-
-def test_runs_that_trained_name_the_mixture(template: World) -> None:
-    tasks = read_json(template.artifacts.mixture / "tasks.json")
-    shown = template.runs()
+    soup = json.loads(shown["soup-2-s1"].data.tags["merit.branches"])
+    ids = template.ids()
+    assert soup == {b: ids[f"branch/{b}"] for b in ("joint-1ep-s1", "joint-1ep-s2")}
     assert shown["base"].inputs.dataset_inputs == []
-    found = {key: [one.dataset for one in run.inputs.dataset_inputs] for key, run in shown.items()}
-    (mixture,) = found[G1]
-    assert found == {key: [] if key == "base" else [mixture] for key in shown}
-    assert mixture.name == "synthetic-mixture"
-    assert len(mixture.digest) == 16
-    assert json.loads(mixture.profile) == {
-        "num_tasks": 8,
-        "num_examples": sum(task["num_examples"] for task in tasks),
-    }
-    assert json.loads(mixture.source)["uri"].endswith("artifacts/synthetic/data")
+    (mixture,) = (one.dataset for one in branch.inputs.dataset_inputs)
+    tasks = read_json(paths.mixture / "tasks.json")
+    num_examples = sum(task["num_examples"] for task in tasks)
+    assert json.loads(mixture.profile) == {"num_tasks": 8, "num_examples": num_examples}
 
 
 def test_loss_by_epoch_by_hand() -> None:
@@ -235,30 +194,6 @@ def test_parent_curve_is_the_branches_mean(template: World) -> None:
     assert dict(template.history("joint-1ep-s1", "loss_by_epoch"))[100] == joint[-1]["loss"]
 
 
-def test_flatten() -> None:
-    settings = {
-        "a": {"b": 1, "c": None},
-        "l": ["x", "y"],
-        "p": [{"n": 1}, {"n": 2}],
-        "t": (0.9, 1.0),
-    }
-    assert flatten(settings) == {
-        "a.b": "1",
-        "l": "x, y",
-        "p.0.n": "1",
-        "p.1.n": "2",
-        "t": "0.9, 1.0",
-    }
-
-
-def test_adding_a_method_leaves_the_other_runs_as_they_are(tmp_path: Path) -> None:
-    build(tmp_path, methods=SMALL, num_records=2)
-    artifacts = Artifacts("synthetic", tmp_path)
-    before = {run.key: run for run in runs(experiment(methods=SMALL), artifacts)}
-    after = {run.key: run for run in runs(experiment(), artifacts)}
-    assert {key: after[key] for key in before} == before
-
-
 def test_what_has_not_run_is_skipped(tmp_path: Path) -> None:
     settings = experiment(methods=(*SMALL, "joint-shrunk", "merit-3d"))
     artifacts = Artifacts("synthetic", tmp_path)
@@ -275,53 +210,25 @@ def test_what_has_not_run_is_skipped(tmp_path: Path) -> None:
     assert [p.key for p in found["merit-1d-s1"].points] == ["displacement"]  # half a curve is none
 
 
-def swept() -> Experiment:
-    """joint-1ep-s1, and a sweep of it over one other learning rate: joint-1ep-lr0.1-s1."""
+def test_sweeps_and_what_diverged_are_shown(tmp_path: Path) -> None:
+    """joint-1ep-s1, and a sweep of it over one other learning rate, at which it diverges."""
     sweep = {"methods": ["joint-1ep"], "learning_rate": [0.001, 0.1]}
-    methods = ("base", "joint-1ep")
-    return experiment(methods=methods, benchmarks=("a", "b"), sweeps={"rates": sweep})
-
-
-def test_runs_of_sweeps_are_shown(tmp_path: Path) -> None:
-    settings, artifacts = swept(), Artifacts("synthetic", tmp_path)
-    write(tmp_path, settings, num_records=2)
+    settings = experiment(methods=("base", "joint-1ep"), benchmarks=("a",), sweeps={"r": sweep})
     name = "joint-1ep-lr0.1-s1"
-    assert keys(settings) == {
-        *("base", "joint-1ep-s1", "branch/joint-1ep-s1"),
-        *(name, f"branch/{name}"),
-    }
-    found = {run.key: run for run in runs(settings, artifacts)}
-    assert set(found) == keys(settings)
-    for key in (name, f"branch/{name}"):
-        assert found[key].params["training.optimizer.learning_rate"] == "0.1"
-        assert found[key].params["method.name"] == "joint-1ep-lr0.1"
-        assert found[key].params["method.may_diverge"] == "True"
-    assert found["joint-1ep-s1"].params["training.optimizer.learning_rate"] == "0.001"
-    assert {"score/a", "score/b", "score/avg"} <= {p.key for p in found[name].points}
-
-
-def test_a_model_that_diverged_says_so(tmp_path: Path) -> None:
-    settings, artifacts = swept(), Artifacts("synthetic", tmp_path)
-    name, why = "joint-1ep-lr0.1-s1", "branch joint-1ep-lr0.1-s1: the loss is nan at step 3"
     write(tmp_path, settings, num_records=2, diverged=[name])
-    found = {run.key: run for run in runs(settings, artifacts)}
+    found = {run.key: run for run in runs(settings, Artifacts("synthetic", tmp_path))}
+    own = {"base", "joint-1ep-s1", "branch/joint-1ep-s1"}
+    assert set(found) == keys(settings) == own | {name, f"branch/{name}"}
     model, branch = found[name], found[f"branch/{name}"]
-    assert (model.tags["merit.failure"], branch.tags["merit.failure"]) == (why, why)
-    assert "merit.checkpoint" not in model.tags
-    assert branch.tags["merit.checkpoint"] == ""
+    for run in (model, branch):
+        assert run.params["training.optimizer.learning_rate"] == "0.1"
+        assert "the loss is nan at step 3" in run.tags["merit.failure"]
     assert model.points == []
-    assert {p.key for p in branch.points} >= {"loss", "learning_rate"}  # up to there
+    assert "merit.checkpoint" not in model.tags
+    assert {"loss"} < {p.key for p in branch.points}  # up to there
     assert "displacement" not in {p.key for p in branch.points}
     assert "merit.failure" not in found["joint-1ep-s1"].tags
-
-
-def test_values_that_are_no_numbers_stay_records(world: World) -> None:
-    path = world.artifacts.branch("merit-1d-s1-g1") / "records.jsonl"
-    rows = read_jsonl(path)
-    rows[1]["gradient_norm"] = float("nan")
-    write_jsonl(path, rows)
-    world.sync()
-    assert [step for step, _ in world.history(G1, "gradient_norm")] == [1, 3, 4]
+    assert {"score/a", "score/avg"} <= {p.key for p in found["joint-1ep-s1"].points}
 
 
 # --- again --------------------------------------------------------------------------------------
@@ -339,6 +246,7 @@ def retrain(world: World) -> list[dict[str, Any]]:
     """merit-1d-s1-g1 anew, in two steps instead of four and with another learning rate."""
     folder = world.artifacts.branch("merit-1d-s1-g1")
     rows = [row | {"loss": row["loss"] + 1} for row in read_jsonl(folder / "records.jsonl")[:2]]
+    rows[0]["gradient_norm"] = float("nan")  # no number: it stays a record
     write_jsonl(folder / "records.jsonl", rows)
     write_json(folder / "summary.json", read_json(folder / "summary.json") | {"num_steps": 2})
     manifest = read_json(folder / "manifest.json")
@@ -359,7 +267,7 @@ def test_a_changed_record_is_logged_again_with_what_users_gave_its_run(world: Wo
     after, ids = world.runs()[G1], world.ids()
     assert {key for key in ids if ids[key] != before[key]} == {"merit-1d-s1", G1}
     assert world.history(G1, "loss") == [(row["step"], row["loss"]) for row in rows]
-    assert after.data.metrics["loss"] == rows[-1]["loss"]
+    assert [step for step, _ in world.history(G1, "gradient_norm")] == [2]
     assert after.data.params["manifest.training.optimizer.batch_size"] == "2"
     assert (after.data.tags[NOTE], after.data.tags["mine"]) == ("look at step 2", "1")
     assert after.data.tags["mlflow.parentRunId"] == ids["merit-1d-s1"]
@@ -369,16 +277,6 @@ def test_a_changed_record_is_logged_again_with_what_users_gave_its_run(world: Wo
         path.write_bytes(data)
     assert world.sync()["updated"] == 3
     assert (world.ids()[G1], world.content()) == (before[G1], content)
-
-
-def test_our_notes_follow_the_branches(world: World) -> None:
-    shutil.rmtree(world.artifacts.branch("joint-1ep-s1"))
-    world.client.set_tag(world.ids()["soup-2-s1"], NOTE, "my own words")
-    world.sync()
-    shown = world.runs()
-    assert "branch/joint-1ep-s1" not in shown
-    assert shown["soup-2-s1"].data.tags[NOTE] == "my own words"
-    assert shown["joint-1ep-s1"].data.tags[NOTE] == track.MODEL_NOTE
 
 
 def test_a_removed_method_goes_and_comes_back_with_its_ids(world: World) -> None:
@@ -420,18 +318,6 @@ def test_sync_takes_up_a_killed_sync(world: World, monkeypatch: pytest.MonkeyPat
     assert world.sync() == {"unchanged": NUM_RUNS}
 
 
-def test_a_deleted_database_or_experiment_comes_back(world: World, empty_database: Path) -> None:
-    content = world.content()
-    found = world.client.get_experiment_by_name("synthetic")
-    world.client.delete_experiment(found.experiment_id)
-    assert world.sync() == {"unchanged": NUM_RUNS}
-    # another file name only because a process keeps a connection to the file it has opened
-    shutil.copy(empty_database, world.folder / "again.db")
-    world.use(world.folder / "again.db")
-    assert world.sync() == {"created": NUM_RUNS}
-    assert world.content() == content
-
-
 def test_a_moved_clone_and_deleted_artifacts_come_back(
     template: World, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,17 +355,19 @@ def test_one_sync_at_a_time(world: World, capsys: pytest.CaptureFixture[str]) ->
 # --- faults -------------------------------------------------------------------------------------
 
 
+# --- the UI -------------------------------------------------------------------------------------
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("uri", "found"),
     [
         ("sqlite:///file:{folder}/mlflow.db?mode=ro&uri=true", "cannot be used"),
-        ("sqlite:///{folder}/artifacts", "unable to open database file"),
         ("sqlite:///{folder}/corrupt.db", "not a database"),
-        ("sqlite:///{folder}/corrupt.db/below.db", "corrupt.db"),
-        ("http://127.0.0.1:9", "127.0.0.1"),
-        ("nonsense://x", "nonsense"),
-        ("mysql+nodriver://host/x", "nodriver"),
         ("sqlite:///{folder}/locked.db", "database is locked"),
+        ("http://127.0.0.1:9", "127.0.0.1"),
     ],
 )
 def test_unusable_stores(
@@ -499,68 +387,44 @@ def test_unusable_stores(
     before = (world.folder / "mlflow.db").read_bytes()
     with pytest.raises(MeritError) as caught:
         world.sync(timeout=0.2)
-    message = str(caught.value)
-    assert message.startswith(f"{uri}: ")
-    assert found in message
+    assert str(caught.value).startswith(f"{uri}: ")
+    assert found in str(caught.value)
     assert world.sync(timeout=0.2, strict=False) == {}
     holder.close()
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"MLflow at {uri} cannot be reached (")
-    assert "results are complete" in line
+    assert uri in line
     assert (world.folder / "mlflow.db").read_bytes() == before
 
 
-def test_a_full_disk_does_not_stop_the_pipeline(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device", "curves.png")
-
-    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", full)
-    retrain(world)
-    world.sync(strict=False)
-    assert "([Errno 28] No space left on device: 'curves.png');" in capsys.readouterr().err
-    with pytest.raises(MeritError, match="No space left on device"):
-        world.sync()
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_broken_record_is_named(world: World, strict: bool) -> None:
+def test_a_broken_record_is_named_although_not_strict(world: World) -> None:
     path = world.artifacts.branch("merit-1d-s1-g0") / "records.jsonl"
     path.write_text(path.read_text() + "{broken\n")
-    with pytest.raises(MeritError, match=r"merit-1d-s1-g0/records\.jsonl, line 5: not valid JSON"):
-        world.sync(strict=strict)
+    with pytest.raises(MeritError, match=r"merit-1d-s1-g0/records\.jsonl, line 5"):
+        world.sync(strict=False)
 
 
 # --- the UI -------------------------------------------------------------------------------------
 
 
-def test_the_ui_prints_links_and_listens_on_the_loopback(
-    template: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_ui_links_to_what_is_tracked_on_the_loopback(
+    template: World,
+    empty_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda _, command: started.append(command))
     ui.serve(template.params, 5017)
-    place = template.client.get_experiment_by_name("synthetic").experiment_id
-    assert capsys.readouterr().out.splitlines() == [
-        f"synthetic: http://127.0.0.1:5017/#/experiments/{place}/runs?"
-        "workflowType=machine_learning&compareRunsMode=CHART",
-        "Ctrl-C stops the server.",
-    ]
+    number = template.client.get_experiment_by_name("synthetic").experiment_id
+    assert f"http://127.0.0.1:5017/#/experiments/{number}/runs?" in capsys.readouterr().out
     (command,) = started
-    assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--port") + 1] == "5017"
-    assert command[command.index("--backend-store-uri") + 1] == template.params.tracking.uri
-
-
-def test_the_ui_of_a_server_is_the_server(tmp_path: Path) -> None:
-    params = Params(experiments=["x"], tracking=Tracking(uri="http://host:1"))
-    with pytest.raises(MeritError, match="a server already: open http://host:1"):
-        ui.serve(params, 5000)
-
-
-def test_the_ui_needs_something_tracked(tmp_path: Path, empty_database: Path) -> None:
-    for path in (tmp_path / "none.db", empty_database):
-        params = Params(experiments=["x"], tracking=Tracking(uri=f"sqlite:///{path}"))
-        with pytest.raises(MeritError, match="nothing has been tracked yet"):
+    for option, value in (
+        ("--host", "127.0.0.1"),
+        ("--port", "5017"),
+        ("--backend-store-uri", template.params.tracking.uri),
+    ):
+        assert command[command.index(option) + 1] == value
+    for uri in (f"sqlite:///{empty_database}", "sqlite:////no/such.db", "http://host:1"):
+        params = Params(experiments=["x"], tracking=Tracking(uri=uri))
+        with pytest.raises(MeritError, match=uri):
             ui.serve(params, 0)
