@@ -42,20 +42,6 @@ def test_what_a_killed_writer_left_is_there_again_and_takes_the_place_at_the_end
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_error_keeps_the_parts_and_leaves_the_target_alone(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-
-    def fail() -> None:
-        with partial_folder(target, KEY) as folder:
-            (folder / "part").write_text("1")
-            raise RuntimeError("halfway")
-
-    with pytest.raises(RuntimeError, match="halfway"):
-        fail()
-    assert not target.exists()
-    assert (open_partial(target, KEY) / "part").read_text() == "1"
-
-
 def test_another_key_starts_anew_and_removes_what_is_stale_of_this_target_alone(
     tmp_path: Path,
 ) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from merit.config import Gradients
-from merit.eval.studies.calibration import measure as calibration
 from merit.eval.studies.fidelity.full_gradients import (
     fill_gradients,
     sketched_cosines,
@@ -25,7 +24,7 @@ from merit.eval.studies.hessian import measure as hessian
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows
 from merit.method import hessian as core
-from merit.method import merging_gain, similarity
+from merit.method import similarity
 from merit.method.gradients import Sketch, Stride
 from merit.train import task_gradients as stage
 from merit.train.task_gradients import BaseGradients
@@ -152,20 +151,6 @@ def test_the_gradients_stage_holds_a_row_at_a_time(base: BaseGradients, tmp_path
     assert peak < found.nbytes / 2
 
 
-def test_running_sums_are_kept_in_their_rows(rows: np.ndarray) -> None:
-    counts = []
-
-    def parts() -> Iterator[torch.Tensor]:
-        for i in range(16):
-            counts.append(long_vectors(rows))
-            yield torch.randn(DIM, generator=torch.Generator().manual_seed(i))
-
-    found = calibration.cosines_to_last(parts(), rows)
-    assert len(found) == 16
-    assert found[14] == pytest.approx(np.sqrt(15 / 16), abs=0.02)
-    assert max(counts) <= 1
-
-
 def test_gain_keeps_branches_on_disk(rows: np.ndarray) -> None:
     counts = []
 
@@ -189,17 +174,3 @@ def test_gain_keeps_branches_on_disk(rows: np.ndarray) -> None:
     found = gain.gains(LossEvaluator(), base, branches, weights, [0.5], Progress("", 1), room)  # type: ignore[arg-type]
     assert found[0]["predicted"] == pytest.approx(found[0]["measured"], rel=1e-4)
     assert max(counts) <= 5  # the base, the merged model, their difference, a product
-
-
-def test_merging_gain_widens_a_row_at_a_time(
-    rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = np.full(16, 1 / 16)
-    centred = rows.astype(np.float64) - weights @ rows.astype(np.float64)
-    monkeypatch.setattr(merging_gain, "_BLOCK", 128)
-    tracemalloc.start()
-    found = merging_gain.merging_gain_from_products(rows, lambda v: v, weights)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert found == pytest.approx(0.5 * float(weights @ np.square(centred).sum(axis=1)))
-    assert peak < 6 * 8 * DIM

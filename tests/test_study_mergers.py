@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, moved
 from merit.eval.studies import Mergers
 from merit.eval.studies.mergers import measure as mergers
@@ -180,10 +179,3 @@ def test_a_merged_model_is_merged_again_by_its_own_weights(
     weights = read_json(paths.model("merit-2d-s1") / "merge.json")["merge_weights"]
     assert len(set(weights)) > 1
     assert not torch.allclose(made["uniform-x1-s1 w"], whole, atol=1e-4)
-
-
-def test_a_model_that_is_not_merged_from_branches_is_refused(tmp_path: Path) -> None:
-    experiment = synthetic.build(tmp_path, methods=["base", "joint-1ep"], benchmarks=["mini_mcq"])
-    paths = Artifacts("synthetic", tmp_path)
-    with pytest.raises(MeritError, match=r"studies\.mergers: joint-1ep-s1 is not merged from"):
-        mergers.measure(experiment, paths, Mergers(method="joint-1ep"))

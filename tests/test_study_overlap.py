@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +17,7 @@ from merit.config import Evaluation
 from merit.data.examples import make_example
 from merit.data.tasks import task_file
 from merit.errors import MeritError
-from merit.eval.report.study_sections import sentences
-from merit.eval.studies import Overlap, draw_of
+from merit.eval.studies import Overlap
 from merit.eval.studies.overlap.contamination import (
     NEAR,
     difference_hash,
@@ -65,20 +63,12 @@ def test_an_image_compressed_or_resized_is_near_itself_and_no_other() -> None:
     assert near(difference_hash(worse), rows).tolist() == [7]
     assert near(difference_hash(images[9].resize((150, 150))), rows).tolist() == [9]
     assert near(difference_hash(scene(99)), rows).tolist() == []
-
-
-def test_near_counts_bits() -> None:
+    plain = difference_hash(Image.new("RGB", (30, 30), "white"))
+    assert near(plain, plain[None]).tolist() == []  # a plain image is near nothing
     one = np.array([2**64 - 1, 0, 0, 2**40 - 1], dtype=np.uint64)
     rows = np.stack([one, one, one])
-    rows[1, 1] = 2**NEAR - 1
-    rows[2, 1] = 2 ** (NEAR + 1) - 1
+    rows[1, 1], rows[2, 1] = 2**NEAR - 1, 2 ** (NEAR + 1) - 1  # bits are counted
     assert near(one, rows).tolist() == [0, 1]
-
-
-def test_a_plain_image_is_near_nothing() -> None:
-    plain = difference_hash(Image.new("RGB", (30, 30), "white"))
-    assert plain.tolist() == [0, 0, 0, 0]
-    assert near(plain, plain[None]).tolist() == []
 
 
 def test_questions_are_compared_by_their_words() -> None:
@@ -172,28 +162,6 @@ def test_questions_and_images_of_a_benchmark_are_found(paths: Artifacts, tmp_pat
     assert result["tables"]["overlap_tasks"] == [
         {"task": "flan/bool_q", "benchmark": "boolq", "num_examples": 1}
     ]
-    assert "(boolq)." in sentences("overlap", json.loads(json.dumps(result)))
-    draw_of("overlap")(result, tmp_path / "drawn")
-    assert (tmp_path / "drawn" / "figures" / "overlap.png").is_file()
-
-
-def test_without_images_no_image_is_opened(paths: Artifacts, tmp_path: Path) -> None:
-    for seed in (1, 2):
-        (paths.mixture / f"{seed}.png").write_bytes(b"broken")
-    rows = [{"index": "0", "image": cell(scene(1)), "question": "Another question altogether?"}]
-    write_tsv(tmp_path / "seen.tsv", rows)
-    result = study(paths, Overlap(files={"seen": str(tmp_path / "seen.tsv")}, images=False))
-    assert result["tables"]["overlap"][0]["same_image"] == 0
-    assert sentences("overlap", result)
-
-
-def test_files_can_lie_elsewhere(
-    paths: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LMUData", str(tmp_path))
-    write_jsonl(tmp_path / "q.jsonl", [{"query": "is ice colder than water"}])
-    result = study(paths, Overlap(files={"boolq": "$LMUData/q.jsonl"}))
-    assert [row["same_question"] for row in result["tables"]["overlap"]] == [1]
 
 
 def test_what_cannot_be_compared_is_named(paths: Artifacts, tmp_path: Path) -> None:

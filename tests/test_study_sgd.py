@@ -99,28 +99,13 @@ def test_the_study_reads_what_the_pipeline_trained_and_scored(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "name", "message"),
     [
-        ({}, "no-such", r"studies\.sgd\.sweep`: 'no-such' is no sweep of `algorithm: sgd`"),
-        ({"algorithm": "muon"}, "sgd", r"'sgd' is no sweep of `algorithm: sgd`"),
-        ({"learning_rate": []}, "sgd", r"over learning rates; name one"),
-        (
-            {"methods": ["joint-1ep", "merit-3d", "joint-shrunk"]},
-            "sgd",
-            r"'joint-shrunk' trains nothing",
-        ),
-        ({"methods": ["merit-1d"]}, "sgd", r"has no joint method to compare with"),
+        ({}, "no-such", r"studies\.sgd\.sweep`: 'no-such'"),
+        ({"algorithm": "muon"}, "sgd", r"studies\.sgd\.sweep`: 'sgd'"),
+        ({"learning_rate": []}, "sgd", r"learning rates"),
+        ({"methods": ["joint-1ep", "joint-shrunk"]}, "sgd", r"'joint-shrunk'"),
+        ({"methods": ["merit-1d"]}, "sgd", r"joint method"),
     ],
 )
 def test_other_sweeps_are_refused(changes: dict[str, Any], name: str, message: str) -> None:
     with pytest.raises(MeritError, match=message):
         sgd.check_sweep(experiment(**changes), Sgd(sweep=name))
-
-
-def test_the_reference_is_joint_training_for_one_epoch_where_there_is_one() -> None:
-    assert sgd.check_sweep(experiment(), Sgd())[1] == "joint-1ep"
-    settings = synthetic.experiment(
-        sweeps={
-            "sgd": {"methods": ["joint-2ep", "merit-1d"], "algorithm": "sgd"}
-            | {"learning_rate": [0.1]}
-        }
-    )
-    assert sgd.check_sweep(settings, Sgd())[1] == "joint-2ep"

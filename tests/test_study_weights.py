@@ -131,12 +131,3 @@ def test_without_joint_training_or_token_counts(tree: tuple[Experiment, Artifact
     write_json(paths.manifest("merit-1d-s1-g1"), manifest | {"num_loss_tokens": None})
     with pytest.raises(MeritError, match=r"merit-1d-s1: every branch needs a positive"):
         weights.measure(experiment, paths, settings)
-
-
-def test_without_a_merit_or_random_method_the_largest_is_told(
-    tree: tuple[Experiment, Artifacts],
-) -> None:
-    models = weights.chosen_models(tree[0], SETTINGS)
-    assert weights.largest(tree[0], models) == ["merit-1d", "random-2"]
-    assert weights.largest(tree[0], {"random-2": models["random-2"]}) == ["random-2"]
-    assert weights.partner(tree[0], {"merit-1d": models["merit-1d"]}, "merit-1d") == ""
