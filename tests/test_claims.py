@@ -220,14 +220,6 @@ def test_open_ended_answers_lost_by_more_than_half_are_not_kept() -> None:
     assert record["C17"]["value"] == -12.5  # (25 - 12.5) - (50 - 25)
 
 
-def test_growth_is_paired() -> None:
-    case = make_case()
-    link = growth(case, ("merit-3d", "random-8"), ("merit-1d", "random-2"))
-    assert (link.value, link.low, link.high, link.n) == (6.25, 6.25, 6.25, 8)
-    opposite = growth(case, ("merit-1d", "random-2"), ("merit-3d", "random-8"))
-    assert opposite.value == -6.25
-
-
 def test_growth_draws_a_method_once_although_it_stands_twice() -> None:
     # (main - joint) - (base - main): the seeds of main differ by 0.2, so it moves by twice that
     case = make_case()

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from merit.config import Experiment, Sweep, load_experiment
 from merit.errors import MeritError
-from merit.eval.measuring.scores import Interval
 from merit.eval.report.study_sections import sentences
 from merit.eval.studies import Regime, draw_of
 from merit.eval.studies.readiness.settings import Thresholds
@@ -82,67 +81,6 @@ def test_a_cell_says_who_is_ahead(paths: Artifacts) -> None:
     assert regime.merge_ready(0.10, -1.0, LIMITS)
     assert not regime.merge_ready(0.101, 5.0, LIMITS)
     assert not regime.merge_ready(0.01, -1.1, LIMITS)
-
-
-# --- what is reported ---------------------------------------------------------------------------
-
-
-def made_up(base: str, rate: float, merit_random: float, merit_shrunk: float) -> dict[str, Any]:
-    """A cell with these two differences (in the other pairs nothing is decided)."""
-
-    def interval(value: float) -> Interval:
-        return value, value - 1, value + 1
-
-    pairs = {f"{a}-{b}": interval(0.0) for a, b in regime.PAIRS}
-    pairs |= {"merit-random": interval(merit_random), "merit-shrunk": interval(merit_shrunk)}
-    kinds = ("base", "joint", "random", "merit", "shrunk")
-    relative = {kind: 0.0 if kind == "base" else 0.05 for kind in kinds}
-    return {
-        "base": base, "learning_rate": rate,
-        "averages": {kind: interval(40.0) for kind in kinds},
-        "differences": pairs,
-        "distances": {kind: 20 * value for kind, value in relative.items()},
-        "relative_displacements": relative, "alpha": 1.0, "merge_ready": base == regime.OWN,
-    }  # fmt: skip
-
-
-MAP = [
-    made_up(regime.OWN, 2.5e-4, 2.0, -3.0),
-    made_up(regime.OWN, 5e-4, 3.0, 0.5),
-    made_up(regime.OTHER, 2.5e-4, 0.0, 2.0),
-    made_up(regime.OTHER, 5e-4, -2.0, -2.0),
-]
-
-
-def test_the_tables_and_the_summary_of_the_map() -> None:
-    made = regime.tables(MAP)
-    assert {stem: len(rows) for stem, rows in made.items()} == {
-        "regime_differences": 20, "regime_models": 20, "regime_cells": 4,
-    }  # fmt: skip
-    assert made["regime_differences"][0] == {
-        "base": "has the skills", "learning_rate": 2.5e-4, "ours": "merit", "theirs": "random",
-        "difference": 2.0, "low": 1.0, "high": 3.0, "verdict": "positive",
-    }  # fmt: skip
-    assert made["regime_models"][1] == {
-        "base": "has the skills", "learning_rate": 2.5e-4, "model": "joint",
-        "avg": 40.0, "low": 39.0, "high": 41.0, "distance": 1.0, "relative_displacement": 0.05,
-    }  # fmt: skip
-    assert made["regime_cells"][2] == {
-        "base": "must learn them", "learning_rate": 2.5e-4, "relative_displacement_joint": 0.05,
-        "relative_displacement_random": 0.05, "relative_displacement_merit": 0.05,
-        "random_minus_joint": 0.0, "merge_ready": False,
-    }  # fmt: skip
-    found = regime.summary(MAP, SWEEP, 1200, 1.0, LIMITS)
-    words = ("positive", "negative", "undecided", "not_finite")
-    assert [found[f"merit_minus_random_{word}"] for word in words] == [2, 1, 1, 0]
-    assert [found[f"merit_minus_shrunk_{word}"] for word in words] == [1, 2, 1, 0]
-    assert [found[f"random_minus_joint_{word}"] for word in words] == [0, 0, 4, 0]
-    assert (found["num_cells"], found["num_questions"], found["num_merge_ready"]) == (4, 1200, 2)
-    assert (found["num_random"], found["seed"]) == (2, 1)
-    last = found["cells"][-1]
-    assert (last["base"], last["learning_rate"], last["avg_merit"]) == (regime.OTHER, 5e-4, 40.0)
-    assert (last["merit_minus_random"], last["merit_minus_random_high"]) == (-2.0, -1.0)
-    assert (last["merit_minus_random_verdict"], last["merge_ready"]) == ("negative", False)
 
 
 # --- the whole map ------------------------------------------------------------------------------
@@ -220,6 +158,15 @@ def test_the_whole_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found["distances"]["shrunk"] == pytest.approx(sum(moved[6:]) / 2)
         assert found["relative_displacements"]["joint"] == pytest.approx(means[0] / length)
         assert found["alpha"] == records[6]["alpha"]
+    made = result["tables"]
+    assert {stem: len(rows) for stem, rows in made.items()} == {
+        "regime_differences": 20, "regime_models": 20, "regime_cells": 4,
+    }  # fmt: skip
+    row = made["regime_differences"][0]
+    assert (row["ours"], row["theirs"], row["verdict"]) == ("merit", "random", "positive")
+    assert row["difference"] == pytest.approx(50.0)
+    assert result["summary"]["num_merge_ready"] == sum(c["merge_ready"] for c in result["cells"])
+    assert result["summary"]["random_minus_shrunk_negative"] == 4
     assert result["summary"]["merit_minus_random_positive"] == 4
     assert result["summary"]["num_questions"] == 100
     assert (result["num_random"], result["num_benchmarks"]) == (2, 1)

@@ -178,22 +178,6 @@ def test_loss_by_epoch_by_hand() -> None:
     assert loss_by_epoch([], []) == []
 
 
-def test_parent_curve_is_the_branches_mean(template: World) -> None:
-    records = [
-        read_jsonl(template.artifacts.branch(f"merit-1d-s1-g{k}") / "records.jsonl") for k in (0, 1)
-    ]
-    tokens = [rows[-1]["num_tokens"] for rows in records]
-    curve = dict(template.history("merit-1d-s1", "loss_by_epoch"))
-    assert sorted(curve) == list(range(25, 101))  # first record at a quarter of the epoch
-    for i, step in enumerate((25, 50, 75, 100)):
-        mean = sum(n * rows[i]["loss"] for n, rows in zip(tokens, records, strict=True)) / sum(
-            tokens
-        )
-        assert curve[step] == pytest.approx(mean, rel=1e-12)
-    joint = read_jsonl(template.artifacts.branch("joint-1ep-s1") / "records.jsonl")
-    assert dict(template.history("joint-1ep-s1", "loss_by_epoch"))[100] == joint[-1]["loss"]
-
-
 def test_what_has_not_run_is_skipped(tmp_path: Path) -> None:
     settings = experiment(methods=(*SMALL, "joint-shrunk", "merit-3d"))
     artifacts = Artifacts("synthetic", tmp_path)
