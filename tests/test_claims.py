@@ -114,8 +114,8 @@ HOLDS, NOT, OPEN = "holds", "does not hold", "inconclusive"
     ],
 )
 def test_an_interval_decides(low: Any, high: Any, options: dict[str, Any], expected: str) -> None:
-    value = options.pop("value", 0.0)
-    assert Link("x", value, 10, low, high, **options).verdict == expected
+    link = Link("x", n=10, low=low, high=high, **{"value": 0.0, **options})
+    assert link.verdict == expected
 
 
 @pytest.mark.parametrize(

@@ -318,3 +318,9 @@ def test_holm_by_hand() -> None:
     assert adjusted == pytest.approx({"a": 0.06, "b": 0.04, "c": 0.06, "d": 0.06})
     assert s.holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0}
     assert s.holm({}) == {}
+
+
+def test_parts_of_a_score_may_be_more_than_one() -> None:
+    """Of MME and LLaVA-Bench: nothing is cut above."""
+    found = s.bootstrap_interval({"mme": [4.0, 4.0, 0.0, 0.0]})
+    assert (found.low, found.high) == (0.0, 4.0)

@@ -102,7 +102,7 @@ def test_the_study_reads_what_the_pipeline_trained_and_scored(tmp_path: Path) ->
         ({}, "no-such", r"studies\.sgd\.sweep`: 'no-such'"),
         ({"algorithm": "muon"}, "sgd", r"studies\.sgd\.sweep`: 'sgd'"),
         ({"learning_rate": []}, "sgd", r"learning rates"),
-        ({"methods": ["joint-1ep", "joint-shrunk"]}, "sgd", r"'joint-shrunk'"),
+        ({"methods": ["joint-1ep", "merit-3d", "joint-shrunk"]}, "sgd", r"'joint-shrunk'"),
         ({"methods": ["merit-1d"]}, "sgd", r"joint method"),
     ],
 )
