@@ -148,7 +148,5 @@ def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from merit.run import smoke
 
     path = tmp_path_factory.mktemp("smoke")
-    smoke.prepare(path)
-    smoke.run_in(path, "dvc", "repro")
-    smoke.check(path)
+    smoke.run_all(path)
     return path

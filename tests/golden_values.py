@@ -22,7 +22,7 @@ from PIL import Image
 
 from merit.config import load_experiment
 from merit.config.branches import plan
-from merit.io.artifacts import Artifacts, file_hash, read_json, read_jsonl, write_json
+from merit.io.artifacts import KEY, Artifacts, file_hash, read_json, read_jsonl, write_json
 from merit.run import smoke
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -74,7 +74,8 @@ def data_hashes(data: Path) -> dict[str, str]:
 
 def _tree_hash(folder: Path, suffixes: tuple[str, ...], content: Callable[[Path], bytes]) -> str:
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in suffixes):
+    files = (p for p in folder.rglob("*") if p.suffix in suffixes and p.name != KEY)
+    for path in sorted(files):
         inner = hashlib.sha256(content(path)).hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()} {inner}\n".encode())
     return total.hexdigest()
@@ -106,7 +107,7 @@ def _pixels(png: bytes) -> bytes:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="merit-smoke-") as made:
-        smoke.smoke_run(Path(made))
+        smoke.run_all(Path(made))
         found = smoke_values(Path(made))
     write_json(smoke_file(found), found)
     print(f"{smoke_file(found)} written")

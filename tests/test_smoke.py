@@ -5,6 +5,7 @@ Those of single stages, from inputs that no training decides, are in tests/test_
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import sqlite3
@@ -16,7 +17,7 @@ import pytest
 from merit.config import load_experiment
 from merit.config.branches import plan
 from merit.io.artifacts import Artifacts, file_hash, read_json
-from merit.run import smoke
+from merit.run import smoke, store
 from tests.golden_values import GOLDEN, smoke_file, smoke_values
 
 ROOT = Path(__file__).parent.parent
@@ -103,33 +104,74 @@ def test_every_model_and_branch_is_a_finished_run_in_mlflow(folder: Path) -> Non
         database.close()
 
 
+# --- what users type; each test leaves the folder finished and committed ---------------------------
+
+
+@pytest.fixture(scope="module")
+def committed(folder: Path) -> Path:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "results")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost")
+    return smoke.run_in(folder, "git", *identity, *arguments)
+
+
+def ran(output: str) -> dict[str, tuple[int, int]]:
+    """{stage: (items done, items kept)} of the stages that ran."""
+    found = re.findall(rf"^(\w+) {smoke.NAME}: (\d+) done, (\d+) kept", output, re.MULTILINE)
+    return {stage: (int(done), int(kept)) for stage, done, kept in found}
+
+
 def test_a_second_run_does_nothing(folder: Path) -> None:
     """In processor time, since other tests run beside it."""
-    files, before = smoke.results(folder), resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "up to date" in smoke.repro(folder)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    smoke.check_unchanged(folder)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert smoke.results(folder) == files
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert 0 < used < smoke.UNCHANGED_LIMIT
 
 
-def test_a_branch_and_the_report_are_the_same_bytes_again(folder: Path) -> None:
-    branch, report = paths(folder).branch(BRANCH), folder / "reports" / smoke.NAME
-    trained = hashes(branch)
-    tables = {p: p.read_bytes() for p in report.rglob("*") if p.suffix in (".csv", ".md", ".tex")}
-    assert set(trained) == {"manifest.json", "model.safetensors", "records.jsonl", "summary.json"}
-    assert len(tables) >= 5
-    smoke.run_in(folder, "merit", "train", smoke.NAME, BRANCH)
-    assert hashes(branch) == trained
-    smoke.run_in(folder, "merit", "report", smoke.NAME)
-    assert {path: path.read_bytes() for path in tables} == tables
-
-
-def test_a_deleted_branch_comes_back_without_training(folder: Path) -> None:
+def test_a_branch_is_the_same_bytes_again_and_is_not_trained_twice(folder: Path) -> None:
     branch = paths(folder).branch(BRANCH)
     before = hashes(branch)
     shutil.rmtree(branch)
-    output = smoke.repro(folder)
+    shutil.rmtree(folder / "artifacts" / smoke.NAME / store.STORE / "train" / BRANCH)
+    command = ("merit", "run", smoke.NAME, "train", "--only", BRANCH)
+    assert ran(smoke.run_in(folder, *command)) == {"train": (1, 0)}
     assert hashes(branch) == before
-    assert f"{BRANCH}:" not in output  # what the stage prints when it trains
+    shutil.rmtree(branch)
+    assert ran(smoke.run_in(folder, *command)) == {"train": (0, 1)}  # from the store
+    smoke.run_in(folder, "dvc", "repro")
     smoke.check_unchanged(folder)
+
+
+def test_a_changed_method_trains_its_own_branches_and_changing_back_none(committed: Path) -> None:
+    change = f"experiments/{smoke.NAME}.yaml:sweeps.regime.learning_rate=[2.0e-3]"
+    output = smoke.run_in(committed, "dvc", "exp", "run", "-S", change)
+    done = ran(output)
+    assert (done["train"], done["merge"], done["evaluate"]) == ((1, 6), (1, 6), (1, 6))
+    assert "data" not in done
+    told = smoke.run_in(committed, "dvc", "params", "diff")
+    assert re.search(r"sweeps\.regime\.learning_rate +\[0\.001\] +\[0\.002\]", told)
+    git(committed, "checkout", "--quiet", ".")
+    assert not [
+        done for done, _ in ran(smoke.run_in(committed, "dvc", "repro")).values() if done > 1
+    ]
+    assert "up to date" in smoke.run_in(committed, "merit", "status")
+
+
+def test_push_clone_pull_repro(committed: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    smoke.run_in(committed, "dvc", "remote", "add", "--force", "--default", "here", str(tmp_path))
+    smoke.run_in(committed, "dvc", "push")
+    git(committed, "clone", "--quiet", str(committed), str(clone))
+    shutil.copy(committed / ".dvc/config", clone / ".dvc/config")
+    assert "merit run" not in smoke.run_in(clone, "dvc", "repro", "--dry", "--allow-missing")
+    assert len(smoke.run_in(clone, "dvc", "dag", "--mermaid").splitlines()) < 60
+    smoke.run_in(clone, "dvc", "pull")
+    assert ran(smoke.run_in(clone, "dvc", "repro")) == {}
+    assert "everything is up to date" in smoke.run_in(clone, "merit", "status")
+    assert git(clone, "status", "--short", "reports", "experiments") == ""

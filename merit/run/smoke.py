@@ -34,9 +34,7 @@ def smoke() -> None:
     print(f"The whole pipeline at a tiny size, in {folder}", file=sys.stderr)
     began = time.monotonic()
     try:
-        prepare(folder)
-        run_in(folder, "dvc", "repro")
-        check(folder)
+        run_all(folder)
         again = check_unchanged(folder)
         if again > UNCHANGED_LIMIT:
             raise MeritError(f"a second `dvc repro` took {again:.1f} s")
@@ -46,6 +44,13 @@ def smoke() -> None:
     shutil.rmtree(folder)
     total = time.monotonic() - began
     print(f"smoke run passed in {total:.0f} s, {again:.0f} s of it a second run with nothing to do")
+
+
+def run_all(folder: Path) -> None:
+    """Prepare `folder`, run the pipeline in it and check the results."""
+    prepare(folder)
+    run_in(folder, "dvc", "repro")
+    check(folder)
 
 
 def prepare(folder: Path) -> None:
