@@ -1,7 +1,8 @@
 """What MLflow is to show, read from the records alone: a `Run` for every model and every branch.
 
 Nothing here knows MLflow; `merit.track` carries these runs into it. Which runs exist follows from
-`merit.config.branches.plan`, never from what lies in a folder; what has not been run yet is left out.
+`merit.config.branches.plan`, never from what lies in a folder; what has not been run yet is left
+out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""MLflow as a view of the records, by its public API. mlflow is imported where it is used: it takes 4 s.
+"""MLflow as a view of the records, by its public API. mlflow is imported where it is used: that
+takes 4 s.
 
-`sync` makes MLflow show what `merit.runs` reads: an experiment per YAML, a run per model, below it a
-run per branch. A branch that several models share is one run, below the first of them; every model
+`sync` makes MLflow show what `merit.runs` reads: an experiment per YAML, a run per model, below it
+a run per branch. A branch that several models share is one run, below the first of them; every model
 links to its branches.
 
 MLflow cannot change a parameter or take back a point. A run is therefore found by two tags,
@@ -68,7 +69,8 @@ def sync(
     root: Path = ARTIFACTS_DIR,
     timeout: float = LOCK_TIMEOUT,
 ) -> Counter[str]:
-    """Make MLflow show the records of `experiments`; returns how many runs were "created" and so on.
+    """Make MLflow show the records of `experiments`; returns how many runs were "created" and so
+    on.
 
     Results that do not exist yet are skipped; runs that the YAML no longer asks for are deleted.
     Raises MeritError if a record is unreadable and, if `strict`, if the store fails or another sync

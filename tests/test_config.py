@@ -114,7 +114,8 @@ SHRUNK = "methods.joint-shrunk"
          "unknown key `sweeps.s.batch_sizes`. Did you mean `batch_size`?"),
         # a key of another rule
         (AT, {"partition": "conflict", "groups": 2}, "key `methods.merit-1d`: `groups` is no key "
-         "of `partition: conflict`. Known here: epochs, may_diverge, optimizer, partition, reading"),
+         "of `partition: conflict`. Known here: epochs, may_diverge, optimizer, partition, "
+         "reading"),
         (f"{SHRUNK}.epochs", 2.0, "key `methods.joint-shrunk`: `epochs` is no key of `partition: "
          "shrunk`. Known here: match, partition, seeds, source."),
         ("methods.base.seeds", [2], "key `methods.base`: `seeds` is no key of `partition: base`."),
@@ -162,7 +163,7 @@ def test_a_mistake_is_named(tmp_path: Path, key: str, value: Any, message: str) 
     assert len(found.splitlines()) == 1
 
 
-# --- an experiment that extends another one --------------------------------------------------------
+# --- an experiment that extends another one -------------------------------------------------------
 
 
 def write(folder: Path, **files: Any) -> None:

@@ -60,7 +60,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-# --- the commands -----------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------------------
 
 
 def test_make_knows_its_targets_and_explains_them() -> None:
@@ -107,7 +107,7 @@ def test_dvc_commands_parse(page: Path) -> None:
             assert target in STAGES
 
 
-# --- the method on one page -------------------------------------------------------------------------
+# --- the method on one page -----------------------------------------------------------------------
 
 
 def test_the_method_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_readme_shows_it() -> None:
     assert re.findall(r"```python\n(.*?)```", README, re.DOTALL) == [MINIMAL.read_text("utf-8")]
 
 
-# --- the pages --------------------------------------------------------------------------------------
+# --- the pages ------------------------------------------------------------------------------------
 
 
 def test_readme_is_short_and_begins_with_a_command() -> None:

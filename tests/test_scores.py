@@ -1,4 +1,6 @@
-"""merit.eval.measuring.scores: averages and differences in percent, and the paper's way of writing."""
+"""merit.eval.measuring.scores: averages and differences in percent, and the paper's way of
+writing.
+"""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_every_model_and_branch_is_a_finished_run_in_mlflow(folder: Path) -> Non
         database.close()
 
 
-# --- what users type; each test leaves the folder finished and committed ---------------------------
+# --- what users type; each test leaves the folder finished and committed --------------------------
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,8 @@ def test_a_branch_is_the_loop_over_its_tasks(
     parameters = set_trainable(model, ["decoder"])
     sizes = len(parameters), sum(p.numel() for p in parameters.values())
     assert re.fullmatch(
-        rf"{BRANCH}: 3 steps in \d+\.\d s \({sizes[0]} trainable tensors, {sizes[1]:,} parameters\)",
+        rf"{BRANCH}: 3 steps in \d+\.\d s "
+        rf"\({sizes[0]} trainable tensors, {sizes[1]:,} parameters\)",
         capsys.readouterr().out.splitlines()[-1],
     )
     before = {name: p.detach().clone() for name, p in parameters.items()}

@@ -1,8 +1,8 @@
 """The studies: what the paper measures besides its main tables.
 
 A study is a folder here: settings.py (its block `studies.<name>` of an experiment's YAML, without
-which it is not run), measure.py (numbers), draw.py (figures) and text.md.j2 (sentences). To add one,
-add its folder and its line in `STUDIES`. Importing this module takes milliseconds.
+which it is not run), measure.py (numbers), draw.py (figures) and text.md.j2 (sentences). To add
+one, add its folder and its line in `STUDIES`. Importing this module takes milliseconds.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def model_card(
 ) -> str:
     """Base, groups, merge weights, training and hashes of a merged model, as Markdown.
 
-    Args: recipe: as merit.merge.model.recipe; record: merge.json's; manifests: the branches', in the
-    recipe's order. The same inputs give the same bytes.
+    Args: recipe: as merit.merge.model.recipe; record: merge.json's; manifests: the branches', in
+    the recipe's order. The same inputs give the same bytes.
     """
     origin = recipe["origin"]
     facts = {

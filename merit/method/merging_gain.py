@@ -25,8 +25,8 @@ def merging_gain_from_products(
     """Theorem F.1 without H: 1/2 sum_k w_k (delta_k - mean)^T H (delta_k - mean).
 
     Args: displacements (K, d) of any float type, memory-mapped or not, from any common origin;
-    merge_weights (K,); `hessian_product` maps v (d,) to H v (d,), one call per branch. A few vectors
-    (d,) are in memory at a time.
+    merge_weights (K,); `hessian_product` maps v (d,) to H v (d,), one call per branch. A few
+    vectors (d,) are in memory at a time.
     Raises ValueError for displacements of another shape or weights that are no distribution.
     """
     delta = np.asarray(displacements)

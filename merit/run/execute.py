@@ -160,7 +160,8 @@ class Executor:
 
         What is out of date is removed at once, so that nothing is made of it.
         """
-        ready, others = [], []
+        ready: list[tuple[Item, Key]] = []
+        others: list[Item] = []
         for item in items:
             try:
                 key = stage.key(self.context, item.name)
@@ -258,7 +259,7 @@ def _train_on_ranks(item: Item, num_ranks: int) -> None:
         sys.exit(code)
 
 
-# --- around all stages ------------------------------------------------------------------------------
+# --- around all stages ----------------------------------------------------------------------------
 
 
 def write_settings(names: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from merit.io.artifacts import value_hash
 
 PACKAGE = Path(__file__).parents[1]
-# Settings decide through their values, which are in the key; the others word messages and find files.
+# Settings decide through their values, which are in the key; the others word messages and find
+# files.
 NOT_CODE = (
     "merit.config.",
     "merit.errors",
@@ -43,13 +44,14 @@ def code_hash(modules: Iterable[str]) -> str:
 @cache
 def code_files(module: str) -> frozenset[Path]:
     """The files, relative to the package, that decide what a module computes."""
-    todo, modules = [module], set()
+    todo, modules = [module], set[str]()
     while todo:
         name = todo.pop()
-        if name not in modules and not f"{name}.".startswith(NOT_CODE) and module_file(name):
+        file = None if name in modules or f"{name}.".startswith(NOT_CODE) else module_file(name)
+        if file:
             modules.add(name)
-            todo += imported(module_file(name))
-    sources = {module_file(name) for name in modules}
+            todo += imported(file)
+    sources = {file for name in modules if (file := module_file(name))}
     data = {file for folder in {source.parent for source in sources} for file in data_files(folder)}
     return frozenset(path.relative_to(PACKAGE) for path in sources | data)
 

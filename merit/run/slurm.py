@@ -24,8 +24,10 @@ from merit.errors import MeritError
 from merit.io.artifacts import value_hash, work_place
 from merit.run.store import Item, Key
 
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
-ENDED += ("PREEMPTED", "DEADLINE", "REVOKED", "FORGOTTEN")  # the last is our own word
+ENDED = (
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "DEADLINE", "REVOKED", "FORGOTTEN"),  # the last is our own word
+)
 ON_NODE = "MERIT_ON_NODE"  # in a job's environment: train here, whatever params.yaml says
 INTERVAL = 5.0  # seconds between two questions to the controller, which serves all users
 LAG = 10.0  # seconds until a file that a node wrote is seen here

@@ -22,8 +22,10 @@ from merit.io.artifacts import Artifacts, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "smoke"
-COPIED = ("experiments", "reports/paper", "dvc.yaml", "README.md", ".dvc/config", ".dvcignore")
-COPIED += (".gitignore",)
+COPIED = (
+    *("experiments", "reports/paper", "dvc.yaml", "README.md"),
+    *(".dvc/config", ".dvcignore", ".gitignore"),
+)
 PARAMS = f"experiments: [{NAME}]\n"
 UNCHANGED_LIMIT = 8.0  # seconds that a `dvc repro` with nothing to do may take
 

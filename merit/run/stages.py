@@ -39,7 +39,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `names` lists its items; `outputs` and `basis` say where one lies, what decides it."""
+    """One stage. `names` lists its items; `outputs` and `basis` say where one lies, what decides
+    it.
+    """
 
     name: str
     summary: str
@@ -227,7 +229,7 @@ def _listing(place: Path) -> str:
     return value_hash([[name, stat.st_size, stat.st_mtime_ns] for name, stat in found])
 
 
-# --- the table --------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 _TORCH = (
     *("torch", "transformers", "merit.train.model", "merit.train.loop"),

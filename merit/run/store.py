@@ -1,9 +1,10 @@
 """Results by key: an item's outputs, the record of what they were made from, and a store of both.
 
-An item is what a stage makes at once: a branch, a model, a model's answers, a study, or all that the
-stage makes. Its record (key.json) is written after its outputs and names every file with its size
-and hash. The store, artifacts/<experiment>/.store, holds hard links to every finished item, so that
-a setting that is changed back, or outputs that DVC has removed, cost nothing. It may be deleted.
+An item is what a stage makes at once: a branch, a model, a model's answers, a study, or all of the
+stage's results. Its record (key.json) is written after its outputs and names every file with its
+size and hash. The store, artifacts/<experiment>/.store, holds hard links to every finished item, so
+that a setting that is changed back, or outputs that DVC has removed, cost nothing. It may be
+deleted.
 """
 
 from __future__ import annotations
@@ -110,8 +111,9 @@ class Item:
             link(place / output.name, output)
         record = self.read_record()
         damaged = record is None or not self.is_whole(record)
-        for name, file in self.files() if record and not damaged else ():
-            if file_hash(file) != record["files"][name][1]:
+        recorded = record["files"] if record and not damaged else {}
+        for name, file in self.files() if recorded else ():
+            if file_hash(file) != recorded[name][1]:
                 damaged = True
                 print(f"{file}: not what its record says; it is made again", file=sys.stderr)
         if damaged:
@@ -180,7 +182,7 @@ def remove(path: Path) -> None:
 
 
 def prune(root: Path, expected: Sequence[Path]) -> list[Path]:
-    """Remove what lies below `root` and is none of the `expected` paths; returns what was removed."""
+    """Remove what lies below `root` and is not expected there; returns what was removed."""
     removed = []
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         if path in expected or path.name.startswith("."):

@@ -1,4 +1,5 @@
-"""Random weights, and base phases that make their own examples: only the miniature worlds have them.
+"""Random weights, and base phases that make their own examples: only the miniature worlds have
+them.
 
 They are loaded by name: a real base starts from a public checkpoint and needs neither.
 """

@@ -135,7 +135,8 @@ class Measured:
         return rows
 
     def path_rows(self, name: str, scales: Sequence[float]) -> list[Row]:
-        """`control_path`: one method from the base (c = 0) on; scores and distance are seeds' means.
+        """`control_path`: one method from the base (c = 0) on; scores and distance are seeds'
+        means.
 
         The loss is that of the first seed's model, which lies at `loss_distance`; None for methods
         whose losses are not measured.

@@ -79,7 +79,8 @@ def gains(
     progress: Progress,
     room: torch.Tensor,
 ) -> list[Row]:
-    """One row per shrinkage t, of K branches (P,), which may be memory-mapped, as may `room` (K, P).
+    """One row per shrinkage t, of K branches (P,), which may be memory-mapped, as may
+    `room` (K, P).
 
     `predicted` takes H at the merged model: there the first-order terms cancel exactly, and the
     error is of third order in the d_k. `predicted_at_base` takes H at the base and grows as t^2.

@@ -1,7 +1,8 @@
 """The post-hoc mergers, one a file; the file's name is the merger's: `iso_c.py` is `iso-c`.
 
 In each a decorated function merges one tensor: `merge(base, branches, scale=1.0, dtype=None)`, with
-parameters of its own, numbers with their defaults, before `scale`. Whoever offers mergers asks here.
+parameters of its own, numbers with their defaults, before `scale`. Whoever offers mergers asks
+here.
 """
 
 from __future__ import annotations
