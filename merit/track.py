@@ -2,8 +2,8 @@
 takes 4 s.
 
 `sync` makes MLflow show what `merit.runs` reads: an experiment per YAML, a run per model, below it
-a run per branch. A branch that several models share is one run, below the first of them; every model
-links to its branches.
+a run per branch. A branch that several models share is one run, below the first of them; every
+model links to its branches.
 
 MLflow cannot change a parameter or take back a point. A run is therefore found by two tags,
 `merit.key` and the hash of its parameters, points, files and mixture. If no run has both, a new one

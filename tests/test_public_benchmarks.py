@@ -246,7 +246,7 @@ def test_prompts_are_the_kits_with_images_left_where_they_are(
 
 
 def assert_means(found: dict[str, BenchmarkScore]) -> None:
-    """What merit.eval.results asks of every benchmark: the reported score is its questions' mean."""
+    """The reported score of a benchmark is its questions' mean, as merit.eval.results asks."""
     means = {n: 100 * sum(s.questions.values()) / len(s.questions) for n, s in found.items()}
     assert means == pytest.approx({name: s.score for name, s in found.items()}, abs=TOLERANCE)
 

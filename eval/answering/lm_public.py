@@ -71,7 +71,7 @@ def _index(subtask: str, sample: Any) -> str:
 
 
 def check_data(record: Benchmark, settings: Evaluation) -> None:
-    """Raises MeritError if the data of the benchmark cannot be had from where answering loads it."""
+    """Raises MeritError if the benchmark's data cannot be had from where answering loads it."""
     with quiet(), _data_of(record, settings.text_data), _without_cache():
         load_task(all_tasks(), record, settings)
 

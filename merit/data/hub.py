@@ -1,4 +1,4 @@
-"""A source's files: in a folder laid out like its hub repository, fetched if the settings say so."""
+"""A source's files: in a folder laid out like its hub repository, fetched if settings say so."""
 
 from __future__ import annotations
 

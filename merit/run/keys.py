@@ -97,7 +97,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 @cache
 def data_files(folder: Path) -> tuple[Path, ...]:
-    """What is not Python beside the modules of a folder, and in folders below it without modules."""
+    """What is not Python in a folder of modules, and in folders below it without modules."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name != "__pycache__" and not any(path.glob("**/*.py")):

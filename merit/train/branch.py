@@ -143,7 +143,7 @@ def write_tensors(
     parameters: dict[str, torch.nn.Parameter],
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the branch's checkpoint, trained tensors or adapters; return the summary's additions."""
+    """Write the branch's trained tensors or adapters; return what the summary gains."""
     from merit.io.checkpoints import Checkpoint, save_tensors
     from merit.train.lora import save_adapters
     from merit.train.model import stored_tensors

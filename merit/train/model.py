@@ -97,7 +97,7 @@ def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
 
 
 def for_generation(runtime: Runtime) -> Runtime:
-    """`runtime` without `varlen`, which is for packed rows: padded ones with a cache need a mask."""
+    """`runtime` without `varlen`, for packed rows only: padded ones with a cache need a mask."""
     if runtime.attention != "varlen":
         return runtime
     return runtime.model_copy(update={"attention": "sdpa"})
