@@ -19,7 +19,7 @@ help: ## what each target does
 setup: $(STAMP) ## create or update .venv from pyproject.toml and constraints.txt
 
 repro: $(STAMP) ## regenerate every result that is not up to date
-	@PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/dvc repro
+	@$(VENV)/bin/dvc repro
 
 test: $(STAMP) ## run the tests
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup

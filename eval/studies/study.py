@@ -10,8 +10,10 @@ from merit.config.settings import Settings
 class Study(Settings):
     """A block `studies.<name>`.
 
-    Numbers of a `timed` study differ from run to run: pages link to it and do not repeat them.
+    Numbers of a `timed` study differ from run to run: pages link to it and do not repeat them. A
+    study that `reads_scores` waits for the evaluation.
     """
 
     title: ClassVar[str]
     timed: ClassVar[bool] = False
+    reads_scores: ClassVar[bool] = True

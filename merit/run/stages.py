@@ -165,15 +165,17 @@ def _study(c: Context, study: str) -> Basis:
         *("model", "gradients", "training", "merge_weights", "methods", "sweeps", "evaluation")
     )
     settings |= {"study": c.dump["studies"][study], "readiness": c.dump["studies"].get("readiness")}
-    return settings, _results(c)
+    from merit.eval.studies import settings_of
+
+    return settings, _results(c, settings_of(c.experiment)[study].reads_scores)
 
 
-def _results(c: Context) -> dict[str, Any]:
+def _results(c: Context, with_scores: bool = True) -> dict[str, Any]:
     """Hashes of all that was measured of the experiment and of those that its studies read."""
     models = {m: hash_of(c.paths.model(m) / KEY) for m in c.plan.models}
     scores = {
         name: hash_of(Artifacts(name).predictions("x").parent / KEY)
-        for name in (c.experiment.name, *c.experiment.reads)
+        for name in ((c.experiment.name, *c.experiment.reads) if with_scores else ())
     }
     encoded, data = hash_of(c.paths.encoded / KEY), hash_of(c.paths.data / KEY)
     return {"models": models, "scores": scores, "encoded": encoded, "data": data}
