@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json
 from merit.mini.own_mixture import write_own
+from merit.run import execute
 from merit.run.cli import main
+from merit.run.pool import Task
 from tests import tiny_models
 from tests.public_fixtures import save
 
@@ -62,10 +65,24 @@ def test_a_world_that_was_not_made_is_named(world: Artifacts) -> None:
     assert not Path("own").exists()
 
 
+class Here:
+    """A pool that runs its tasks one by one in this process."""
+
+    def __init__(self, *_: object) -> None:
+        self.slots = [""]
+
+    def run(self, label: str, tasks: Sequence[Task]) -> dict[str, str]:
+        for _, function, arguments in tasks:
+            function(*arguments)
+        return {}
+
+
 def test_the_pages_commands_in_their_order(
-    world: Artifacts, capsys: pytest.CaptureFixture[str]
+    world: Artifacts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but the first block, which takes minutes."""
+    """All but the first block, which takes minutes; in this process, where torch is imported."""
+    monkeypatch.setattr(execute, "Pool", Here)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
     Path("experiments").mkdir()
     for path in (ROOT / "experiments").glob("*.yaml"):
         shutil.copy(path, "experiments")
