@@ -244,7 +244,7 @@ def read_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MeritError(
-            f"{path}: missing, truncated or not an array ({error}); delete it and run `merit run` again"
+            f"{path}: missing, truncated or not an array ({error}); `merit run` writes it again"
         ) from None
 
 
