@@ -5,6 +5,7 @@ Those of single stages, from inputs that no training decides, are in tests/test_
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from merit.config import load_experiment
 from merit.config.branches import plan
 from merit.io.artifacts import Artifacts, file_hash, read_json
-from merit.run import smoke, store
+from merit.run import keys, smoke, store
 from tests.golden_values import GOLDEN, smoke_file, smoke_values
 
 ROOT = Path(__file__).parent.parent
@@ -175,3 +176,40 @@ def test_push_clone_pull_repro(committed: Path, tmp_path: Path) -> None:
     assert ran(smoke.run_in(clone, "dvc", "repro")) == {}
     assert "everything is up to date" in smoke.run_in(clone, "merit", "status")
     assert git(clone, "status", "--short", "reports", "experiments") == ""
+
+
+WATCH = """
+import json, sys
+opened = set()
+sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
+from merit.train.branch import run
+run(*sys.argv[1:])
+names = [name for name in sys.modules if name.startswith("merit.")]
+print(json.dumps([names, [path for path in opened if not path.endswith((".py", ".pyc"))]]))
+"""
+
+
+def test_what_training_reads_is_in_its_key(folder: Path) -> None:
+    """Modules are in the code hash or known to be none; files are hashed inputs, or its own."""
+    work = folder / "watched"
+    for part in ("experiments", f"artifacts/{smoke.NAME}"):
+        shutil.copytree(folder / part, work / part, ignore=shutil.ignore_patterns(".*"))
+    shutil.copy(folder / "params.yaml", work)
+    told = smoke.run_in(work, "python", "-c", WATCH, smoke.NAME, BRANCH)
+    shutil.rmtree(work)
+    names, opened = json.loads(told.splitlines()[-1])
+    code = {(keys.PACKAGE / path).as_posix() for path in keys.code_files("merit.train.branch")}
+    beside = [name for name in names if f"{name}.".startswith(keys.NOT_CODE)]
+    allowed = code | {str(keys.module_file(name)) for name in beside}
+    for name in beside:  # what those import, and no training uses
+        allowed |= {str(keys.module_file(other)) for other in keys.imported(keys.module_file(name))}
+    surplus = {str(keys.module_file(name)) for name in names} - allowed
+    assert {path for path in surplus if not path.endswith("__init__.py")} <= {
+        str(keys.module_file(f"merit.method.{name}")) for name in ("partition", "similarity")
+    }
+    inputs = ("base/", "encoded/", "partition/manifests/", "data/mixture/")
+    own = ("branches/", ".work/", "timings/")
+    for path in opened:
+        relative = path.partition(f"artifacts/{smoke.NAME}/")[2]
+        assert not relative or relative.startswith((*inputs, *own)), path
+        assert str(ROOT / "merit") not in path or path in code, path
