@@ -249,13 +249,13 @@ def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Things:
 
 
 def test_only_what_changed_is_run(things: Things) -> None:
-    assert things.run() == ({}, [], 5, 0)
+    assert things.run() == ({}, {}, 5, 0)
     things.settings["b"] = 2
     things.names = ["a", "b", "c", "d"]
-    assert things.run() == ({}, [], 1, 3)
+    assert things.run() == ({}, {}, 1, 3)
     assert things.calls() == ["a", "b", "b", "c", "d", "e"]
     things.settings["b"] = 1  # changed back: from the store
-    assert things.run() == ({}, [], 0, 4)
+    assert things.run() == ({}, {}, 0, 4)
     assert len(things.calls()) == 6
 
 
@@ -269,14 +269,14 @@ def test_a_failure_stops_no_other(things: Things, capfd: pytest.CaptureFixture[s
         "things c": "ended by signal 9 (out of memory?)",
         "things d": "failed (exit status 1); its message is above",
     }
-    assert (waiting, done) == (["things e"], 1)
+    assert (waiting, done) == ({"things e": "what it needs: not there yet"}, 1)
     told = capfd.readouterr().err
     assert "merit: error: things a: a: the loss is nan" in told
     assert "ZeroDivisionError: a bug" in told
     for name in "acd":
         Path(f"{name}.does").unlink()
     things.waits = set()
-    assert things.run() == ({}, [], 4, 1)
+    assert things.run() == ({}, {}, 4, 1)
 
 
 def test_what_is_out_of_date_is_gone_before_anything_is_made_of_it(things: Things) -> None:
@@ -291,7 +291,7 @@ def test_only_some_and_what_was_copied_in(things: Things, tmp_path: Path) -> Non
     things.run(("a", "b"))
     assert things.calls() == ["a", "b"]
     Path("artifacts/x/.store").rename(tmp_path / "elsewhere")  # as on another machine
-    assert things.run() == ({}, [], 3, 2)
+    assert things.run() == ({}, {}, 3, 2)
     assert things.calls() == ["a", "b", "c", "d", "e"]
 
 
@@ -342,7 +342,7 @@ def test_a_signal_reaches_what_runs_and_nothing_outlives_the_command(
     process.send_signal(number)
     assert process.wait(timeout=60) == status
     Path("a.does").unlink()
-    assert things.run(("a",)) == ({}, [], 1, 0)  # its lock is free: the killed one is gone
+    assert things.run(("a",)) == ({}, {}, 1, 0)  # its lock is free: the killed one is gone
 
 
 def test_unknown_stages_and_items_are_refused(mini: Any) -> None:

@@ -168,6 +168,7 @@ def test_push_clone_pull_repro(committed: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     smoke.run_in(committed, "dvc", "remote", "add", "--force", "--default", "here", str(tmp_path))
     smoke.run_in(committed, "dvc", "push")
+    git(committed, "commit", "--quiet", "--all", "--allow-empty", "--message", "pushed")
     git(committed, "clone", "--quiet", str(committed), str(clone))
     shutil.copy(committed / ".dvc/config", clone / ".dvc/config")
     assert "merit run" not in smoke.run_in(clone, "dvc", "repro", "--dry", "--allow-missing")

@@ -104,7 +104,7 @@ class Executor:
     def run(self, stages: Sequence[str], only: Sequence[str] = ()) -> None:
         """Run the stages in order. Items that need a failed one are left out."""
         failures: dict[str, str] = {}
-        waiting: list[str] = []
+        waiting: dict[str, str] = {}
         for name in stages:
             if (failures or waiting) and name not in ("merge", "prompts", "evaluate"):
                 break  # these do what they can; all others need everything
@@ -114,15 +114,20 @@ class Executor:
             began = time.monotonic()
             failed, blocked, done, kept = self.run_stage(STAGES[name], stages, only)
             failures |= failed
-            waiting += blocked
+            waiting |= blocked
             if done or failed or len(stages) == 1:
                 took = clock(time.monotonic() - began)
                 print(f"{name} {self.name}: {done} done, {kept} kept, {took}", flush=True)
         if failures or waiting:
             lines = [f"  {label}: {why}" for label, why in failures.items()]
             if waiting:
-                lines.append(f"  not run, since they need what is missing: {', '.join(waiting)}")
-            head = f"{self.name}: {len(failures)} failed; the same command tries again"
+                label, why = next(iter(waiting.items()))
+                others = f", and {len(waiting) - 1} more like it" if len(waiting) > 1 else ""
+                lines.append(f"  {label}{others}: not run, since {why}")
+            advice = (
+                "the same command tries again" if failures else f"`merit run {self.name}` makes it"
+            )
+            head = f"{self.name}: {len(failures)} failed, {len(waiting)} not run; {advice}"
             raise MeritError("\n".join([head, *lines]))
 
     def _bring_up(self, other: str) -> None:
@@ -131,8 +136,8 @@ class Executor:
 
     def run_stage(
         self, stage: Stage, stages: Sequence[str], only: Sequence[str]
-    ) -> tuple[dict[str, str], list[str], int, int]:
-        """({failed item: why}, items that wait for others, number done, number kept)."""
+    ) -> tuple[dict[str, str], dict[str, str], int, int]:
+        """({failed item: why}, {item that lacks an input: which}, number done, number kept)."""
         # single branches may be trained by several machines at once; each has a lock of its own
         lock = work_place(Path("artifacts", self.name, f"run-{stage.name}"))
         guard = nullcontext() if only else exclusive(lock, f"{stage.name} is being run")
@@ -144,29 +149,31 @@ class Executor:
                     print(f"removed: {path}, which the plan does not name", file=sys.stderr)
             pending = [i for i in stage.items(self.context) if not only or i.name in only]
             while True:
-                ready, pending = self._ready(stage, pending)
+                ready, lacking = self._ready(stage, pending)
+                pending = list(lacking)
                 todo = [(item, key) for item, key in ready if not self._keep(stage, item, key)]
                 kept += len(ready) - len(todo)
                 failed = self._compute(stage, stages, todo) if todo else {}
                 failures |= failed
                 done += len(todo) - len(failed)
                 if not pending or not ready:
-                    return failures, [item.label for item in pending], done, kept
+                    waiting = {item.label: why for item, why in lacking.items()}
+                    return failures, waiting, done, kept
 
     def _ready(
         self, stage: Stage, items: Sequence[Item]
-    ) -> tuple[list[tuple[Item, Key]], list[Item]]:
-        """The items whose inputs are there, with their keys, and the others.
+    ) -> tuple[list[tuple[Item, Key]], dict[Item, str]]:
+        """The items whose inputs are there, with their keys; the others, with what they lack.
 
         What is out of date is removed at once, so that nothing is made of it.
         """
         ready: list[tuple[Item, Key]] = []
-        others: list[Item] = []
+        others: dict[Item, str] = {}
         for item in items:
             try:
                 key = stage.key(self.context, item.name)
-            except NotReady:
-                others.append(item)
+            except NotReady as missing:
+                others[item] = str(missing)
                 continue
             if stage.stored and not item.is_current(key):
                 item.adopt()

@@ -80,7 +80,7 @@ def _current(c: Context, stage: str, name: str) -> str:
     """The hash of another item. Raises NotReady if it is missing or out of date."""
     item = STAGES[stage].item(c, name)
     if not item.is_current(STAGES[stage].key(c, name)):
-        raise NotReady(f"{item.label}: missing or out of date")
+        raise NotReady(f"{item.label} is missing or out of date")
     return hash_of(item.record)
 
 
@@ -122,7 +122,7 @@ def _partition(c: Context, _: str) -> Basis:
 def _train(c: Context, branch: str) -> Basis:
     manifest = c.paths.manifest(branch)
     if not manifest.is_file():
-        raise NotReady(f"{manifest}: not there yet")
+        raise NotReady(f"{manifest} is not there yet")
     return read_json(manifest), {}
 
 

@@ -201,7 +201,7 @@ def hash_of(record: Path, below: str = "") -> str:
     Raises NotReady if the item is not there.
     """
     if not record.is_file():
-        raise NotReady(f"{record.parent}: not there yet")
+        raise NotReady(f"{record.parent} is not there yet")
     found = read_json(record)
     if not below:
         return found["hash"]

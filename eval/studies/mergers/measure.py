@@ -161,7 +161,7 @@ def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str,
         "base": base[0],
     }
     for row in rows:
-        # the claims read the defaults' differences (merit.eval.report.claims_studies)
+        # the claims read the defaults' differences (merit.eval.report.study_rules)
         tag = "" if row["tuning"] == "default" else "_best"
         if row["merge"] == REFERENCE:
             found[f"token_weighted{tag}"] = row["mean"]
