@@ -22,9 +22,6 @@ from torch.testing import assert_close
 from merit.data import stage as data
 from merit.data.examples import read_examples
 from merit.eval.stages import study
-from merit.eval.studies.held_out import draw as held_out_figure
-from merit.eval.studies.retention import draw as retention_figure
-from merit.eval.studies.retention import measure as retention
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.merge import model as merge
@@ -32,7 +29,6 @@ from merit.partition import stage as partition
 from merit.train import base, encode
 from merit.train import branch as train
 from merit.train import task_gradients as gradients
-from merit.train.dataset import TokenizedDataset
 from tests import tiny_models
 from tests.public_fixtures import flan_record, llava_next, pack, picture, save, vision_flan_1k
 
@@ -223,135 +219,94 @@ def test_groups_share_all_tasks_and_tokens(vision: Run, llama: Run) -> None:
         assert [s["num_tokens"] / total for s in summaries] == pytest.approx(done.weights)
 
 
-def test_images_are_read_where_they_lie(vision: Run) -> None:
-    found = TokenizedDataset.load(vision.paths.encoded)
-    assert found.features.size == 0
-    assert sorted(map(tuple, found.grids.tolist())) == [(1, 4, 6)] * 3 + [(1, 4, 8)]
-    assert {Path(found.path_of(i)).parts[-2] for i in range(4)} >= {"images_191task_1k"}
-    assert not [path for path in vision.paths.data.rglob("*") if path.suffix in (".png", ".zip")]
-
-
 # --- the merged model -----------------------------------------------------------------------------
 
 
-def same(name: str) -> str:
-    return name
-
-
-def below_the_vision_model(name: str) -> str:
-    return name.replace("model.", "model.language_model.", 1)
-
-
-def averaged(done: Run, kind: Any, dtype: torch.dtype, rename: Callable[[str], str] = same) -> Any:
-    """The model whose trained parameters are sum_k w_k theta_k, cast once."""
-    model = kind.from_pretrained(done.paths.base, dtype=dtype)
-    parameters = dict(model.named_parameters())
+def check_average(done: Run, kind: Any, rename: Callable[[str], str]) -> None:
+    """The merged model's trained parameters are sum_k w_k theta_k, cast once; the rest is the
+    base's, as transformers reads both.
+    """
+    found = dict(kind.from_pretrained(done.merged).named_parameters())
+    start = dict(kind.from_pretrained(done.paths.base, dtype=torch.bfloat16).named_parameters())
     branches = [Checkpoint(folder / "model.safetensors") for folder in done.branches]
+    expected = dict(start)
     for name in branches[0].names:
         exact = sum(w * b.read(name).double() for w, b in zip(done.weights, branches, strict=True))
-        parameters[rename(name)].data = exact.to(dtype)
-    return model.eval()
-
-
-def check_equal(found: Any, expected: Any) -> None:
-    theirs = dict(expected.named_parameters())
-    assert {n: p.dtype for n, p in found.named_parameters()} == {
-        n: p.dtype for n, p in theirs.items()
-    }
-    for name, parameter in found.named_parameters():
-        assert torch.equal(parameter, theirs[name]), name
-
-
-def answer(model: Any, inputs: Any) -> list[int]:
-    with torch.no_grad():
-        logits = model(**inputs).logits
-    assert bool(logits.isfinite().all())
-    written = model.generate(**inputs, max_new_tokens=5, do_sample=False)
-    return written[0, inputs["input_ids"].shape[1] :].tolist()
-
-
-def test_a_merged_qwen_vl_is_the_average_and_answers(vision: Run) -> None:
-    from PIL import Image
-    from transformers import AutoProcessor
-    from transformers import Qwen2_5_VLForConditionalGeneration as Model
-
-    found = Model.from_pretrained(vision.merged)
-    assert found.dtype == torch.bfloat16
-    expected = averaged(vision, Model, torch.bfloat16, below_the_vision_model)
-    check_equal(found, expected)
-    start = dict(Model.from_pretrained(vision.paths.base).named_parameters())
-    moved = {n for n, p in found.named_parameters() if not torch.equal(p, start[n])}
+        expected[rename(name)] = exact.to(torch.bfloat16)
+    assert found.keys() == expected.keys()
+    for name, parameter in found.items():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, expected[name]), name
+    moved = {name for name in found if not torch.equal(found[name], start[name])}
     assert moved
     assert not [name for name in moved if "visual" in name]
 
-    processor = AutoProcessor.from_pretrained(vision.merged)
-    parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": parts}], add_generation_prompt=True
+
+def test_a_merged_model_is_the_average(vision: Run, llama: Run) -> None:
+    from transformers import LlamaForCausalLM, Qwen2_5_VLForConditionalGeneration
+
+    check_average(llama, LlamaForCausalLM, lambda name: name)
+    check_average(
+        vision,
+        Qwen2_5_VLForConditionalGeneration,
+        lambda name: name.replace("model.", "model.language_model.", 1),
     )
-    inputs = processor(text=[prompt], images=[Image.new("RGB", (120, 60))], return_tensors="pt")
-    assert inputs["image_grid_thw"].tolist() == [[1, 4, 8]]
-    assert answer(found, inputs) == answer(expected, inputs)
 
 
-def test_a_merged_llama_is_the_average_and_answers(llama: Run) -> None:
+def tables_of(done: Run, name: str) -> dict[str, Any]:
+    folder = done.paths.root.parent / "reports/studies" / NAME / name
+    tables: dict[str, Any] = read_json(folder / "result.json")["tables"]
+    return tables
+
+
+def losses_of(done: Run, name: str, turns: list[tuple[str, str]]) -> list[tuple[float, int]]:
+    """(loss, supervised tokens) of each answer, by transformers alone: one token per byte."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    found = LlamaForCausalLM.from_pretrained(llama.merged)
-    assert found.dtype == torch.bfloat16
-    expected = averaged(llama, LlamaForCausalLM, torch.bfloat16)
-    check_equal(found, expected)
-    assert not torch.equal(found.lm_head.weight, found.model.embed_tokens.weight)
-    tokenizer = AutoTokenizer.from_pretrained(llama.merged)
-    messages = [{"role": "user", "content": "What?"}]
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    assert inputs["input_ids"].shape == (1, 9 + 5 + 14)
-    assert answer(found, inputs) == answer(expected, inputs)
+    tokenizer = AutoTokenizer.from_pretrained(done.merged)
+    model = LlamaForCausalLM.from_pretrained(done.paths.model(name))
+    found = []
+    for prompt, answer in turns:
+        messages = [
+            {"role": r, "content": t} for r, t in zip(ROLES, (prompt, answer), strict=False)
+        ]
+        ids = torch.tensor([tokenizer.apply_chat_template(messages)["input_ids"]])
+        supervised = len(answer.encode()) + 1  # and the end mark
+        labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - supervised, ids, -100)
+        with torch.no_grad():
+            found.append((model(input_ids=ids, labels=labels).loss.item(), supervised))
+    return found
 
 
-def test_every_models_loss_on_what_was_held_out(llama: Run) -> None:
-    """Of tasks with more than one example; by the models as transformers alone loads them."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
-    folder = llama.paths.root.parent / "reports/studies" / NAME / "held_out"
-    tables = read_json(folder / "result.json")["tables"]
-    assert (folder / "held_out.csv").is_file()
-    assert [row["task"] for row in tables["held_out_tasks"]] == ["odes", "riddles"]
-    assert [row["num_examples"] for row in tables["held_out_tasks"]] == [1, 1]
-    tokenizer = AutoTokenizer.from_pretrained(llama.merged)
-    losses = {}
-    for name in ("base", "merit-1d-s1"):
-        model = LlamaForCausalLM.from_pretrained(llama.paths.model(name))
-        for row in tables["held_out_tasks"]:
-            (example,) = read_examples(llama.paths.data / "held_out" / f"{row['task']}.jsonl")
-            ids = torch.tensor([tokenizer.apply_chat_template(list(example.messages))["input_ids"]])
-            supervised = len(example.messages[1]["content"]) + 1
-            labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - supervised, ids, -100)
-            with torch.no_grad():
-                losses[name, row["task"]] = model(input_ids=ids, labels=labels).loss.item()
-            assert row[name] == pytest.approx(losses[name, row["task"]], rel=1e-3)
+@pytest.mark.parametrize("name", ["base", "merit-1d-s1"])
+def test_every_models_loss_on_what_was_held_out(llama: Run, name: str) -> None:
+    """Of tasks with more than one example."""
+    tables = tables_of(llama, "held_out")
+    rows = tables["held_out_tasks"]
+    assert [(row["task"], row["num_examples"]) for row in rows] == [("odes", 1), ("riddles", 1)]
+    turns = []
+    for row in rows:
+        (example,) = read_examples(llama.paths.data / "held_out" / f"{row['task']}.jsonl")
+        turns.append((example.messages[0]["content"], example.messages[1]["content"]))
+    losses = [loss for loss, _ in losses_of(llama, name, turns)]
+    assert [row[name] for row in rows] == pytest.approx(losses, rel=1e-3)
     found = {row["model"]: row["loss"] for row in tables["held_out"]}
-    for name in ("base", "merit-1d-s1"):
-        mean = sum(losses[name, task] for task in ("odes", "riddles")) / 2
-        assert found[name] == pytest.approx(mean, rel=1e-3)
-    assert len(tables["held_out"]) == len(set(found.values())) == 3
-    held_out_figure.draw({"tables": tables}, folder)
-    assert (folder / "figures/held_out.png").is_file()
+    assert found[name] == pytest.approx(sum(losses) / 2, rel=1e-3)
+    assert len(set(found.values())) == 3
 
 
-def test_the_card_names_base_groups_weights_and_hashes(vision: Run) -> None:
-    card = (vision.merged / "README.md").read_text(encoding="utf-8")
-    base_hash = read_json(vision.paths.base / "base.json")["base_hash"]
-    record = read_json(vision.merged / "merge.json")
-    for expected in ("`checkpoint`", base_hash, record["checkpoint_hash"]):
-        assert expected in card
-    groups = read_json(vision.paths.partition / "partitions.json")["merit-1d"]
-    for k, weight in enumerate(vision.weights):
-        listed = ", ".join(f"`{task}`" for task in vision.tasks if groups[task] == k)
-        assert f"- merit-1d-s1-g{k}: {listed}\n" in card
-        assert f"| merit-1d-s1-g{k} | {weight:.6f} |" in card
+@pytest.mark.parametrize("name", ["base", "merit-1d-s1"])
+def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run, name: str) -> None:
+    tables = tables_of(llama, "retention")
+    shown, rows = tables["answers"], {row["model"]: row for row in tables["retention"]}
+    assert len({row["prompt"] for row in shown}) == len(shown) == 24
+    turns = [(row["prompt"], row["base"]) for row in shown if row["base"]]
+    losses = losses_of(llama, name, turns)
+    mean = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+    assert rows[name]["loss"] == pytest.approx(mean, rel=1e-3)
+    words = sum(len(row[name].split()) for row in shown) / 24
+    assert rows[name]["words"] == pytest.approx(words)
+    assert rows["base"]["same_answers"] == 24
 
 
 def test_the_base_comes_through_unchanged(vision: Run, llama: Run) -> None:
@@ -364,48 +319,3 @@ def test_the_base_comes_through_unchanged(vision: Run, llama: Run) -> None:
     folder = vision.paths.model("base")
     kept = {path.name for path in folder.iterdir()}
     assert {"preprocessor_config.json", "chat_template.json", "generation_config.json"} <= kept
-
-
-def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run) -> None:
-    """Against transformers alone: a greedy answer of the base, and each model's loss on all."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
-    folder = llama.paths.root.parent / "reports/studies" / NAME / "retention"
-    tables = read_json(folder / "result.json")["tables"]
-    shown, rows = tables["answers"], {row["model"]: row for row in tables["retention"]}
-    prompts = retention.PROMPTS.read_text(encoding="utf-8").splitlines()
-    assert [row["prompt"] for row in shown] == prompts
-    assert len(prompts) == len(set(prompts)) == 24
-    tokenizer = AutoTokenizer.from_pretrained(llama.merged)
-    base = LlamaForCausalLM.from_pretrained(llama.paths.base)
-    question = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompts[0]}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    written = base.generate(**question, max_new_tokens=6, do_sample=False)
-    new = written[0, question["input_ids"].shape[1] :]
-    assert shown[0]["base"] == tokenizer.decode(new, skip_special_tokens=True).strip()
-    answered = [row for row in shown if row["base"]]
-    for name in ("base", "merit-1d-s1"):
-        place = llama.paths.base if name == "base" else llama.paths.model(name)
-        model = LlamaForCausalLM.from_pretrained(place)
-        total, count = 0.0, 0
-        for row in answered:
-            messages = [
-                {"role": "user", "content": row["prompt"]},
-                {"role": "assistant", "content": row["base"]},
-            ]
-            ids = torch.tensor([tokenizer.apply_chat_template(messages)["input_ids"]])
-            supervised = len(row["base"].encode()) + 1  # a token per byte, and the end mark
-            labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - supervised, ids, -100)
-            with torch.no_grad():
-                total += supervised * model(input_ids=ids, labels=labels).loss.item()
-            count += supervised
-        assert rows[name]["loss"] == pytest.approx(total / count, rel=1e-3)
-        words = sum(len(row[name].split()) for row in shown) / 24
-        assert rows[name]["words"] == pytest.approx(words)
-    assert rows["base"]["same_answers"] == 24
-    retention_figure.draw({"tables": tables}, folder)
-    assert (folder / "figures/retention.png").is_file()

@@ -20,7 +20,6 @@ from merit.data import drawing
 from merit.data.examples import Example, read_examples
 from merit.data.images import load_image
 from merit.data.sources import writer
-from merit.data.sources.public import CAULDRON
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
@@ -83,8 +82,9 @@ def lay(values: list[dict[str, Any]], **images: bytes) -> None:
 def test_a_mixture_is_what_the_next_stage_reads() -> None:
     public_fixtures.lay(Path("sources"), "vision_flan_1k")
     public_fixtures.lay(Path("sources"), "the_cauldron")
+    folder = str(Path("sources/vision_flan_1k").absolute())
     cauldron = {"name": "the_cauldron", "tasks": ["nlvr2", "ai2d"], "prefix": "cauldron/"}
-    manifest = write(public(VISION, cauldron))
+    manifest = write(public({**VISION, "folder": folder}, cauldron))
     tasks, examples = read_mixture()
     assert tasks == ["CLEVR_CoGenT+QA", "cauldron/ai2d", "cauldron/nlvr2", "ok_vqa"]
     assert [example.task for example in examples] == [tasks[i] for i in (0, 1, 1, 2, 3, 3)]
@@ -94,9 +94,6 @@ def test_a_mixture_is_what_the_next_stage_reads() -> None:
     for example in examples:
         for image in example.images:
             assert load_image(Artifacts("x").mixture / image).size == (4, 3)
-    assert sorted(path.name for path in TARGET.iterdir()) == [
-        *("benchmarks", "manifest.json", "mixture", "pretraining")
-    ]
     vision, other = manifest["mixture"]
     assert (vision["num_records"], vision["num_records_stated"]) == (3, 186_103)
     assert vision["revision"] == "24ba71985e7424afe1262bfe302b022ae1c76ce8"
@@ -110,7 +107,9 @@ def test_a_mixture_is_what_the_next_stage_reads() -> None:
         **{"task": "cauldron/ai2d", "num_available": 2, "num_examples": 2, "num_held_out": 0},
         **{"num_escaped": 1, "mixture_sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
     }
-    assert str(Path.cwd()) not in (TARGET / "manifest.json").read_text()
+    # an absolute folder gives absolute references
+    zipped = f"{folder}/image_191-task_1k.zip/images_191task_1k/COCO_1.jpg"
+    assert examples[-1].images == (zipped,)
 
 
 GOLDEN = {  # SHA-256, first digits
@@ -142,30 +141,6 @@ def test_the_same_files_are_the_same_bytes() -> None:
     assert manifests[0] == manifests[1]
 
 
-def test_absolute_folders_give_absolute_references() -> None:
-    public_fixtures.lay(Path("elsewhere"), "vision_flan_1k")
-    folder = Path("elsewhere/vision_flan_1k").absolute()
-    write(public({**VISION, "folder": str(folder)}))
-    [example, _] = read_examples(TARGET / "mixture/ok_vqa.jsonl")
-    assert example.images == (f"{folder}/image_191-task_1k.zip/images_191task_1k/COCO_1.jpg",)
-
-
-def test_what_a_base_phase_reads_is_one_file() -> None:
-    for name in ("vision_flan_1k", "llava_pretrain", "llava_mix665k"):
-        public_fixtures.lay(Path("sources"), name)
-    phases = {
-        "captions": [{"name": "llava_pretrain"}],
-        "conversations": [{"name": "llava_mix665k", "tasks": ["coco", "text"]}],
-    }
-    manifest = write(public(VISION, held_out=0.5, pretraining=phases))
-    captions = read_examples(TARGET / "pretraining/captions.jsonl")
-    answers = [example.messages[1]["content"] for example in captions]
-    assert answers == ["a mattress topper", "two boats"]
-    conversations = read_examples(TARGET / "pretraining/conversations.jsonl")
-    assert [example.task for example in conversations] == ["coco", "text"]
-    assert [task["num_held_out"] for task in manifest["pretraining"]["captions"][0]["tasks"]] == [0]
-
-
 # --- which tasks --------------------------------------------------------------------------------
 
 
@@ -185,9 +160,9 @@ def test_tasks_are_drawn_by_the_seed() -> None:
     assert choose(counts, rule, 42, "k") != choose(counts, rule, 43, "k")
     assert choose(counts, TaskRule(minimum=18, exclude=["t19"]), 42, "k") == ["t18"]
     for refused, message in (
-        (TaskRule(minimum=5, draw=16), "`draw`: found 16, but 15 of 20 tasks have 5 ex"),
-        (TaskRule(exclude=["t20"]), r"no task is called 't20'. Did you mean `t2`\?"),
-        (TaskRule(minimum=50), "no task has 50 examples or more"),
+        (TaskRule(minimum=5, draw=16), "`draw`: .*16.*15"),
+        (TaskRule(exclude=["t20"]), ".*'t20'.*`t2`"),
+        (TaskRule(minimum=50), ".*50"),
     ):
         with pytest.raises(MeritError, match=f"key `k`: {message}"):
             choose(counts, refused, 42, "k")
@@ -198,9 +173,6 @@ def test_a_config_that_is_not_wanted_need_not_be_there() -> None:
     (folder / "nlvr2/train-00000-of-00001-cc.parquet").write_bytes(b"broken")
     write(public({"name": "the_cauldron", "tasks": ["ai2d"]}, download=False))
     assert ids("ai2d") == [f"ai2d/train-0000{i}-of-00002-{'ab'[i] * 2}.parquet/0" for i in (0, 1)]
-    others = [task for task in CAULDRON if task != "ai2d"]
-    write(public({"name": "the_cauldron", "tasks": {"exclude": others}}, download=False))
-    assert len(ids("ai2d")) == 2
     drawn = public({"name": "the_cauldron", "tasks": {"draw": 1}}, seed=1, download=False)
     with pytest.raises(MeritError, match=r"the_cauldron: missing \w+/train-\*\.parquet; lay the"):
         write(drawn)
@@ -210,15 +182,14 @@ def test_two_tasks_of_one_name_need_a_prefix() -> None:
     lay(records("ai2d", 1) + records("nlvr2", 1))
     public_fixtures.lay(Path("sources"), "the_cauldron")
     cauldron = {"name": "the_cauldron", "tasks": ["ai2d"]}
-    with pytest.raises(MeritError, match="tasks 'ai2d' of vision_flan_1k and 'ai2d' of the_c"):
+    with pytest.raises(MeritError, match=r"'ai2d' of vision_flan_1k .*'ai2d' of the_cauldron"):
         write(public(VISION, cauldron))
-    lay(records("AI2D", 1) + records("ai2d", 1))
-    with pytest.raises(MeritError, match="tasks 'AI2D' of vision_flan_1k and 'ai2d' of vision_f"):
-        write(public(VISION))
 
 
 @given(st.text(min_size=1, max_size=20))
 def test_a_tasks_file_leads_back_to_the_task(task: str) -> None:
+    assert task_file(Path(), "CLEVR_CoGenT+QA").name == "CLEVR_CoGenT+QA.jsonl"
+    assert task_file(Path(), "../a b").name == "%2E.%2Fa%20b.jsonl"
     try:
         path = task_file(Path("a"), task)
     except MeritError:
@@ -230,15 +201,6 @@ def test_a_tasks_file_leads_back_to_the_task(task: str) -> None:
     assert path.parent == Path("a")
     assert not path.name.startswith(".")
     assert path.name.isascii()
-
-
-def test_names_of_tasks_as_files() -> None:
-    assert task_file(Path(), "CLEVR_CoGenT+QA").name == "CLEVR_CoGenT+QA.jsonl"
-    assert task_file(Path(), "a/b c").name == "a%2Fb%20c.jsonl"
-    assert task_file(Path(), "../x").name == "%2E.%2Fx.jsonl"
-    for name in ("", "é" * 41):
-        with pytest.raises(MeritError, match="a task's name has 1 to 240 bytes"):
-            task_file(Path(), name)
 
 
 # --- which examples -----------------------------------------------------------------------------
@@ -287,14 +249,6 @@ def test_turns_can_be_split_with_the_images_before_each_part() -> None:
     }
 
 
-def test_reading_ends_early_if_it_is_told_to() -> None:
-    lay(records("a", 40))
-    manifest = write(public({**VISION, "max_examples": 5, "max_records": 8}))["mixture"][0]
-    assert (manifest["num_records"], manifest["tasks"][0]["num_available"]) == (8, 8)
-    assert len(ids("a")) == 5
-    assert set(numbers("a")) <= set(range(8))
-
-
 def test_a_rehearsal_is_the_same_sources_cut_down() -> None:
     settings = public(
         {**VISION, "tasks": {"minimum": 50, "draw": 136}, "max_examples": 1000},
@@ -303,26 +257,25 @@ def test_a_rehearsal_is_the_same_sources_cut_down() -> None:
     )
     small = settings.cut_down(2, 50)
     assert [entry.tasks for entry in small.sources] == [TaskRule(minimum=50, draw=1), ["ai2d"]]
-    assert [entry.max_examples for entry in small.sources] == [50, 50]
-    assert small.pretraining["captions"][0].max_examples == 50
-    assert small.pretraining["captions"][0].max_records == 1000
-    assert [entry.max_records for entry in small.sources] == [None, None]
-    listed = public(VISION, pretraining={"captions": [{"name": "the_cauldron", "tasks": ["ai2d"]}]})
-    assert listed.cut_down(2, 50).pretraining["captions"][0].max_records is None
+    sizes = [(entry.max_examples, entry.max_records) for entry in small.sources]
+    assert sizes == [(50, None)] * 2
+    [captions] = small.pretraining["captions"]
+    assert (captions.max_examples, captions.max_records) == (50, 1000)
+    lay(records("a", 40))  # reading ends there
+    manifest = write(public({**VISION, "max_examples": 5, "max_records": 8}))["mixture"][0]
+    assert (manifest["num_records"], manifest["tasks"][0]["num_available"]) == (8, 8)
 
 
 # --- bad records --------------------------------------------------------------------------------
-
-WIDE = picture(size=(201, 1))
 
 
 @pytest.mark.parametrize(
     ("record", "image", "message"),
     [
-        (flan_record("z", "COCO_1.jpg", "a", "<image>", " "), b"", "without an answer: found ' '"),
-        (records("a", 1, "absent.jpg")[0], b"", r"image 'absent\.jpg' not found in image_191-task"),
-        (records("a", 1, "x.jpg")[0], picture()[:-40], r".*x\.jpg: not a readable image"),
-        (records("a", 1, "x.jpg")[0], WIDE, r".*x\.jpg: 201 x 1 pixels, an aspect ratio above 200"),
+        (flan_record("z", "COCO_1.jpg", "a", "<image>", " "), b"", ".*answer"),
+        (records("a", 1, "absent.jpg")[0], b"", r".*absent\.jpg"),
+        (records("a", 1, "x.jpg")[0], picture()[:-40], r".*x\.jpg"),
+        (records("a", 1, "x.jpg")[0], picture(size=(201, 1)), r".*x\.jpg: 201 x 1"),
     ],
 )
 def test_a_bad_record_is_an_error_or_is_listed(
@@ -330,21 +283,12 @@ def test_a_bad_record_is_an_error_or_is_listed(
 ) -> None:
     lay([*records("a", 2), record], x=image)
     where = rf"annotation_191-task_1k\.json, record 3 \(id '{record['id']}'\): "
-    with pytest.raises(MeritError, match=f"(?s)1 bad record.*{where}{message}"):
+    with pytest.raises(MeritError, match=f"(?s){where}{message}"):
         write(public(VISION))
     assert not TARGET.exists()
-    manifest = write(public(VISION, on_bad_record="skip"))
+    [entry] = write(public(VISION, on_bad_record="skip"))["mixture"][0]["bad_records"]
     assert ids("a") == ["a-0@1", "a-1@2"]
-    [entry] = manifest["mixture"][0]["bad_records"]
-    assert entry["task"] == "a"
     assert entry["where"].startswith("annotation_191-task_1k.json, record 3")
-
-
-def test_images_that_are_taken() -> None:
-    lay(records("a", 1, "x.jpg"), x=picture(size=(200, 1)))
-    write(public(VISION))
-    lay(records("a", 1, "x.jpg"), x=WIDE)
-    write(public(VISION, check_images="exists"))  # it is not opened
 
 
 def test_the_place_of_a_broken_example_goes_to_the_next_one(
@@ -355,7 +299,6 @@ def test_the_place_of_a_broken_example_goes_to_the_next_one(
     manifest = write(public({**VISION, "max_examples": 5}, on_bad_record="skip"))
     assert len(ids("a")) == 5
     assert {int(name.split("@")[1]) for name in ids("a")} <= set(range(21, 27))
-    assert manifest["mixture"][0]["tasks"][0]["num_examples"] == 5
     assert manifest["mixture"][0]["bad_records"]
 
 
@@ -369,7 +312,7 @@ def test_bad_records_of_tasks_that_are_not_taken_do_not_matter(tasks: Any) -> No
 def test_a_record_without_a_task_is_bad_whatever_is_taken() -> None:
     value = records("a", 1)[0]
     lay([*records("a", 1), {key: value[key] for key in value if key != "task_name"}])
-    with pytest.raises(MeritError, match=r"record 2 \(id 'a-0'\): it does not say its task"):
+    with pytest.raises(MeritError, match=r"record 2 \(id 'a-0'\): .*task"):
         write(public({**VISION, "tasks": ["a"]}))
     manifest = write(public({**VISION, "tasks": ["a"]}, on_bad_record="skip"))
     assert [entry["task"] for entry in manifest["mixture"][0]["bad_records"]] == [""]
@@ -377,27 +320,19 @@ def test_a_record_without_a_task_is_bad_whatever_is_taken() -> None:
 
 def test_a_task_or_a_source_without_one_good_record_is_an_error() -> None:
     lay([*records("a", 2, "x.jpg"), *records("b", 1)], x=b"broken")
-    with pytest.raises(MeritError, match="task 'a': no example is left of 2 records"):
+    with pytest.raises(MeritError, match=r"task 'a': .*2 records"):
         write(public(VISION, on_bad_record="skip"))
     lay(records("a", 3, "absent.jpg"))
-    with pytest.raises(MeritError, match=r"not one example in 3 record.*the first: .*absent\.jpg"):
+    with pytest.raises(MeritError, match=r"3 record.*absent\.jpg"):
         write(public(VISION, on_bad_record="skip"))
-
-
-def test_many_bad_records_are_counted_and_the_first_ones_shown() -> None:
-    lay([*records("a", 1), *records("a", 7, "absent.jpg")])
-    with pytest.raises(MeritError, match="task 'a': 7 bad record") as raised:
-        write(public(VISION))
-    assert str(raised.value).count("absent.jpg") == 5
-    assert str(raised.value).endswith("and 2 more")
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda: save(ZIP, ZIP.read_bytes()[:-30]), r"task_1k\.zip: not a readable archive"),
-        (lambda: save(LIST, '[{"id": '), r"task_1k\.json, record 1: truncated or not valid JSON"),
-        (ZIP.unlink, r"vision_flan_1k: missing image_191-task_1k\.zip\|images_191task_1k; lay"),
+        (lambda: save(ZIP, ZIP.read_bytes()[:-30]), r"task_1k\.zip: "),
+        (lambda: save(LIST, '[{"id": '), r"task_1k\.json, record 1: "),
+        (ZIP.unlink, r"vision_flan_1k: missing image_191-task_1k\.zip\|images_191task_1k"),
     ],
 )
 def test_a_broken_file_is_an_error_even_if_records_may_be_skipped(
@@ -413,17 +348,16 @@ def test_a_broken_file_is_an_error_even_if_records_may_be_skipped(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({**VISION, "tasks": ["ok_vqe"]}, r"tasks`: no task is called 'ok_vqe'\. Did you m"),
-        ({"name": "the_cauldron", "tasks": ["aid2"]}, r"tasks`: .*'aid2'\. Did you mean `ai2d`\?"),
-        ({"name": "flan", "images": "x"}, r"images`: flan has no images outside its own files"),
-        ({"name": "lrv_instruction", "revision": "1"}, r"revision`: lrv_instruction is not read"),
-        ({"name": "lvis_instruct4v"}, r"sources/images: image folder missing; lvis_instruct4v na"),
+        ({**VISION, "tasks": ["ok_vqe"]}, r"`data\.sources\[0\]\.tasks`: .*'ok_vqe'"),
+        ({"name": "the_cauldron", "tasks": ["aid2"]}, r"`data\.sources\[0\]\.tasks`: .*`ai2d`"),
+        ({"name": "flan", "images": "x"}, r"`data\.sources\[0\]\.images`: flan"),
+        ({"name": "lrv_instruction", "revision": "1"}, r"`data\.sources\[0\]\.revision`: lrv"),
+        ({"name": "lvis_instruct4v"}, r"sources/images: .*lvis_instruct4v"),
     ],
 )
 def test_settings_that_cannot_be_met(entry: dict[str, Any], message: str) -> None:
     public_fixtures.lay(Path("sources"), "vision_flan_1k")
-    key = "" if "folder" in message else r"key `data\.sources\[0\]\."
-    with pytest.raises(MeritError, match=key + message):
+    with pytest.raises(MeritError, match=message):
         write(public(entry))
 
 
@@ -459,32 +393,21 @@ def test_a_folder_of_ones_own_is_a_mixture() -> None:
     assert files == ["my%20pictures.jsonl", "sums.jsonl"]
 
 
-def test_tasks_of_ones_own_are_chosen_and_capped_like_any() -> None:
-    lines("a", *[chat("q", str(i)) for i in range(9)])
-    lines("b", chat("q", "a"))
-    write(own(tasks=["a"], max_examples=4, held_out=0.25))
-    assert (len(ids("a")), len(ids("a", "held_out"))) == (3, 1)
-    with pytest.raises(MeritError, match=r"key `data\.tasks`: no task is called 'c'"):
-        write(own(tasks=["c"]))
-
-
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", r"line 2: not valid JSON"),
-        ("[1]", r"line 2: expected an object, found \[1\]"),
-        (chat("a"), "line 2: the last message must be the assistant's answer"),
-        (chat("a", ""), "line 2: without an answer"),
-        (chat("<image>", "b"), "line 2: 1 `<image>` marks but 0 images"),
-        (chat("<image>", "b", images=["no.png"]), "line 2: image 'no.png' not found below mine/"),
-        (chat("<image>", "b", images=["../x.png"]), "line 2: `image` must be a path within"),
-        (chat("a", "b", task="other"), "line 2: `task` is 'other', but the file is 'a''s"),
-        (chat("a", "b", image="x.png"), "line 2: expected the keys"),
+        ("{", "JSON"),
+        (chat("a", ""), "answer"),
+        (chat("<image>", "b"), "1 .*0 images"),
+        (chat("<image>", "b", images=["no.png"]), "'no.png'"),
+        (chat("<image>", "b", images=["../x.png"]), "'../x.png'"),
+        (chat("a", "b", task="other"), "`task` .*'other'"),
+        (chat("a", "b", image="x.png"), "keys .*'image'"),
     ],
 )
 def test_a_bad_line_is_an_error_or_is_listed(line: Any, reason: str) -> None:
     lines("a", chat("q", "a"), line)
-    with pytest.raises(MeritError, match=rf"(?s)mine: task 'a': 1 bad record.*a\.jsonl, {reason}"):
+    with pytest.raises(MeritError, match=rf"(?s)task 'a'.*a\.jsonl, line 2: .*{reason}"):
         write(own())
     manifest = write(own(on_bad_record="skip"))
     assert ids("a") == ["a-1"]
@@ -492,8 +415,8 @@ def test_a_bad_line_is_an_error_or_is_listed(line: Any, reason: str) -> None:
 
 
 def test_a_folder_that_is_missing_or_empty_is_named() -> None:
-    with pytest.raises(MeritError, match=r"key `data\.folder`: mine: no such folder"):
+    with pytest.raises(MeritError, match=r"`data\.folder`: mine"):
         write(own())
     Path("mine").mkdir()
-    with pytest.raises(MeritError, match=r"mine: no \.jsonl file; one for each task"):
+    with pytest.raises(MeritError, match=r"mine: .*\.jsonl"):
         write(own())

@@ -122,11 +122,9 @@ def test_a_packed_row_has_the_logits_of_every_example_alone(
         alone = logits(model, data.batch([i]), monkeypatch)[0]
         assert_close(together[start:end], alone, rtol=1e-5, atol=1e-5)
 
-
-def test_without_their_own_text_positions_examples_would_leak(
-    tiny: Tiny, ragged: TokenizedDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the fourth row of positions is for: with three, the second example sees the first."""
+    if kind == "text":
+        return
+    # what the fourth row of positions is for: with three, the second example sees the first
     batch = ragged.pack([0, 3])
     start = int(batch["bounds"][1])
     right = logits(tiny.model, batch, monkeypatch)[0, start:]
@@ -195,5 +193,5 @@ def test_rows_hold_every_example_once_and_keep_the_limit(lengths: list[int], lim
 
 def test_an_image_that_has_changed_since_is_refused(tiny: Tiny, ragged: TokenizedDataset) -> None:
     changed = replace(ragged, grids=ragged.grids[:, [0, 2, 1]])
-    with pytest.raises(MeritError, match=r"b.png: the image has \[1, 6, 12\] patches now"):
+    with pytest.raises(MeritError, match=r"b.png: .*\[1, 6, 12\]"):
         changed.batch([0])

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
 from merit.config import Evaluation, JudgeSettings
 from merit.errors import MeritError
 from merit.eval.answering.answers import question_files
-from merit.eval.benchmarks import BENCHMARKS, benchmark, engine_of, read_records
+from merit.eval.benchmarks import BENCHMARKS, engine_of
 from merit.eval.engine import BenchmarkScore, ScoringEngine
 from merit.eval.judge import Judge
 from merit.eval.results import TOLERANCE
@@ -79,9 +78,9 @@ ROWS: dict[str, list[Row]] = {
         {"question": "what name ?", "answer": str(["abcd", "zz"])},
         {"question": "what date ?", "answer": str(["monday"])},
     ],
-    "mme": [
-        {"question": "is it ?", "answer": answer, "category": category, "image_path": f"{k}.png"}
-        for k, category in enumerate(("existence", "code_reasoning"))
+    "mme": [  # categories of unequal size
+        {"question": "so ?", "answer": answer, "category": category, "image_path": f"{image}.png"}
+        for category, image in (("OCR", "a"), ("OCR", "b"), ("color", "a"))
         for answer in ("Yes", "No")
     ],
     "hallusion": [
@@ -126,55 +125,33 @@ def of(files: dict[str, Path], *names: str) -> dict[str, Path]:
 # --- the table and the files ----------------------------------------------------------------------
 
 
-def test_records_stand_for_the_papers_columns(tmp_path: Path) -> None:
+def test_records_stand_for_the_papers_columns() -> None:
     image = ["seedbench", "mmbench", "llava_wild", "mmvet", "textvqa", "ai2d", "mathvista", "mmmu"]
-    text = [
-        "mmlu",
-        "gpqa",
-        "hellaswag",
-        "winogrande",
-        "boolq",
-        "xnli",
-        "arc_challenge",
-        "humaneval",
-    ]
+    text = ["mmlu", "gpqa", "hellaswag", "winogrande", "boolq", "xnli"]
+    text += ["arc_challenge", "humaneval"]
     minis = [b for b in BENCHMARKS.values() if b.name.startswith("mini_")]
     assert [b.paper_column for b in minis] == image + text
     kinds = ["choice"] * 2 + ["open"] * 2 + ["exact"] * 4 + ["likelihood"] * 6 + ["generation"] * 2
     assert [b.kind for b in minis] == kinds
     found = {b.paper_column: b for b in BENCHMARKS.values() if b.public}
-    others = {"mme_scaled", "hallusion", "docvqa", "miabench"}
-    assert set(found) == {*image, *text, *others}
+    assert set(found) == {*image, *text, "mme_scaled", "hallusion", "docvqa", "miabench"}
     assert {c for c, b in found.items() if b.engine == "lm_eval"} == set(text)
-    for column in (*image, *text):  # a mini is of its column's category
-        same = {b.category for b in minis if b.paper_column == column}
-        assert same == {found[column].category}
+    assert [b.category for b in minis] == [found[column].category for column in image + text]
     judged = {c for c, b in found.items() if b.judge == "required"}
     assert judged == {"llava_wild", "mmvet", "mathvista", "miabench"}
-    open_ended = [name for name, b in BENCHMARKS.items() if b.open_ended]
-    assert open_ended == ["mini_describe", "mini_explain", "llava_wild", "mmvet", "miabench"]
-    path = tmp_path / "b.yaml"
-    path.write_text("x: {kind: choice, category: General MCQA, paper_column: y, shot: 3}")
-    with pytest.raises(ValidationError, match="shot"):
-        read_records(path)
 
 
-def test_an_unknown_name_and_two_engines_are_refused() -> None:
-    with pytest.raises(MeritError, match=r"mini_chart.*did you mean `mini_charts`"):
-        benchmark("mini_chart")
-    with pytest.raises(MeritError, match="known: mini_scene, mini_mcq"):
-        benchmark("zzz")
-    with pytest.raises(MeritError, match=r"mini_scene and mini_facts .* share one engine"):
-        engine_of(["mini_scene", "mini_facts"])
-
-
-def test_files_are_found_in_lmudata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LMUData", str(tmp_path))
-    settings = Evaluation(benchmarks=["mmmu", "mini_scene"])
-    assert question_files(Artifacts("x", tmp_path / "a"), settings) == {
-        "mmmu": tmp_path / "MMMU_DEV_VAL.tsv",
-        "mini_scene": tmp_path / "a/x/data/benchmarks/mini_scene.tsv",
-    }
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["mini_chart"], "mini_chart.*`mini_charts`"),
+        (["zzz"], "mini_scene, mini_mcq"),
+        (["mini_scene", "mini_facts"], "mini_scene and mini_facts"),
+    ],
+)
+def test_an_unknown_name_and_two_engines_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(MeritError, match=message):
+        engine_of(names)
 
 
 def test_a_missing_or_another_file_is_refused_with_its_address_and_md5(
@@ -183,23 +160,25 @@ def test_a_missing_or_another_file_is_refused_with_its_address_and_md5(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address = r"https://.*/TextVQA_VAL.tsv, MD5 b233b31f551bbf4056f2f955da3a92cd"
-    with pytest.raises(MeritError, match=rf"{tmp_path}/TextVQA_VAL.tsv: file not .* {address}"):
-        engine.prompts({"textvqa": tmp_path / "TextVQA_VAL.tsv"})
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    found = question_files(Artifacts("x", tmp_path / "a"), Evaluation(benchmarks=["textvqa"]))
+    assert found == {"textvqa": tmp_path / "TextVQA_VAL.tsv"}
+    address = r"https://.*/TextVQA_VAL.tsv.* b233b31f551bbf4056f2f955da3a92cd"
+    with pytest.raises(MeritError, match=rf"{tmp_path}/TextVQA_VAL.tsv: .* {address}"):
+        engine.prompts(found)
     monkeypatch.setattr(engine, "checked", True)
     with pytest.raises(MeritError, match=r"MMMU_DEV_VAL.tsv: MD5 .* 585e8ad75e73f75dcad265dfd0417"):
         engine.prompts(of(files, "mmmu"))
+    with pytest.raises(MeritError, match=r"mmvet .*`evaluation\.judge`"):
+        engine.score(of(files, "mmvet"), {"m": {"mmvet": {"0": "a", "1": "b"}}})
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("seedbench", {"answer": None}, "column `answer` is missing"),
-        ("seedbench", {"answer": ""}, "index '1': `answer` is empty"),
-        ("mmbench", {"split": None}, "column `split` is missing"),
-        ("mme", {"image_path": None}, "column `image_path` is missing"),
-        ("mathvista", {"skills": None}, "column `skills` is missing"),
-        ("llava_wild", {"gpt4_ans": ""}, "`gpt4_ans` is empty"),
+        ("seedbench", {"answer": ""}, "index '1': `answer`"),
+        ("mathvista", {"skills": None}, "`skills` is missing"),
+        ("llava_wild", {"gpt4_ans": ""}, "`gpt4_ans`"),
         ("docvqa", {"index": 0}, "index '0' occurs twice"),
     ],
 )
@@ -251,25 +230,6 @@ def assert_means(found: dict[str, BenchmarkScore]) -> None:
     assert means == pytest.approx({name: s.score for name, s in found.items()}, abs=TOLERANCE)
 
 
-def test_mme_counts_every_category_alike(engine: ScoringEngine, tmp_path: Path) -> None:
-    """Categories of unequal size, and an image with both its questions wrong."""
-    asked = [("OCR", "a", "Yes"), ("OCR", "a", "No"), ("OCR", "b", "Yes"), ("OCR", "b", "No")]
-    asked += [("color", "a", "Yes"), ("color", "a", "No")]
-    rows = [
-        {"question": "so ?", "answer": answer, "category": category, "image_path": f"{image}.png"}
-        for category, image, answer in asked
-    ]
-    answers = dict(zip("012345", ("Yes", "No", "No", "No", "Yes", "Yes"), strict=True))
-    file = write(tmp_path, "mme", rows)
-    found = engine.score({"mme": file}, {"m": {"mme": answers}})["m"]
-    # OCR: 3 of 4 and 1 of 2 pairs, 125; color: 1 of 2 and no pair, 50
-    assert found["mme"].score == pytest.approx(175 / 23)
-    # 6/23 (hit/4 + pair/(2 * 2)) in OCR, 6/23 (hit/2 + pair/2) in color
-    parts = (3 / 23, 3 / 23, 0, 1.5 / 23, 3 / 23, 0)
-    assert found["mme"].questions == pytest.approx(dict(zip("012345", parts, strict=True)))
-    assert_means(found)
-
-
 def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
     answers = {
         "seedbench": {"0": "A", "1": "C", "2": "It looks fine to me , I would say so"},
@@ -278,7 +238,7 @@ def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
         "mmmu": {"0": "C", "1": "B", "2": "42"},
         "textvqa": {"0": "Red.", "1": "go"},
         "docvqa": {"0": "abce", "1": "friday!!"},
-        "mme": {"0": "Yes", "1": "no .", "2": "yes", "3": "yes"},
+        "mme": dict(zip("012345", ("Yes", "no .", "No", "No", "Yes", "yes"), strict=True)),
         "hallusion": dict(
             zip((r["index"] for r in ROWS["hallusion"]), ("Yes", "No", "yes", "Yes"), strict=True)
         ),
@@ -298,12 +258,12 @@ def test_scores_by_hand(engine: ScoringEngine, files: dict[str, Path]) -> None:
     # one of four letters differs; less than half alike counts nothing
     assert found["docvqa"].questions == pytest.approx({"0": 0.75, "1": 0})
     assert found["docvqa"].score == pytest.approx(37.5)
-    # accuracy and accuracy of pairs, in percent: (100 + 100) and (50 + 0)
-    assert found["mme"].also == {"raw": 250, "perception": 200}
-    assert found["mme"].score == pytest.approx(250 / 23)
-    # of four questions one counts 4/23 (hit/2 + pair/2): its category has two, and one image
-    parts = {"0": 4 / 23, "1": 4 / 23, "2": 2 / 23, "3": 0}
-    assert found["mme"].questions == pytest.approx(parts)
+    # OCR: 3 of 4 and 1 of 2 pairs, 125; color: 1 of 2 and no pair, 50
+    assert found["mme"].also["raw"] == 175
+    assert found["mme"].score == pytest.approx(175 / 23)
+    # 6/23 (hit/4 + pair/(2 * 2)) in OCR, 6/23 (hit/2 + pair/2) in color
+    parts = (3 / 23, 3 / 23, 0, 1.5 / 23, 3 / 23, 0)
+    assert found["mme"].questions == pytest.approx(dict(zip("012345", parts, strict=True)))
     assert found["hallusion"].score == 75
     # one figure of two and one question of two are right throughout
     assert found["hallusion"].also == {"kit_mean": pytest.approx((75 + 50 + 50) / 3)}
@@ -323,13 +283,6 @@ def test_a_rehearsal_asks_the_first_questions_that_count(
     answers = {"mmbench": {"1": "A", "1000001": "B"}, "mmmu": {"1": "A"}}
     scores = engine.score(chosen, {"m": answers})["m"]
     assert (scores["mmbench"].score, scores["mmmu"].score) == (100, 0)
-
-
-def test_without_a_judge_its_benchmarks_are_refused(
-    engine: ScoringEngine, files: dict[str, Path]
-) -> None:
-    with pytest.raises(MeritError, match=r"mmvet is scored by a judge; set `evaluation\.judge`"):
-        engine.score(of(files, "mmvet"), {"m": {"mmvet": {"0": "a", "1": "b"}}})
 
 
 # --- a judge ------------------------------------------------------------------------------------
@@ -413,20 +366,22 @@ def test_answers_are_recorded_and_replayed(endpoint: Endpoint, tmp_path: Path) -
     assert again.answer(asked(max_tokens=3)) == "hello"
     assert again.failure is None
     assert again.answer(asked("never asked")) is None
-    assert "no recorded answer" in str(again.failure)
+    assert again.failure
     record.write_text(record.read_text() + '{"request"')
-    with pytest.raises(MeritError, match="jsonl, line 5: not valid JSON"):
+    with pytest.raises(MeritError, match="jsonl, line 5: "):
         judge(endpoint, record)
+    keyless = judge(endpoint, tmp_path / "j", key_variable="NO_SUCH_VARIABLE")
+    assert keyless.answer(asked()) is None
+    assert "NO_SUCH_VARIABLE" in str(keyless.failure)
 
 
 @pytest.mark.parametrize(
     ("reply", "message", "tries"),
     [
-        (401, "HTTP status 401", 1),
-        (503, "HTTP status 503", 2),
-        ("  ", "an empty answer", 2),
+        (401, "401", 1),
+        (503, "503", 2),
+        ("  ", "empty", 2),
         (b"<html>", "no chat completion", 1),
-        (b'{"choices": []}', "no chat completion", 1),
         (0.5, "timed out", 2),
     ],
 )
@@ -442,15 +397,6 @@ def test_no_answer_is_a_failure(
     assert failing.answer(asked("another")) is None  # nobody is asked any more
     assert len(endpoint.asked) == tries
     assert not (tmp_path / "j").exists()
-
-
-def test_a_missing_key_is_named(endpoint: Endpoint, tmp_path: Path) -> None:
-    keyless = judge(endpoint, tmp_path / "j", key_variable="NO_SUCH_VARIABLE")
-    assert keyless.answer(asked()) is None
-    assert "set the variable NO_SUCH_VARIABLE" in str(keyless.failure)
-    free = judge(endpoint, tmp_path / "j", key_variable=None)  # a local server asks for none
-    assert free.answer(asked()) == "hello"
-    assert endpoint.keys == [None]
 
 
 JUDGED = {
@@ -521,7 +467,7 @@ def test_a_judge_that_talks_nonsense_is_an_error(
     engine: ScoringEngine, files: dict[str, Path], judging: Judging, name: str
 ) -> None:
     judging(lambda text: "well , who knows")
-    with pytest.raises(MeritError, match=rf"m: {name}: the judge's answer about index '\d'"):
+    with pytest.raises(MeritError, match=rf"m: {name}: .*index '\d'"):
         engine.score(of(files, name), {"m": {name: JUDGED[name]}})
 
 
@@ -530,6 +476,6 @@ def test_a_judge_that_does_not_answer_ends_the_scoring(
 ) -> None:
     """The last test: the scoring process is ended, too, or it would go on by exact matching."""
     judging(lambda text: 401)
-    with pytest.raises(MeritError, match=r"the judge m-1 at http.*: HTTP status 401") as caught:
+    with pytest.raises(MeritError, match=r"m-1 at http.*401") as caught:
         engine.score(of(files, "seedbench"), {"m": {"seedbench": JUDGED["seedbench"]}})
     assert KEY not in str(caught.value)

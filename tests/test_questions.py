@@ -96,22 +96,12 @@ def test_answers_by_hand(scene: Scene, name: str, table: str) -> None:
         assert len(set(question.choices)) == len(question.choices) > 0
 
 
-def in_order(first: str, second: str) -> tuple[Thing, Thing]:
-    by_name = {f"{t.colour} {t.shape}": t for t in SHAPE_SCENE.things}
-    return by_name[first], by_name[second]
-
-
 HEIGHTS = {bar.colour: bar.height for bar in CHART.bars}
+NAMED = {f"{thing.colour} {thing.shape}": thing for thing in SHAPE_SCENE.things}
 YES_NO: dict[str, tuple[Scene, Callable[..., bool]]] = {
-    "presence": (
-        SHAPE_SCENE,
-        lambda what: what in {"red circle", "blue circle", "red star", "green square", "red cross"},
-    ),
-    "left_of": (
-        SHAPE_SCENE,
-        lambda a, b: in_order(a, b)[0].column < in_order(a, b)[1].column,
-    ),
-    "above": (SHAPE_SCENE, lambda a, b: in_order(a, b)[0].row < in_order(a, b)[1].row),
+    "presence": (SHAPE_SCENE, lambda what: what in NAMED),
+    "left_of": (SHAPE_SCENE, lambda a, b: NAMED[a].column < NAMED[b].column),
+    "above": (SHAPE_SCENE, lambda a, b: NAMED[a].row < NAMED[b].row),
     "taller": (CHART, lambda a, b: HEIGHTS[a] > HEIGHTS[b]),
     "sign_says": (WORD, lambda what: what == "frog"),
 }
@@ -134,27 +124,23 @@ def test_sums_over_two_things() -> None:
         first, second = question.slots["what"].split(" and ")
         assert question.answer == str(number[first] + number[second])
     for question in ask_often("bar_difference", CHART):
-        assert question.answer == str(
-            abs(HEIGHTS[question.slots["what"]] - HEIGHTS[question.slots["other"]])
-        )
+        heights = [HEIGHTS[question.slots[key]] for key in ("what", "other")]
+        assert question.answer == str(abs(heights[0] - heights[1]))
+    named = {name for _, name, _ in BY_HAND}  # all skills are checked
+    assert {s.name for s in SKILLS} == {*named, *YES_NO, "count_pair", "bar_difference"}
 
 
 def test_what_cannot_be_asked_is_not() -> None:
-    rng = np.random.default_rng(0)
     two_alike = Scene("shapes", "plain", things=(SHAPE_SCENE.things[0],) * 2)
-    for name in ("colour_of", "shape_of", "size_of", "place_of", "left_of", "count_pair"):
-        assert skill(name).ask(two_alike, rng) is None
-    assert skill("common_colour").ask(two_alike, rng) is None  # every thing has it
-    assert skill("row_mate").ask(two_alike, rng) is None
-    assert skill("read_number").ask(WORD, rng) is None
-    for name in ("read_word", "word_kind", "sign_says"):
-        assert skill(name).ask(NUMBER, rng) is None
-    assert skill("larger_digit").ask(Scene("sum", "plain", digits=(4, 4)), rng) is None
-
-
-def test_all_skills_are_checked() -> None:
-    named = {name for _, name, _ in BY_HAND}
-    assert {s.name for s in SKILLS} == {*named, *YES_NO, "count_pair", "bar_difference"}
+    alike = ("colour_of", "shape_of", "size_of", "place_of", "left_of", "count_pair")
+    for scene, names in (
+        (two_alike, (*alike, "common_colour", "row_mate")),
+        (WORD, ("read_number",)),
+        (NUMBER, ("read_word", "word_kind", "sign_says")),
+        (Scene("sum", "plain", digits=(4, 4)), ("larger_digit",)),
+    ):
+        for name in names:
+            assert skill(name).ask(scene, np.random.default_rng(0)) is None, name
 
 
 def test_the_letter_is_that_of_the_right_option() -> None:

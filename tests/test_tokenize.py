@@ -111,7 +111,7 @@ def test_a_long_example_is_named_or_cut(tiny: Tiny) -> None:
     cut = long_example(tiny, Encoding(max_tokens=length - 3, on_long_example="cut"))
     assert_array_equal(cut.tokens, whole.tokens[:-3])
     assert cut.num_loss_tokens()[0] == whole.num_loss_tokens()[0] - 3
-    with pytest.raises(MeritError, match="a part of an image or its whole answer"):
+    with pytest.raises(MeritError, match="'q7'"):
         long_example(tiny, Encoding(max_tokens=10, on_long_example="cut"), ("x.png",))
 
 
