@@ -104,8 +104,21 @@ def answers(tiny: Tiny, asked: Questions, model: Any = None, **values: Any) -> d
 
 
 @torch.no_grad()
-def one_by_one(tiny: Tiny, tsv: Path, parts: Parts, num_tokens: int = 6) -> str:
+def greedy(model: Any, tokenizer: Any, inputs: dict[str, Any], num_tokens: int = 6) -> str:
     """The likeliest token after token; the whole sequence through the model every time."""
+    written: list[int] = []
+    while len(written) < num_tokens:
+        token = int(model(**inputs).logits[0, -1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        written.append(token)
+        for name, value in (("input_ids", token), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+            if name in inputs:
+                inputs[name] = torch.cat([inputs[name], torch.tensor([[value]])], dim=1)
+    return str(tokenizer.decode(written, skip_special_tokens=True)).strip()
+
+
+def one_by_one(tiny: Tiny, tsv: Path, parts: Parts) -> str:
     content = [{"type": "text", **p} if "text" in p else {"type": "image"} for p in parts]
     text = tiny.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -114,16 +127,7 @@ def one_by_one(tiny: Tiny, tsv: Path, parts: Parts, num_tokens: int = 6) -> str:
     size = {"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}
     more: dict[str, Any] = {"images": images, "size": size} if images else {}
     inputs = dict(tiny.processor(text=[text], return_tensors="pt", **more))
-    written: list[int] = []
-    while len(written) < num_tokens:
-        token = int(tiny.model(**inputs).logits[0, -1].argmax())
-        if token == tiny.processor.tokenizer.eos_token_id:
-            break
-        written.append(token)
-        for name, value in (("input_ids", token), ("attention_mask", 1), ("mm_token_type_ids", 0)):
-            if name in inputs:
-                inputs[name] = torch.cat([inputs[name], torch.tensor([[value]])], dim=1)
-    return str(tiny.processor.tokenizer.decode(written, skip_special_tokens=True)).strip()
+    return greedy(tiny.model, tiny.processor.tokenizer, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +165,9 @@ def test_pixel_limits_decide_the_number_of_image_tokens(
     assert num_tokens(14 * 14, 56 * 14) == 4  # 56 x 14 as it is
     assert num_tokens(8 * 14 * 56, 100 * 14 * 56) > 4 * 8 - 1
     assert num_tokens(14 * 14, 28 * 14) <= 2
+    for values in ({"min_pixels": None}, {"min_pixels": 900, "max_pixels": 800}):
+        with pytest.raises(ValueError, match="give both, least first"):
+            settings(**values)
 
 
 def test_batches_hold_questions_of_like_length(
@@ -181,19 +188,12 @@ def test_batches_hold_questions_of_like_length(
 
 
 def test_images_are_read_where_they_stand(tsv: Path, tmp_path: Path) -> None:
-    found = {
-        (index, position): (Picture(tsv, index, position).size(), picture.getpixel((0, 0)))
-        for index, position in (("0", 0), ("1", 0), ("1", 1), ("2", 0), ("3", 1))
-        for picture in [Picture(tsv, index, position).open()]
-    }
-    red, blue, green = (255, 0, 0), (0, 0, 255), (0, 128, 0)
-    assert found == {
-        ("0", 0): ((28, 28), red),
-        ("1", 0): ((56, 14), blue),
-        ("1", 1): ((14, 42), green),
-        ("2", 0): ((56, 14), blue),
-        ("3", 1): ((14, 42), green),
-    }
+    red, blue, green = ((28, 28), (255, 0, 0)), ((56, 14), (0, 0, 255)), ((14, 42), (0, 128, 0))
+    for index, position, expected in (
+        *(("0", 0, red), ("1", 0, blue), ("1", 1, green), ("2", 0, blue), ("3", 1, green)),
+    ):
+        picture = Picture(tsv, index, position)
+        assert (picture.size(), picture.open().getpixel((0, 0))) == expected
     Image.new("L", (3, 5), 7).save(tmp_path / "x.png")
     assert Picture(tmp_path / "x.png").open().getpixel((0, 0)) == (7, 7, 7)
     assert Picture(tmp_path / "x.png").size() == (3, 5)
@@ -201,11 +201,11 @@ def test_images_are_read_where_they_stand(tsv: Path, tmp_path: Path) -> None:
 
 def test_an_image_that_cannot_be_read_is_named(tiny: Tiny, tsv: Path, tmp_path: Path) -> None:
     for index, position in (("4", 0), ("9", 0), ("1", 2)):
-        with pytest.raises(MeritError, match=rf"{NAME}\.tsv: index {index}: no readable image"):
+        with pytest.raises(MeritError, match=rf"{NAME}\.tsv: index {index}: "):
             Picture(tsv, index, position).open()
     Image.new("RGB", (402, 2)).save(tmp_path / "strip.png")
     prompt = Prompt((Picture(tmp_path / "strip.png"),), 1, PIXELS)
-    with pytest.raises(MeritError, match=r"strip\.png: .*402 x 2 pixels: .*aspect ratio"):
+    with pytest.raises(MeritError, match=r"strip\.png: .*402 x 2"):
         split(tiny.processor, [prompt], 1)
 
 
@@ -247,10 +247,10 @@ def test_cached_questions_give_the_same_answers(
         assert answers(tiny, without_images, model, encoded=encoded) == texts
     with torch.no_grad():
         other.model.visual.merger.ln_q.weight.mul_(1.5)
-    with pytest.raises(MeritError, match="encoded by another vision part"):
+    with pytest.raises(MeritError, match=r"batches\.safetensors.*vision"):
         load_batches(file, other)
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(MeritError, match="truncated"):
+    with pytest.raises(MeritError, match=r"batches\.safetensors"):
         load_batches(file, tiny.model)
 
 
@@ -303,51 +303,38 @@ def test_a_text_model_answers_as_one_by_one() -> None:
         texts = generate.generate(model, tokenizer, batch)
         found |= dict(zip(batch.questions, texts, strict=True))
     for i, prompt in enumerate(prompts):
-        ids = tokenizer(batches.chat_text(tokenizer, prompt))["input_ids"]
-        start = len(ids)
-        for _ in range(5):
-            with torch.no_grad():
-                token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-            if token == tokenizer.eos_token_id:
-                break
-            ids.append(token)
-        assert found[i] == tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+        inputs = dict(tokenizer(batches.chat_text(tokenizer, prompt), return_tensors="pt"))
+        assert found[i] == greedy(model, tokenizer, inputs, 5)
     assert len(set(found.values())) > 1
     picture = Prompt((Picture(Path("x.png")),), 1)
-    with pytest.raises(MeritError, match=r"x\.png: an image, and the model reads text alone"):
+    with pytest.raises(MeritError, match=r"x\.png"):
         batches.chat_text(tokenizer, picture)
 
 
 # --- vLLM ---------------------------------------------------------------------------------------
 
 
-def fake_vllm(calls: dict[str, Any]) -> types.ModuleType:
+class Vllm(types.ModuleType):
     """The part of vLLM's interface that is used; nothing here can run the real one."""
 
-    class SamplingParams:
-        def __init__(self, *, temperature: float, max_tokens: int, repetition_penalty: float):
-            self.values = (temperature, max_tokens, repetition_penalty)
+    def __init__(self) -> None:
+        super().__init__("vllm")
+        self.loaded: dict[str, Any] = {}
+        self.sampling: list[dict[str, Any]] = []
+        self.requests: list[Any] = []
 
-    class LLM:
-        def __init__(
-            self, *, model: str, seed: int, dtype: str, limit_mm_per_prompt: Any,
-            mm_processor_kwargs: Any,
-        ) -> None:  # fmt: skip
-            calls["loaded"] = (model, seed, dtype, limit_mm_per_prompt, mm_processor_kwargs)
+    def SamplingParams(self, **values: Any) -> dict[str, Any]:
+        return values
 
-        def generate(
-            self, requests: Sequence[Any], sampling: Sequence[Any], use_tqdm: bool
-        ) -> list[Any]:
-            calls.setdefault("sampling", []).extend(s.values for s in sampling)
-            calls.setdefault("requests", []).extend(requests)
-            return [
-                types.SimpleNamespace(outputs=[types.SimpleNamespace(text=f" {r['prompt']}\n")])
-                for r in requests
-            ]
+    def LLM(self, **values: Any) -> Vllm:
+        self.loaded = values
+        return self
 
-    module = types.ModuleType("vllm")
-    module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
-    return module
+    def generate(self, requests: Sequence[Any], sampling: Sequence[Any], use_tqdm: bool) -> Any:
+        self.sampling += sampling
+        self.requests += requests
+        texts = [types.SimpleNamespace(text=f" {request['prompt']}\n") for request in requests]
+        return [types.SimpleNamespace(outputs=[text]) for text in texts]
 
 
 def test_vllm_is_given_the_same_questions(
@@ -355,25 +342,23 @@ def test_vllm_is_given_the_same_questions(
 ) -> None:
     given = questions(tsv, asked, generator="vllm")
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(MeritError, match=r"`evaluation\.generator`: vllm is not installed"):
+    with pytest.raises(MeritError, match=r"`evaluation\.generator`: vllm"):
         load_for_answers(tmp_path, Runtime(), given)
-    calls: dict[str, Any] = {}
-    monkeypatch.setitem(sys.modules, "vllm", fake_vllm(calls))
+    with pytest.raises(ValueError, match="generator: transformers"):
+        settings(cache_images=True, generator="vllm")
+    vllm = Vllm()
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
     model = load_for_answers(tmp_path, Runtime(dtype="bfloat16"), given)
     found = answers(tiny, given, model)
     size = {"size": {"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}}
-    assert calls["loaded"] == (str(tmp_path), 0, "bfloat16", {"image": 3}, size)
-    assert calls["sampling"] == [(0.0, 6, 1.0)] * 7
+    assert vllm.loaded == {
+        **{"model": str(tmp_path), "seed": 0, "dtype": "bfloat16"},
+        **{"limit_mm_per_prompt": {"image": 3}, "mm_processor_kwargs": size},
+    }
+    sampling = {"temperature": 0.0, "max_tokens": 6, "repetition_penalty": 1.0}
+    assert vllm.sampling == [sampling] * 7
     texts = [batches.chat_text(tiny.processor, prompt) for prompt in build_prompts(given)]
     assert list(found.values()) == [text.strip() for text in texts]
-    assert [r["prompt"] for r in calls["requests"]] == texts
-    counts = [len(r.get("multi_modal_data", {}).get("image", [])) for r in calls["requests"]]
+    assert [r["prompt"] for r in vllm.requests] == texts
+    counts = [len(r.get("multi_modal_data", {}).get("image", [])) for r in vllm.requests]
     assert counts == [0, 1, 2, 0, 1, 3, 0]
-
-
-def test_settings_that_contradict_each_other() -> None:
-    for values in ({"min_pixels": None}, {"min_pixels": 900, "max_pixels": 800}):
-        with pytest.raises(ValueError, match="give both, least first"):
-            settings(**values)
-    with pytest.raises(ValueError, match="is for `generator: transformers`"):
-        settings(cache_images=True, generator="vllm")

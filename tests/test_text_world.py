@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from merit.config import MiniTextData
 from merit.data.examples import read_examples
 from merit.errors import MeritError
 from merit.mini.nets import TEXT_VOCABULARY, build_tokenizer
-from merit.mini.text import corpus, inference, knowledge, reading, sentences, stories, writing
+from merit.mini.text import corpus, inference, knowledge, reading, stories, writing
 from merit.mini.text.items import draw, part_of
 from merit.mini.text.lexicon import ANIMALS, OTHER, PROPERTY, THINGS, fact, values
 from merit.mini.text.sentences import Sight, say, say_other
@@ -72,12 +73,10 @@ def test_no_benchmark_question_occurs_in_training(text_world: Path) -> None:
     assert not seen & asked
     everything = "\n".join(seen)
     # without the benchmark's own words, in the words of the tasks
-    marks = ("exam : ", "question : ", "text : ", "how does it end ? ")
-    bodies = asked.copy()
-    for words in marks:
-        bodies = {body.replace(words, "") for body in bodies}
-    assert len(bodies - asked) > 0
-    assert [body for body in bodies - asked if body in everything] == []
+    marks = r"exam : |question : |text : |how does it end \? "
+    bodies = {re.sub(marks, "", question) for question in asked} - asked
+    assert bodies
+    assert [body for body in bodies if body in everything] == []
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -119,6 +118,18 @@ def test_answers_follow_from_the_facts() -> None:
         assert twofold.answer in twofold.options
 
 
+def test_spans_and_programs_hold_their_answers() -> None:
+    assert len(set(OTHER.values())) == len(OTHER)  # the other language is one to one
+    assert not set(OTHER.values()) & (set(OTHER) | set(THINGS))
+    generator = rng(4)
+    for _ in range(40):
+        assert set((who := stories.who(generator)).options) > {who.answer}
+        span = reading.span(generator)
+        assert span.answer in span.slots["passage"].split()
+        program = writing.program(generator)
+        assert program.answer.count(" . ") == program.key.count(" , then ") + 1
+
+
 def test_inference_labels_follow_from_the_premise() -> None:
     told = Sight("fox", "small", "red", "", "sleeps", "park")
     assert say(told) == "the small red fox sleeps in the park ."
@@ -131,23 +142,6 @@ def test_inference_labels_follow_from_the_premise() -> None:
         mine = getattr(premise, kind)
         expected = "maybe" if not mine else "yes" if mine == value else "no"
         assert label == expected
-
-
-def test_stories_reading_and_programs() -> None:
-    assert len(set(OTHER.values())) == len(OTHER)  # the other language is one to one
-    assert not set(OTHER.values()) & (set(OTHER) | set(THINGS))
-    generator = rng(4)
-    for _ in range(40):
-        who = stories.who(generator)
-        assert f"because {who.slots['pronoun']} " in who.slots["passage"]
-        assert set(who.options) > {who.answer}
-        span = reading.span(generator)
-        assert span.answer in span.slots["passage"].split()
-        program = writing.program(generator)
-        calls = program.answer.split(" . ")
-        assert calls[0] == "x"
-        assert len(calls) - 1 == len(program.key.split(" , then "))
-    assert sentences.changed(rng(), Sight("ox", "", "", "", "eats", "sea"), "place").place != "sea"
 
 
 def test_a_wrong_yes_no_question_names_what_nobody_has() -> None:
@@ -171,13 +165,11 @@ def test_a_recall_paragraph_says_again_what_stands_further_up() -> None:
         assert (stop, answer in before) == (".", True)
         first, second = corpus._again(generator).removesuffix(" .").split(" again ")
         assert first == second
-        assert 3 <= len(first.split()) == len(set(first.split())) <= 6
     told = [text for text in (corpus._people(generator) for _ in range(80)) if "because" in text]
     assert len(told) > 30
     for text in told:  # whom a pronoun means
-        passage, again, rest = text.split(" .")
+        passage, again, _ = text.split(" .")
         name, *repeated = again.split()
-        assert rest == ""
         assert name in passage.split(" because ")[0].split()
         assert repeated == passage.split(" because ")[1].split()[1:]  # all but the pronoun
 
@@ -188,13 +180,9 @@ def test_what_follows_is_answered_by_the_premise() -> None:
     written = [corpus._follows(generator).split(".") for _ in range(200)]
     premises, claims, answers, _ = zip(*written, strict=True)
     assert {answer.strip() for answer in answers} == {"yes", "no", "maybe"}
-    followed = [
-        (set(premise.split()), set(claim.split()) - {"is", "has"})
-        for premise, claim, answer in zip(premises, claims, answers, strict=True)
-        if premise.startswith("the ") and answer.strip() == "yes"
-    ]
-    assert len(followed) > 0
-    assert [pair for pair in followed if not pair[1] <= pair[0]] == []
+    for premise, claim, answer in zip(premises, claims, answers, strict=True):
+        if premise.startswith("the ") and answer.strip() == "yes":
+            assert set(claim.split()) - {"is", "has"} <= set(premise.split())
 
 
 def test_every_word_is_in_the_frozen_vocabulary(text_world: Path) -> None:
@@ -214,18 +202,13 @@ def test_a_document_is_supervised_throughout(text_world: Path) -> None:
     first = encoded.tokens[: encoded.offsets[1]]
     assert tokenizer.decode(first[:-1]) == documents[0].messages[0]["content"]
     assert first[-1] == tokenizer.pad_token_id
-    tokens, labels, positions = encoded.example(0)
-    assert (labels == first).all()
-    assert (tokens == first).all()
-    assert positions.tolist() == [list(range(len(first)))] * 3
+    assert (encoded.example(0)[1] == first).all()
     # the first token of a document is predicted by nothing
     assert encoded.num_targets(np.array([0])) == encoded.num_loss_tokens()[0] - 1 == len(first) - 1
 
 
 def test_the_same_seed_is_the_same_bytes(text_world: Path, tmp_path: Path) -> None:
     write_mini_text(WORLD, tmp_path)
-    recalled = read_examples(tmp_path / "pretraining" / "recall.jsonl")
-    assert [row.id for row in recalled] == [f"recall-{i}" for i in range(WORLD.num_recall)]
     files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     assert len(files) == 66 + 1 + 3 + 16
     for file in files:
@@ -233,5 +216,5 @@ def test_the_same_seed_is_the_same_bytes(text_world: Path, tmp_path: Path) -> No
 
 
 def test_more_questions_than_the_world_holds_are_refused() -> None:
-    with pytest.raises(MeritError, match=r"'mini_whois': the validation part .* not 5000"):
+    with pytest.raises(MeritError, match=r"'mini_whois': .*5000"):
         benchmark_rows("mini_whois", 5000, rng(), "validation")

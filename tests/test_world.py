@@ -44,7 +44,7 @@ from merit.mini.world.world_tasks import (
     option_prompt,
     task_sizes,
 )
-from merit.mini.world.write_world import mixture_examples, write_conversations, write_mini_world
+from merit.mini.world.write_world import mixture_examples
 from tests.conftest import WORLD
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -55,17 +55,9 @@ def test_the_136_tasks_and_the_176_sources() -> None:
     found, sources = all_tasks(), all_sources()
     assert len(SKILLS) == MiniWorldData.num_skills == 32  # the general code knows only the number
     assert len({task.name for task in found}) == len(found) == 136
-    assert [task.name for task in found] == sorted(task.name for task in found)
     assert Counter(task.style for task in found) == {
         **{"short": 32, "option": 32, "sentence": 32, "rationale": 32},
         **{"brief": 4, "list": 4},
-    }
-    # of every skill three styles count for its family, the fourth is a rationale
-    skills = {"counting": 4, "multi-hop": 6, "presence": 1, "classification": 4, "position": 4}
-    skills |= {"chart reading": 4, "comparison": 2, "arithmetic": 3, "ocr": 4}
-    assert Counter(task.family for task in found) == {
-        **{family: 3 * count for family, count in skills.items()},
-        **{"rationale": 32, "captioning": 4, "description": 4},
     }
     assert len({task.name for task in sources}) == len(sources) == 176
     assert set(found) < set(sources)
@@ -81,34 +73,20 @@ def test_the_136_tasks_and_the_176_sources() -> None:
 def test_the_data_stage_writes_what_its_settings_ask_for(world: Path) -> None:
     sizes = task_sizes(all_tasks(), 13_600, 0.6, np.random.default_rng(0))
     assert abs(sum(sizes) - 13_600) <= 136
-    assert min(sizes) >= 8
-    assert max(sizes) > 2 * np.median(sizes)
+    assert 8 <= min(sizes) <= max(sizes) / 4
     listed = read_json(world / "mixture" / "tasks.json")
     assert [entry["task"] for entry in listed] == [task.name for task in all_tasks()]
     for entry in listed:
         examples = read_examples(world / "mixture" / f"{entry['task']}.jsonl")
         assert len(examples) == entry["num_examples"]
         assert {example.task for example in examples} == {entry["task"]}
-    assert (
-        len(read_examples(world / "pretraining" / "conversations.jsonl")) == WORLD.num_conversations
-    )
+    conversations = read_examples(world / "pretraining" / "conversations.jsonl")
+    assert len(conversations) == WORLD.num_conversations
+    assert conversations[3].images == ("conversations.zip/c00003.png",)
+    assert load_image(world / "pretraining" / conversations[3].images[0]).size == (56, 56)
     for split, count in (("", WORLD.num_questions), ("validation", WORLD.num_validation_questions)):
         for name in RECIPES:
             assert len(read_tsv(world / "benchmarks" / split / f"{name}.tsv")) == count
-
-
-def test_pictures_stand_in_one_archive_a_part_in_the_order_of_their_numbers(world: Path) -> None:
-    counts = {"mixture/images.zip": ("m", 160), "pretraining/conversations.zip": ("c", 40)}
-    assert sorted(world.rglob("*.zip")) == [world / archive for archive in counts]
-    for archive, (prefix, count) in counts.items():
-        with zipfile.ZipFile(world / archive) as file:
-            entries = file.infolist()
-        assert [e.filename for e in entries] == [f"{prefix}{i:05d}.png" for i in range(count)]
-        assert {e.compress_type for e in entries} == {zipfile.ZIP_STORED}
-        assert {e.date_time for e in entries} == {(1980, 1, 1, 0, 0, 0)}
-    conversation = read_examples(world / "pretraining" / "conversations.jsonl")[3]
-    assert conversation.images == ("conversations.zip/c00003.png",)
-    assert load_image(world / "pretraining" / conversation.images[0]).size == (56, 56)
 
 
 def test_conversations_ask_for_known_skills_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,22 +109,11 @@ def test_conversations_ask_for_known_skills_alone(monkeypatch: pytest.MonkeyPatc
     assert asked == known
 
 
-def test_the_same_seed_is_the_same_bytes(world: Path, tmp_path: Path) -> None:
-    write_mini_world(WORLD, tmp_path)
-    files = sorted(p.relative_to(world) for p in world.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
-    for file in files:
-        assert (world / file).read_bytes() == (tmp_path / file).read_bytes(), file
-    before = (tmp_path / "pretraining" / "conversations.jsonl").read_bytes()
-    write_conversations(WORLD.model_copy(update={"num_new_skills": 16}), tmp_path / "pretraining")
-    assert (tmp_path / "pretraining" / "conversations.jsonl").read_bytes() != before
-
-
 def test_a_pool_that_no_task_can_ask_about_is_refused() -> None:
     """Signs with words alone: nobody can read a number; without a limit this would never end."""
     pool = [Scene("sign", "plain", text="wolf")] * 3
     task = next(t for t in all_tasks() if t.name == "read_number-short")
-    with pytest.raises(MeritError, match=r"read_number-short.*num_images"):
+    with pytest.raises(MeritError, match="read_number-short"):
         mixture_examples(task, 1, pool, np.random.default_rng(0))
 
 
@@ -169,22 +136,20 @@ def pixel_hash(data: bytes) -> str:
         return hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def questions(world: Path, split: str) -> Iterator[tuple[str, dict[str, str]]]:
+def questions(world: Path, split: str) -> Iterator[dict[str, str]]:
     for name in RECIPES:
-        for row in read_tsv(world / "benchmarks" / split / f"{name}.tsv"):
-            yield name, row
+        yield from read_tsv(world / "benchmarks" / split / f"{name}.tsv")
 
 
 def test_no_benchmark_image_occurs_in_training_or_in_the_other_split(world: Path) -> None:
     training = {pixel_hash(png) for path in world.rglob("*.zip") for png in members(path).values()}
     assert len(training) == WORLD.num_images + WORLD.num_conversations
     test, validation = (
-        {pixel_hash(base64.b64decode(row["image"])) for _, row in questions(world, split)}
+        {pixel_hash(base64.b64decode(row["image"])) for row in questions(world, split)}
         for split in ("", "validation")
     )
     assert len(test) == 8 * WORLD.num_questions
-    assert not test & training
-    assert not validation & training
+    assert not (test | validation) & training
     assert not test & validation
 
 
@@ -199,7 +164,7 @@ def test_no_benchmark_question_occurs_in_training(world: Path) -> None:
     everything = "\n\n".join(sorted(prompts))
     instruction = world_tasks.SHORT[0]
     for split in ("", "validation"):
-        for _, row in questions(world, split):
+        for row in questions(world, split):
             asked = {row["question"], row["question"].removesuffix(instruction).strip()}
             options = [row[letter] for letter in "ABCD" if row.get(letter)]
             if options:
@@ -263,7 +228,7 @@ def test_no_text_has_an_unknown_word(world: Path, processor: Any) -> None:
         for example in read_examples(file):
             texts += [m["content"].replace(IMAGE_TOKEN, "") for m in example.messages]
     for split in ("", "validation"):
-        for _, row in questions(world, split):
+        for row in questions(world, split):
             texts += [row[k] for k in ("question", *"ABCD") if row.get(k)]
             is_open = row["answer"].startswith("{")
             texts.append(json.loads(row["answer"])["text"] if is_open else row["answer"])
