@@ -15,7 +15,7 @@ import torch.distributed.fsdp  # once, before the processes are forked
 
 from merit.config import Architecture, Lora, Optimizer, Training
 from merit.data.examples import make_example
-from merit.mini.nets import VOCABULARY, build_model, build_processor, text_model
+from merit.mini.nets import VOCABULARY, build_model, build_processor
 from merit.train.dataset import TokenizedDataset
 from merit.train.distributed import process_group
 from merit.train.loop import train
@@ -35,7 +35,6 @@ OPTIMIZER = Optimizer(learning_rate=1e-2, batch_size=7, algorithm="adamw")
 CASES: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"precision": "bfloat16"},
-    "frozen tower": {},
     "lora": {"lora": Lora(rank=2)},
 }
 GRID = [1, 4, 4]  # patches of every image
@@ -45,7 +44,7 @@ def outcome(case: str) -> dict[str, Any]:
     """{"losses": (loss, gradient norm) a step, "norm" of the trained tensors, "sharded"}."""
     torch.set_num_threads(1)
     settings = Training(trainable=["decoder"], pack_tokens=50, optimizer=OPTIMIZER, **CASES[case])
-    model, data = vision() if case == "frozen tower" else text()
+    model, data = vision()
     if settings.lora is not None:
         parameters = add_adapters(model, settings.lora, seed=0)
     else:
@@ -71,18 +70,7 @@ def outcome(case: str) -> dict[str, Any]:
             "norm": sum(float(p.detach().double().square().sum()) for p in whole.values()),
             "sharded": group.sharded,
             "frozen": all(torch.equal(a, b) for a, b in zip(frozen, after, strict=True)),
-            "num_frozen": len(frozen),
         }
-
-
-def text() -> tuple[Any, TokenizedDataset]:
-    model, tokenizer = text_model(Architecture(**TEXT), 0)
-    words = sorted(w for w in tokenizer.get_vocab() if w.isalpha())[:40]
-    turns = [
-        (" ".join(words[i : i + 9]), " ".join(words[i + 3 : i + 5 + i % 3])) for i in range(20)
-    ]
-    rows = [make_example(str(i), "t", [turn], ()) for i, turn in enumerate(turns)]
-    return model, encode_examples(rows, tokenizer, {}, np.zeros((0, 3)))
 
 
 def vision() -> tuple[Any, TokenizedDataset]:

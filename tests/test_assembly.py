@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,16 @@ import pytest
 import torch
 import yaml
 
-from merit.config import Optimizer
 from merit.data import stage as data
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_jsonl, work_place
 from merit.io.checkpoints import Checkpoint
 from merit.train import base
 from merit.train.assembly import NORM, PROJECTOR, assemble
-from merit.train.checkpoint import Checkpoints
 from merit.train.model import load_model, load_processor
-from merit.train.optimizers import learning_rate_at
 from tests import tiny_models
 from tests.public_fixtures import llava_mix665k, llava_pretrain
+from tests.training import contents, steps_of, stop_at
 
 STEP: dict[str, Any] = {
     "num_steps": 3,
@@ -120,12 +116,8 @@ def llava(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artif
     return Artifacts("llava")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_phases_train_what_they_name_and_resume_to_the_same_bytes(
-    llava: Artifacts, tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
+    llava: Artifacts, tmp_path: Path, parts: Path
 ) -> None:
     """Images that are not cached, packed, in bfloat16: the encoder stays. Stopped after the second
     step of the second phase.
@@ -143,37 +135,14 @@ def test_phases_train_what_they_name_and_resume_to_the_same_bytes(
         *(("stage 1", step) for step in (1, 2, 3)),
         *(("stage 2", step) for step in (4, 5, 6)),
     ]
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
     expected = contents(llava.base)
     shutil.rmtree(llava.base)
-    asked: list[str] = []
-
-    def ask(checkpoints: Checkpoints) -> bool:
-        asked.append(checkpoints.path.parent.name)
-        if len(asked) == 4:  # after the last step of a phase nobody asks
-            os.kill(os.getpid(), signal.SIGTERM)
-        return False
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "due", ask)
-        with pytest.raises(SystemExit) as end:
-            base.run("llava")
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    assert end.value.code == 75
-    assert asked == ["0", "0", "1", "1"]
+    # after the last step of a phase nobody asks
+    stop_at(lambda: base.run("llava"), call=4)
     assert not llava.base.exists()
     (kept,) = work_place(llava.base).parent.glob(".base-phases.*")
     assert sorted(p.name for p in kept.iterdir()) == ["1", "phases.safetensors"]
-    steps: list[int] = []
-
-    def rate(step: int, num_steps: int, optimizer: Optimizer) -> float:
-        steps.append(step)
-        return learning_rate_at(step, num_steps, optimizer)
-
-    monkeypatch.setattr("merit.train.loop.learning_rate_at", rate)
-    base.run("llava")
-    assert steps == [2]
+    assert steps_of(lambda: base.run("llava")) == [2]
     assert contents(llava.base) == expected
     assert not kept.exists()
     assert not list(llava.folder.glob(".base*"))

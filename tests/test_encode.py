@@ -24,7 +24,6 @@ from merit.train.dataset import ARRAYS, IGNORED, TokenizedDataset, mrope_positio
 from merit.train.images import image_reader
 from merit.train.loss import forward_loss
 from merit.train.model import SPECIAL_TOKENS
-from merit.train.tokenize import encode_examples
 from tests.conftest import Tiny, picture
 from tests.training import save_encoded
 
@@ -72,23 +71,6 @@ def test_only_answers_and_their_end_marks_are_supervised(tiny: Tiny) -> None:
         starts = np.flatnonzero(mask & ~np.roll(mask, 1))
         assert len(starts) == len(answers)
         assert set(tokens[starts - 1]) == {assistant}
-
-
-def test_every_token_of_a_sequence_counts(tiny: Tiny) -> None:
-    """Image, marks, prompts and answers, by hand."""
-    examples = [
-        make_example("text", "t", [("say yes .", "yes .")], ()),
-        make_example("image", "t", [("what color ?", "red"), ("say yes .", "yes .")], ("x.png",)),
-    ]
-    grids = np.array([[1, 8, 8]])  # 56 pixels, patches of 7, merged 2 x 2
-    found = encode_examples(examples, tiny.processor, {"x.png": 0}, grids)
-    # user turn: start, "user", 3 words, end; assistant's: start, "assistant", answer, end
-    text = (1 + 1 + 3 + 1) + (1 + 1 + 2 + 1)
-    # the image stands between two marks of its own, in the first prompt
-    image = (1 + 1 + (1 + 16 + 1) + 3 + 1) + (1 + 1 + 1 + 1)
-    assert found.num_tokens().tolist() == [text, image + text] == [11, 39]
-    assert found.num_loss_tokens().tolist() == [2 + 1, (1 + 1) + (2 + 1)]
-    assert int((found.tokens == tiny.model.config.image_token_id).sum()) == 16
 
 
 @pytest.mark.parametrize("cache_images", [True, False])

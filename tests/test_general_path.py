@@ -7,7 +7,6 @@ sketches, other types of the merged model. Nothing but settings differs from the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from merit.train import base, encode
 from merit.train import branch as train
 from merit.train import task_gradients as gradients
 from tests import tiny_models
-from tests.public_fixtures import flan_record, llava_next, pack, picture, save, vision_flan_1k
+from tests.public_fixtures import flan_record, llava_next, pack, picture, save_lines, vision_flan_1k
 
 NAME = "mine"
 ROOT = Path(__file__).parent.parent
@@ -41,6 +40,10 @@ METHODS: dict[str, Any] = {
     "joint-1ep": {"partition": "joint"},
     "merit-1d": {"partition": "merit", "axes": 1},
 }
+
+
+def messages(*texts: str) -> list[dict[str, str]]:
+    return [{"role": r, "content": t} for r, t in zip(ROLES, texts, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Run:
 
     @property
     def tasks(self) -> dict[str, tuple[int, int, int]]:
-        """{task: (samples, tokens, loss-loss_mask tokens)}."""
+        """{task: (samples, tokens, supervised tokens)}."""
         return {
             entry["task"]: (entry["num_samples"], entry["num_tokens"], entry["num_loss_tokens"])
             for entry in read_json(self.paths.encoded / "tasks.json")
@@ -133,11 +136,8 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "sources": [{"name": "vision_flan_1k"}, {"name": "llava_next"}],
             },
             "training": {
-                "trainable": ["decoder"],
-                "optimizer": OPTIMIZER,
-                "precision": "bfloat16",
-                "pack_tokens": 160,
-                "gradient_checkpointing": True,
+                **{"trainable": ["decoder"], "optimizer": OPTIMIZER, "precision": "bfloat16"},
+                **{"pack_tokens": 160, "gradient_checkpointing": True},
             },
         },
     )
@@ -157,17 +157,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "four": [["4", "four"]],
     }
     for task, examples in tasks.items():
-        lines = [
-            json.dumps(
-                {
-                    "messages": [
-                        {"role": r, "content": t} for r, t in zip(ROLES, turns, strict=False)
-                    ]
-                }
-            )
-            for turns in examples
-        ]
-        save(folder / f"own/mixture/{task}.jsonl", "\n".join(lines) + "\n")
+        rows = [{"messages": messages(*turns)} for turns in examples]
+        save_lines(folder / f"own/mixture/{task}.jsonl", rows)
     values = yaml.safe_load((ROOT / "experiments/template_text.yaml").read_text())
     values["training"]["optimizer"] |= OPTIMIZER
     values["report"] |= {"curves": [], "partition": "merit-1d"}
@@ -267,10 +258,8 @@ def losses_of(done: Run, name: str, turns: list[tuple[str, str]]) -> list[tuple[
     model = LlamaForCausalLM.from_pretrained(done.paths.model(name))
     found = []
     for prompt, answer in turns:
-        messages = [
-            {"role": r, "content": t} for r, t in zip(ROLES, (prompt, answer), strict=False)
-        ]
-        ids = torch.tensor([tokenizer.apply_chat_template(messages)["input_ids"]])
+        chat = tokenizer.apply_chat_template(messages(prompt, answer))
+        ids = torch.tensor([chat["input_ids"]])
         supervised = len(answer.encode()) + 1  # and the end mark
         labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - supervised, ids, -100)
         with torch.no_grad():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 from public_fixtures import pack, save
+from requests import Response
 
-from merit.data.hub import NOTES, describe, fetch, files, noted_revision, provide
+from merit.data.hub import NOTES, describe, fetch, files, provide
 from merit.errors import MeritError
 
 REVISION = "a" * 40
@@ -40,98 +38,51 @@ def test_what_is_there_is_not_fetched(tmp_path: Path) -> None:
     assert call(tmp_path) == ["x.json"]
 
 
-class Hub(BaseHTTPRequestHandler):
-    """A hub with one repository, `owner/name`, at one revision; `owner/gated` asks for consent."""
-
-    FILES: ClassVar[dict[str, bytes]] = {"x.json": b"[]", "images.zip": b"z", "other.bin": b"no"}
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if path.startswith(f"/api/datasets/{REPOSITORY}/tree/{REVISION}"):
-            rows = [
-                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
-                for name, content in self.FILES.items()
-            ]
-            self.answer(200, json.dumps(rows).encode())
-        elif path == f"/api/datasets/{REPOSITORY}/commits/main":
-            rest = {"title": "", "message": "", "date": "2024-01-01T00:00:00.000Z", "authors": []}
-            self.answer(200, json.dumps([{"id": c, **rest} for c in (REVISION, "c" * 40)]).encode())
-        elif path.startswith("/api/"):
-            gated, other = "owner/gated" in path, "owner/other" in path
-            code = "GatedRepo" if gated else "RepoNotFound" if other else "RevisionNotFound"
-            self.answer(403 if gated else 404, b"{}", {"X-Error-Code": code})
-        else:
-            name = path.rpartition("/")[2]
-            found = {"ETag": f'"{name}"', "X-Repo-Commit": REVISION}
-            self.answer(200, self.FILES[name], found)
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing on stderr."""
-
-
-@pytest.fixture
-def hub(online: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The real client against a server of ours."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
-    thread.start()
-    yield
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.mark.parametrize("revision", [REVISION, "aaaaaaa"])
-def test_the_real_client_fetches_what_is_asked_for_and_no_more(
-    tmp_path: Path, hub: None, revision: str
+def test_what_is_asked_for_is_fetched_and_no_more(
+    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert call(tmp_path, revision=revision) == ["x.json", "images.zip"]
-    assert (tmp_path / "x.json").read_bytes() == b"[]"
-    assert not (tmp_path / "other.bin").exists()
-    assert noted_revision(tmp_path, tmp_path / "x.json") == REVISION
+    """At one revision, which the settings may abbreviate."""
+
+    def download(repository: str, **given: Any) -> None:
+        assert (repository, given["repo_type"]) == (REPOSITORY, "dataset")
+        assert given["revision"] == REVISION
+        assert given["allow_patterns"] == ["x.json", "images.zip"]
+        for name in given["allow_patterns"]:
+            save(given["local_dir"] / name, "z")
+
+    commits = [SimpleNamespace(commit_id=c) for c in (REVISION, "c" * 40)]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_commits", lambda *_, **__: commits)
+    for folder, revision in (("whole", REVISION), ("short", "aaaaaaa")):
+        assert call(tmp_path / folder, revision=revision) == ["x.json", "images.zip"]
+    with pytest.raises(MeritError, match=r"owner/name: 0 .*bbbbbbb"):
+        call(tmp_path / "none", revision="bbbbbbb")
 
 
 @pytest.mark.parametrize(
-    ("repository", "revision", "message"),
+    ("error", "message"),
     [
-        ("owner/gated", REVISION, "owner/gated: gated"),
-        ("owner/other", REVISION, "owner/other: no such"),
-        (REPOSITORY, "b" * 40, f"owner/name: .*{'b' * 40}"),
-        (REPOSITORY, "b" * 7, "owner/name: 0 .*bbbbbbb"),
+        (errors.GatedRepoError("m", response=Response()), "gated"),
+        (errors.RepositoryNotFoundError("m", response=Response()), "no such repository"),
+        (errors.RevisionNotFoundError("m", response=Response()), REVISION),
+        (errors.LocalEntryNotFoundError("no way"), "no way"),
+        (ConnectionResetError("no way"), "no way"),
     ],
 )
-def test_what_the_real_client_raises_is_one_message(
-    tmp_path: Path, hub: None, repository: str, revision: str, message: str
-) -> None:
-    with pytest.raises(MeritError, match=message):
-        provide(tmp_path, ["x.json"], repository, revision, True)
-
-
-@pytest.mark.parametrize("error", [errors.LocalEntryNotFoundError, ConnectionResetError])
-def test_a_hub_that_cannot_be_reached_is_one_message(
-    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+def test_what_the_hub_answers_is_one_message(
+    tmp_path: Path,
+    online: None,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    message: str,
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise error("no way")
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(MeritError, match=r"datasets/owner/name: .*no way"):
+    with pytest.raises(MeritError, match=rf"datasets/owner/name: .*{message}"):
         call(tmp_path)
-    with pytest.raises(MeritError, match=r"huggingface\.co/owner/name: "):
+    with pytest.raises(MeritError, match=rf"huggingface\.co/owner/name: .*{message}"):
         fetch(tmp_path, ["x"], REPOSITORY, REVISION, "missing", kind="model")
 
 

@@ -15,7 +15,7 @@ from merit.errors import MeritError
 from merit.eval.answering.lm_engine import Answers, answer_all, check_questions, task_config
 from merit.mini.nets import TEXT_VOCABULARY, build_text_model, build_tokenizer
 from merit.mini.text.text_benchmarks import RECIPES, benchmark_rows
-from merit.train.model import load_model, load_processor
+from merit.train.model import load_model
 
 ARCHITECTURE = Architecture(
     hidden_size=16,
@@ -123,14 +123,8 @@ def test_malformed_questions_are_refused(
         task_config("mini_fact", path, tmp_path, 3)
 
 
-def test_a_text_model_comes_back_as_it_was_saved(model: Any, tmp_path: Path) -> None:
+def test_a_model_of_another_architecture_is_refused(model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    TOKENIZER.save_pretrained(tmp_path)
-    again = load_model(tmp_path)
-    assert type(again).__name__ == "Qwen2ForCausalLM"
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    assert load_processor(tmp_path)("anna")["input_ids"] == TOKENIZER("anna")["input_ids"]
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["Gpt"]}))
     with pytest.raises(MeritError, match=r"`architectures`: .*'Gpt'"):

@@ -288,41 +288,41 @@ def test_a_rehearsal_asks_the_first_questions_that_count(
 # --- a judge ------------------------------------------------------------------------------------
 
 
-class Endpoint:
+class Handler(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        self.server.keys.append(self.headers.get("Authorization"))
+        found = self.server.reply(json.dumps(body["messages"]))
+        if isinstance(found, float):
+            time.sleep(found)
+            found = 503
+        if isinstance(found, int):
+            self.send_error(found)
+            return
+        content = {"choices": [{"message": {"content": found}}]}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(found if isinstance(found, bytes) else json.dumps(content).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Endpoint(ThreadingHTTPServer):
     """A tiny OpenAI-compatible server; `reply` gives a text, a status, raw bytes or a delay."""
 
+    daemon_threads = True
+
     def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.reply: Callable[[str], str | int | float | bytes] = lambda text: "hello"
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.asked.append(body)
-                endpoint.keys.append(self.headers.get("Authorization"))
-                found = endpoint.reply(json.dumps(body["messages"]))
-                if isinstance(found, float):
-                    time.sleep(found)
-                    found = 503
-                if isinstance(found, int):
-                    self.send_error(found)
-                    return
-                content = {"choices": [{"message": {"content": found}}]}
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(
-                    found if isinstance(found, bytes) else json.dumps(content).encode()
-                )
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        threading.Thread(target=self.serve_forever, args=[0.02], daemon=True).start()
 
 
 Judging = Callable[..., Endpoint]
@@ -334,8 +334,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setenv("TEST_KEY", KEY)
     found = Endpoint()
     yield found
-    found.server.shutdown()
-    found.server.server_close()
+    found.shutdown()
+    found.server_close()
 
 
 def judge(endpoint: Endpoint, record: Path, **values: Any) -> Judge:

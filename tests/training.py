@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from merit.config import Optimizer, Training
@@ -17,6 +21,7 @@ from merit.train.checkpoint import Checkpoints, Record
 from merit.train.dataset import ARRAYS, NUMBERS, TokenizedDataset, array_file
 from merit.train.loop import train
 from merit.train.model import set_trainable
+from merit.train.optimizers import learning_rate_at
 from tests.conftest import Tiny
 
 Result = tuple[dict[str, torch.Tensor], list[Record]]
@@ -69,6 +74,43 @@ def same_bytes(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) 
     return first.keys() == second.keys() and all(
         tensor.numpy().tobytes() == second[name].numpy().tobytes() for name, tensor in first.items()
     )
+
+
+def stop_at(run: Callable[[], None], call: int) -> None:
+    """Run a stage that gets SIGTERM when its loop asks that many times whether to save."""
+    due, calls = Checkpoints.due, itertools.count(1)
+
+    def ask(checkpoints: Checkpoints) -> bool:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return due(checkpoints)
+
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "due", ask)
+        with pytest.raises(SystemExit) as end:
+            run()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert end.value.code == 75
+
+
+def steps_of(run: Callable[[], None]) -> list[int]:
+    """The steps that the stage computes."""
+    steps: list[int] = []
+
+    def rate(step: int, num_steps: int, optimizer: Optimizer) -> float:
+        steps.append(step)
+        return learning_rate_at(step, num_steps, optimizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("merit.train.loop.learning_rate_at", rate)
+        run()
+    return steps
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def save_encoded(data: TokenizedDataset, folder: Path) -> None:
