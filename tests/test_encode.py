@@ -20,7 +20,7 @@ from merit.data.images import load_image
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json, write_json, write_jsonl
 from merit.train import encode
-from merit.train.dataset import ARRAYS, IGNORED, TokenizedDataset, mrope_positions
+from merit.train.dataset import ARRAYS, IGNORED, TokenizedDataset
 from merit.train.images import image_reader
 from merit.train.loss import forward_loss
 from merit.train.model import SPECIAL_TOKENS
@@ -43,15 +43,6 @@ def reference(tiny: Tiny, example: Example) -> Any:
         images=images or None,
         return_tensors="pt",
         return_mm_token_type_ids=True,
-    )
-
-
-def test_positions_by_hand() -> None:
-    """Two words, an image of 2 x 2 tokens (9 = image), two words."""
-    tokens = np.array([5, 6, 9, 9, 9, 9, 7, 8])
-    assert_array_equal(
-        mrope_positions(tokens, 9, np.array([[1, 4, 4]])),
-        [[0, 1, 2, 2, 2, 2, 4, 5], [0, 1, 2, 2, 3, 3, 4, 5], [0, 1, 2, 3, 2, 3, 4, 5]],
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch.testing import assert_close
 
 from merit.data import stage as data
 from merit.data.examples import read_examples
@@ -296,15 +295,3 @@ def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run, name: str)
     words = sum(len(row[name].split()) for row in shown) / 24
     assert rows[name]["words"] == pytest.approx(words)
     assert rows["base"]["same_answers"] == 24
-
-
-def test_the_base_comes_through_unchanged(vision: Run, llama: Run) -> None:
-    """`base` as a model: in its own type the same tensors, with its own files beside them."""
-    for done in (vision, llama):
-        ours, theirs = Checkpoint(done.paths.model("base")), Checkpoint(done.paths.base)
-        assert set(ours.names) == set(theirs.names)
-        for name, tensor in theirs.items():
-            assert_close(ours.read(name).float(), tensor.float(), rtol=2**-8, atol=0)
-    folder = vision.paths.model("base")
-    kept = {path.name for path in folder.iterdir()}
-    assert {"preprocessor_config.json", "chat_template.json", "generation_config.json"} <= kept

@@ -209,22 +209,6 @@ def test_an_image_that_cannot_be_read_is_named(tiny: Tiny, tsv: Path, tmp_path: 
         split(tiny.processor, [prompt], 1)
 
 
-def test_no_more_than_a_few_batches_of_images_are_open(
-    tiny: Tiny, tsv: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts = [Prompt((Picture(tsv, "0"), "so ?"), 1, PIXELS) for _ in range(40)]
-    opened: list[int] = []
-    real = Picture.open
-    monkeypatch.setattr(Picture, "open", lambda self: opened.append(1) or real(self))
-    monkeypatch.setattr("os.cpu_count", lambda: 3)  # two threads
-    stream = prepared(tiny.processor, prompts, [[i, i + 1] for i in range(0, 40, 2)])
-    first = next(stream)
-    assert first.questions == [0, 1]
-    assert len(opened) <= 6  # three batches of two
-    assert [batch.questions[0] for batch in stream] == list(range(2, 40, 2))
-    assert len(opened) == 40
-
-
 # --- images encoded once ------------------------------------------------------------------------
 
 

@@ -73,10 +73,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k, language in enumerate(LANGUAGES, start=1)
     }
     repository(folder, "facebook/xnli", {k: {"train": v, "validation": v} for k, v in xnli.items()})
-    right = {"Correct Answer": words[0]}
-    wrong = {f"Incorrect Answer {k}": words[k] for k in (1, 2, 3)}
-    gpqa = [{"Question": words[i], **right, **wrong} for i in range(8)]
-    repository(folder, "Idavidrein/gpqa", {"gpqa_main": {"train": gpqa}})
     program = {"task_id": "0", "prompt": "def one():\n", "entry_point": "one"}
     tests = {"canonical_solution": "", "test": "def check(f):\n    assert f() == 1\n"}
     repository(folder, "openai/openai_humaneval", {"openai_humaneval": {"test": [program | tests]}})
@@ -87,7 +83,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manager() -> Any:
     """An index of the tasks that are asked for; one of all takes eleven seconds."""
     own = Path(lm_eval.tasks.__file__).parent
-    wanted = ("super_glue/boolq", "arc", "xnli", "gpqa/n_shot", "hellaswag")
+    wanted = ("super_glue/boolq", "arc", "xnli", "hellaswag")
     return lm_eval.tasks.TaskManager(
         include_defaults=False, include_path=[own / name for name in wanted]
     )
@@ -157,18 +153,6 @@ def test_shots_and_metric_are_the_records(
     sample = seen[0]["samples"]["arc_challenge"][0]
     assert sample["arguments"][0][0].count("Question:") == 3
     assert "acc_norm" in sample
-
-
-def test_gpqa_is_shuffled_the_same_way_every_time(
-    model: Any, tokenizer: Any, hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(BENCHMARKS, "gpqa", with_shots("gpqa", 0))
-    found = []
-    for seed in (0, 0, 1):
-        monkeypatch.setattr(lm_public, "SEED", seed)
-        found.append(answer_public(model, tokenizer, ["gpqa"], settings(hub, "gpqa"))["gpqa"])
-    assert found[0] == found[1]
-    assert found[0].questions != found[2].questions
 
 
 def test_humaneval_runs_in_the_sandbox_if_it_may(

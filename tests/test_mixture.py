@@ -141,14 +141,6 @@ def test_the_same_files_are_the_same_bytes() -> None:
 # --- which tasks --------------------------------------------------------------------------------
 
 
-def test_tasks_with_too_few_examples_are_left_out() -> None:
-    lay(records("a", 3) + records("b", 2) + records("c", 5))
-    rule = {"minimum": 3, "draw": None, "exclude": [], "note": "an inference"}
-    manifest = write(public({**VISION, "tasks": rule}))
-    assert [entry["task"] for entry in read_json(TARGET / "mixture/tasks.json")] == ["a", "c"]
-    assert manifest["mixture"][0]["selection"] == {"seed": 42, "num_tasks_found": 3, **rule}
-
-
 def test_tasks_are_drawn_by_the_seed() -> None:
     counts = {f"t{i}": i for i in range(20)}
     names = sorted(task for task, count in counts.items() if count >= 5)
@@ -156,6 +148,11 @@ def test_tasks_are_drawn_by_the_seed() -> None:
     assert choose(counts, rule, 42, "k") == sorted(random.Random(42).sample(names, 6))
     assert choose(counts, rule, 42, "k") != choose(counts, rule, 43, "k")
     assert choose(counts, TaskRule(minimum=18, exclude=["t19"]), 42, "k") == ["t18"]
+    lay(records("a", 3) + records("b", 2))
+    kept = {"minimum": 3, "draw": None, "exclude": [], "note": "an inference"}
+    manifest = write(public({**VISION, "tasks": kept}))
+    assert [entry["task"] for entry in read_json(TARGET / "mixture/tasks.json")] == ["a"]
+    assert manifest["mixture"][0]["selection"] == {"seed": 42, "num_tasks_found": 2, **kept}
     for refused, message in (
         (TaskRule(minimum=5, draw=16), "`draw`: .*16.*15"),
         (TaskRule(exclude=["t20"]), ".*'t20'.*`t2`"),
@@ -165,20 +162,13 @@ def test_tasks_are_drawn_by_the_seed() -> None:
             choose(counts, refused, 42, "k")
 
 
-def test_a_config_that_is_not_wanted_need_not_be_there() -> None:
-    folder = public_fixtures.lay(Path("sources"), "the_cauldron")
-    (folder / "nlvr2/train-00000-of-00001-cc.parquet").write_bytes(b"broken")
-    write(public({"name": "the_cauldron", "tasks": ["ai2d"]}, download=False))
-    assert ids("ai2d") == [f"ai2d/train-0000{i}-of-00002-{'ab'[i] * 2}.parquet/0" for i in (0, 1)]
-    drawn = public({"name": "the_cauldron", "tasks": {"draw": 1}}, seed=1, download=False)
-    with pytest.raises(MeritError, match=r"the_cauldron: missing \w+/train-\*\.parquet; lay the"):
-        write(drawn)
-
-
 def test_two_tasks_of_one_name_need_a_prefix() -> None:
     lay(records("ai2d", 1) + records("nlvr2", 1))
-    public_fixtures.lay(Path("sources"), "the_cauldron")
+    folder = public_fixtures.lay(Path("sources"), "the_cauldron")
+    # a config that is not wanted need not be whole
+    (folder / "nlvr2/train-00000-of-00001-cc.parquet").write_bytes(b"broken")
     cauldron = {"name": "the_cauldron", "tasks": ["ai2d"]}
+    write(public(cauldron, download=False))
     with pytest.raises(MeritError, match=r"'ai2d' of vision_flan_1k .*'ai2d' of the_cauldron"):
         write(public(VISION, cauldron))
 

@@ -462,7 +462,7 @@ def test_a_judge_scores_and_is_replayed(
     assert len(endpoint.asked) == num_asked
 
 
-@pytest.mark.parametrize("name", ["seedbench", "mmvet", "llava_wild", "miabench"])
+@pytest.mark.parametrize("name", ["seedbench", "llava_wild", "miabench"])
 def test_a_judge_that_talks_nonsense_is_an_error(
     engine: ScoringEngine, files: dict[str, Path], judging: Judging, name: str
 ) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +17,7 @@ from torch.testing import assert_close
 
 from merit.config import Lora
 from merit.errors import MeritError
-from merit.train.checkpoint import Checkpoints, LoopState, Stopped, stop_on_signal
-from merit.train.distributed import ProcessGroup
+from merit.train.checkpoint import Checkpoints, LoopState, Stopped
 from merit.train.lora import add_adapters
 from merit.train.model import set_trainable
 from tests import processes
@@ -165,34 +161,6 @@ def test_a_checkpoint_is_of_the_last_step_that_all_have_and_survives_a_full_disk
     assert checkpoints.restore({"w": weight}, []).step == 7
 
 
-def test_a_checkpoint_is_due_when_its_time_has_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("merit.train.checkpoint.time.monotonic", lambda: clock.now)
-    every, never = (Checkpoints(tmp_path, minutes, [], []) for minutes in (0.5, None))
-    clock.now += 29
-    assert not every.due()
-    clock.now += 1
-    assert (every.due(), never.due()) == (True, False)
-    every.save(LoopState(), {}, [])
-    assert not every.due()
-
-
-def test_signals_stop_a_training_after_its_step() -> None:
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
-    with stop_on_signal() as stop:
-        assert not stop.is_set()
-    assert {n: signal.getsignal(n) for n in before} == before
-    try:
-        with stop_on_signal() as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.is_set()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # --- how a step is computed -----------------------------------------------------------------------
 
 
@@ -218,15 +186,6 @@ def test_workers_that_read_ahead_change_nothing(tiny: Tiny) -> None:
 
 
 # --- several processes ----------------------------------------------------------------------------
-
-
-def test_rows_are_dealt_out_evenly() -> None:
-    rows = [np.array([i]) for i in range(5)]
-    shares = [
-        [(int(row[0]), counts) for row, counts in ProcessGroup(rank, 2).share(rows)]
-        for rank in range(2)
-    ]
-    assert shares == [[(0, True), (2, True), (4, True)], [(1, True), (3, True), (0, False)]]
 
 
 def test_two_processes_train_as_one() -> None:

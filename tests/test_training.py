@@ -109,14 +109,6 @@ def test_muon_takes_the_matrices_and_adamw_the_rest(tiny: Tiny) -> None:
     assert matrices == {n for n, p in parameters.items() if p.ndim == 2 and "embed" not in n}
 
 
-@pytest.mark.parametrize(("algorithm", "name"), [("adamw", "b"), ("sgd", "w"), ("muon", "w")])
-def test_one_optimizer_if_one_is_enough(algorithm: str, name: str) -> None:
-    parameters = {name: torch.nn.Parameter(torch.ones((3, 2) if name == "w" else 3))}
-    [optimizer] = build_optimizers(parameters, settings(algorithm).optimizer)
-    assert type(optimizer).__name__.lower() == algorithm
-    assert len(optimizer.param_groups[0]["params"]) == 1
-
-
 def test_a_step_of_all_is_at_the_given_rate_and_leaves_no_gradient() -> None:
     parameters = {
         "w": torch.nn.Parameter(torch.zeros(2, 2)),

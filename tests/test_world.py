@@ -208,14 +208,11 @@ def test_no_handwritten_digit_is_in_both_splits() -> None:
 
 def unknown_words(texts: list[str], processor: Any) -> set[str]:
     tokenizer = processor.tokenizer
-    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    words = sorted({word for text in texts for word in text.split()})
     return {
-        text[start:end]
-        for text, ids, offsets in zip(
-            texts, *(found[k] for k in ("input_ids", "offset_mapping")), strict=True
-        )
-        for token, (start, end) in zip(ids, offsets, strict=True)
-        if token == tokenizer.unk_token_id
+        w
+        for w, ids in zip(words, tokenizer(words)["input_ids"], strict=True)
+        if tokenizer.unk_token_id in ids
     }
 
 
@@ -237,12 +234,9 @@ def test_no_text_has_an_unknown_word(world: Path, processor: Any) -> None:
         texts += getattr(world_tasks, name)
     texts += [*base_conversations.DESCRIBE, *base_conversations.READ, *base_conversations.EXPLAIN]
     texts += [DESCRIBE_WORDING, EXPLAIN_WORDING]
-    texts += [option_prompt("what ?", ["yes", "no", "1", "2"], variant) for variant in range(3)]
     rng = np.random.default_rng(0)
     for _ in range(400):
         scene = sample_scene(rng)
-        texts += [base_conversations.description(scene), base_conversations.reading(scene)]
-        texts += [world_tasks.brief_caption(scene), world_tasks.list_caption(scene)]
         for s in SKILLS:
             question = s.ask(scene, rng) if scene.kind in s.kinds else None
             if question is not None:
