@@ -249,12 +249,12 @@ def tables_of(done: Run, name: str) -> dict[str, Any]:
     return tables
 
 
-def losses_of(done: Run, name: str, turns: list[tuple[str, str]]) -> list[tuple[float, int]]:
+def losses_of(done: Run, folder: Path, turns: list[tuple[str, str]]) -> list[tuple[float, int]]:
     """(loss, supervised tokens) of each answer, by transformers alone: one token per byte."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(done.merged)
-    model = LlamaForCausalLM.from_pretrained(done.paths.model(name))
+    model = LlamaForCausalLM.from_pretrained(folder)
     found = []
     for prompt, answer in turns:
         chat = tokenizer.apply_chat_template(messages(prompt, answer))
@@ -276,7 +276,7 @@ def test_every_models_loss_on_what_was_held_out(llama: Run, name: str) -> None:
     for row in rows:
         (example,) = read_examples(llama.paths.data / "held_out" / f"{row['task']}.jsonl")
         turns.append((example.messages[0]["content"], example.messages[1]["content"]))
-    losses = [loss for loss, _ in losses_of(llama, name, turns)]
+    losses = [loss for loss, _ in losses_of(llama, llama.paths.model(name), turns)]
     assert [row[name] for row in rows] == pytest.approx(losses, rel=1e-3)
     found = {row["model"]: row["loss"] for row in tables["held_out"]}
     assert found[name] == pytest.approx(sum(losses) / 2, rel=1e-3)
@@ -289,7 +289,8 @@ def test_what_every_model_keeps_of_the_base_s_own_answers(llama: Run, name: str)
     shown, rows = tables["answers"], {row["model"]: row for row in tables["retention"]}
     assert len({row["prompt"] for row in shown}) == len(shown) == 24
     turns = [(row["prompt"], row["base"]) for row in shown if row["base"]]
-    losses = losses_of(llama, name, turns)
+    folder = llama.paths.base if name == "base" else llama.paths.model(name)
+    losses = losses_of(llama, folder, turns)
     mean = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
     assert rows[name]["loss"] == pytest.approx(mean, rel=1e-3)
     words = sum(len(row[name].split()) for row in shown) / 24

@@ -166,11 +166,11 @@ def test_a_missing_or_another_file_is_refused_with_its_address_and_md5(
     address = r"https://.*/TextVQA_VAL.tsv.* b233b31f551bbf4056f2f955da3a92cd"
     with pytest.raises(MeritError, match=rf"{tmp_path}/TextVQA_VAL.tsv: .* {address}"):
         engine.prompts(found)
+    with pytest.raises(MeritError, match=r"mmvet .*`evaluation\.judge`"):
+        engine.score(of(files, "mmvet"), {"m": {"mmvet": {"0": "a", "1": "b"}}})
     monkeypatch.setattr(engine, "checked", True)
     with pytest.raises(MeritError, match=r"MMMU_DEV_VAL.tsv: MD5 .* 585e8ad75e73f75dcad265dfd0417"):
         engine.prompts(of(files, "mmmu"))
-    with pytest.raises(MeritError, match=r"mmvet .*`evaluation\.judge`"):
-        engine.score(of(files, "mmvet"), {"m": {"mmvet": {"0": "a", "1": "b"}}})
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,8 @@ def test_records_become_examples(name: str) -> None:
             assert picture.size == (4, 3)
             shades.append(picture.getpixel((0, 0)))
     assert found == EXPECTED[name]
-    assert shades == [(shade,) * 3 for shade in SHADES.get(name, [r for r, *_ in shades])]
+    if name in SHADES:  # references lead to the right pictures
+        assert shades == [(shade,) * 3 for shade in SHADES[name]]
     assert len({example.id for example in examples}) == len(examples)  # the sources' own are not
     for (where, reason), (expected, start) in zip(bad, BAD.get(name, []), strict=True):
         assert where == expected

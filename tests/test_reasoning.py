@@ -125,7 +125,9 @@ def test_a_missing_or_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_package_s_own_scorer_judges(package: Any, tmp_path: Path) -> None:
-    config = task_config("reasoning_logic", tmp_path / "q.jsonl", tmp_path, 7)
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"index": "a/1", "question": "q", "answer": "a"}\n', encoding="utf-8")
+    config = task_config("reasoning_logic", questions, tmp_path, 7)
     assert config["process_results"] is scorer.score
     doc = {"index": "adding/4", "question": "2 + 3?", "answer": "5"}
     doc |= {"task": "adding", "seed": 3, "item": 4}
