@@ -45,8 +45,8 @@ def main() -> None:
     rates = {}
     for name, kinds in {
         "stride 5": [Stride(5)],
-        "sketch 65,537": [Sketch()],
-        "both": [Stride(5), Sketch()],
+        "sketch 65,537": [Sketch(65537)],
+        "both": [Stride(5), Sketch(65537)],
     }.items():
         mean_gradients([functools.partial(loss, batches[0])], parameters, kinds)  # warm
         began = time.monotonic()

@@ -25,6 +25,7 @@ from benchmarks.merge import CONFIG, REPORT, timed
 from merit.io.artifacts import atomic_write, write_json
 from merit.io.checkpoint_writer import CheckpointWriter
 from merit.io.checkpoints import TensorInfo
+from merit.method.mergers import by_publication
 
 HIDDEN, INNER, LAYERS, NUM_BRANCHES = 3584, 18944, 28, 4
 SHAPES = {
@@ -33,7 +34,7 @@ SHAPES = {
 }
 # what a layer holds of matrices like these two, by its number of entries
 LIKE = (3 * INNER * HIDDEN + 2 * HIDDEN * HIDDEN) / sum(a * b for a, b in SHAPES.values())
-METHODS = ("average", "ties", "star", "tsv", "iso-c", "iso-cts")
+METHODS = ("average", *by_publication())
 
 
 def main() -> None:

@@ -6,15 +6,17 @@ Each point is an experiment on a small Qwen2 with random weights, run stage by s
 process, so that imports are not counted; core seconds of the stage, median of three runs. The slope
 is the least-squares one of log cost against log size over the three points: 1 is proportional, and
 what a stage costs in any case makes it less. Then the fixed cost of a stage:
-`merit train` of one step in a process of its own beside `python -c "import torch"`, interleaved.
+`merit run` of one branch of one step beside `python -c "import torch"`, interleaved.
 Writes reports/benchmarks/scaling.json and .md.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,36 +40,44 @@ from merit.io.artifacts import (
     write_json,
     write_jsonl,
 )
+from merit.run.stages import STAGES
+from merit.run.store import STORE
 
 NAME = "scaling"
 WORDS = ["say", "yes", "no", "red", "blue", "what", "color", "is", "it", "one", "two", "three"]
 # tasks, log2 of branches, hidden size; the first point is the others' common one
 TASKS, AXES, HIDDEN = (16, 64, 256), (1, 2, 3), (64, 128, 256)
 EXAMPLES = 8  # a task
-ROUNDS = 5
-REPEATS = 3
+BEFORE_TRAINING = ("data", "base", "encode", "gradients", "partition")
 
 
 def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--tasks", type=int, nargs=3, default=TASKS, help="the second at least 8")
+    options.add_argument("--repeats", type=int, default=3, help="of every point")
+    options.add_argument("--rounds", type=int, default=5, help="of the fixed cost")
+    given = options.parse_args()
     torch.set_num_threads(1)
     points: list[dict[str, Any]] = []
-    for num_tasks in TASKS:
-        points.append(cost(num_tasks, 1, HIDDEN[0]) | {"axis": "tasks", "size": num_tasks})
+    for num_tasks in given.tasks:
+        found = cost(num_tasks, 1, HIDDEN[0], given.repeats)
+        points.append(found | {"axis": "tasks", "size": num_tasks})
     for axes in AXES:
-        points.append(cost(TASKS[1], axes, HIDDEN[0]) | {"axis": "branches", "size": 2**axes})
+        found = cost(given.tasks[1], axes, HIDDEN[0], given.repeats)
+        points.append(found | {"axis": "branches", "size": 2**axes})
     for hidden in HIDDEN:
-        found = cost(TASKS[0], 1, hidden)
+        found = cost(given.tasks[0], 1, hidden, given.repeats)
         points.append(found | {"axis": "parameters", "size": found["num_parameters"]})
-    result = {"points": points, "slopes": slopes(points), "fixed_cost": fixed_cost()}
+    result = {"points": points, "slopes": slopes(points), "fixed_cost": fixed_cost(given.rounds)}
     out = REPORTS_DIR / "benchmarks" / "scaling"
     write_json(out.with_suffix(".json"), result)
     atomic_write(out.with_suffix(".md"), page(result))
     print(page(result))
 
 
-def cost(num_tasks: int, axes: int, hidden: int) -> dict[str, Any]:
+def cost(num_tasks: int, axes: int, hidden: int, repeats: int) -> dict[str, Any]:
     """Core seconds of every stage of one experiment, of all its branches together: medians."""
-    runs = [run(num_tasks, axes, hidden) for _ in range(REPEATS)]
+    runs = [run(num_tasks, axes, hidden) for _ in range(repeats)]
     seconds = {
         name: statistics.median(found["seconds"][name] for found in runs)
         for name in runs[0]["seconds"]
@@ -78,10 +88,7 @@ def cost(num_tasks: int, axes: int, hidden: int) -> dict[str, Any]:
 def run(num_tasks: int, axes: int, hidden: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="merit-scaling-") as folder, working_in(Path(folder)):
         prepare(num_tasks, axes, hidden)
-        found = {
-            name: stage(name)
-            for name in ("settings", "data", "base", "encode", "gradients", "partition")
-        }
+        found = {name: stage(name) for name in BEFORE_TRAINING}
         found["train"] = sum(stage("train", f"merit-{axes}d-s1-g{k}") for k in range(2**axes))
         found["merge"] = stage("merge", f"merit-{axes}d-s1")
         paths = Artifacts(NAME)
@@ -90,8 +97,6 @@ def run(num_tasks: int, axes: int, hidden: int) -> dict[str, Any]:
 
 
 def stage(name: str, item: str | None = None) -> float:
-    from merit.run.stages import STAGES
-
     module = importlib.import_module(STAGES[name].module)
     began = time.process_time()
     with contextlib.redirect_stdout(None):
@@ -170,23 +175,23 @@ def slopes(points: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def fixed_cost() -> dict[str, Any]:
+def fixed_cost(rounds: int) -> dict[str, Any]:
     """Wall seconds of a training of one step and of torch's import, in turn, and their ratio."""
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     commands = {
-        "merit train": ["-m", "merit", "train", NAME, "merit-1d-s1-g0"],
+        "merit run": ["-m", "merit", "run", NAME, "train", "--only", "merit-1d-s1-g0"],
         "import torch": ["-c", "import torch"],
     }
     found: dict[str, list[float]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory(prefix="merit-scaling-") as folder, working_in(Path(folder)):
         prepare(2, 1, HIDDEN[0])
-        for name in ("settings", "data", "base", "encode", "gradients", "partition"):
+        for name in BEFORE_TRAINING:
             stage(name)
-        subprocess.run(
-            [sys.executable, "-m", "merit", "plan"], env=environment, check=True, text=True
-        )
-        for _ in range(ROUNDS + 1):
+        paths = Artifacts(NAME)
+        for _ in range(rounds + 1):
+            for made in (paths.branch("merit-1d-s1-g0"), paths.folder / STORE):
+                shutil.rmtree(made, ignore_errors=True)  # so that it is trained again
             for name, command in commands.items():
                 began = time.monotonic()
                 subprocess.run(
@@ -194,7 +199,7 @@ def fixed_cost() -> dict[str, Any]:
                 )
                 found[name].append(time.monotonic() - began)
     kept = {name: seconds[1:] for name, seconds in found.items()}  # the first fills the disk cache
-    pairs = zip(kept["merit train"], kept["import torch"], strict=True)
+    pairs = zip(kept["merit run"], kept["import torch"], strict=True)
     return {"seconds": kept, "ratio": statistics.median(a / b for a, b in pairs), "target": 2.0}
 
 
@@ -209,8 +214,8 @@ def page(result: dict[str, Any]) -> str:
     return (
         f"Core seconds of each stage (of all branches together):\n\n{table}\n\nSlope of log cost "
         f"against log size over three points (1 is proportional):\n\n{slope}\n\nFixed cost of a "
-        f"stage: `merit train` of one step takes {fixed['ratio']:.2f} times as long as "
-        f"`import torch` (median of {len(fixed['seconds']['merit train'])} pairs; target "
+        f"stage: `merit run` of one branch of one step takes {fixed['ratio']:.2f} times as long as "
+        f"`import torch` (median of {len(fixed['seconds']['merit run'])} pairs; target "
         f"{fixed['target']:g}).\n"
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from merit.train.dataset import Encoded
+from merit.train.dataset import TokenizedDataset
 from merit.train.sizes import public_config
 
 IMAGE_PATCHES = (1, 32, 32)  # 448 x 448 pixels: 256 tokens
@@ -38,7 +38,7 @@ def random_model(shape: str, device: str, dtype: torch.dtype) -> Any:
 
 def random_mixture(
     num_examples: int, vocabulary: int, image_token: int = -1, seed: int = 0, median: int = 140
-) -> Encoded:
+) -> TokenizedDataset:
     """Examples of log-normal length, as instruction data have it (sigma 0.8, 16 to 2,048 tokens).
 
     The last fifth of each bears the loss. With `image_token`, every example begins with an image of
@@ -48,11 +48,11 @@ def random_mixture(
     lengths = np.clip(np.exp(rng.normal(np.log(median), 0.8, num_examples)), 16, 2048).astype(int)
     height, width = IMAGE_PATCHES[1:]
     num_image = height * width // 4 if image_token >= 0 else 0
-    tokens, bearing = [], []
+    tokens, loss_mask = [], []
     for length in lengths:
         text = rng.integers(10, min(vocabulary, 100_000), length)
         tokens += [np.full(num_image, image_token), text]
-        bearing += [np.zeros(num_image + length - length // 5, bool), np.ones(length // 5, bool)]
+        loss_mask += [np.zeros(num_image + length - length // 5, bool), np.ones(length // 5, bool)]
     with_image = num_examples if num_image else 0
     pixels = torch.randn(height * width, 1176, generator=torch.Generator().manual_seed(seed))
 
@@ -60,9 +60,9 @@ def random_mixture(
         grids = torch.tensor([IMAGE_PATCHES]).expand(len(paths), 3)
         return pixels.repeat(len(paths), 1), grids
 
-    return Encoded(
+    return TokenizedDataset(
         tokens=np.concatenate(tokens).astype(np.int32),
-        bearing=np.concatenate(bearing),
+        loss_mask=np.concatenate(loss_mask),
         offsets=np.cumsum([0, *(lengths + num_image)]),
         image_offsets=np.arange(num_examples + 1) * bool(num_image),
         image_ids=np.arange(with_image, dtype=np.int32),

@@ -26,8 +26,8 @@ import torch
 from benchmarks.synthetic import random_mixture, random_model
 from merit.config import Optimizer, Training
 from merit.io.artifacts import REPORTS_DIR, atomic_write, write_json
-from merit.train.dataset import Encoded
-from merit.train.distributed import crew
+from merit.train.dataset import TokenizedDataset
+from merit.train.distributed import process_group
 from merit.train.loop import train
 from merit.train.model import decoder, set_trainable
 
@@ -59,7 +59,7 @@ def main() -> None:
     print(page(result))
 
 
-def compare(data: Encoded, given: Any, on_gpu: bool) -> dict[str, Any]:
+def compare(data: TokenizedDataset, given: Any, on_gpu: bool) -> dict[str, Any]:
     """Loss-bearing tokens a second of both, round by round, and their losses of the first step."""
     found: dict[str, list[float]] = {"packed": [], "padded": []}
     losses: dict[str, float] = {}
@@ -84,7 +84,7 @@ def compare(data: Encoded, given: Any, on_gpu: bool) -> dict[str, Any]:
     }
 
 
-def packed(model: Any, data: Encoded, given: Any, on_gpu: bool) -> tuple[float, float]:
+def packed(model: Any, data: TokenizedDataset, given: Any, on_gpu: bool) -> tuple[float, float]:
     """(seconds, loss of the first step) of the project's loop."""
     settings = Training(
         trainable=["decoder"],
@@ -97,7 +97,7 @@ def packed(model: Any, data: Encoded, given: Any, on_gpu: bool) -> tuple[float, 
         use_varlen(model)
     parameters = set_trainable(model, ["decoder"])
     began = time.monotonic()
-    with crew(settings.precision, False) as members:
+    with process_group(settings.precision, False) as group:
         train(
             model,
             parameters,
@@ -106,7 +106,7 @@ def packed(model: Any, data: Encoded, given: Any, on_gpu: bool) -> tuple[float, 
             settings.optimizer,
             what="benchmark",
             settings=settings,
-            crew=members,
+            group=group,
             log=lambda record, timing: records.append(record),
         )
     return time.monotonic() - began, records[0]["loss"]
@@ -118,7 +118,7 @@ def use_varlen(model: Any) -> None:
     model.set_attn_implementation({"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"})
 
 
-def padded(model: Any, data: Encoded, given: Any, on_gpu: bool) -> tuple[float, float]:
+def padded(model: Any, data: TokenizedDataset, given: Any, on_gpu: bool) -> tuple[float, float]:
     """The same of transformers' Trainer, its batches padded to their longest example."""
     from transformers import Trainer, TrainingArguments
 
@@ -182,7 +182,7 @@ def mfu(given: Any, device: str, checkpointing: bool) -> dict[str, Any]:
     layers = sum(p.numel() for n, p in parameters.items() if ".layers." in n)
     timings: list[dict[str, float]] = []
     torch.cuda.reset_peak_memory_stats()
-    with crew("bfloat16", False) as members:
+    with process_group("bfloat16", False) as group:
         train(
             model,
             parameters,
@@ -191,7 +191,7 @@ def mfu(given: Any, device: str, checkpointing: bool) -> dict[str, Any]:
             settings.optimizer,
             what="benchmark",
             settings=settings,
-            crew=members,
+            group=group,
             log=lambda record, timing: timings.append(timing),
         )
     rate = statistics.median(t["tokens_per_second"] for t in timings[2:])
