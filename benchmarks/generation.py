@@ -5,7 +5,7 @@
 The kit's loop is `vlmeval.inference.infer_data`, which asks one question at a time. The model in
 it is written to the kit's interface (its own Qwen2.5-VL class insists on a GPU and flash attention)
 and does what that class does: processor, greedy `generate`, decode. Both read every question's
-image anew and run on one thread. Scores are the kit's. Writes reports/benchmarks/generation.json
+image again and run on one thread. Scores are the kit's. Writes reports/benchmarks/generation.json
 and .md.
 """
 

@@ -1,7 +1,7 @@
 """What results are compared by: hashes of generated data, and the values of a smoke run.
 
 Golden smoke runs lie in tests/golden/, one for every kind of machine whose base has been seen.
-After a change that is meant to alter results, delete them and write one anew:
+After a change that is meant to alter results, delete them and write one again:
 
     python -m tests.golden_values
 """

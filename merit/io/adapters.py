@@ -72,7 +72,7 @@ class Adapter:
             if len(keys) < 2:
                 raise MeritError(
                     f"{self._file.path}: tensor {next(iter(keys.values()))!r} is one factor of "
-                    "two, the other is missing; fetch the adapter anew"
+                    "two, the other is missing; fetch the adapter again"
                 )
             rank = self._file.shape(keys["A"])[0]
             alpha = _of_module(config.get("alpha_pattern") or {}, module, config["lora_alpha"])

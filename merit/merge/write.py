@@ -86,7 +86,7 @@ def write_merged(
     differs from the base's.
     """
     # glibc then keeps what is freed (its limit follows the largest block that was ever freed, up
-    # to 32 MB): else every piece is mapped anew, a third of the time
+    # to 32 MB): else every piece is mapped again, a third of the time
     torch.empty(31 << 20, dtype=torch.uint8)
     layout = {
         name: info._replace(dtype=dtype) if dtype and info.is_real else info

@@ -9,7 +9,7 @@ import torch
 
 
 class Lazy(Sequence[torch.Tensor]):
-    """Tensors that are made when asked for, each time anew, so that one at a time is in memory."""
+    """Tensors that are made when asked for, every time, so that only one is in memory."""
 
     def __init__(self, make: Callable[[int], torch.Tensor], count: int) -> None:
         self._make, self._count = make, count

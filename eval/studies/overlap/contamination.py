@@ -29,7 +29,7 @@ def pixel_hash(image: Image.Image) -> str:
 def difference_hash(image: Image.Image) -> NDArray[np.uint64]:
     """uint64 (4,): of each of 16 x 16 places, whether the grey level rises to the right.
 
-    Little of it changes when an image is resized or compressed anew.
+    Little of it changes when an image is resized or compressed again.
     """
     grey = np.asarray(image.convert("L").resize((SIDE + 1, SIDE)), dtype=np.int16)
     return np.packbits(grey[:, 1:] > grey[:, :-1]).view(np.uint64)
