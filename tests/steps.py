@@ -26,7 +26,7 @@ def run(experiment: str, item: str | None = None) -> None:
             raise ZeroDivisionError("a bug")
         case "stop":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-            Path("started").touch()
-            time.sleep(60)
+            Path("started").write_text(str(os.getpid()))
+            time.sleep(600)
     with atomic_folder(Path("artifacts", experiment, "things", item)) as folder:
         (folder / "text").write_text(f"{item} by {os.environ.get('CUDA_VISIBLE_DEVICES', 'cpu')}\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from merit.config import Launch, Params
@@ -336,13 +337,17 @@ def test_a_signal_reaches_what_runs_and_nothing_outlives_the_command(
     Path("a.does").write_text("stop")
     process = subprocess.Popen([sys.executable, "-c", SCRIPT])
     deadline = time.monotonic() + 120
-    while not Path("started").exists():
+    while not (Path("started").is_file() and Path("started").read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(number)
     assert process.wait(timeout=60) == status
+    child = int(Path("started").read_text())
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     Path("a.does").unlink()
-    assert things.run(("a",)) == ({}, {}, 1, 0)  # its lock is free: the killed one is gone
+    assert things.run(("a",)) == ({}, {}, 1, 0)
 
 
 def test_unknown_stages_and_items_are_refused(mini: Any) -> None:

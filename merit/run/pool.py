@@ -6,7 +6,6 @@ has GPUs of its own if the machine has any.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import multiprocessing
 import os
@@ -14,10 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import wait
 from typing import Any
+
+import psutil
 
 from merit.config import PARAMS_FILE, Params
 from merit.errors import MeritError, message_of
@@ -66,7 +68,7 @@ class Pool:
     def __init__(self, slots: Sequence[list[str]], preload: Sequence[str]) -> None:
         self.slots = slots
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(list(preload))
+        self.context.set_forkserver_preload(["merit.run.preloaded", *preload])
 
     def run(self, label: str, tasks: Sequence[Task]) -> dict[str, str]:
         """Run all tasks; returns {label: why} of those that failed.
@@ -85,7 +87,7 @@ class Pool:
                         name, function, arguments = todo.pop(0)
                         gpus = free.pop(0)
                         process = self.context.Process(
-                            target=_child, args=(os.getpid(), gpus, function, arguments), name=name
+                            target=_child, args=(gpus, function, arguments), name=name
                         )
                         # the fork server must outlive the signals that stop its children
                         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
@@ -144,14 +146,11 @@ class _Lines:
         return False
 
 
-def _child(
-    parent: int, gpus: list[str], function: Callable[..., None], arguments: tuple[Any, ...]
-) -> None:
+def _child(gpus: list[str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run the function in this process; a user's mistake is one line and exit status 2."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes Ctrl-C on as SIGTERM
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the fork server
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     sys.stderr = _Lines(sys.stderr)
@@ -162,6 +161,17 @@ def _child(
             raise  # a bug, with its traceback; or the exit status of a training that was stopped
         print(f"merit: error: {multiprocessing.current_process().name}: {text}", file=sys.stderr)
         sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """The command that was killed leaves nothing running, and no lock that is held."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    for process in psutil.Process().children(recursive=True):  # torchrun's, readers of images
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_stage(module: str, experiment: str, item: str | None, hub: bool) -> None:
