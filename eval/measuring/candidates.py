@@ -1,6 +1,7 @@
 """Models that a study makes for itself (other merge weights, scales, mergers), and their scores.
 
 A candidate is only its tensors: the base is loaded once, and each candidate's are put into it.
+Models of the tables have been scored: on the test split their scores are read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from merit.eval.answering.answers import Scores as Scored
 from merit.eval.benchmarks import engine_of
 from merit.eval.engine import ScoringEngine
 from merit.eval.measuring.scores import Scores
-from merit.io.artifacts import Artifacts
+from merit.io.artifacts import Artifacts, read_jsonl
 from merit.io.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Candidate:
 
     name: str  # unique among those scored together
     tensors: Callable[[], Tensors] = dict
+    model: str | None = None  # the model of the tables that it is, if it is one
 
 
 def score_candidates(
@@ -56,8 +58,16 @@ def score_candidates(
 
     if len({candidate.name for candidate in candidates}) != len(candidates):
         raise ValueError("two candidates have one name")
-    use_one_thread()
     settings = experiment.evaluation
+    known = {
+        c.name: read_scores(paths, c.model, settings.benchmarks)
+        for c in candidates
+        if c.model and split == "test" and paths.predictions(c.model).is_file()
+    }
+    candidates = [candidate for candidate in candidates if candidate.name not in known]
+    if not candidates:
+        return known
+    use_one_thread()
     files = question_files(paths, settings, split)
     by_vlmeval = engine_of(settings.benchmarks) == "vlmeval"
     answers: dict[str, Answers] = {}
@@ -82,10 +92,16 @@ def score_candidates(
             progress.advance()
         if engine is not None:
             scored = engine.score(files, answers)
-    return {
+    return known | {
         name: {b: list(result.questions.values()) for b, result in results.items()}
         for name, results in scored.items()
     }
+
+
+def read_scores(paths: Artifacts, model: str, benchmarks: Sequence[str]) -> Scores:
+    """A model's test scores, as the score stage wrote them."""
+    rows = list(read_jsonl(paths.predictions(model)))
+    return {b: [row["score"] for row in rows if row["benchmark"] == b] for b in benchmarks}
 
 
 def place(model: Any, base: Path, candidate: Candidate) -> None:

@@ -96,7 +96,9 @@ def check_revision(hub: str | None, revision: str | None) -> None:
 class Base(Settings):
     """theta0: built from scratch, assembled, or taken from a folder or the hub; then `phases`.
 
-    A model of the hub is named with its `revision`, a commit, which never changes.
+    A model of the hub is named with its `revision`, a commit, which never changes. `release` is a
+    folder of the repository that keeps what the phases built, in 16 bits: written once, and
+    compared with whatever is built again.
     """
 
     seed: int = 0
@@ -106,11 +108,14 @@ class Base(Settings):
     revision: str | None = None
     assemble: Assembly | None = None
     phases: list[Phase] = []
+    release: str | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Base:
         origins = (self.architecture, self.checkpoint, self.hub, self.assemble)
         if sum(origin is not None for origin in origins) != 1:
             raise ValueError("give exactly one of `architecture`, `checkpoint`, `hub`, `assemble`")
+        if self.release and not self.phases:
+            raise ValueError("`release` keeps what `phases` build; give both")
         check_revision(self.hub, self.revision)
         return self

@@ -159,7 +159,8 @@ class MiniWorldData(Settings):
     size_spread: PositiveFloat = 0.6  # standard deviation of the units' log sizes
     num_examples: PositiveInt  # fine-tuning examples over all tasks
     num_images: PositiveInt  # distinct images behind them; tasks share images, as in Vision-FLAN
-    num_conversations: PositiveInt  # multi-turn conversations of the base's instruction tuning
+    # conversations, and as many captions, that a base is built with; a built one needs none
+    num_conversations: Annotated[int, Field(ge=0)] = 0
     # of the 32 skills, those that the base has not seen; see merit.mini.world.base_conversations
     num_new_skills: Annotated[int, Field(ge=0, le=16)] = 6
     num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5

@@ -13,6 +13,7 @@ from merit.io.artifacts import KEY, Artifacts, file_hash, read_json, study_folde
 from merit.run.keys import code_hash, make_key
 from merit.run.store import Item, NotReady, hash_of, prune
 
+SMALL = 32 * 2**20  # bytes of a folder that is hashed rather than dated
 Basis = tuple[Any, Mapping[str, Any]]  # settings, inputs
 
 
@@ -189,8 +190,6 @@ def _report(c: Context, _: str) -> Basis:
     inputs["paper"] = {file.name: file_hash(file) for file in sorted(paper.glob("*.csv"))}
     return settings, inputs
 
-    return list(getattr(c.experiment.studies, "named", c.experiment.studies))
-
 
 def _study_record(paths: Artifacts, study: str) -> Path:
     return paths.folder / "studies" / f"{study}.json"
@@ -219,16 +218,22 @@ def _base_code(c: Context, _: str) -> list[str]:
 
 
 def own_files(experiment: Experiment) -> dict[str, Any]:
-    """Names, sizes and times of the user's own files: of the mixture, and of the base."""
+    """A hash of the user's own files: of the mixture, and of the base."""
     data, base = experiment.data, experiment.base
     places = {"data": data.folder if data.source == "jsonl" else None, "base": base.checkpoint}
     return {key: _listing(Path(place)) if place else None for key, place in places.items()}
 
 
 def _listing(place: Path) -> str:
-    files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    found = [(str(f), f.stat()) for f in files if f.is_file()]
-    return value_hash([[name, stat.st_size, stat.st_mtime_ns] for name, stat in found])
+    """Of small files their contents, the same in every clone; of large ones size and time."""
+    files = [f for f in (sorted(place.rglob("*")) if place.is_dir() else [place]) if f.is_file()]
+    small = sum(f.stat().st_size for f in files) < SMALL
+    return value_hash(
+        [
+            [str(f), file_hash(f) if small else [f.stat().st_size, f.stat().st_mtime_ns]]
+            for f in files
+        ]
+    )
 
 
 # --- the table ------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """base: theta0 as a Hugging Face folder: where it comes from, the phases that train it, its hash.
 
 It starts from random weights (`architecture`), a finished model (`checkpoint`, `hub`) or two of
-them (`assemble`); `phases` (merit.train.base_phases) may train it further.
+them (`assemble`); `phases` (merit.train.base_phases) may train it further, and `release` keeps
+what they built as files of the repository.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from merit.config import Base, Origin, load_experiment
 from merit.data.hub import fetch
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, atomic_folder, write_json, write_jsonl
+from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json, write_jsonl
 from merit.io.checkpoints import Checkpoint, checkpoint_hash
 from merit.train.assembly import assemble
 from merit.train.base_phases import train_phases
@@ -37,6 +38,28 @@ def run(name: str, item: str | None = None) -> None:
         check_finite(folder, f"the base of {name}")
         about = {"base_hash": checkpoint_hash(folder), "seed": settings.seed}
         write_json(folder / "base.json", about)
+        if settings.release:
+            release(folder, Path(settings.release), name)
+
+
+def release(folder: Path, place: Path, name: str) -> None:
+    """Copy the built base to its `place` in the repository.
+
+    Raises MeritError if another one is there; it is not overwritten.
+    """
+    files = [path for pattern in FILES for path in sorted(folder.glob(pattern))]
+    if not place.exists():
+        with atomic_folder(place) as copy:
+            for path in files:
+                shutil.copyfile(path, copy / path.name)
+        return
+    for path in files:
+        kept = place / path.name
+        if not kept.is_file() or kept.read_bytes() != path.read_bytes():
+            raise MeritError(
+                f"{kept}: differs from what {name} builds on this machine, and is kept; delete "
+                f"{place} to take the new base, and run what starts from it again"
+            )
 
 
 def write_origin(settings: Base, folder: Path, name: str) -> None:
@@ -78,6 +101,12 @@ def model_folder(origin: Origin, folder: Path, key: str, name: str) -> Path:
         return folder
     if not (place / "config.json").is_file():
         raise MeritError(f"experiments/{name}.yaml: key `{key}.checkpoint`: no model in {place}")
+    about = place / "base.json"
+    if about.is_file() and read_json(about)["base_hash"] != checkpoint_hash(place):
+        raise MeritError(
+            f"{place}: the weights are not those that base.json names: the folder was changed; "
+            f"restore it (git checkout {place}), or delete base.json to take it as it is"
+        )
     return place
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from merit.config import Encoding, Experiment, Phase, Training
 from merit.data.examples import Example, read_examples
@@ -70,7 +71,8 @@ def train_phases(experiment: Experiment, data: Path, folder: Path) -> list[Recor
         model, processor = initialise(settings.architecture, settings.seed)
     else:
         model, processor = load_model(folder, experiment.model), load_processor(folder)
-    dtype, minutes = model.dtype, experiment.training.checkpoint_minutes
+    dtype = torch.float16 if settings.release else model.dtype
+    minutes = experiment.training.checkpoint_minutes
     tokenized: dict[str, TokenizedDataset] = {}
     total = sum(phase.num_steps for phase in settings.phases)
     work = folder.parent / "base-phases"

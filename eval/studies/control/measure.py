@@ -215,7 +215,7 @@ def _score(experiment: Experiment, paths: Artifacts, split: str, points: Sequenc
         def tensors() -> dict[str, torch.Tensor]:
             return moved(paths.base, dict(Checkpoint(paths.model(model)).items()), c)
 
-        return Candidate(point_name(model, c), tensors)
+        return Candidate(point_name(model, c), tensors, model if c == WHOLE else None)
 
-    candidates = [Candidate("base"), *(candidate(*point) for point in points)]
+    candidates = [Candidate("base", model="base"), *(candidate(*point) for point in points)]
     return score_candidates(experiment, paths, split, candidates, f"control, {split}")

@@ -92,7 +92,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict
             for scale in chosen
             for seed in seeds
         ]
-        models.append(Candidate("base"))
+        models.append(Candidate("base", model="base"))
         return score_candidates(experiment, paths, split, models, f"mergers, {split}")
 
     validation = score("validation", dict.fromkeys(MERGERS, scales))

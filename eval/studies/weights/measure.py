@@ -45,15 +45,25 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Weights) -> dict
     own = experiment.merge_weights
     shares = {model.id: readings(paths, model) for found in models.values() for model in found}
 
-    def candidate(name: str, model: Model, weights: Sequence[float]) -> Candidate:
-        return Candidate(name, lambda: average_files(branch_folders(paths, model), weights))
+    def candidate(model: Model, reading: str) -> Candidate:
+        weights, table = shares[model.id], None
+        if scored_as(weights)[own] == reading:
+            table = model.id  # merged by its own reading, it is the model of the tables
+        return Candidate(
+            f"{model.id}-{reading}",
+            lambda: average_files(branch_folders(paths, model), weights[reading]),
+            table,
+        )
 
     wanted = [
-        candidate(f"{model.id}-{reading}", model, shares[model.id][reading])
+        candidate(model, reading)
         for found in models.values()
         for model in found
         for reading in dict.fromkeys(scored_as(shares[model.id]).values())
-    ] + [candidate(model.id, model, [1.0]) for model in joint]
+    ] + [
+        Candidate(m.id, lambda m=m: average_files(branch_folders(paths, m), [1.0]), m.id)
+        for m in joint
+    ]
     scores = score_candidates(experiment, paths, "test", wanted, "weights")
     by_method = {
         method: {

@@ -60,7 +60,8 @@ def write_mini_world(settings: MiniWorldData, folder: Path) -> None:
                 for t, size in zip(tasks, sizes, strict=True)
             ],
         )
-        write_conversations(settings, folder / "pretraining")
+        if settings.num_conversations:
+            write_conversations(settings, folder / "pretraining")
         if settings.num_recaptions:
             _write_recaptions(settings, folder / "pretraining", pen)
         progress.advance()
