@@ -307,21 +307,28 @@ def test_an_optimizer_with_some_keys_changed() -> None:
     )
 
 
-def test_the_weak_base_of_mini_vision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has 16 of 32 skills to learn, saw 750 steps of instructions, and runs the regime map."""
+def test_the_other_bases_of_mini_vision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same data, methods and recipe as the committed one; the weak base has 16 of 32 skills."""
     monkeypatch.chdir(ROOT)
-    main, weak = load_experiment("mini_vision"), load_experiment("mini_vision_weak")
-    assert (main.reads, load_experiment("mini_vision_full").reads) == ([weak.name], [weak.name])
+    main, recipe = load_experiment("mini_vision"), load_experiment("mini_vision_recipe")
+    built = {"num_conversations": 12000}
+    assert recipe.data.model_dump() == main.data.model_dump() | built
+    assert main.base.checkpoint == recipe.base.release == "experiments/bases/mini_vision"
+    for seed, name in enumerate([f"mini_vision_{i}" for i in range(2, 6)], start=1):
+        other = load_experiment(name)
+        assert (other.base.seed, other.base.release) == (seed, None)
+        assert other.base.phases == recipe.base.phases
+        same = ("data", "training", "gradients", "methods", "evaluation")
+        assert all(getattr(other, key) == getattr(recipe, key) for key in same)
+    weak = load_experiment("mini_vision_weak")
+    assert (main.reads, load_experiment("mini_vision_full").reads) == ([], [weak.name])
     changed = {"num_new_skills": 16, "num_conversations": 6000}
     assert weak.data.model_dump() == main.data.model_dump() | changed
-    steps = {"num_steps": 750}
-    assert weak.base.phases == [*main.base.phases[:2], main.base.phases[2].model_copy(update=steps)]
+    assert [phase.num_steps for phase in weak.base.phases] == [450, 800, 750]
     names = ["joint-1ep", "random-8", "merit-3d", "joint-shrunk"]
-    assert set(weak.methods) == {"base", *names}
     assert set(every_method(weak)) == {"base"} | {
         name + tag for tag in ("-lr0.00025", "", "-lr0.002") for name in names
     }
-    assert (weak.reads, weak.studies) == ([], {})
     assert all(branch.may_diverge for branch in plan(weak).branches.values())
 
 

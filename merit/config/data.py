@@ -174,9 +174,10 @@ class MiniTextData(Settings):
     source: Literal["mini_text"]
     seed: int
     num_examples: PositiveInt  # fine-tuning examples over all tasks
-    num_recall: PositiveInt  # paragraphs with questions about them, which the base reads first
-    num_documents: PositiveInt  # plain text that the base is pre-trained on
-    num_conversations: PositiveInt  # the base's few questions and answers
+    # what a base is built with; a built one needs none
+    num_recall: Annotated[int, Field(ge=0)] = 0  # paragraphs with questions, which it reads first
+    num_documents: Annotated[int, Field(ge=0)] = 0  # plain text that it is pre-trained on
+    num_conversations: Annotated[int, Field(ge=0)] = 0  # its few questions and answers
     num_questions: PositiveInt  # test questions per benchmark
     num_validation_questions: PositiveInt
 

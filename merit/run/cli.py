@@ -52,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, summary: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary)
 
-    command = add("run", "bring an experiment up to date: all stages, one, or some items of one")
+    command = add("run", "bring an experiment up to date: all stages, some, or some items of one")
     _add_experiment(command)
-    command.add_argument("stage", nargs="?", help=f"one of {', '.join(STAGES)}")
+    command.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; all by default")
     command.add_argument(
         "--only", nargs="+", default=[], metavar="ITEM", help="branches, models or studies"
     )
@@ -165,7 +165,7 @@ def _run(options: argparse.Namespace) -> None:
     if "RANK" in os.environ and options.only:  # a process of torchrun, which trains one branch
         execute.train_rank(options.experiment, options.only[0])
     else:
-        execute.run(names, options.stage, options.only, options.dry_run)
+        execute.run(names, options.stages, options.only, options.dry_run)
 
 
 def _params() -> Any:

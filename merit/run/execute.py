@@ -41,9 +41,9 @@ OVER_ALL = {"index": "merit.eval.stages.index", "track": "merit.track"}
 
 
 def run(
-    names: Sequence[str], stage: str | None = None, only: Sequence[str] = (), dry: bool = False
+    names: Sequence[str], stages: Sequence[str] = (), only: Sequence[str] = (), dry: bool = False
 ) -> None:
-    """Bring experiments up to date, or one stage of them, or only some of its items.
+    """Bring experiments up to date, or some stages of them, or only some items.
 
     Raises MeritError that names what failed; everything else is finished first.
     """
@@ -53,7 +53,7 @@ def run(
         params = params.model_copy(update={"launch": launch})
     for name in names:
         executor = Executor(load(name), params)
-        wanted = [stage] if stage else list(STAGES)
+        wanted = list(stages or STAGES)
         check_items(executor.context, wanted, only)
         if dry:
             executor.describe(wanted, only)
