@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ class Results:
         return (scores if benchmarks is None else scores[:, list(benchmarks)]).mean(axis=1)
 
 
+def open_ended(benchmarks: Iterable[str]) -> tuple[str, ...]:
+    """Those of the benchmarks whose answers are free text."""
+    return tuple(name for name in benchmarks if name in BENCHMARKS and BENCHMARKS[name].open_ended)
+
+
 def load_results(
     experiment: Experiment, artifacts: Artifacts, benchmarks: Sequence[str] | None = None
 ) -> Results:
@@ -97,7 +102,7 @@ def load_results(
         ]
     return Results(
         benchmarks=benchmarks,
-        open_ended=tuple(n for n in benchmarks if n in BENCHMARKS and BENCHMARKS[n].open_ended),
+        open_ended=open_ended(benchmarks),
         num_questions={name: len(questions[name]) for name in benchmarks},
         seeds={m: tuple(x.seed for x in models[m] if x.seed is not None) for m in scores},
         scores=scores,

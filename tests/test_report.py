@@ -19,6 +19,7 @@ from merit.config import PARAMETERS, Experiment, Method
 from merit.errors import MeritError
 from merit.eval.commit import git_commit
 from merit.eval.paper import PAPER_DIR, load_paper_table
+from merit.eval.questions import read_questions
 from merit.eval.report.build import build_report
 from merit.eval.report.cells import table_cells
 from merit.eval.report.comparison import compare, comparisons, frame, opponents
@@ -299,6 +300,22 @@ def test_trajectories_by_hand(tmp_path: Path) -> None:
     (tmp_path / "1.safetensors").write_bytes(b"cut")
     with pytest.raises(MeritError, match="truncated or not a safetensors file"):
         displacement_gram(tmp_path / "base.safetensors", files)
+
+
+def test_a_brief_report_is_the_scores_and_a_summary(
+    made: tuple[Experiment, Artifacts], reports: Path, tmp_path: Path
+) -> None:
+    brief = made[0].report.model_copy(update={"brief": True})
+    build_report(made[0].model_copy(update={"report": brief}), made[1], tmp_path)
+    assert sorted(path.name for path in (tmp_path / "synthetic").rglob("*")) == [
+        "questions.csv",
+        "summary.json",
+    ]
+    found = read_questions(tmp_path / "synthetic" / "questions.csv")
+    assert found.answers["merit-3d"][1].tolist() == [[0.5] * 4, [1.0] * 4]
+    whole = read_json(reports / "synthetic" / "summary.json")
+    summary = read_json(tmp_path / "synthetic" / "summary.json")
+    assert summary == {key: whole[key] for key in summary}
 
 
 # --- bad input ----------------------------------------------------------------------------------

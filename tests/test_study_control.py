@@ -128,6 +128,13 @@ def test_every_method_at_its_best_distance(outcome: Outcome) -> None:
     same = rows["C4 merit-1d minus random-2"]
     assert (same["difference"], same["verdict"]) == (0.0, "undecided")
     assert result["summary"]["num_questions"] == 40
+    # every question at the best c
+    assert [row[:2] for row in result["questions"]] == [[name, 1] for name in DISTANCES]
+    joint = result["questions"][0][2]
+    assert {name: sum(scores) for name, scores in joint.items()} == {
+        "mini_mcq": 18,
+        "mini_describe": 14,
+    }
 
 
 def test_all_at_one_distance(outcome: Outcome) -> None:

@@ -9,16 +9,17 @@ from typing import Any
 
 from merit.config import Experiment
 from merit.eval.paper import load_paper_table
+from merit.eval.questions import QUESTIONS, models_of, write_questions
 from merit.eval.report.base import base_part
 from merit.eval.report.cells import AVERAGE, CLOSED, Cells, resampled, table_cells
 from merit.eval.report.comparison import Comparison, comparisons, frame
 from merit.eval.report.figures import write_figures
 from merit.eval.report.ledger import Case, counts, ledger, readiness, tally, write_ledger
-from merit.eval.report.provenance import load_provenance
+from merit.eval.report.provenance import Provenance, load_provenance
 from merit.eval.report.render import points, render
 from merit.eval.report.study_sections import draw_studies, load_studies, studies_part
 from merit.eval.report.tables import HEADINGS, write_csv, write_table
-from merit.eval.results import load_results
+from merit.eval.results import Results, load_results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.eval.studies import settings_of
 from merit.eval.table_files import markdown_table
@@ -36,73 +37,94 @@ def build_report(
     Everything is built aside first, so an error (MeritError where a file is missing or does not
     fit the others) leaves the old report as it was. Files of other stages in the folder stay.
     """
+    results = load_results(experiment, artifacts)
+    cells = table_cells(results)
+    compared = comparisons(experiment, results)
+    provenance = load_provenance(experiment, artifacts)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        write_questions(out / QUESTIONS, models_of(results))
+        summary = {
+            "title": experiment.report.title,
+            "base_hash": provenance.base_hash,
+            "averages": averages(experiment, cells, compared),
+            "differences": differences(experiment, compared),
+        }
+        if not experiment.report.brief:
+            summary |= write_pages(
+                experiment, artifacts, reports_dir, out, results, cells, compared, provenance
+            )
+        write_json(out / SUMMARY, summary)
+        for path in sorted(p for p in out.rglob("*") if p.is_file()):
+            target = reports_dir / (folder or experiment.name) / path.relative_to(out)
+            atomic_write(target, path.read_bytes())
+
+
+def write_pages(
+    experiment: Experiment,
+    artifacts: Artifacts,
+    reports_dir: Path,
+    out: Path,
+    results: Results,
+    cells: Cells,
+    compared: Mapping[str, Comparison],
+    provenance: Provenance,
+) -> dict[str, Any]:
+    """Everything that is read, to `out`; returns what the summary says of it."""
     stated = experiment.report
     paper = load_paper_table(stated.paper_table, reports_dir, stated.paper_build)
     further = {
         load_paper_table(name, reports_dir): load_results(experiment, artifacts, benchmarks)
         for name, benchmarks in stated.also_tables.items()
     }
-    results = load_results(experiment, artifacts)
-    provenance = load_provenance(experiment, artifacts)
-    cells = table_cells(results)
-    compared = comparisons(experiment, results)
-    with tempfile.TemporaryDirectory() as scratch:
-        out, planned = Path(scratch), settings_of(experiment)
-        draw_studies(experiment.name, reports_dir, planned, out)
-        studies = load_studies(experiment.name, reports_dir, planned, out)
-        case = Case(experiment, results, studies, provenance.base_hash)
-        records = ledger(case)
-        label = f"tab:{experiment.name}"
-        table = write_table(stated.title, label, results, cells, paper, provenance, out)
-        others = [
-            write_table(
-                f"The paper's table {int(other.stem.removeprefix('table'))}: {stated.title}",
-                *(f"{label}-{other.stem}", found, table_cells(found), other, provenance, out),
-            )
-            for other, found in further.items()
-        ]
-        figures = write_figures(experiment, artifacts, results, cells, out)
-        if compared:
-            write_csv(out / "comparison.csv", frame(stated.partition or "", compared))
-        write_ledger(records, case, out)
-        write_json(out / "metrics.json", {m: round(c[AVERAGE].mean, 4) for m, c in cells.items()})
-        write_json(out / "provenance.json", provenance.record(results))
-        summary = {
-            "title": stated.title,
-            "averages": averages(experiment, cells, compared),
-            "differences": differences(experiment, compared),
-            "merge_ready": (
-                studies["readiness"].summary["merge_ready"] if "readiness" in studies else None
-            ),
-            "claims": counts(records),
-            "figures": [figure.name for figure in figures],
-        }
-        write_json(out / SUMMARY, summary)
-        page = render(
-            "page.md.j2",
-            name=experiment.name,
-            title=stated.title,
-            main=stated.partition,
-            table=table,
-            others=others,
-            base=base_part(experiment, table, paper),
-            compared=markdown_table(comparison_table(compared)) if compared else "",
-            readiness=readiness(case),
-            tally=tally(records, case),
-            records=records,
-            figures=figures,
-            studies=studies_part(studies, provenance.base_hash),
-            provenance=provenance,
-            seeds=results.seeds,
-            num_questions=results.num_questions,
-            num_resamples=NUM_RESAMPLES,
-            level=LEVEL,
-            resampled=resampled(results),
+    planned = settings_of(experiment)
+    draw_studies(experiment.name, reports_dir, planned, out)
+    studies = load_studies(experiment.name, reports_dir, planned, out)
+    case = Case(experiment, results, studies, provenance.base_hash)
+    records = ledger(case)
+    label = f"tab:{experiment.name}"
+    table = write_table(stated.title, label, results, cells, paper, provenance, out)
+    others = [
+        write_table(
+            f"The paper's table {int(other.stem.removeprefix('table'))}: {stated.title}",
+            *(f"{label}-{other.stem}", found, table_cells(found), other, provenance, out),
         )
-        atomic_write(out / "README.md", page)
-        for path in sorted(p for p in out.rglob("*") if p.is_file()):
-            target = reports_dir / (folder or experiment.name) / path.relative_to(out)
-            atomic_write(target, path.read_bytes())
+        for other, found in further.items()
+    ]
+    figures = write_figures(experiment, artifacts, results, cells, out)
+    if compared:
+        write_csv(out / "comparison.csv", frame(stated.partition or "", compared))
+    write_ledger(records, case, out)
+    write_json(out / "metrics.json", {m: round(c[AVERAGE].mean, 4) for m, c in cells.items()})
+    write_json(out / "provenance.json", provenance.record(results))
+    page = render(
+        "page.md.j2",
+        name=experiment.name,
+        title=stated.title,
+        main=stated.partition,
+        table=table,
+        others=others,
+        base=base_part(experiment, table, paper),
+        compared=markdown_table(comparison_table(compared)) if compared else "",
+        readiness=readiness(case),
+        tally=tally(records, case),
+        records=records,
+        figures=figures,
+        studies=studies_part(studies, provenance.base_hash),
+        provenance=provenance,
+        seeds=results.seeds,
+        num_questions=results.num_questions,
+        num_resamples=NUM_RESAMPLES,
+        level=LEVEL,
+        resampled=resampled(results),
+    )
+    atomic_write(out / "README.md", page)
+    ready = studies["readiness"].summary["merge_ready"] if "readiness" in studies else None
+    return {
+        "merge_ready": ready,
+        "claims": counts(records),
+        "figures": [figure.name for figure in figures],
+    }
 
 
 def comparison_table(compared: Mapping[str, Comparison]) -> list[list[str]]:

@@ -12,6 +12,7 @@ from typing import Any
 from merit.config import load_experiment
 from merit.eval.commit import git_commit
 from merit.eval.measuring.scores import Row
+from merit.eval.questions import QUESTIONS, write_questions
 from merit.eval.studies import STUDIES, measure_of, settings_of
 from merit.eval.table_files import latex_table, markdown_table
 from merit.io.artifacts import (
@@ -40,6 +41,8 @@ def run(name: str, item: str | None = None) -> None:
     result = json.loads(json.dumps(result))  # what is drawn is what is stored
     result["title"] = STUDIES[item].title
     with atomic_folder(study_folder(name, item)) as out:
+        if "questions" in result:
+            write_questions(out / QUESTIONS, result.pop("questions"))
         write_json(out / "result.json", result)
         for stem, rows in result["tables"].items():
             write_table(out, stem, rows, STUDIES[item].title, f"tab:{name}-{stem}")

@@ -71,10 +71,13 @@ class Report(Settings):
     """What the report shows, and beside which of the paper's tables.
 
     `benchmarks` are those of the report's own table, all by default. `also_tables` are further
-    tables of the paper, each with its benchmarks: {stem: [names]}.
+    tables of the paper, each with its benchmarks: {stem: [names]}. `family` is the experiment whose
+    differences are pooled over bases with this one's (reports/bases): the same but for the base.
     """
 
     title: str
+    family: str | None = None  # the experiment's own name by default
+    brief: bool = False  # only the scores of every question and a summary: another base of a family
     paper_table: str | None = None  # file stem in reports/paper/; null for your own
     paper_build: str | None = None  # which of that table's models, if it has several
     curves: list[str] = []  # methods whose training curves are drawn

@@ -46,9 +46,11 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict
     scales = sorted({*settings.scales, WHOLE})
     evaluator = open_evaluator(experiment, paths, settings.num_examples)
     base = vector(evaluator, paths, paths.base)
-    every = [(name, model.id) for name, found in models.items() for model in found]
+    every = [(name, model) for name, found in models.items() for model in found]
     distances = {
-        model: float((vector(evaluator, paths, paths.model(model)).double() - base.double()).norm())
+        model.id: float(
+            (vector(evaluator, paths, paths.model(model.id)).double() - base.double()).norm()
+        )
         for _, model in every
     }
     matched = matched_scales(models, distances, settings, scales)
@@ -60,15 +62,17 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict
         [(models[name][0].id, c) for name in main for c in scales]
         + [(model.id, matched[model.id]) for name in main for model in models[name]],
     )
-    validation = _score(experiment, paths, "validation", [(m, c) for _, m in every for c in scales])
+    validation = _score(
+        experiment, paths, "validation", [(m.id, c) for _, m in every for c in scales]
+    )
     best = {
         name: best_scale(scales, [mean(scores_at(validation, found, c)) for c in scales])
         for name, found in models.items()
     }
     wanted = [
-        (model, c)
+        (model.id, c)
         for name, model in every
-        for c in sorted({WHOLE, best[name], matched.get(model, WHOLE)})
+        for c in sorted({WHOLE, best[name], matched.get(model.id, WHOLE)})
     ]
     test = _score(experiment, paths, "test", wanted)
 
@@ -95,6 +99,9 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict
         },
         "best": best,
         "partitions": {name: experiment.methods[name].partition for name in models},
+        "questions": [  # at each method's best distance
+            (name, model.seed, test[point_name(model.id, best[name])]) for name, model in every
+        ],
     }
 
 

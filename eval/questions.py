@@ -1,0 +1,104 @@
+"""The table of every question's score: what intervals are made of, readable without the artifacts.
+
+`questions.csv` has a row per model and benchmark: method, seed (empty for the base), benchmark, and
+the scores of all questions in the benchmark's order. Scores that are all 0 or 1 are digits
+("0110"); others stand with blanks between them, as fractions if one is the very score ("1/3 1 0").
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merit.errors import MeritError
+from merit.eval.results import Results, open_ended
+from merit.io.artifacts import atomic_write
+
+QUESTIONS = "questions.csv"  # of a report, and of the study `control`
+HEADER = ("method", "seed", "benchmark", "scores")
+Model = tuple[str, int | None, Mapping[str, Sequence[float]]]  # method, seed, scores by benchmark
+
+
+def write_questions(path: Path, models: Iterable[Model]) -> None:
+    """Write the table of these models, in their order."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(HEADER)
+    for method, seed, scores in models:
+        for name, values in scores.items():
+            rows.writerow([method, "" if seed is None else seed, name, packed(values)])
+    atomic_write(path, text.getvalue())
+
+
+def models_of(results: Results) -> list[Model]:
+    """Every model of the results, seed by seed."""
+    return [
+        (method, seed, {name: results.answers[method][b][s] for b, name in order})
+        for order in [list(enumerate(results.benchmarks))]
+        for method in results.methods
+        for s, seed in enumerate(results.seeds[method] or [None])
+    ]
+
+
+def read_questions(path: Path) -> Results:
+    """The scores of a table, as they were written. Raises MeritError that names file and line."""
+    if not path.is_file():
+        raise MeritError(f"{path}: file not found; the report of its experiment writes it")
+    found: dict[str, dict[int | None, dict[str, NDArray[np.float64]]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        if tuple(next(rows, [])) != HEADER:
+            raise MeritError(f"{path}, line 1: expected the columns {', '.join(HEADER)}")
+        for row in rows:
+            try:
+                method, seed, name, scores = row
+                models = found.setdefault(method, {})
+                models.setdefault(int(seed) if seed else None, {})[name] = unpacked(scores)
+            except (ValueError, ZeroDivisionError):
+                raise MeritError(
+                    f"{path}, line {rows.line_num}: not a method, seed, benchmark and scores"
+                ) from None
+    every = [scores for models in found.values() for scores in models.values()]
+    shapes = {name: len(values) for name, values in every[0].items()} if every else {}
+    for model in every:
+        if {name: len(values) for name, values in model.items()} != shapes:
+            raise MeritError(f"{path}: the models answered different questions; write it again")
+    answers = {
+        method: [np.stack([scores[name] for scores in models.values()]) for name in shapes]
+        for method, models in found.items()
+    }
+    return Results(
+        benchmarks=tuple(shapes),
+        open_ended=open_ended(shapes),
+        num_questions=shapes,
+        seeds={m: tuple(s for s in models if s is not None) for m, models in found.items()},
+        scores={
+            method: 100 * np.stack([values.mean(axis=1) for values in by_benchmark], axis=1)
+            for method, by_benchmark in answers.items()
+        },
+        answers=answers,
+    )
+
+
+def packed(values: Sequence[float]) -> str:
+    """Scores as text that `unpacked` reads to the last bit."""
+    plain = [_short(float(value)) for value in values]
+    return ("" if set(plain) <= {"0", "1"} else " ").join(plain)
+
+
+def unpacked(text: str) -> NDArray[np.float64]:
+    """(num_questions,) scores. Raises ValueError where the text holds no numbers."""
+    parts: Sequence[str] = text if set(text) <= {"0", "1"} else text.split()
+    return np.array([float(Fraction(part)) for part in parts])
+
+
+def _short(value: float) -> str:
+    near = Fraction(value).limit_denominator(100)
+    exact = float(near) == value and (near.denominator > 1 or near <= 1)
+    return str(near) if exact else repr(value)
