@@ -19,12 +19,13 @@ from merit.eval.answering.answers import (
     encode_questions,
     generate_answers,
     question_files,
+    stored_questions,
 )
 from merit.eval.answering.answers import Scores as Scored
 from merit.eval.benchmarks import engine_of
 from merit.eval.engine import ScoringEngine
 from merit.eval.measuring.scores import Scores
-from merit.io.artifacts import Artifacts, read_jsonl
+from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def score_candidates(
         raise ValueError("two candidates have one name")
     settings = experiment.evaluation
     known = {
-        c.name: read_scores(paths, c.model, settings.benchmarks)
+        c.name: stored_questions(paths, c.model)
         for c in candidates
         if c.model and split == "test" and paths.predictions(c.model).is_file()
     }
@@ -96,12 +97,6 @@ def score_candidates(
         name: {b: list(result.questions.values()) for b, result in results.items()}
         for name, results in scored.items()
     }
-
-
-def read_scores(paths: Artifacts, model: str, benchmarks: Sequence[str]) -> Scores:
-    """A model's test scores, as the score stage wrote them."""
-    rows = list(read_jsonl(paths.predictions(model)))
-    return {b: [row["score"] for row in rows if row["benchmark"] == b] for b in benchmarks}
 
 
 def place(model: Any, base: Path, candidate: Candidate) -> None:

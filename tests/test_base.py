@@ -1,0 +1,63 @@
+"""theta0 as a folder of the repository: written once, compared when built again, never changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from merit.config import Origin
+from merit.errors import MeritError
+from merit.io.checkpoints import checkpoint_hash
+from merit.run.stages import _listing
+from merit.train.base import model_folder, release
+from tests import tiny_models
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    folder = tmp_path / "built"
+    tiny_models.qwen(folder, seed=1)
+    (folder / "base.json").write_text(json.dumps({"base_hash": checkpoint_hash(folder)}))
+    (folder / "records.jsonl").write_text("{}\n")  # of the training: no part of the model
+    return folder
+
+
+def nudge(folder: Path) -> None:
+    """Change one number of the weights."""
+    tensors = load_file(folder / "model.safetensors")
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_built_base_is_copied_once_and_then_compared(built: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bases" / "mine"
+    release(built, place, "recipe")
+    kept = {path.name: path.read_bytes() for path in place.iterdir()}
+    assert "records.jsonl" not in kept and kept["config.json"]
+    release(built, place, "recipe")  # the same bytes
+    nudge(built)
+    with pytest.raises(MeritError, match=r"bases/mine/model.safetensors: differs .* recipe builds"):
+        release(built, place, "recipe")
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == kept
+
+
+def test_a_changed_base_is_refused(built: Path) -> None:
+    origin = Origin(checkpoint=str(built))
+    assert model_folder(origin, built, "base", "mine") == built
+    nudge(built)
+    with pytest.raises(MeritError, match=r"built: the weights are not those that base.json names"):
+        model_folder(origin, built, "base", "mine")
+
+
+def test_a_small_folder_is_known_by_its_contents(tmp_path: Path) -> None:
+    """Two clones agree on it, whatever the times of their files."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"a")
+    before = _listing(tmp_path)
+    file.touch()
+    assert _listing(tmp_path) == before
+    file.write_bytes(b"b")
+    assert _listing(tmp_path) != before
