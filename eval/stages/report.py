@@ -1,8 +1,10 @@
-"""report: tables, figures and pages of one experiment under reports/."""
+"""report: tables, figures and pages of one experiment under reports/; the table on the screen."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import pandas as pd
 
 from merit.config import load_experiment
 from merit.eval.report.build import build_report
@@ -20,8 +22,13 @@ def run(name: str, item: str | None = None) -> None:
 
     The hash is what the pages over all experiments depend on: DVC cannot list them one by one.
     """
-    build_report(load_experiment(name), Artifacts(name), REPORTS_DIR, name)
-    write_json(report_digest(name), {"report": name, "hash": folder_hash(REPORTS_DIR / name)})
+    experiment, folder = load_experiment(name), REPORTS_DIR / name
+    build_report(experiment, Artifacts(name), REPORTS_DIR, name)
+    write_json(report_digest(name), {"report": name, "hash": folder_hash(folder)})
+    if not experiment.report.brief:
+        table = pd.read_csv(folder / f"{experiment.report.stem}.csv")
+        shown = table.loc[:, :"avg_ci_high"].to_string(index=False, float_format="%.1f", na_rep="")
+        print(f"{experiment.report.title} ({folder / 'README.md'})\n{shown}", flush=True)
 
 
 def report_digest(name: str) -> Path:
