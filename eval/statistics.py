@@ -68,7 +68,7 @@ class Difference(NamedTuple):
 
     @property
     def direction(self) -> Direction:
-        """Where the interval lies: "positive", "negative" or "undecided"."""
+        """Where the interval lies: "ahead", "behind" or "undecided"."""
         return direction(self.low, self.high)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Direction = Literal["positive", "negative", "undecided"]  # of a difference, in files
-WORDS: dict[Direction, str] = {"positive": "ahead", "negative": "behind", "undecided": "undecided"}
+Direction = Literal["ahead", "behind", "undecided"]  # of a difference
 Side = Literal["above", "below"]
-Verdict = Literal["holds", "does not hold", "inconclusive", "not testable here"]
-VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "inconclusive", "not testable here")
+Verdict = Literal["holds", "fails", "undecided", "not tested"]  # of a claim
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 OUTSIDE = "outside of the tally"  # in place of a verdict, where numbers differ from run to run
 
 
@@ -19,10 +18,10 @@ class NotTestable(Exception):
 
 
 def direction(low: float, high: float, bound: float = 0.0) -> Direction:
-    """Where the interval lies wholly: "positive" above `bound`, "negative" below it."""
+    """Where the interval lies wholly: "ahead" above `bound`, "behind" below it."""
     if low > bound:
-        return "positive"
-    return "negative" if high < bound else "undecided"
+        return "ahead"
+    return "behind" if high < bound else "undecided"
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,26 @@ class Link:
 
 
 def verdict(links: Sequence[Link]) -> Verdict:
-    """The verdict of a chain, which holds if all of its links do; one that does not hold breaks it.
+    """The verdict of a chain, which holds if all of its links do; one that fails breaks it.
 
-    A link holds where its interval lies wholly on its side of `bound`, does not hold where it lies
-    wholly on the other side of `refuted`, and is inconclusive otherwise. Without an interval the
+    A link holds where its interval lies wholly on its side of `bound`, fails where it lies wholly on
+    the other side of `refuted`, and is undecided otherwise. Without an interval the
     point decides, strictly.
     """
     found = {_verdict(link) for link in links}
-    if "does not hold" in found:
-        return "does not hold"
-    return "holds" if found == {"holds"} else "inconclusive"
+    if "fails" in found:
+        return "fails"
+    return "holds" if found == {"holds"} else "undecided"
 
 
 def _verdict(link: Link) -> Verdict:
     if link.low is None or link.high is None:
-        return "holds" if link.margin > 0 else "does not hold"
-    right, wrong = ("positive", "negative") if link.sign > 0 else ("negative", "positive")
+        return "holds" if link.margin > 0 else "fails"
+    right, wrong = ("ahead", "behind") if link.sign > 0 else ("behind", "ahead")
     if direction(link.low, link.high, link.bound) == right:
         return "holds"
     refuted = link.bound if link.refuted is None else link.refuted
-    return "does not hold" if direction(link.low, link.high, refuted) == wrong else "inconclusive"
+    return "fails" if direction(link.low, link.high, refuted) == wrong else "undecided"
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def verdicts(case: Case) -> dict[str, str]:
 # --- the rule -----------------------------------------------------------------------------------
 
 
-HOLDS, NOT, OPEN = "holds", "does not hold", "inconclusive"
+HOLDS, NOT, OPEN = "holds", "fails", "undecided"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_interval_decides(low: Any, high: Any, options: dict[str, Any], expec
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.1, 2, "positive"), (0, 2, "undecided"), (-2, 0, "undecided"), (-2, -0.1, "negative")],
+    [(0.1, 2, "ahead"), (0, 2, "undecided"), (-2, 0, "undecided"), (-2, -0.1, "behind")],
 )
 def test_a_difference_is_decided_where_its_interval_leaves_0(
     low: float, high: float, expected: str
@@ -135,9 +135,9 @@ def test_a_chain_needs_all_its_links() -> None:
     bad = Link("bad", -1.0, 1, -2.0, -0.5)
     assert Evidence([better, good], "t").verdict == "holds"
     assert Evidence([better, good], "t").deciding == good  # the weakest
-    assert Evidence([good, open_], "t").verdict == "inconclusive"
+    assert Evidence([good, open_], "t").verdict == "undecided"
     assert Evidence([good, open_], "t").deciding == open_
-    assert Evidence([good, open_, bad], "t").verdict == "does not hold"
+    assert Evidence([good, open_, bad], "t").verdict == "fails"
     assert Evidence([good, open_, bad], "t").deciding == bad
 
 
@@ -150,7 +150,7 @@ def test_mirrored_links_have_mirrored_verdicts(
     mirror = Link("x", -value, 1, -value - half, -value + half, bound=-bound, side=other)  # type: ignore[arg-type]
     assert mirror.verdict == link.verdict
     opposite = Link("x", value, 1, value - half, value + half, bound=bound, side=other)  # type: ignore[arg-type]
-    swap = {"holds": "does not hold", "does not hold": "holds", "inconclusive": "inconclusive"}
+    swap = {"holds": "fails", "fails": "holds", "undecided": "undecided"}
     assert opposite.verdict == swap[link.verdict]
 
 
@@ -198,12 +198,12 @@ def test_ledger_from_scores() -> None:
     # open-ended: base 50, joint 12.5, merit 37.5
     assert [link["value"] for link in records["C17"]["links"]] == [37.5, 25.0, 12.5]
     assert (records["C17"]["verdict"], records["C17"]["n"]) == ("holds", 4)
-    assert (records["C21"]["verdict"], records["C21"]["value"]) == ("does not hold", -6.25)
+    assert (records["C21"]["verdict"], records["C21"]["value"]) == ("fails", -6.25)
 
 
 def test_what_was_not_run_is_not_testable() -> None:
     records = {record["id"]: record for record in ledger(make_case())}
-    absent = [i for i, r in records.items() if r["verdict"] == "not testable here"]
+    absent = [i for i, r in records.items() if r["verdict"] == "not tested"]
     assert absent == ["C3", *(f"C{i}" for i in range(5, 17)), "C19"]
     assert "`connectivity`" in records["C7"]["note"]
     assert records["C18"]["verdict"] == OUTSIDE
@@ -215,8 +215,8 @@ def test_open_ended_answers_lost_by_more_than_half_are_not_kept() -> None:
     scores = SCORES | {"merit-3d": (0.625, 0.25)}  # 50 -> 25, joint 50 -> 12.5
     record = {r["id"]: r for r in ledger(Case(case.experiment, make_results(scores), {}, "x"))}
     links = record["C17"]["links"]
-    assert [link["verdict"] for link in links] == ["holds", "holds", "does not hold"]
-    assert record["C17"]["verdict"] == "does not hold"
+    assert [link["verdict"] for link in links] == ["holds", "holds", "fails"]
+    assert record["C17"]["verdict"] == "fails"
     assert record["C17"]["value"] == -12.5  # (25 - 12.5) - (50 - 25)
 
 
@@ -279,11 +279,11 @@ def test_epochs_decide_distance_loss_and_flatness() -> None:
     assert closer["verdict"] == "holds"
     assert [link["value"] for link in closer["links"]] == [2.0, 3.0, 1.0]
     assert closer["table"] == "../studies/synthetic/epochs/table01_merge_readiness.csv"
-    assert decide("C8", epochs_study((0.3, 0.3), (3.0, 2.0)))["verdict"] == ("does not hold")
+    assert decide("C8", epochs_study((0.3, 0.3), (3.0, 2.0)))["verdict"] == ("fails")
     loss = decide("C9", found)
     # 0.1 - 1.96 * 0.1 < 0: the second epoch leaves it open, although the score is better
-    assert [link["verdict"] for link in loss["links"]] == ["holds", "inconclusive", "holds"]
-    assert loss["verdict"] == "inconclusive"
+    assert [link["verdict"] for link in loss["links"]] == ["holds", "undecided", "holds"]
+    assert loss["verdict"] == "undecided"
     assert loss["low"] == pytest.approx(0.1 - 0.196)
     flat = decide("C10", found)
     assert flat["verdict"] == "holds"
@@ -347,14 +347,14 @@ def test_a_study_without_its_numbers_is_not_testable() -> None:
     found = decide("C14", study("hessian", {"raw_z_score": None}))
     assert "`raw_z_score`" in found["note"]
     short = study("connectivity", {}, {"table05_linear_mode_connectivity": []})
-    assert decide("C7", short)["verdict"] == "not testable here"
+    assert decide("C7", short)["verdict"] == "not tested"
 
 
 def test_another_base_is_marked() -> None:
     summary = {"raw_z_score": 4.0, "centered_z_score": 9.0}
     result = study("hessian", summary, base="a" * 64)
     found = decide("C14", result)
-    assert found["verdict"] == "does not hold"
+    assert found["verdict"] == "fails"
     assert "base aaaaaaaa" in found["note"]
     assert "aaaaaaaa" in studies_part({"hessian": result}, BASE_HASH)
     assert "aaaaaaaa" not in studies_part({"hessian": result}, "a" * 64)
@@ -399,9 +399,9 @@ def test_the_ledger_is_written_in_full(tmp_path: Path) -> None:
     records = ledger(case)
     assert counts(records) == {
         "holds": 4,
-        "does not hold": 1,
-        "inconclusive": 0,
-        "not testable here": 14,
+        "fails": 1,
+        "undecided": 0,
+        "not tested": 14,
     }
     write_ledger(records, case, tmp_path)
     assert read_json(tmp_path / "claims.json") == records

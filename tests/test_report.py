@@ -134,7 +134,7 @@ def test_one_comparison_by_hand(made: tuple[Experiment, Artifacts]) -> None:
         "avg": 87.5 - 43.75,
         "avg_closed": 62.5,
     }
-    assert found["avg"].direction == "positive"
+    assert found["avg"].direction == "ahead"
     same = compare(results, "random-8", "base")
     assert (same.difference, same.low, same.high, same.direction) == (0, 0, 0, "undecided")
     rows = frame("merit-3d", {"joint-1ep": found}).set_index("benchmark")

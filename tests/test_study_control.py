@@ -124,7 +124,7 @@ def test_every_method_at_its_best_distance(outcome: Outcome) -> None:
     first = rows["C1 merit-3d minus joint-1ep"]
     assert (first["ours"], first["theirs"]) == ("merit-3d-scaled", "joint-1ep-scaled")
     assert (first["difference"], first["unscaled"]) == (pytest.approx(-30), pytest.approx(25))
-    assert (first["verdict"], first["unscaled_verdict"]) == ("negative", "positive")
+    assert (first["verdict"], first["unscaled_verdict"]) == ("behind", "ahead")
     same = rows["C4 merit-1d minus random-2"]
     assert (same["difference"], same["verdict"]) == (0.0, "undecided")
     assert result["summary"]["num_questions"] == 40

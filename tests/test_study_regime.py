@@ -112,11 +112,11 @@ def test_the_whole_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "regime_differences": 20, "regime_models": 20, "regime_cells": 4,
     }  # fmt: skip
     row = made["regime_differences"][0]
-    assert (row["ours"], row["theirs"], row["verdict"]) == ("merit", "random", "positive")
+    assert (row["ours"], row["theirs"], row["verdict"]) == ("merit", "random", "ahead")
     assert row["difference"] == pytest.approx(50.0)
     assert result["summary"]["num_merge_ready"] == sum(c["merge_ready"] for c in result["cells"])
-    assert result["summary"]["random_minus_shrunk_negative"] == 4
-    assert result["summary"]["merit_minus_random_positive"] == 4
+    assert result["summary"]["random_minus_shrunk_behind"] == 4
+    assert result["summary"]["merit_minus_random_ahead"] == 4
     assert result["summary"]["num_questions"] == 100
     assert (result["num_random"], result["num_benchmarks"]) == (2, 1)
 
@@ -130,7 +130,7 @@ def test_a_cell_in_which_a_training_diverged_is_left_empty(
     empty = [(c["base"], c["learning_rate"]) for c in result["cells"] if c["averages"] is None]
     assert empty == [("must learn them", 5e-4)]
     assert result["summary"]["merit_minus_random_not_finite"] == 1
-    assert result["summary"]["merit_minus_random_positive"] == 3
+    assert result["summary"]["merit_minus_random_ahead"] == 3
     settings_of = {"settings": SETTINGS.model_dump(mode="json")}
     assert sentences("regime", result | {"provenance": settings_of})
     draw_of("regime")(result, tmp_path / "drawn")

@@ -32,7 +32,7 @@ def difference(ours: Sequence[Scores], theirs: Sequence[Scores]) -> Interval:
 
 
 def verdict(found: Interval) -> Direction:
-    """Where the interval leaves 0: "positive", "negative" or "undecided"."""
+    """Where the interval leaves 0: "ahead", "behind" or "undecided"."""
     _, low, high = found
     return direction(low, high)
 

@@ -23,7 +23,6 @@ from merit.eval.results import Results, load_results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.eval.studies import settings_of
 from merit.eval.table_files import markdown_table
-from merit.eval.verdict import WORDS
 from merit.io.artifacts import Artifacts, atomic_write, write_json
 
 SUMMARY = "summary.json"  # what the pages over all experiments read of a report
@@ -134,7 +133,7 @@ def comparison_table(compared: Mapping[str, Comparison]) -> list[list[str]]:
     order = [*averages, *(name for name in first if name not in averages)]
     return [
         ["minus", *compared],
-        ["verdict", *(f"**{WORDS[c[AVERAGE].direction]}**" for c in compared.values())],
+        ["verdict", *(f"**{c[AVERAGE].direction}**" for c in compared.values())],
         *(
             [HEADINGS.get(name, name), *(points(*c[name][:3]) for c in compared.values())]
             for name in order
@@ -169,7 +168,7 @@ def differences(
                 "value": round(found[column].difference, 4),
                 "low": round(found[column].low, 4),
                 "high": round(found[column].high, 4),
-                "verdict": WORDS[found[column].direction],
+                "verdict": found[column].direction,
             }
             for column in (AVERAGE, CLOSED)
             if column in found

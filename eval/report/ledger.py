@@ -66,7 +66,7 @@ def record(claim: Claim, case: Case) -> Record:
         "role": "precondition" if is_precondition else "claim",
         "claim": claim.sentence,
         "statistic": claim.statistic,
-        "verdict": OUTSIDE if claim.role == "outside" else "not testable here",
+        "verdict": OUTSIDE if claim.role == "outside" else "not tested",
         **dict.fromkeys(("value", "low", "high", "n", "table")),
         **{"text": "–", "label": "", "unit": "", "links": []},
     }

@@ -23,7 +23,7 @@ def points(value: float, low: float, high: float) -> str:
 def with_verdict(
     rows: Iterable[Mapping[str, Any]], wanted: str, key: str
 ) -> list[Mapping[str, Any]]:
-    """The rows whose column `key`, a difference, is "positive", "negative" or "undecided".
+    """The rows whose column `key`, a difference, is "ahead", "behind" or "undecided".
 
     Rows without a difference are none of these.
     """
@@ -57,7 +57,7 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["fmt"] = format  # {{ share | fmt(".1%") }}
-_ENVIRONMENT.filters["with_verdict"] = with_verdict  # {{ rows | with_verdict("positive", "gain") }}
+_ENVIRONMENT.filters["with_verdict"] = with_verdict  # {{ rows | with_verdict("ahead", "gain") }}
 _ENVIRONMENT.filters["numbers"] = numbers  # {{ losses | numbers(".2f") }}
 _ENVIRONMENT.filters["rate_label"] = rate_label  # {{ learning_rate | rate_label }}
 _ENVIRONMENT.globals["points"] = points

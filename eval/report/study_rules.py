@@ -1,6 +1,6 @@
 """Claims that the studies decide: what their records name in a result.json, as inequalities.
 
-`measured` reads; the other rules take what it read further. What is absent is "not testable here".
+`measured` reads; the other rules take what it read further. What is absent is "not tested".
 """
 
 from __future__ import annotations

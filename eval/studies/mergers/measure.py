@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from merit.config import Experiment
 from merit.errors import MeritError
@@ -28,7 +28,7 @@ from merit.eval.measuring.scores import (
     verdict,
 )
 from merit.eval.studies.mergers.settings import Mergers
-from merit.eval.verdict import WORDS
+from merit.eval.verdict import Direction
 from merit.io.artifacts import Artifacts, read_json
 from merit.method.mergers import by_publication
 
@@ -172,8 +172,8 @@ def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str,
     found["at_edge"] = at_edge(rows, settings)
     for tuning in ("default", "best"):
         others = [r for r in rows if r["tuning"] == tuning and r["merge"] != REFERENCE]
-        for word, name in WORDS.items():  # of the merger
-            found[f"{name}_{tuning}"] = [
+        for word in get_args(Direction):  # of the merger
+            found[f"{word}_{tuning}"] = [
                 row["merge"] for row in others if verdict(interval(row, "difference")) == word
             ]
     return found

@@ -29,7 +29,7 @@ PAIRS = (
     ("merit", "shrunk"),
     ("random", "shrunk"),
 )
-VERDICTS = ("positive", "negative", "undecided", "not finite")
+VERDICTS = ("ahead", "behind", "undecided", "not finite")
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Regime) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def summary(
         "thresholds": limits.model_dump(mode="json"),
         "cells": [],
     }
-    for a, b in PAIRS:  # in how many cells the difference is positive, ...
+    for a, b in PAIRS:  # in how many cells the difference is ahead, ...
         words = [_verdict(entry, a, b) for entry in cells]
         for word in VERDICTS:
             found[f"{a}_minus_{b}_{word.replace(' ', '_')}"] = words.count(word)

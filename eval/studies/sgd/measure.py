@@ -154,8 +154,8 @@ def summary(
         compare("collapse_at_smallest_rate", rates[0], most, fewest)
     for method in merit:
         mine = [row for row in rows if row["method"] == method and row["minus_joint"] is not None]
-        for word, name in (("positive", "ahead"), ("negative", "behind")):
-            found[f"{name}_{method}"] = [
+        for word in ("ahead", "behind"):
+            found[f"{word}_{method}"] = [
                 row["learning_rate"]
                 for row in mine
                 if verdict(interval(row, "minus_joint")) == word
