@@ -66,9 +66,9 @@ class Link:
 def verdict(links: Sequence[Link]) -> Verdict:
     """The verdict of a chain, which holds if all of its links do; one that fails breaks it.
 
-    A link holds where its interval lies wholly on its side of `bound`, fails where it lies wholly on
-    the other side of `refuted`, and is undecided otherwise. Without an interval the
-    point decides, strictly.
+    A link holds where its interval lies wholly on its side of `bound`, fails where it lies wholly
+    on the other side of `refuted`, and is undecided otherwise. Without an interval the point
+    decides, strictly.
     """
     found = {_verdict(link) for link in links}
     if "fails" in found:

@@ -109,7 +109,7 @@ SHRUNK = "methods.joint-shrunk"
         ("evalution", {}, "unknown key `evalution`. Did you mean `evaluation`?"),
         ("training.optimizer.betta", 1, "unknown key `training.optimizer.betta`. Did you mean `be"),
         (f"{AT}.axis", 1, "unknown key `methods.merit-1d.axis`. Did you mean `axes`?"),
-        ("report.zzz", 1, "unknown key `report.zzz`. Known here: also_tables, benchmarks, curves"),
+        ("report.zzz", 1, "unknown key `report.zzz`. Known here: also_tables, benchmarks, brief"),
         ("sweeps", {"s": {"methods": ["base"], "batch_sizes": [2]}},
          "unknown key `sweeps.s.batch_sizes`. Did you mean `batch_size`?"),
         # a key of another rule
