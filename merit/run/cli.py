@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         _dispatch(options)
+    except BrokenPipeError:  # as in `merit status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("merit: interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)
