@@ -28,7 +28,7 @@ OTHERS = 50.0  # the score of a method that the paper has not
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take seconds, and show nothing of the paper's tables."""
-    monkeypatch.setattr(build, "write_figures", lambda *_: [])
+    monkeypatch.setattr(build, "write_figures", lambda *_: {})
 
 
 Values = dict[str, dict[str, float]]  # method -> the paper's column -> score

@@ -37,7 +37,7 @@ def verdict(found: Interval) -> Direction:
     return direction(low, high)
 
 
-def columns(key: str, found: Interval | None) -> Row:
+def columns(key: str, found: Sequence[float | None] | None) -> Row:
     """A value and its interval as columns `key`, `key`_low, `key`_high; of None three Nones."""
     names = (key, f"{key}_low", f"{key}_high")
     return dict(zip(names, found or (None, None, None), strict=True))

@@ -17,7 +17,8 @@ from merit.eval.report.figures import write_figures
 from merit.eval.report.ledger import Case, counts, ledger, readiness, tally, write_ledger
 from merit.eval.report.provenance import Provenance, load_provenance
 from merit.eval.report.render import points, render
-from merit.eval.report.study_sections import draw_studies, load_studies, studies_part
+from merit.eval.report.study_sections import draw_study, load_studies, studies_part
+from merit.eval.report.style import save
 from merit.eval.report.tables import HEADINGS, write_csv, write_table
 from merit.eval.results import Results, load_results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
@@ -77,7 +78,9 @@ def write_pages(
         for name, benchmarks in stated.also_tables.items()
     }
     planned = settings_of(experiment)
-    draw_studies(experiment.name, reports_dir, planned, out)
+    for name in planned:
+        drawn = draw_study(experiment.name, name, reports_dir)
+        save(drawn, out / "studies" / name / "figures")
     studies = load_studies(experiment.name, reports_dir, planned, out)
     case = Case(experiment, results, studies, provenance.base_hash)
     records = ledger(case)
@@ -122,7 +125,7 @@ def write_pages(
     return {
         "merge_ready": ready,
         "claims": counts(records),
-        "figures": [figure.name for figure in figures],
+        "figures": list(figures),
     }
 
 

@@ -1,88 +1,92 @@
-"""Every figure of an experiment, as PNG and PDF, in the order in which the page shows them."""
+"""Every figure of an experiment, in the order in which the page shows them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from merit.config import Experiment
+from merit.config import Experiment, load_experiment
 from merit.eval.report import figures_partition, figures_scores, figures_training
-from merit.eval.report.cells import AVERAGE, Cells
+from merit.eval.report.cells import AVERAGE, Cells, table_cells
+from merit.eval.report.study_sections import draw_study
 from merit.eval.report.style import save, styled
-from merit.eval.results import Results
-from merit.io.artifacts import Artifacts, atomic_write
+from merit.eval.results import Results, load_results
+from merit.eval.studies import settings_of
+from merit.io.artifacts import REPORTS_DIR, Artifacts, atomic_write
 
-
-@dataclass(frozen=True)
-class FigureFile:
-    """A figure that was written: its file stem and one sentence for the page."""
-
-    name: str
-    caption: str
+CAPTIONS = {
+    "benchmarks": "Every method on every benchmark.",
+    "average": "The average of every method against the base.",
+    "similarity": "Cosine similarity of the task gradients, ordered by group.",
+    "pca": (
+        "Tasks along the PCA axes with the split lines; all names and groups are in "
+        "`plots/partition.csv`."
+    ),
+    "tsne": "t-SNE of the task gradients.",
+    "trajectories": "Where the branches end, with base, merged and joint model.",
+    "training": "Training loss over epochs; every branch is in `plots/training.csv`.",
+}
 
 
 def write_figures(
     experiment: Experiment, artifacts: Artifacts, results: Results, cells: Cells, out: Path
-) -> list[FigureFile]:
+) -> dict[str, str]:
     """Figures to `out`/figures/, the numbers behind them to `out`/plots/ (for `dvc plots show`).
 
-    A figure is left out where the experiment does not ask for it (`report.curves`,
+    Returns a figure's name -> its sentence for the page.
+    """
+    figures = draw_figures(experiment, artifacts, results, cells)
+    save(figures, out / "figures")
+    tables = {"scores": _scores_frame(cells)}
+    if method := experiment.report.partition:
+        view = figures_partition.load_partition(experiment, artifacts, method)
+        tables["partition"] = _partition_frame(view)
+    if experiment.report.curves:
+        tables["training"] = figures_training.load_curves(experiment, artifacts)
+        tables["training_mean"] = figures_training.mean_losses(tables["training"])
+    for name, frame in tables.items():
+        text = frame.to_csv(index=False, lineterminator="\n", float_format="%.5g")
+        atomic_write(out / "plots" / f"{name}.csv", text)
+    return {name: CAPTIONS[name] for name in figures}
+
+
+def draw_figures(
+    experiment: Experiment, artifacts: Artifacts, results: Results, cells: Cells
+) -> dict[str, Figure]:
+    """The experiment's figures by name; not those of its studies.
+
+    A figure is left out if the experiment does not ask for it (`report.curves`,
     `report.partition`) or has no base to compare with.
     """
-    written: list[FigureFile] = []
-
-    def keep(name: str, caption: str, figure: Figure | None) -> None:
-        if figure is not None:
-            save(figure, out / "figures", name)
-            written.append(FigureFile(name, caption))
-
+    found: dict[str, Figure | None] = {}
     with styled():
-        keep(
-            "benchmarks",
-            "Every method on every benchmark.",
-            figures_scores.draw_benchmarks(experiment, results, cells),
-        )
-        keep(
-            "average",
-            "The average of every method against the base.",
-            figures_scores.draw_average(experiment, results),
-        )
-        _write_csv(out / "plots" / "scores.csv", _scores_frame(cells))
-        method = experiment.report.partition
-        if method is not None:
+        found["benchmarks"] = figures_scores.draw_benchmarks(experiment, results, cells)
+        found["average"] = figures_scores.draw_average(experiment, results)
+        if method := experiment.report.partition:
             view = figures_partition.load_partition(experiment, artifacts, method)
-            keep(
-                "similarity",
-                "Cosine similarity of the task gradients, ordered by group.",
-                figures_partition.draw_similarity(view),
-            )
-            keep(
-                "pca",
-                "Tasks along the PCA axes with the split lines; all names and groups are in "
-                "`plots/partition.csv`.",
-                figures_partition.draw_scatter(view),
-            )
-            keep("tsne", "t-SNE of the task gradients.", figures_partition.draw_tsne(view))
-            _write_csv(out / "plots" / "partition.csv", _partition_frame(view))
-            trajectories = figures_training.load_trajectories(experiment, artifacts, method)
-            keep(
-                "trajectories",
-                "Where the branches end, with base, merged and joint model.",
-                figures_training.draw_trajectories(trajectories),
-            )
+            found["similarity"] = figures_partition.draw_similarity(view)
+            found["pca"] = figures_partition.draw_scatter(view)
+            found["tsne"] = figures_partition.draw_tsne(view)
+            ends = figures_training.load_trajectories(experiment, artifacts, method)
+            found["trajectories"] = figures_training.draw_trajectories(ends)
         if experiment.report.curves:
             curves = figures_training.load_curves(experiment, artifacts)
-            keep(
-                "training",
-                "Training loss over epochs and tokens.",
-                figures_training.draw_curves(experiment, curves),
-            )
-            _write_csv(out / "plots" / "training.csv", curves)
-            _write_csv(out / "plots" / "training_mean.csv", figures_training.mean_losses(curves))
-    return written
+            found["training"] = figures_training.draw_curves(experiment, curves)
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def export(name: str, kind: str, out: Path) -> None:
+    """Redraw all figures of an experiment and its studies as pdf or svg, from stored results.
+
+    Raises MeritError if a result is missing.
+    """
+    experiment, artifacts = load_experiment(name), Artifacts(name)
+    for study in settings_of(experiment):
+        save(draw_study(name, study, REPORTS_DIR), out, kind)
+    results = load_results(experiment, artifacts)
+    save(draw_figures(experiment, artifacts, results, table_cells(results)), out, kind)
 
 
 def _scores_frame(cells: Cells) -> pd.DataFrame:
@@ -105,7 +109,3 @@ def _partition_frame(view: figures_partition.PartitionView) -> pd.DataFrame:
     axes = {f"pc{j + 1}": column for j, column in enumerate(view.embedding.T)}
     columns = {"task": view.tasks, "family": view.families, "group": view.groups, **axes}
     return pd.DataFrame(columns).iloc[view.order]
-
-
-def _write_csv(path: Path, frame: pd.DataFrame) -> None:
-    atomic_write(path, frame.to_csv(index=False, lineterminator="\n", float_format="%.5g"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,7 @@ from numpy.typing import NDArray
 from merit.config import Experiment
 from merit.config.branches import plan
 from merit.errors import MeritError
-from merit.eval.report.point_labels import place_labels
-from merit.eval.report.style import LARGER, group_mark, new_figure
+from merit.eval.report.style import BLACK, WIDTH, legend, panels, scatter
 from merit.io.artifacts import Artifacts, read_json
 
 
@@ -90,8 +88,7 @@ def draw_similarity(view: PartitionView) -> Figure:
     else:
         low, high = np.quantile(off, [0.01, 0.99])
         colors = {"cmap": "cividis", "vmin": float(low), "vmax": float(high)}
-    figure = new_figure(5.6, 5.0)
-    axes = figure.subplots()
+    figure, (axes,) = panels(1, 1, 4.4, width=5.2)
     axes.grid(False)
     image = axes.imshow(matrix, interpolation="nearest", **colors)
     groups, counts = np.unique(view.groups, return_counts=True)
@@ -110,63 +107,62 @@ def draw_similarity(view: PartitionView) -> Figure:
     parts = (("within groups", inside), ("between groups", between))
     means = [f"{where} {values.mean():.3f}" for where, values in parts if values.size]
     axes.set_title(
-        f"Cosine similarity of {len(view.tasks)} task gradients, groups of {view.method}\n"
-        f"mean cosine {', '.join(means)}"
+        f"{len(view.tasks)} tasks in the groups of {view.method}\nmean cosine {', '.join(means)}"
     )
     bar = figure.colorbar(image, ax=axes, shrink=0.8, extend="both")
-    bar.set_label("cosine similarity (colours end at the extreme 1 % off the diagonal)")
+    bar.set_label("cosine similarity (colours end at the extreme 1 %)")
     bar.outline.set_visible(False)
     return figure
 
 
 def draw_scatter(view: PartitionView) -> Figure:
-    """PCA scores of the tasks with the split lines; families by colour and marker.
+    """Tasks in the PC1-PC2 plane with the split lines, families by colour and marker.
 
-    The first panel shows PC1 and PC2, a second one PC1 and PC3 where the partition splits there.
-    Names: the farthest task of every family, then as many others, from the outside in, as fit.
+    A second panel shows PC1 and PC3 if the partition splits there. The tasks at the ends of the
+    axes are numbered.
     """
-    third = any(split["axis"] == 2 for split in view.splits)
-    figure = new_figure(8.6, 11.4 if third else 6.4)
-    panels = figure.subplots(2 if third else 1, 1, squeeze=False)[:, 0]
-    for axes, vertical in zip(panels, (1, 2), strict=False):
-        _scatter(axes, view.embedding[:, [0, vertical]], view.families)
-        axes.margins(0.06)
+    verticals = (1, 2) if any(split["axis"] == 2 for split in view.splits) else (1,)
+    figure, grid = panels(1, len(verticals), 4.4, width=WIDTH if len(verticals) > 1 else 5.0)
+    columns = view.embedding.T[: 1 + len(verticals)]
+    ends = dict.fromkeys(int(i) for c in columns for i in (c.argmin(), c.argmax()))
+    for axes, vertical in zip(grid, verticals, strict=True):
+        points = view.embedding[:, [0, vertical]]
+        scatter(axes, points, view.families)
+        for number, task in enumerate(ends, 1):
+            place = points[task : task + 1].T
+            axes.plot(*place, "o", ms=8, mfc="white", mec=BLACK, mew=0.6)
+            axes.plot(
+                *place,
+                ls="",
+                marker=f"${number}$",
+                ms=4,
+                mew=0.2,
+                color=BLACK,
+                label=view.tasks[task],
+            )
         _split_lines(axes, view.splits, vertical)
         axes.set_xlabel("PC1 score")
         axes.set_ylabel(f"PC{vertical + 1} score")
-    panels[0].set_title(f"Tasks in the PC1-PC2 plane of the cosine matrix, splits of {view.method}")
-    if third:
-        panels[1].set_title("The same tasks in the PC1-PC3 plane")
-    _legend(figure, panels[0])
-    for axes, vertical in zip(panels, (1, 2), strict=False):
-        points = view.embedding[:, [0, vertical]]
-        first = _farthest_by_family(points, view.families)
-        distance = _distance(points)
-        others = [i for i in np.argsort(-distance, kind="stable") if i not in first]
-        names = [str(task) for task in view.tasks]
-        place_labels(axes, points, names, [*first, *others], frozenset(first), fontsize=5.5)
+    grid[0].set_title(f"{len(view.tasks)} tasks, splits of {view.method}")
+    legend(figure, columns=4)
     return figure
 
 
 def draw_tsne(view: PartitionView, seed: int = 0) -> Figure:
-    """t-SNE of the task gradients on cosine distances, by family and by group with KDE contours."""
+    """t-SNE of the task gradients on cosine distances, by family and by group."""
     points = tsne(view.similarity, seed)
-    figure = new_figure(9.4, 4.6)
-    left, right = figure.subplots(1, 2)
-    _scatter(left, points, view.families)
+    figure, grid = panels(1, 2, 3.9, sharex=True, sharey=True)
     groups = [f"group {g}" for g in view.groups]
-    _contours(right, points, groups)
-    _scatter(right, points, groups)
-    left.set_title("t-SNE of the task gradients (cosine distance), by family")
-    right.set_title(
-        f"The same points by group of {view.method}\n"
-        "kernel density contours around half and nine tenths of a group"
-    )
-    for axes in (left, right):
-        axes.set(xlim=right.get_xlim(), ylim=right.get_ylim())
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, handletextpad=0.1)
+    for axes, kinds, title in zip(
+        grid,
+        (view.families, groups),
+        ("t-SNE, by family", f"By group of {view.method}"),
+        strict=True,
+    ):
+        scatter(axes, points, kinds)
+        axes.set_title(title)
+        axes.set(xticks=[], yticks=[])
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
     return figure
 
 
@@ -188,49 +184,6 @@ def tsne(similarity: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
         return np.asarray(model.fit_transform(distance), dtype=np.float64)
 
 
-def _scatter(axes: Axes, points: NDArray[np.float64], kinds: Sequence[str]) -> None:
-    for index, kind in enumerate(sorted(set(kinds))):
-        color, marker = group_mark(index)
-        chosen = points[[k == kind for k in kinds]]
-        axes.scatter(
-            chosen[:, 0],
-            chosen[:, 1],
-            s=16 * LARGER.get(marker, 1.0),
-            c=color,
-            marker=marker,
-            lw=0.3,
-            ec="white",
-            label=kind,
-        )
-
-
-def _contours(axes: Axes, points: NDArray[np.float64], kinds: Sequence[str]) -> None:
-    """The level lines of every kind's Gaussian kernel density, in the colours of `_scatter`.
-
-    A kind of fewer than 4 tasks, or of tasks on one line, has no density to speak of.
-    """
-    from scipy.stats import gaussian_kde  # half a second to import, and only needed here
-
-    low, high = points.min(axis=0), points.max(axis=0)
-    margin = 0.2 * (high - low)
-    x, y = np.meshgrid(*np.linspace(low - margin, high + margin, 90).T)
-    for index, kind in enumerate(sorted(set(kinds))):
-        chosen = points[[k == kind for k in kinds]]
-        if len(chosen) < 4 or np.linalg.matrix_rank(chosen - chosen.mean(axis=0)) < 2:
-            continue
-        density = gaussian_kde(chosen.T)
-        levels = np.quantile(density(chosen.T), [0.1, 0.5])
-        if levels[0] < levels[1]:
-            heights = density(np.stack([x.ravel(), y.ravel()])).reshape(x.shape)
-            color = group_mark(index)[0]
-            axes.contour(x, y, heights, levels=levels, colors=color, linewidths=(0.6, 1.1))
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=6, handletextpad=0.1)
-
-
 def _split_lines(axes: Axes, splits: list[dict[str, Any]], vertical: int) -> None:
     """The first axis' threshold, and those of axis `vertical` on their side of it.
 
@@ -244,40 +197,11 @@ def _split_lines(axes: Axes, splits: list[dict[str, Any]], vertical: int) -> Non
     axes.axvline(roots[0], color="black", lw=0.9)
     left, right = axes.get_xlim()
     for split in splits:
-        if split["axis"] != vertical:
-            continue
-        path = split["path"]
-        start, end = (left, roots[0]) if path[0] == "0" else (roots[0], right)
-        dashes = "-" if vertical == 1 else ("--" if path[1] == "0" else ":")
-        axes.plot((start, end), [split["threshold"]] * 2, color="black", lw=0.9, ls=dashes)
-        if vertical == 2:
-            twins = [s for s in splits if s["axis"] == 2 and s["path"][0] == path[0]]
-            upper = split["threshold"] == max(s["threshold"] for s in twins)
-            side = "at or below" if path[1] == "0" else "above"
-            axes.annotate(
-                f"PC2 {side} its split",
-                ((end if path[0] == "1" else start), split["threshold"]),
-                xytext=(-3 if path[0] == "1" else 3, 2 if upper else -2),
-                textcoords="offset points",
-                ha="right" if path[0] == "1" else "left",
-                va="bottom" if upper else "top",
-                fontsize=6,
-                color="#444444",
-            )
+        if split["axis"] == vertical:
+            path, label = split["path"], None
+            ends = (left, roots[0]) if path[0] == "0" else (roots[0], right)
+            if vertical == 2 and path[0] == "0":  # the other side has the same two
+                label = f"PC3 split, tasks {'above' if path[1] == '1' else 'below'} that of PC2"
+            dashes = "-" if vertical == 1 else {"0": "--", "1": ":"}[path[1]]
+            axes.plot(ends, [split["threshold"]] * 2, color="black", lw=0.9, ls=dashes, label=label)
     axes.set_xlim(left, right)
-
-
-def _distance(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance from the centre in units of each axis' spread."""
-    scale = points.std(axis=0)
-    return np.asarray(
-        np.linalg.norm((points - points.mean(axis=0)) / np.where(scale, scale, 1), axis=1)
-    )
-
-
-def _farthest_by_family(points: NDArray[np.float64], families: Sequence[str]) -> list[int]:
-    distance = _distance(points)
-    return [
-        max((i for i, f in enumerate(families) if f == family), key=lambda i: distance[i])
-        for family in sorted(set(families))
-    ]

@@ -7,14 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from merit.config import Experiment
 from merit.config.branches import Model, Plan, plan
 from merit.errors import MeritError
-from merit.eval.report.style import BLACK, GREY, VERMILION, group_mark, method_color, new_figure
+from merit.eval.report.style import (
+    BLACK,
+    GREY,
+    MOST,
+    VERMILION,
+    band,
+    legend,
+    method_color,
+    panels,
+    scatter,
+)
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.io.checkpoints import Checkpoint, check_same_tensors
 
@@ -99,27 +108,23 @@ def mean_losses(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_curves(experiment: Experiment, curves: pd.DataFrame) -> Figure:
-    """Left: loss over epochs, a line a method. Right: each branch over the tokens it has seen."""
-    figure = new_figure(8.6, 3.6)
-    left, right = figure.subplots(1, 2, sharey=True)
+    """Loss over epochs: a method's mean, and the range of its branches."""
+    figure, (axes,) = panels(1, 1, 3.2, width=5.0)
     for method, frame in curves.groupby("method", sort=False):
-        color = method_color(experiment.methods[str(method)])
         mean = frame[frame["branch"] == "mean"]
-        left.plot(mean["epoch"], mean["loss"], color=color, lw=1.6, label=method)
-        lines = list(frame[frame["branch"] != "mean"].groupby("branch", sort=False))
-        for index, (_, line) in enumerate(lines):
-            count = f" ({len(lines)} branches)" if len(lines) > 1 else ""
-            label = f"{method}{count}" if index == 0 else None
-            width = 0.8 if len(lines) > 1 else 1.6
-            right.plot(line["num_tokens"], line["loss"], color=color, lw=width, label=label)
-    left.set_title("Training loss (mean over a method's branches)")
-    left.set_xlabel("epochs")
-    left.set_ylabel(f"loss a token (running mean, {WINDOW:.0%} of the run)")
-    right.set_title("Training loss of every branch on its own data")
-    right.set_xlabel("loss-bearing tokens seen by one branch")
-    right.set_xscale("log")
-    for axes in (left, right):
-        axes.legend()
+        branches = [
+            np.interp(mean["epoch"], line["epoch"], line["loss"])
+            for _, line in frame[frame["branch"] != "mean"].groupby("branch", sort=False)
+        ]
+        count = f", {len(branches)} branches" if len(branches) > 1 else ""
+        color = method_color(experiment.methods[str(method)])
+        label = f"{method}{count}"
+        band(axes, mean["epoch"], branches, color=color, label=label, mean=mean["loss"])
+    axes.set_title("Training loss: mean over a method's branches, and range")
+    axes.set_xlabel("epochs")
+    axes.set_ylabel(f"loss per token, running mean of {WINDOW:.0%}")
+    axes.set_ylim(bottom=0)
+    legend(figure)
     return figure
 
 
@@ -219,39 +224,24 @@ def _joint_model(experiment: Experiment, todo: Plan, method: str, seed: int | No
 
 def draw_trajectories(view: Trajectories) -> Figure:
     """Base, branches, merged and joint model in the PC1-PC2 plane of the displacements."""
-    figure = new_figure(6.0, 4.6)
-    axes = figure.subplots()
-    for k, (x, y) in enumerate(view.branches):
-        color, marker = group_mark(k)
-        axes.plot((0, x), (0, y), color=color, lw=0.8, alpha=0.7)
-        axes.plot([x], [y], marker, color=color, ms=6, ls="none", label=f"branch {k}")
-    _point(axes, view.merged, "*", BLACK, "merged", 13)
+    figure, (axes,) = panels(1, 1, 4.2, width=5.0)
+    for x, y in view.branches:
+        axes.plot((0, x), (0, y), color=GREY, lw=0.6, alpha=0.6)
+    one = len(view.branches) > MOST  # more than can be told apart
+    scatter(
+        axes,
+        view.branches,
+        [f"branch{'es' if one else f' {k}'}" for k in range(len(view.branches))],
+    )
+    marks = [("base", np.zeros(2), GREY, "o"), ("merged", view.merged, BLACK, "*")]
     if view.joint is not None:
         axes.plot((0, view.joint[0]), (0, view.joint[1]), color=VERMILION, lw=0.8, ls="--")
-        _point(axes, view.joint, "h", VERMILION, str(view.joint_method), 9)
-    _point(axes, np.zeros(2), "o", GREY, "base", 8)
-    axes.set_title(f"Displacement from the base: branches of {view.method}, merged and joint")
-    axes.set_xlabel(
-        f"PC1 of the branch displacements ({view.share[0]:.0%} of their squared length)"
-    )
+        marks.append((str(view.joint_method), view.joint, VERMILION, "h"))
+    for label, place, color, marker in marks:
+        axes.plot(*place, marker, color=color, mec="white", mew=0.7, ms=8, label=label, ls="")
+    axes.set_title(f"Displacement from the base: branches of {view.method}")
+    axes.set_xlabel(f"PC1 ({view.share[0]:.0%} of the branches' squared length)")
     axes.set_ylabel(f"PC2 ({view.share[1]:.0%})")
     axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend(figure)
     return figure
-
-
-def _point(
-    axes: Axes, at: NDArray[np.float64], marker: str, color: str, label: str, size: float
-) -> None:
-    axes.plot(
-        [at[0]],
-        [at[1]],
-        marker,
-        color=color,
-        mec="white",
-        mew=0.7,
-        ms=size,
-        label=label,
-        zorder=4,
-        ls="none",
-    )

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from merit.errors import MeritError
 from merit.eval.measuring.scores import Row
 from merit.eval.report.render import render
+from merit.eval.report.style import styled
 from merit.eval.studies import STUDIES, draw_of
 from merit.io.artifacts import read_json
 
@@ -89,11 +92,12 @@ def sentences(name: str, result: Mapping[str, Any]) -> str:
     return " ".join(page.split())
 
 
-def draw_studies(experiment: str, reports_dir: Path, names: Iterable[str], out: Path) -> None:
-    """`out`/studies/<name>/figures, drawn from what the study stored and nothing else."""
-    for name in names:
-        stored = read_json(reports_dir / "studies" / experiment / name / "result.json")
-        draw_of(name)(stored, out / "studies" / name)
+def draw_study(experiment: str, study: str, reports_dir: Path) -> dict[str, Figure]:
+    """The study's figures by name, drawn from what it stored and nothing else."""
+    stored = read_json(reports_dir / "studies" / experiment / study / "result.json")
+    with styled():
+        figures: dict[str, Figure] = draw_of(study)(stored)
+    return figures
 
 
 def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:

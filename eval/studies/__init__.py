@@ -74,6 +74,6 @@ def measure_of(name: str) -> Callable[..., dict[str, Any]]:
     return importlib.import_module(f"{__name__}.{name}.measure").measure
 
 
-def draw_of(name: str) -> Callable[..., None]:
-    """The study's function draw(result, folder), which writes folder/figures."""
+def draw_of(name: str) -> Callable[..., Any]:
+    """The study's function draw(result), which returns its figures by name."""
     return importlib.import_module(f"{__name__}.{name}.draw").draw

@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     add("track", "carry the records into MLflow").add_argument(
         "--strict", action="store_true", help="fail if MLflow cannot be reached"
     )
+    command = add("figures", "redraw an experiment's figures for a paper, from stored results")
+    _add_experiment(command)
+    command.add_argument("--format", choices=("pdf", "svg"), default="pdf")
+    command.add_argument("--out", type=Path, default=Path("figures"), help="default: %(default)s")
     add("smoke", "the whole pipeline at a tiny size in a temporary folder")
     add("ui", "MLflow's UI on 127.0.0.1").add_argument("--port", type=int, default=5000)
     return parser
@@ -144,6 +148,11 @@ def _dispatch(options: argparse.Namespace) -> None:
             params = _params()
             experiments = [load_experiment(name) for name in params.experiments]
             track.sync(params, experiments, strict=options.strict)
+        case "figures":
+            from merit.eval.report.figures import export
+
+            for name in [options.experiment] if options.experiment else _params().experiments:
+                export(name, options.format, options.out / name)
         case "smoke":
             from merit.run.smoke import smoke
 

@@ -1,25 +1,28 @@
-"""retention: a row a model: left the loss on the base's answers, right the words of its own."""
+"""retention: a row per model: the loss on the base's answers, and the words of its own."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from merit.eval.report import style
+from matplotlib.figure import Figure
+
+from merit.eval.measuring.means import mean_interval
+from merit.eval.report.style import BLUE, GREY, interval_row, name_rows, panels
 
 
-def draw(result: dict[str, Any], folder: Path) -> None:
-    rows = result["tables"]["retention"]
-    names = [row["model"] for row in rows]
-    with style.styled():
-        figure = style.new_figure(6.4, 1.0 + 0.22 * len(rows))
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, key, label in (
-            (panels[0], "loss", "loss per token on the base's answers (nats)"),
-            (panels[1], "words", "words of an own answer"),
-        ):
-            axes.barh(range(len(rows)), [row[key] for row in rows], color=style.CYCLE[0])
-            axes.set_xlabel(label)
-        panels[0].set_yticks(range(len(rows)), names)
-        panels[0].invert_yaxis()
-    style.save(figure, folder / "figures", "retention")
+def draw(result: dict[str, Any]) -> dict[str, Figure]:
+    rows, answers = result["tables"]["retention"], result["tables"]["answers"]
+    figure, (loss, words) = panels(1, 2, 0.9 + 0.18 * len(rows), sharey=True)
+    for axes in (loss, words):
+        name_rows(axes, [row["model"] for row in rows])
+    for y, row in enumerate(rows):
+        interval_row(loss, y, (row["loss"], row.get("loss_low"), row.get("loss_high")), color=BLUE)
+        own = [len(answer[row["model"]].split()) for answer in answers]
+        interval_row(words, y, mean_interval(own), color=BLUE)
+    loss.axvline(rows[0]["loss"], color=GREY, ls="--", lw=0.8)
+    words.axvline(rows[0]["words"], color=GREY, ls="--", lw=0.8)
+    loss.set_title(f"Loss on the base's answers to {len(answers)} prompts")
+    loss.set_xlabel("loss per token (nats)")
+    words.set_title("Length of the model's own answers")
+    words.set_xlabel("words, mean with 95 % interval")
+    return {"retention": figure}

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from merit.config import Encoding, Experiment
 from merit.config.branches import plan
 from merit.data.examples import make_example
 from merit.eval.answering.batches import Prompt, prepared, split
 from merit.eval.answering.generate import generate
-from merit.eval.measuring.losses import failed, mean_loss
-from merit.eval.measuring.scores import Row
+from merit.eval.measuring.losses import failed
+from merit.eval.measuring.means import mean_interval
+from merit.eval.measuring.scores import Row, columns
 from merit.eval.studies.retention.settings import Retention
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.train.dataset import TokenizedDataset
+from merit.train.loss import forward_loss
 from merit.train.model import load_model, load_processor, use_one_thread
 from merit.train.tokenize import encode_examples
 
@@ -30,7 +33,10 @@ PROMPTS = Path(__file__).with_name("prompts.txt")  # one a line
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Retention) -> dict[str, Any]:
-    """A row a model: mean loss per token on the base's answers, and mean words of its own."""
+    """A row per model: mean loss per token on the base's answers, and mean words of its own.
+
+    The intervals (95 %) are over prompts.
+    """
     use_one_thread()
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
     processor = load_processor(paths.base)
@@ -51,8 +57,8 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Retention) -> di
                     "model": model.id,
                     "method": model.method,
                     "seed": model.seed,
-                    "loss": mean_loss(loaded, data, settings.batch_size),
-                    "words": float(np.mean([len(answer.split()) for answer in own])),
+                    **columns("loss", loss_interval(loaded, data)),
+                    **columns("words", mean_interval([len(answer.split()) for answer in own])),
                     "same_answers": sum(a == b for a, b in zip(own, reference, strict=True)),
                 }
             )
@@ -67,6 +73,19 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Retention) -> di
             "words": {row["model"]: row["words"] for row in rows},
         },
     }
+
+
+def loss_interval(model: Any, data: TokenizedDataset) -> tuple[float, float | None, float | None]:
+    """Mean loss per supervised token, L = sum_i m_i L_i / sum_i m_i over prompts i, low and high.
+
+    A ratio of means: the interval is that of the mean of L + n m_i (L_i - L) / sum_i m_i.
+    """
+    targets = data.num_targets(np.arange(len(data)))
+    with torch.inference_mode():
+        losses = [forward_loss(model, data.batch([i]), None).item() for i in range(len(data))]
+    shares = targets / targets.sum()
+    mean = float(shares @ losses)
+    return mean_interval(mean + len(data) * shares * (np.array(losses) - mean))
 
 
 def answers(model: Any, processor: Any, prompts: Sequence[str], settings: Retention) -> list[str]:
