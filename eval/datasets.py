@@ -1,7 +1,6 @@
 """Our benchmarks as VLMEvalKit datasets, and the two things asked of them: prompts and scores.
 
-Importing this module imports vlmeval: 9 to 13 s, and TLS verification is off from then on. So only
-the scoring process (merit.eval.engine) imports it.
+Only the scoring process (merit.eval.engine, which says why) imports this module.
 
 - choice: the kit's `CustomMCQDataset`, its prompt and its exact matching.
 - open, exact: the prompt is the question; scored by merit.eval.rubric. VLMEvalKit's VQA scoring is

@@ -8,6 +8,7 @@ returns, and the tables it leaves beside the predictions, are read as eval/bench
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import vlmeval.dataset as registry
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.dataset.image_mcq import ImageMCQDataset
 from vlmeval.dataset.image_vqa import ImageVQADataset, LLaVABench, MathVista, MMVet
@@ -116,10 +116,20 @@ def _reader(kit_class: type[ImageBaseDataset]) -> Reader:
 
 def dataset_class(dataset: str) -> type[ImageBaseDataset]:
     """The kit's class of a dataset. Raises MeritError if it has none."""
-    for kit_class in registry.DATASET_CLASSES:
+    for kit_class in _kit_classes():
         if dataset in kit_class.supported_datasets():
             return kit_class
     raise MeritError(f"VLMEvalKit has no dataset {dataset!r}; see eval/benchmarks.yaml")
+
+
+@functools.cache
+def _kit_classes() -> Sequence[type[ImageBaseDataset]]:
+    """All dataset classes of the kit. Takes seconds: this imports all of them."""
+    package = sys.modules["vlmeval.dataset"]  # empty until here: merit.eval.engine
+    assert package.__spec__ is not None
+    assert package.__spec__.loader is not None
+    package.__spec__.loader.exec_module(package)
+    return package.DATASET_CLASSES
 
 
 def check_file(kit_class: Any, dataset: str, file: Path, checked: bool) -> None:

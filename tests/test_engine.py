@@ -190,8 +190,11 @@ def test_death_of_the_process_is_told_with_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a stand-in vlmeval that fails on import, ahead of the real one
-    (tmp_path / "vlmeval").mkdir()
-    (tmp_path / "vlmeval" / "__init__.py").write_text("raise RuntimeError('no such thing')")
+    fails = tmp_path / "vlmeval" / "dataset" / "image_base.py"
+    fails.parent.mkdir(parents=True)
+    for package in (fails.parent, fails.parent.parent):
+        (package / "__init__.py").touch()
+    fails.write_text("raise RuntimeError('no such thing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (
         ScoringEngine() as dying,
