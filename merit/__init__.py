@@ -4,4 +4,6 @@ Choi & Kim, "Decentralized Instruction Tuning: Conflict-Aware Splitting and Weig
 Merging", ICML 2026 (arXiv:2606.01717).
 """
 
+import merit.pins  # noqa: F401 - before numpy and torch
+
 __version__ = "0.1.0"

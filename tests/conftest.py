@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import merit  # noqa: F401 # isort: skip - before numpy
 import numpy as np
 import pytest
 

@@ -15,7 +15,7 @@ from merit.train.registry import INITIALISERS, PRETRAINING
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (  # from left to right; rooms of one entry do not know each other
-    *(("errors",), ("method",), ("config",), ("io",), ("data",), ("train", "partition")),
+    *(("errors", "pins"), ("method",), ("config",), ("io",), ("data",), ("train", "partition")),
     *(("merge",), ("eval",), ("check", "track"), ("run",)),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

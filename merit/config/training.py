@@ -55,13 +55,14 @@ class Runtime(Settings):
 
     `stored` keeps the checkpoint's own type; trained parameters are float32 in any case. `auto`
     takes a GPU if there is one; `spread` places a model that does not train over all GPUs.
+    Attention: `auto` is sdpa on a GPU and eager on a CPU, where sdpa's bytes depend on the CPU;
     `varlen` is torch's variable-length flash attention, for packed rows on a GPU.
     """
 
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     spread: bool = False
-    attention: Literal["sdpa", "eager", "varlen", "flash_attention_2"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"] = "auto"
 
 
 class Encoding(Settings):

@@ -85,12 +85,18 @@ def lanczos(
             residual = _orthogonalise(fresh, basis[: i + 1])
         basis[i + 1] = residual / residual.norm()
 
-    eigenvalues, coefficients = torch.linalg.eigh(tridiagonal)
+    eigenvalues, coefficients = _eigh(tridiagonal)
     kept = slice(None) if num_vectors is None else slice(num_vectors)
     eigenvalues, coefficients = eigenvalues.flip(0)[kept], coefficients.flip(1)[:, kept]
     vectors = make(len(eigenvalues), dim)
     torch.matmul(coefficients.T.to(basis), basis, out=vectors)
     return eigenvalues, _fix_signs(vectors)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors by numpy: torch's LAPACK depends on the CPU."""
+    values, vectors = np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
@@ -193,7 +199,7 @@ def conflict_directions(
     gram = inner_products(gradients, gradients)
     if centred:
         gram = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
-    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    eigenvalues, eigenvectors = _eigh(gram)
     eigenvalues = eigenvalues.flip(0)
     floor = max(float(eigenvalues[0]), 0.0) * num_tasks * torch.finfo(gradients.dtype).eps
     rank = int((eigenvalues > floor).sum())
@@ -204,7 +210,8 @@ def conflict_directions(
             "choose tasks whose gradients differ"
         )
     coefficients = _fix_signs(eigenvectors.flip(1).T[:num_directions])
-    scaled = coefficients / eigenvalues[:num_directions, None].sqrt()
+    roots = np.sqrt(eigenvalues[:num_directions, None].numpy())
+    scaled = coefficients / torch.from_numpy(roots)
     return torch.matmul(scaled.to(gradients), gradients, out=out)
 
 

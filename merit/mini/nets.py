@@ -157,6 +157,7 @@ def _initialised(kind: Any, config: Any, ids: dict[str, int], seed: int) -> Any:
     """A model with weights from `seed`, which generates until the end mark."""
     torch.manual_seed(seed)
     model = kind(config)
+    model.set_attn_implementation("eager")  # as `attention: auto` on a CPU
     model.generation_config.eos_token_id = ids["end"]
     model.generation_config.pad_token_id = ids["pad"]
     return model.eval()

@@ -187,7 +187,7 @@ def _params() -> Any:
 
 
 def quiet() -> None:
-    """No telemetry, no progress bars of libraries, one thread; what is set stays."""
+    """No telemetry, no progress bars of libraries; what is set stays."""
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -197,8 +197,5 @@ def quiet() -> None:
         "DO_NOT_TRACK": "1",
         "DVC_NO_ANALYTICS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # two processes of one thread beat one of two, and two of two on two cores are eight times
-        # slower; besides, sums in another order would be other bytes
-        "OMP_NUM_THREADS": "1",
     }.items():
         os.environ.setdefault(name, value)

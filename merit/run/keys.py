@@ -25,6 +25,7 @@ NOT_CODE = (
     "merit.io.artifacts",
     "merit.io.disk",
     "merit.io.locks",
+    "merit.io.machine",
     "merit.io.progress",
     "merit.eval.commit",
 )
@@ -44,7 +45,7 @@ def code_hash(modules: Iterable[str]) -> str:
 @cache
 def code_files(module: str) -> frozenset[Path]:
     """The files, relative to the package, that decide what a module computes."""
-    todo, modules = [module], set[str]()
+    todo, modules = [module, "merit.pins"], set[str]()
     while todo:
         name = todo.pop()
         file = None if name in modules or f"{name}.".startswith(NOT_CODE) else module_file(name)

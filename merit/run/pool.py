@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +21,7 @@ import psutil
 
 from merit.config import PARAMS_FILE, Params
 from merit.errors import MeritError, message_of
+from merit.io.machine import visible_gpus
 from merit.io.progress import Progress
 
 Task = tuple[str, Callable[..., None], tuple[Any, ...]]  # label, function, arguments
@@ -46,20 +45,6 @@ def gpu_slots(params: Params) -> list[list[str]]:
             f"{len(gpus)} are visible here; lower it or `launch.slots`"
         )
     return [list(gpus[i * size : (i + 1) * size]) for i in range(number)]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [
-        str(i)
-        for i, _ in enumerate(line for line in listed.stdout.splitlines() if line[:4] == "GPU ")
-    ]
 
 
 class Pool:

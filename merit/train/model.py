@@ -100,11 +100,13 @@ def for_generation(runtime: Runtime) -> Runtime:
     """`runtime` without `varlen`, for packed rows only: padded ones with a cache need a mask."""
     if runtime.attention != "varlen":
         return runtime
-    return runtime.model_copy(update={"attention": "sdpa"})
+    return runtime.model_copy(update={"attention": "auto"})
 
 
 def _attention(runtime: Runtime, architecture: str) -> Any:
     """The attention per part: varlen is only for the decoder, the encoder attends in windows."""
+    if runtime.attention == "auto":
+        return "eager" if placement(runtime) is None else "sdpa"
     if runtime.attention == "varlen" and "VL" in architecture:
         return {"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"}
     return runtime.attention

@@ -7,6 +7,7 @@ and, up to its scale, for all sigmas: what differs is the model alone.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -44,7 +45,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
         vectors = {"base": base, **dict(zip(models, stored, strict=True))}
         losses = {name: evaluator.losses(theta) for name, theta in vectors.items()}
         increases = perturbed(evaluator, vectors, settings.sigmas, settings.num_draws)
-        rms = {n: float(theta.double().square().mean().sqrt()) for n, theta in vectors.items()}
+        rms = {n: math.sqrt(theta.double().square().mean()) for n, theta in vectors.items()}
     aucs = {name: draw_aucs(settings.sigmas, values) for name, values in increases.items()}
 
     rows = []
