@@ -22,7 +22,7 @@ repro: $(STAMP) ## regenerate every result that is not up to date
 	@$(VENV)/bin/dvc repro
 
 test: $(STAMP) ## run the tests
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
+	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
 
 smoke: $(STAMP) ## run the whole pipeline at a tiny size, in a temporary folder
 	@$(VENV)/bin/merit smoke

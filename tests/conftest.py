@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the smoke run or of a real Slurm are slow, and each kind shares one process; those
-    of a GPU are skipped, with the reason, without one.
+    of a GPU are skipped, with the reason, without one, and those on emulated CPUs unless asked for.
     """
     for item in items:
         for fixture, group in (("smoke_folder", "smoke"), ("cluster", "slurm")):
@@ -32,6 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker("slow")
                 item.add_marker(pytest.mark.xdist_group(group))  # one process makes the run
                 break
+        if item.get_closest_marker("emulated") and "emulated" not in item.config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="takes half an hour: pytest -m emulated"))
         if item.get_closest_marker("gpu"):
             import torch
 

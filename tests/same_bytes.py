@@ -52,7 +52,7 @@ def experiments() -> dict[str, dict[str, Any]]:
     text = {"source": "mini_text", "num_examples": 70, "num_recall": 4, "num_documents": 8}
     both = ["projector", "decoder"]
     return {
-        "vision": _settings(150)
+        "vision": _settings(500)
         | {
             "data": world | counts,
             "base": {
@@ -209,12 +209,12 @@ def hashes() -> dict[str, str]:
         records = read_jsonl(paths.base / "records.jsonl")
         for phase in (phase["name"] for phase in settings["base"]["phases"]):
             note(f"{name} {phase}", [record for record in records if record["phase"] == phase])
-        for folder in (paths.base, paths.encoded, paths.gradients, paths.partition):
-            for path in sorted(folder.glob("*.npy")):
-                note(f"{name} {folder.name} {path.stem}", path.read_bytes())
+        for folder in (paths.encoded, paths.gradients, paths.partition):
+            arrays = [path.read_bytes() for path in sorted(folder.glob("*.npy"))]
+            note(f"{name} {folder.name}", b"".join(arrays))
         note(f"{name} groups", read_json(paths.partition / "partitions.json"))
         for path in sorted(paths.folder.rglob("model.safetensors")):
-            note(f"{name} {path.parent.relative_to(paths.folder)}", path.read_bytes())
+            note(f"{name} {path.parent.name} tensors", path.read_bytes())
     paths = Artifacts("vision")
     note("vision answers", answers(paths))
     for merger, merged in other_mergers(paths).items():

@@ -27,6 +27,7 @@ from merit.io.artifacts import (
     write_json,
 )
 from merit.io.locks import exclusive
+from merit.io.machine import differences
 from merit.io.progress import clock, write_timing
 from merit.run.access import needs_hub, uses_hub
 from merit.run.keys import code_hash
@@ -48,6 +49,8 @@ def run(
     Raises MeritError that names what failed; everything else is finished first.
     """
     params = load_params()
+    if stage is None:
+        say_differences()
     if ON_NODE in os.environ:  # a job trains its branch itself, on all GPUs that it was given
         launch = Launch(gpus_per_branch=params.launch.gpus_per_branch)
         params = params.model_copy(update={"launch": launch})
@@ -269,12 +272,19 @@ def _train_on_ranks(item: Item, num_ranks: int) -> None:
 # --- around all stages ----------------------------------------------------------------------------
 
 
+def say_differences() -> None:
+    """One line to stderr if the results here may be other bytes than those of other machines."""
+    if found := "; ".join(differences()):
+        print(f"merit: results may differ from the committed ones: {found}", file=sys.stderr)
+
+
 def write_settings(names: Sequence[str]) -> None:
     """experiments/settings/<name>.json, which dvc.yaml's stages depend on block by block.
 
     Besides, what DVC or the user has brought into place is stored: DVC empties the outputs of a
     stage before it runs the stage.
     """
+    say_differences()
     for name in names:
         context = Context.of(load(name))
         write_json(SETTINGS_DIR / f"{name}.json", stage_settings(context))
