@@ -20,6 +20,10 @@ setup: $(STAMP) ## create or update .venv from pyproject.toml and constraints.tx
 
 repro: $(STAMP) ## regenerate every result that is not up to date
 	@$(VENV)/bin/dvc repro
+	@git rev-parse --quiet --verify HEAD >/dev/null || exit 0; \
+	first=$$(git status --porcelain README.md reports | sed 's/^...//;q'); \
+	if [ -z "$$first" ]; then echo "The results are the same bytes as the committed ones."; \
+	else echo "The results differ from the committed ones, first in $$first (git diff shows how)."; fi
 
 test: $(STAMP) ## run the tests
 	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup

@@ -7,7 +7,6 @@ import io
 import math
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from safetensors.numpy import save_file
 
 from merit.config import PARAMETERS, Experiment, Method
 from merit.errors import MeritError
-from merit.eval.commit import git_commit
 from merit.eval.paper import PAPER_DIR, load_paper_table
 from merit.eval.questions import read_questions
 from merit.eval.report.build import build_report
@@ -392,22 +390,3 @@ def test_every_rule_has_a_colour_of_its_own() -> None:
     methods = [Method(partition=rule, **more.get(rule, {})) for rule in PARAMETERS]  # type: ignore[arg-type]
     assert len({method_color(method) for method in methods}) == len(methods)
     assert method_color(Method(partition="merit", axes=3)) in map(method_color, methods)
-
-
-def test_a_commit_is_dirty_with_changed_sources_alone(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        settings = ("user.name=t", "user.email=t@localhost", "commit.gpgsign=false")
-        options = [part for setting in settings for part in ("-c", setting)]
-        command = ["git", *options, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    assert git_commit(tmp_path) == "unknown"
-    git("init", "--quiet")
-    (tmp_path / "params.yaml").write_text("experiments: []\n")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "one")
-    (tmp_path / "dvc.lock").write_text("stages: {}\n")
-    assert git_commit(tmp_path) == git("rev-parse", "HEAD")
-    (tmp_path / "params.yaml").write_text("experiments: [mini]\n")
-    assert git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"

@@ -12,7 +12,7 @@ import torch
 
 from merit.config import Gradients
 from merit.errors import MeritError
-from merit.eval.studies import Calibration, Cost, Fidelity, draw_of
+from merit.eval.studies import Calibration, Cost, Fidelity
 from merit.eval.studies.calibration import measure as calibration
 from merit.eval.studies.cost import measure as cost
 from merit.eval.studies.fidelity import measure as fidelity
@@ -247,8 +247,6 @@ def test_cost_says_what_was_restored_and_then_compares_loops(tmp_path: Path) -> 
     assert merit["first_overhead_percent"] is None
     nothing = cost.measure(*timed(tmp_path / "none", {}), Cost(methods=["merit-1d"]))
     assert nothing["summary"]["overhead_share"] is None
-    draw_of("cost")(nothing, tmp_path)
-    assert (tmp_path / "figures" / "cost.png").is_file()
 
 
 # --- strides and sketches ------------------------------------------------------------------------

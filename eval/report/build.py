@@ -22,7 +22,7 @@ from merit.eval.report.style import save
 from merit.eval.report.tables import HEADINGS, write_csv, write_table
 from merit.eval.results import Results, load_results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
-from merit.eval.studies import settings_of
+from merit.eval.studies import reported
 from merit.eval.table_files import markdown_table
 from merit.io.artifacts import Artifacts, atomic_write, write_json
 
@@ -77,7 +77,7 @@ def write_pages(
         load_paper_table(name, reports_dir): load_results(experiment, artifacts, benchmarks)
         for name, benchmarks in stated.also_tables.items()
     }
-    planned = settings_of(experiment)
+    planned = reported(experiment)
     for name in planned:
         drawn = draw_study(experiment.name, name, reports_dir)
         save(drawn, out / "studies" / name / "figures")

@@ -13,7 +13,7 @@ from merit.eval.report.cells import AVERAGE, Cells, table_cells
 from merit.eval.report.study_sections import draw_study
 from merit.eval.report.style import save, styled
 from merit.eval.results import Results, load_results
-from merit.eval.studies import settings_of
+from merit.eval.studies import reported
 from merit.io.artifacts import REPORTS_DIR, Artifacts, atomic_write
 
 CAPTIONS = {
@@ -83,7 +83,7 @@ def export(name: str, kind: str, out: Path) -> None:
     Raises MeritError if a result is missing.
     """
     experiment, artifacts = load_experiment(name), Artifacts(name)
-    for study in settings_of(experiment):
+    for study in reported(experiment):
         save(draw_study(name, study, REPORTS_DIR), out, kind)
     results = load_results(experiment, artifacts)
     save(draw_figures(experiment, artifacts, results, table_cells(results)), out, kind)

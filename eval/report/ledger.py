@@ -70,6 +70,8 @@ def record(claim: Claim, case: Case) -> Record:
         **dict.fromkeys(("value", "low", "high", "n", "table")),
         **{"text": "–", "label": "", "unit": "", "links": []},
     }
+    if claim.role == "outside":
+        return stated | {"note": claim.note}
     try:
         found = RULES[claim.rule](claim, case)
     except NotTestable as reason:
@@ -77,8 +79,6 @@ def record(claim: Claim, case: Case) -> Record:
     caveats = {case.studies[name].caveat(case.base_hash) for name in found.studies} - {""}
     notes = [found.note, *sorted(caveats), _precondition_note(case) if is_precondition else ""]
     stated |= {"note": "; ".join(note for note in notes if note), "table": found.table}
-    if claim.role == "outside":
-        return stated
     shown = _link_record(found.deciding)
     del shown["claimed"]
     links = [_link_record(link) for link in found.links]

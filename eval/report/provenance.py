@@ -1,4 +1,7 @@
-"""What every reported number carries: commit, parameter hash, seeds and number of questions."""
+"""What every reported number carries: parameter hash, base hash, seeds, number of questions.
+
+The commit is a tag of the MLflow runs: these files are the same bytes whenever they are written.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,30 @@ from typing import Any
 from merit.config import Experiment
 from merit.config.branches import plan
 from merit.errors import MeritError
-from merit.eval.commit import git_commit
 from merit.eval.report.cells import one_seed
 from merit.eval.results import Results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.eval.studies import settings_of
 from merit.io.artifacts import Artifacts, read_json, value_hash
+from merit.io.machine import differences
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """`commit` ends in "-dirty" where a source file differed from it when the report was built."""
+    """`may_differ`: why this machine's numbers may not be those of every other (io.machine)."""
 
-    commit: str
     parameter_hash: str
     base_hash: str
     studies: tuple[str, ...]
+    may_differ: tuple[str, ...]
 
     def record(self, results: Results) -> dict[str, Any]:
         """What `provenance.json` holds."""
         return {
-            "commit": self.commit,
             "parameter_hash": self.parameter_hash,
             "base_hash": self.base_hash,
             "studies": list(self.studies),
+            "may_differ": list(self.may_differ),
             "seeds": {method: list(seeds) for method, seeds in results.seeds.items()},
             "num_questions": results.num_questions,
             "interval": {
@@ -44,15 +47,15 @@ class Provenance:
 
 
 def load_provenance(experiment: Experiment, artifacts: Artifacts) -> Provenance:
-    """Commit of the working tree, hash of the experiment's settings, hash of the base.
+    """Hash of the experiment's settings, hash of the base, and what is odd about the machine.
 
     Raises MeritError where the branches were trained from different bases.
     """
     return Provenance(
-        commit=git_commit(),
         parameter_hash=value_hash(experiment.model_dump(mode="json")),
         base_hash=_base_hash(experiment, artifacts),
         studies=tuple(settings_of(experiment)),
+        may_differ=differences(),
     )
 
 

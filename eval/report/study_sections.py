@@ -37,7 +37,6 @@ class StudyResult:
     path: str
     drawn: str
     base_hash: str
-    commit: str
 
     def caveat(self, base_hash: str) -> str:
         """A remark where the study was measured on another base than `base_hash`, else ""."""
@@ -73,7 +72,6 @@ def load_studies(
             path=f"../studies/{experiment}/{name}",
             drawn=drawn,
             base_hash=provenance.get("base_hash", ""),
-            commit=provenance.get("commit", "unknown"),
         )
     return found
 
@@ -101,13 +99,8 @@ def draw_study(experiment: str, study: str, reports_dir: Path) -> dict[str, Figu
 
 
 def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:
-    """Markdown: every study's sentences with links to its figures and tables; "" without any.
-
-    Of a timed study the links alone: its sentences hold seconds, which differ from run to run.
-    """
+    """Markdown: every study's sentences with links to its figures and tables; "" without any."""
     if not studies:
         return ""
-    shown = [
-        (study, study.caveat(base_hash), STUDIES[study.name].timed) for study in studies.values()
-    ]
+    shown = [(study, study.caveat(base_hash)) for study in studies.values()]
     return render("studies.md.j2", studies=shown)

@@ -1,7 +1,7 @@
 """The results table: rows = methods in YAML order, columns = benchmarks and averages.
 
 `<stem>.csv` is wide like the paper's table, `<stem>_tidy.csv` has one row per number with
-everything that belongs to it (n, seeds, spread, interval, commit, parameter hash), ours and the
+everything that belongs to it (n, seeds, spread, interval, parameter hash), ours and the
 paper's. `<stem>_paper_layout.csv` has our means in the paper's columns and rows.
 """
 
@@ -25,7 +25,7 @@ DASH = "–"  # no such number: one seed has no spread, a method may be absent f
 HEADINGS = {AVERAGE: "avg", CLOSED: "avg without open-ended"}
 TIDY = (
     *("source", "scale", "method", "benchmark", "stands_for", "mean", "spread", "ci_low"),
-    *("ci_high", "num_seeds", "seeds", "num_questions", "commit", "parameter_hash"),
+    *("ci_high", "num_seeds", "seeds", "num_questions", "parameter_hash"),
 )
 Rows = list[list[str]]
 
@@ -107,7 +107,6 @@ def tidy_table(
         known = {
             "num_seeds": str(max(1, len(results.seeds[method]))),
             "seeds": " ".join(map(str, results.seeds[method])),
-            "commit": provenance.commit,
             "parameter_hash": provenance.parameter_hash,
         }
         for column, cell in row.items():

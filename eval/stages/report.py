@@ -8,6 +8,8 @@ import pandas as pd
 
 from merit.config import load_experiment
 from merit.eval.report.build import build_report
+from merit.eval.stages.study import write_study
+from merit.eval.studies import STUDIES, settings_of
 from merit.io.artifacts import (
     ARTIFACTS_DIR,
     REPORTS_DIR,
@@ -18,12 +20,15 @@ from merit.io.artifacts import (
 
 
 def run(name: str, item: str | None = None) -> None:
-    """Write reports/<name>, and what it hashes to.
+    """Write reports/<name>, and what it hashes to; and what the last runs here took, untracked.
 
     The hash is what the pages over all experiments depend on: DVC cannot list them one by one.
     """
     experiment, folder = load_experiment(name), REPORTS_DIR / name
     build_report(experiment, Artifacts(name), REPORTS_DIR, name)
+    for study in settings_of(experiment):
+        if STUDIES[study].timed:
+            write_study(name, study, Artifacts(name).folder / "timings" / study)
     write_json(report_digest(name), {"report": name, "hash": folder_hash(folder)})
     if not experiment.report.brief:
         table = pd.read_csv(folder / f"{experiment.report.stem}.csv")

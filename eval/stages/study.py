@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from merit.config import load_experiment
-from merit.eval.commit import git_commit
 from merit.eval.measuring.scores import Row
 from merit.eval.questions import QUESTIONS, write_questions
 from merit.eval.studies import STUDIES, measure_of, settings_of
@@ -28,19 +27,23 @@ from merit.io.artifacts import (
 
 def run(name: str, item: str | None = None) -> None:
     """Write reports/studies/<name>/<item>."""
-    experiment, paths = load_experiment(name), Artifacts(name)
     assert item is not None
+    write_study(name, item, study_folder(name, item))
+
+
+def write_study(name: str, item: str, folder: Path) -> None:
+    """The study's result.json and tables, to `folder`."""
+    experiment, paths = load_experiment(name), Artifacts(name)
     settings = settings_of(experiment)[item]
     result = measure_of(item)(experiment, paths, settings)
     result["provenance"] = {
         "base_hash": read_json(paths.base / "base.json")["base_hash"],
-        "commit": git_commit(),
         "settings": settings.model_dump(mode="json"),
         "settings_hash": value_hash(settings.model_dump(mode="json")),
     }
     result = json.loads(json.dumps(result))  # what is drawn is what is stored
     result["title"] = STUDIES[item].title
-    with atomic_folder(study_folder(name, item)) as out:
+    with atomic_folder(folder) as out:
         if "questions" in result:
             write_questions(out / QUESTIONS, result.pop("questions"))
         write_json(out / "result.json", result)

@@ -1,8 +1,9 @@
 """The studies: what the paper measures besides its main tables.
 
 A study is a folder here: settings.py (its block `studies.<name>` of an experiment's YAML, without
-which it is not run), measure.py (numbers), draw.py (figures) and text.md.j2 (sentences). To add
-one, add its folder and its line in `STUDIES`. Importing this module takes milliseconds.
+which it is not run), measure.py (numbers), draw.py (figures) and text.md.j2 (sentences); a `timed`
+one has only tables. To add one, add its folder and its line in `STUDIES`. Importing this module
+takes milliseconds.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ def settings_of(experiment: Experiment) -> dict[str, Study]:
     path = EXPERIMENTS_DIR / f"{experiment.name}.yaml"
     found = checked({"studies": experiment.studies}, _Part, path).studies
     return {name: study for name, study in found if study is not None}
+
+
+def reported(experiment: Experiment) -> list[str]:
+    """The experiment's studies whose numbers are the same in every run."""
+    return [name for name in settings_of(experiment) if not STUDIES[name].timed]
 
 
 def measure_of(name: str) -> Callable[..., dict[str, Any]]:

@@ -10,8 +10,9 @@ from merit.config.settings import Settings
 class Study(Settings):
     """A block `studies.<name>`.
 
-    Numbers of a `timed` study differ from run to run: pages link to it and do not repeat them. A
-    study that `reads_scores` waits for the evaluation.
+    Numbers of a `timed` study differ from run to run: the report stage leaves them beside the
+    timings, and neither DVC nor git keeps them. A study that `reads_scores` waits for the
+    evaluation.
     """
 
     title: ClassVar[str]

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import zlib
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -48,6 +49,8 @@ def differences() -> tuple[str, ...]:
         found.append("a CPU without AVX2")
     if visible_gpus():
         found.append("a GPU")
+    if "ng" in zlib.ZLIB_RUNTIME_VERSION:
+        found.append("zlib-ng, which writes the same pixels as other bytes")
     if CONSTRAINTS.is_file():
         lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
         tested = dict(line.split("==") for line in lines if "==" in line and line[0] != "#")

@@ -49,7 +49,7 @@ def run(
     Raises MeritError that names what failed; everything else is finished first.
     """
     params = load_params()
-    if stage is None:
+    if not stages:
         say_differences()
     if ON_NODE in os.environ:  # a job trains its branch itself, on all GPUs that it was given
         launch = Launch(gpus_per_branch=params.launch.gpus_per_branch)

@@ -27,7 +27,6 @@ NOT_CODE = (
     "merit.io.locks",
     "merit.io.machine",
     "merit.io.progress",
-    "merit.eval.commit",
 )
 
 

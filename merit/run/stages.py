@@ -182,10 +182,16 @@ def _results(c: Context, with_scores: bool = True) -> dict[str, Any]:
     return {"models": models, "scores": scores, "encoded": encoded, "data": data}
 
 
+def _studies(c: Context) -> list[str]:
+    from merit.eval.studies import reported
+
+    return reported(c.experiment)
+
+
 def _report(c: Context, _: str) -> Basis:
     settings = c.block("data", "methods", "sweeps", "evaluation", "report", "studies")
     inputs: dict[str, Any] = _results(c) | {"partition": hash_of(c.paths.partition / KEY)}
-    inputs["studies"] = {s: hash_of(_study_record(c.paths, s)) for s in list(c.dump["studies"])}
+    inputs["studies"] = {s: hash_of(_study_record(c.paths, s)) for s in _studies(c)}
     paper = Path("reports/paper")
     inputs["paper"] = {file.name: file_hash(file) for file in sorted(paper.glob("*.csv"))}
     return settings, inputs
@@ -345,7 +351,7 @@ STAGES = {
                 _study_record(paths, study),
             ),
             _study,
-            lambda c: list(c.dump["studies"]),
+            _studies,
             lambda c, study: [f"merit.eval.studies.{study}.measure"],
             looped=True,
             record_beside=True,
