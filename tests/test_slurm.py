@@ -25,6 +25,7 @@ from merit.run.slurm import Row, train_branches
 from merit.run.store import Item, Key
 from tests.slurm import missing
 from tests.slurm import slurm as start_slurm
+from tests.test_train_stage import BRANCH, paths, write_manifest  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parent.parent
 LOGS = Path("artifacts/x/.work/slurm")
@@ -260,29 +261,31 @@ def test_a_job_that_slurm_refuses() -> None:
         train_branches("x", [branch("a")], launch("nowhere"))
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("cluster", "paths")
 def test_a_training_that_is_stopped_and_requeued_is_the_same_to_the_byte(
-    smoke_folder: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "executable", PYTHON)
-    for name in ("experiments", "artifacts/smoke"):
-        shutil.copytree(smoke_folder / name, name)
-    Path("params.yaml").write_text(
-        yaml.safe_dump(launch().model_dump() | {"experiments": ["smoke"]})
-    )
-    paths = Artifacts("smoke")
-    model = paths.branch("merit-1d-s1-g0") / "model.safetensors"
+    shutil.copytree(ROOT / "experiments", "experiments")
+    settings = {"extends": "smoke", "methods": {"merit-1d": {"seeds": [3]}, "joint-shrunk": None}}
+    Path("experiments/x.yaml").write_text(yaml.safe_dump(settings))
+    artifacts = Artifacts("x")
+    write_manifest(artifacts, epochs=300.0)  # 400 steps
+    train = (PYTHON, "-m", "merit", "run", "x", "train", "--only", BRANCH)
+    Path("params.yaml").write_text("experiments: [x]\n")
+    ask(*train)
+    model = artifacts.branch(BRANCH) / "model.safetensors"
     before = file_hash(model)
-    shutil.rmtree(paths.folder / ".store")
+    shutil.rmtree(artifacts.folder / ".store")
     shutil.rmtree(model.parent)
-    work, log = paths.folder / ".work", paths.folder / ".work/slurm/merit-1d-s1-g0.log"
-    only = ["smoke", "train", "--only", "merit-1d-s1-g0"]
+    Path("params.yaml").write_text(yaml.safe_dump(launch().model_dump()))
+    work = artifacts.folder / ".work"
     with ThreadPoolExecutor(1) as pool:
-        launched = pool.submit(ask, PYTHON, "-m", "merit", "run", *only)
-        until(lambda: list(work.glob("branches/*/.merit-1d-s1-g0.????????????????")))
+        launched = pool.submit(ask, *train)
+        until(lambda: list(work.glob(f"branches/*/.{BRANCH}.????????????????")))
         (job,) = jobs().values()
         time.sleep(0.5)  # it has begun
         ask("scancel", "--signal=USR2", job)
         assert "1 done, 0 kept" in launched.result(timeout=180)
-    assert "stopped after step" in log.read_text()
+    assert "stopped after step" in (work / f"slurm/{BRANCH}.log").read_text()
     assert file_hash(model) == before
