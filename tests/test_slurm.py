@@ -186,7 +186,7 @@ def jobs() -> dict[str, str]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
