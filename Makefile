@@ -26,7 +26,7 @@ repro: $(STAMP) ## regenerate every result that is not up to date
 	else echo "The results differ from the committed ones, first in $$first (git diff shows how)."; fi
 
 test: $(STAMP) ## run the tests
-	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
+	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
 smoke: $(STAMP) ## run the whole pipeline at a tiny size, in a temporary folder
 	@$(VENV)/bin/merit smoke

@@ -23,15 +23,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the smoke run or of a real Slurm are slow, and each kind shares one process; those
-    of a GPU are skipped, with the reason, without one, and those on emulated CPUs unless asked for.
+    """A file's tests share a process, and its fixtures are made once; so do those of the smoke run,
+    which begin first since they take longest. Those and a real Slurm's are slow. Tests of a GPU are
+    skipped, with the reason, without one, and those on emulated CPUs unless asked for.
     """
+    items.sort(key=lambda item: "smoke_folder" not in getattr(item, "fixturenames", ()))
     for item in items:
-        for fixture, group in (("smoke_folder", "smoke"), ("cluster", "slurm")):
-            if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker("slow")
-                item.add_marker(pytest.mark.xdist_group(group))  # one process makes the run
-                break
+        fixtures = getattr(item, "fixturenames", ())
+        group = "smoke" if "smoke_folder" in fixtures else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+        if {"smoke_folder", "cluster"} & set(fixtures):
+            item.add_marker("slow")
         if item.get_closest_marker("emulated") and "emulated" not in item.config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="takes half an hour: pytest -m emulated"))
         if item.get_closest_marker("gpu"):
