@@ -1,4 +1,4 @@
-"""What MLflow is to show, read from the records alone: a `Run` for every model and every branch.
+"""What MLflow is to show, read from the records alone: runs of methods, models and branches.
 
 Nothing here knows MLflow; `merit.track` carries these runs into it. Which runs exist follows from
 `merit.config.branches.plan`, never from what lies in a folder; what has not been run yet is left
@@ -18,13 +18,11 @@ import numpy as np
 
 from merit.config import Experiment, every_method
 from merit.config.branches import Branch, Model, plan
-from merit.io.artifacts import REPORTS_DIR, Artifacts, read_json, read_jsonl, value_hash
+from merit.io.artifacts import Artifacts, read_json, read_jsonl, study_folder, value_hash
 
-STEP_METRICS = (
-    *("loss", "learning_rate", "gradient_norm", "num_tokens", "num_loss_tokens"),
-    "tokens_per_second",
-    "epoch",  # an x-axis on which branches of different lengths line up
-)
+# few, so that MLflow's charts stay readable; the records have more
+STEP_METRICS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second")
+FIGURES = ("pca", "similarity", "average")  # on every method's run
 # of an experiment: what no single run depends on
 NOT_A_RUNS = {"methods", "sweeps", "studies", "report"}
 Row = dict[str, Any]
@@ -41,16 +39,16 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One MLflow run: a model, with those of its `branches` that have been trained, or a branch.
+    """One MLflow run: a method, below it a model per seed, below that its branches.
 
-    `key`, `parent` and `branches` are keys: a model's id, or branch/<id>, since a branch may bear a
-    model's name. `files` maps a path inside the run's artifacts to a file of the same name.
+    `key` and `parent` are keys: method/<name>, a model's id, or branch/<id>; names are unique, too.
+    The base is a model without a method above it. `files` maps a path inside the run's artifacts to
+    a file of the same name.
     """
 
     key: str
     name: str
     parent: str | None
-    branches: tuple[str, ...]
     params: dict[str, str]
     tags: dict[str, str]
     points: list[Point]
@@ -64,29 +62,43 @@ class Run:
 def keys(experiment: Experiment) -> set[str]:
     """The keys of all runs that the experiment's methods may have, run or not."""
     todo = plan(experiment)
-    return {*todo.models, *(f"branch/{branch}" for branch in todo.branches)}
+    methods = {key for model in todo.models.values() if (key := _method_key(model))}
+    return {*methods, *todo.models, *(f"branch/{branch}" for branch in todo.branches)}
+
+
+def _method_key(model: Model) -> str | None:
+    return None if model.rule == "base" else f"method/{model.method}"
 
 
 def runs(experiment: Experiment, artifacts: Artifacts) -> list[Run]:
-    """Every run that has something to show; a branch that several models share is one run.
+    """Every run that has something to show, parents before children.
 
-    Raises MeritError where a record is not readable.
+    A branch that several models share is one run, below the first of them. Raises MeritError if a
+    record is unreadable.
     """
     todo = plan(experiment)
+    trained = {
+        branch.id: _branch(experiment, artifacts, branch, users)
+        for branch in todo.branches.values()
+        if (artifacts.branch(branch.id) / "summary.json").is_file()
+        for users in [[model for model in todo.models.values() if branch.id in model.branches]]
+    }
     scores = _optional(artifacts.evaluation / "scores.json").get("scores", {})
-    branches = {}
-    for branch in todo.branches.values():
-        if (artifacts.branch(branch.id) / "summary.json").is_file():
-            models = [model for model in todo.models.values() if branch.id in model.branches]
-            branches[branch.id] = _branch(experiment, artifacts, branch, models)
-    result = []
+    held_out = study_folder(experiment.name, "held_out") / "result.json"
+    losses = _optional(held_out).get("summary", {}).get("loss", {})
+    models: dict[Model, Run] = {}
     for model in todo.models.values():
-        trained = [branches[branch] for branch in model.branches if branch in branches]
-        merged = (artifacts.model(model.id) / "merge.json").is_file()
-        built = model.rule == "base" and (artifacts.base / "records.jsonl").is_file()
-        if trained or merged or built or model.id in scores:
-            result.append(_model(experiment, artifacts, model, trained, scores.get(model.id, {})))
-    return [*result, *branches.values()]
+        values = dict(scores.get(model.id, {}))
+        values |= {"average": sum(values.values()) / len(values)} if values else {}
+        values |= {"held_out_loss": losses[model.id]} if model.id in losses else {}
+        own = [trained[branch] for branch in model.branches if branch in trained]
+        if run := _model(experiment, artifacts, model, own, values):
+            models[model] = run
+    methods = []
+    for key in dict.fromkeys(map(_method_key, models)):
+        if key:
+            methods.append(_method(experiment, artifacts, key, models))
+    return [*methods, *models.values(), *trained.values()]
 
 
 def mixture(experiment: Experiment, artifacts: Artifacts) -> dict[str, str] | None:
@@ -128,10 +140,12 @@ def _branch(
     points = _step_points(rows, artifacts.timing(branch.id))
     if "displacement" in summary:
         time = points[-1].time if points else 0
-        points.append(Point("displacement", summary["displacement"], summary["num_steps"], time))
+        points.append(Point("displacement", summary["displacement"], 0, time))
     params |= flatten({"manifest": manifest})
     files = {f"manifests/{branch.id}/manifest.json": manifest_file}
-    return Run(f"branch/{branch.id}", branch.id, models[0].id, (), params, tags, points, files)
+    # the id of a method's only branch reads like a model's
+    name = branch.id if branch.num_groups > 1 else f"branch {branch.id}"
+    return Run(f"branch/{branch.id}", name, models[0].id, params, tags, points, files)
 
 
 def _model(
@@ -139,10 +153,14 @@ def _model(
     artifacts: Artifacts,
     model: Model,
     trained: Sequence[Run],
-    scores: Mapping[str, float],
-) -> Run:
+    values: Mapping[str, float],
+) -> Run | None:
+    """A model's run; None if there is nothing of it yet."""
     merged, records = artifacts.model(model.id), artifacts.base / "records.jsonl"
     merge = _optional(merged / "merge.json")
+    steps = _step_points(_rows(records), records) if model.rule == "base" else []
+    if not (trained or merge or steps or values):
+        return None
     params, tags = _settings_and_tags(experiment, model, model.seed)
     counts = ("num_tokens", "num_loss_tokens", "weighted_by", "alpha")
     params |= flatten({"rule": model.rule, "num_branches": len(model.branches)})
@@ -151,6 +169,7 @@ def _model(
     lineage = {
         "base_hash": _optional(artifacts.base / "base.json").get("base_hash"),
         "partition_hash": ", ".join(sorted(hashes)),
+        "branches": ", ".join(run.tags["merit.branch"] for run in trained),
         "source": model.source,
         "match": model.match,
         "checkpoint_hash": merge.get("checkpoint_hash"),
@@ -158,26 +177,48 @@ def _model(
         "failure": merge.get("failure"),
     }
     tags |= {f"merit.{key}": str(value) for key, value in lineage.items() if value}
-    points = _step_points(_rows(records), records) if model.rule == "base" else []
-    times = [point.time for run in trained for point in run.points]
+    if "displacement" in merge:
+        values = {**values, "displacement": merge["displacement"]}
     written = max(map(_modified, (merged / "merge.json", artifacts.evaluation / "scores.json")))
-    first, last = min(times, default=0), max(times, default=written)
-    if len(trained) == len(model.branches) and not merge.get("failure"):  # half a curve is none
-        folders = [artifacts.branch(branch) for branch in model.branches]
+    last = max((point.time for run in trained for point in run.points), default=written)
+    points = [*steps, *(Point(key, value, 0, last) for key, value in values.items())]
+    parent = _method_key(model)
+    name = model.id if parent is None else f"{model.method}, seed {model.seed}"
+    files = {} if parent else _figures(artifacts)
+    return Run(model.id, name, parent, params, tags, points, files)
+
+
+def _method(
+    experiment: Experiment, artifacts: Artifacts, key: str, models: Mapping[Model, Run]
+) -> Run:
+    """A method's run: the mean of every metric over its models, and the loss of their branches."""
+    mine = [model for model in models if _method_key(model) == key]
+    params, tags = _settings_and_tags(experiment, mine[0], None)
+    branches = dict.fromkeys(branch for model in mine for branch in model.branches)
+    params |= flatten({"num_models": len(mine), "num_branches": len(mine[0].branches)})
+    points = [point for model in mine for point in models[model].points]
+    last = max((point.time for point in points), default=0)
+    means = {
+        name: float(np.mean([point.value for point in points if point.key == name]))
+        for name in dict.fromkeys(point.key for point in points)
+    }
+    shown = [Point(name, value, 0, last) for name, value in means.items()]
+    folders = [artifacts.branch(branch) for branch in branches]
+    done = [_optional(folder / "summary.json") for folder in folders]
+    if all(summary and not summary["failure"] for summary in done):  # half a curve is none
         curve = loss_by_epoch(
             [_rows(folder / "records.jsonl") for folder in folders],
             [read_json(folder / "manifest.json")["num_tokens"] for folder in folders],
         )
-        for (step, loss), time in zip(curve, np.linspace(first, last, len(curve)), strict=True):
-            points.append(Point("loss_by_epoch", loss, step, int(time)))
-    values = {f"score/{benchmark}": score for benchmark, score in scores.items()}
-    values |= {"score/avg": sum(scores.values()) / len(scores)} if scores else {}
-    values |= {"displacement": merge["displacement"]} if "displacement" in merge else {}
-    points += [Point(key, value, 0, last) for key, value in values.items()]
-    files = {f"figures/{p.name}": p for p in (artifacts.report / "figures").glob("*.png")}
-    files |= {name: path for run in trained for name, path in run.files.items()}
-    branches = tuple(run.key for run in trained)
-    return Run(model.id, model.id, None, branches, params, tags, points, files)
+        shown += [Point("training_loss", loss, step, last) for step, loss in curve]
+    name = mine[0].method
+    return Run(key, name, None, params, tags, shown, _figures(artifacts))
+
+
+def _figures(artifacts: Artifacts) -> dict[str, Path]:
+    """The partition's and the scores' figures, as the report drew them."""
+    found = (artifacts.report / "figures" / f"{name}.png" for name in FIGURES)
+    return {f"figures/{path.name}": path for path in found if path.is_file()}
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -252,7 +293,7 @@ def _settings_and_tags(
         "merit.seed": "" if seed is None else str(seed),
         "merit.params_hash": value_hash(settings),
     }
-    readiness = REPORTS_DIR / "studies" / experiment.name / "readiness" / "result.json"
+    readiness = study_folder(experiment.name, "readiness") / "result.json"
     if "merge_ready" in (summary := _optional(readiness).get("summary", {})):
         tags["merit.merge_ready"] = str(summary["merge_ready"]).lower()
         tags["merit.readiness"] = str(summary["verdict"])

@@ -1,21 +1,19 @@
 """MLflow as a view of the records, by its public API. mlflow is imported where it is used: that
 takes 4 s.
 
-`sync` makes MLflow show what `merit.runs` reads: an experiment per YAML, a run per model, below it
-a run per branch. A branch that several models share is one run, below the first of them; every
-model links to its branches.
+`sync` makes MLflow show what `merit.runs` reads: an experiment per YAML, a run per method, below it
+a run per model (seed), below that a run per branch.
 
 MLflow cannot change a parameter or take back a point. A run is therefore found by two tags,
-`merit.key` and the hash of its parameters, points, files and mixture. If no run has both, a new one
-is logged with the notes and tags that users gave the old one, which goes to MLflow's trash; if the
-records return to what they were, so does the old run. Other tags change in place. The hash is set
-last: a run of a killed sync has none, and is logged again.
+`merit.key` and the hash of its parameters, points, tags, files and mixture. If no run has both, a
+new one is logged with the notes and tags that users gave the old one, which goes to MLflow's trash;
+if the records return to what they were, so does the old run. The hash is set last: a run of a
+killed sync has none, and is logged again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -25,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -40,14 +39,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 LOCK_TIMEOUT = 10.0  # seconds to wait for a locked database or a silent server
-METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's limits
-KEY, NOTE_HASH = "merit.key", "merit.note_hash"
-CONTENT, TAGS = "merit.content_hash", "merit.tags_hash"
+METRICS_PER_CALL, PARAMS_PER_CALL = 800, 100  # MLflow's limits: 100 and 1,000 in all
+KEY, CONTENT = "merit.key", "merit.content_hash"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
-MODEL_NOTE = (
-    "Scores are percent on the test split. `loss_by_epoch` is the token-weighted mean of the "
-    "branches' training loss at equal progress; its step is the percentage of an epoch."
-)
 
 
 class StoreError(MeritError):
@@ -114,39 +108,37 @@ def _mirror(
     trained_on: dict[str, str] | None,
 ) -> Counter[str]:
     experiment_id, versions = _open_experiment(client, experiment.name)
-    shown: dict[str, MlflowRun] = {}
-    states: dict[str, str] = {}
-    inputs, content = {}, {}
-    for run in wanted:  # all ids come first: models and branches name each other
-        key, old = run.key, versions.get(run.key, [])
-        inputs[key] = [trained_on] if trained_on and (run.parent or run.branches) else []
-        content[key] = _content_hash(run, inputs[key])
-        same = [v for v in old if v.data.tags.get(CONTENT) == content[key]]
+    ids: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for run in wanted:  # parents come first
+        inputs = [trained_on] if trained_on and run.key != "base" else []
+        content, old = _content_hash(run, inputs), versions.get(run.key, [])
+        same = [v for v in old if v.data.tags.get(CONTENT) == content]
         same = [v for v in same if v.info.experiment_id == experiment_id]
+        tags = {PARENT: ids[run.parent]} if run.parent else {}
         if not same:
-            tags = {KEY: key} | (_user_tags(old[0]) if old else {})
-            shown[key] = client.create_run(experiment_id, run.start, tags, run.name)
-            states[key] = "updated" if old else "created"
-            continue
-        shown[key], states[key] = same[0], "unchanged"
-        if _is_deleted(same[0]):
-            client.restore_run(same[0].info.run_id)
-            states[key] = "updated"
-    ids = {key: run.info.run_id for key, run in shown.items()}
-    for run in wanted:
-        key, run_id = run.key, ids[run.key]
-        is_new = CONTENT not in shown[key].data.tags
-        if is_new:
-            _log(client, run_id, run, inputs[key])
-        if is_new or _has_lost_files(client, run_id, run):
-            for path, file in run.files.items():
-                client.log_artifact(run_id, str(file), str(PurePosixPath(path).parent))
-            states[key] = "created" if states[key] == "created" else "updated"
-        if _set_tags(client, shown[key], run.tags | _links(run, ids, experiment_id)):
-            states[key] = "created" if states[key] == "created" else "updated"
-        if is_new:
-            client.set_tag(run_id, CONTENT, content[key])
-    counts = Counter(states.values())
+            tags |= {"mlflow.source.git.commit": _git_commit()} | run.tags
+            tags |= _user_tags(old[0]) if old else {}
+            run_id = client.create_run(
+                experiment_id, run.start, {KEY: run.key}, run.name
+            ).info.run_id
+            _log(client, run_id, run, inputs, tags)
+            _log_files(client, run_id, run)
+            client.set_tag(run_id, CONTENT, content)
+            counts["updated" if old else "created"] += 1
+        else:
+            run_id, changed = same[0].info.run_id, False
+            if _is_deleted(same[0]):
+                client.restore_run(run_id)
+                changed = True
+            if tags and same[0].data.tags.get(PARENT) != tags[PARENT]:
+                client.set_tag(run_id, PARENT, tags[PARENT])
+                changed = True
+            if _has_lost_files(client, run_id, run):
+                _log_files(client, run_id, run)
+                changed = True
+            counts["updated" if changed else "unchanged"] += 1
+        ids[run.key] = run_id
     for key, each in versions.items():
         for old_run in each:
             if old_run.info.run_id != ids.get(key) and not _is_deleted(old_run):
@@ -186,41 +178,43 @@ def _content_hash(run: Run, inputs: Sequence[Mapping[str, str]]) -> str:
     """The hash of what MLflow cannot change."""
     files = {name: file_hash(path) for name, path in run.files.items()}
     points = [(p.key, p.step, p.value) for p in run.points]
-    return value_hash([run.params, points, files, [one["digest"] for one in inputs]])
+    digests = [one["digest"] for one in inputs]
+    return value_hash([run.name, run.params, run.tags, points, files, digests])
 
 
 def _user_tags(run: MlflowRun) -> dict[str, str]:
     """A run's note and the tags that are neither ours nor MLflow's."""
-    own = ("merit.", "mlflow.")
     tags = run.data.tags
-    return {k: tags[k] for k in tags if k in (NOTE, NOTE_HASH) or not k.startswith(own)}
+    return {k: tags[k] for k in tags if k == NOTE or not k.startswith(("merit.", "mlflow."))}
 
 
-def _links(run: Run, ids: Mapping[str, str], experiment_id: str) -> dict[str, str]:
-    """The tags that lead from a branch to its first model and from a model to its branches."""
-    if run.parent:
-        return {PARENT: ids[run.parent]}
-    branches = {key.removeprefix("branch/"): ids[key] for key in run.branches}
-    links = [f"[{name}](#/experiments/{experiment_id}/runs/{i})" for name, i in branches.items()]
-    note = MODEL_NOTE + ("\n\nBranches: " + ", ".join(links) if links else "")
-    return {"merit.branches": json.dumps(branches), NOTE: note, NOTE_HASH: value_hash(note)}
-
-
-def _log(client: MlflowClient, run_id: str, run: Run, inputs: Sequence[Mapping[str, str]]) -> None:
-    """The run's points, parameters and mixture."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+def _log(
+    client: MlflowClient,
+    run_id: str,
+    run: Run,
+    inputs: Sequence[Mapping[str, str]],
+    tags: Mapping[str, str],
+) -> None:
+    """The run's points, parameters, tags and mixture."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     # MLflow's stores do not give NaN and infinity back as they were; such values stay records
     points = sorted(point for point in run.points if math.isfinite(point.value))
     metrics = [Metric(p.key, p.value, p.time, p.step) for p in points]
-    for i in range(0, len(metrics), METRICS_PER_CALL):
-        client.log_batch(run_id, metrics=metrics[i : i + METRICS_PER_CALL])
     params = [Param(key, value) for key, value in run.params.items()]  # MLflow cuts what is long
-    for i in range(0, len(params), PARAMS_PER_CALL):
-        client.log_batch(run_id, params=params[i : i + PARAMS_PER_CALL])
+    shown = [RunTag(key, tag) for key, tag in tags.items() if tag]
+    m, p = METRICS_PER_CALL, PARAMS_PER_CALL
+    for i in range(max(math.ceil(len(metrics) / m), math.ceil(len(params) / p))):
+        client.log_batch(run_id, metrics[i * m : i * m + m], params[i * p : i * p + p], shown)
+        shown = []
     context = [InputTag("mlflow.data.context", "training")]
     client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**one), context) for one in inputs])
     client.set_terminated(run_id, "FINISHED", max((p.time for p in points), default=None))
+
+
+def _log_files(client: MlflowClient, run_id: str, run: Run) -> None:
+    for path, file in run.files.items():
+        client.log_artifact(run_id, str(file), str(PurePosixPath(path).parent))
 
 
 def _has_lost_files(client: MlflowClient, run_id: str, run: Run) -> bool:
@@ -228,27 +222,11 @@ def _has_lost_files(client: MlflowClient, run_id: str, run: Run) -> bool:
     return not {PurePosixPath(path).parts[0] for path in run.files} <= there
 
 
-def _set_tags(client: MlflowClient, run: MlflowRun, tags: dict[str, str]) -> bool:
-    """Bring a run's tags up to date, but for a note that a user wrote; whether any changed."""
-    from mlflow.entities import RunTag
-
-    old, digest = run.data.tags, value_hash(tags)
-    if old.get(TAGS) == digest:
-        return False
-    for key in old:
-        if key.startswith("merit.") and key not in (KEY, CONTENT) and not tags.get(key):
-            client.delete_tag(run.info.run_id, key)
-    if old.get(NOTE) and value_hash(old[NOTE]) != old.get(NOTE_HASH):
-        tags = {key: tag for key, tag in tags.items() if key != NOTE}
-    tags = tags | {"mlflow.source.git.commit": _git_commit(), TAGS: digest}
-    client.log_batch(run.info.run_id, tags=[RunTag(key, tag) for key, tag in tags.items() if tag])
-    return True
-
-
 def _is_deleted(run: MlflowRun) -> bool:
     return bool(run.info.lifecycle_stage == "deleted")
 
 
+@cache
 def _git_commit() -> str:
     """The commit that is checked out; "" outside of a git repository."""
     command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]

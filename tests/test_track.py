@@ -27,14 +27,18 @@ pytestmark = [
 ]
 SMALL = ("base", "joint-1ep", "soup-2", "merit-1d")
 # soup-2-s1 shares joint-1ep-s1, which is trained once and shown once
-MODELS = ["base", "joint-1ep-s1", "merit-1d-s1", "soup-2-s1"]
+MODELS = ["joint-1ep-s1", "merit-1d-s1", "soup-2-s1"]
+METHODS = ["joint-1ep", "merit-1d", "soup-2"]
 PARENT_OF = {
+    "base": None,
+    **{f"method/{name}": None for name in METHODS},
+    **{model: f"method/{name}" for model, name in zip(MODELS, METHODS, strict=True)},
     "branch/joint-1ep-s1": "joint-1ep-s1",
     "branch/joint-1ep-s2": "soup-2-s1",
     "branch/merit-1d-s1-g0": "merit-1d-s1",
     "branch/merit-1d-s1-g1": "merit-1d-s1",
 }
-NUM_RUNS = 8
+NUM_RUNS = len(PARENT_OF)
 NOTE = "mlflow.note.content"
 G1 = "branch/merit-1d-s1-g1"
 
@@ -88,7 +92,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
     settings = build(folder / "artifacts", methods=SMALL, benchmarks=("a", "b"), num_records=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        figure = Path("reports/synthetic/figures/curves.png")
+        figure = Path("reports/synthetic/figures/pca.png")
         figure.parent.mkdir(parents=True)
         figure.write_bytes(b"png")
         world = World(folder, settings)
@@ -111,16 +115,41 @@ def artifact(run: mlflow.entities.Run, path: str) -> Path:
 # --- what is shown ------------------------------------------------------------------------------
 
 
-def test_models_are_runs_and_branches_lie_below_their_first_model(template: World) -> None:
+def test_methods_have_models_and_these_have_branches(template: World) -> None:
     shown = template.runs()
     ids = template.ids()
-    assert sorted(shown) == [*MODELS[:1], *sorted(PARENT_OF), *MODELS[1:]]
+    assert set(shown) == set(PARENT_OF) == keys(template.settings)
     for key, run in shown.items():
-        parent = PARENT_OF.get(key)
+        parent = PARENT_OF[key]
         assert run.data.tags.get("mlflow.parentRunId") == (ids[parent] if parent else None)
-        assert run.info.run_name == key.removeprefix("branch/")
         assert run.info.status == "FINISHED"
         assert run.data.params["training.optimizer.learning_rate"] == "0.001"
+    names = {key: run.info.run_name for key, run in shown.items()}
+    assert len(set(names.values())) == NUM_RUNS
+    assert [names[key] for key in ("method/joint-1ep", "joint-1ep-s1", "branch/joint-1ep-s1")] == [
+        "joint-1ep",
+        "joint-1ep, seed 1",
+        "branch joint-1ep-s1",
+    ]
+
+
+def test_a_method_shows_the_means_of_its_seeds(tmp_path: Path) -> None:
+    settings = build(tmp_path, methods=("base", "joint-1ep"), benchmarks=("a",), seeds=(1, 2))
+    paths = Artifacts("synthetic", tmp_path)
+    scores = read_json(paths.evaluation / "scores.json")
+    scores["scores"] |= {"joint-1ep-s1": {"a": 40.0}, "joint-1ep-s2": {"a": 50.0}}
+    write_json(paths.evaluation / "scores.json", scores)
+    found = {run.key: run for run in runs(settings, paths)}
+    points = {point.key: point.value for point in found["method/joint-1ep"].points}
+    assert (points["a"], points["average"]) == (45.0, 45.0)
+    losses = [read_jsonl(paths.branch(f"joint-1ep-s{s}") / "records.jsonl") for s in (1, 2)]
+    assert points["training_loss"] == pytest.approx(sum(r[-1]["loss"] for r in losses) / 2)
+    means = [
+        merge["displacement"]
+        for merge in (read_json(paths.model(f"joint-1ep-s{s}") / "merge.json") for s in (1, 2))
+    ]
+    assert points["displacement"] == pytest.approx(sum(means) / 2)
+    assert {p.key for p in found["joint-1ep-s2"].points} == {"a", "average", "displacement"}
 
 
 def test_runs_carry_the_records(template: World) -> None:
@@ -134,7 +163,7 @@ def test_runs_carry_the_records(template: World) -> None:
     for key in ("base_hash", "checkpoint_hash", "manifest_hash"):
         assert branch.data.tags[f"merit.{key}"] == summary[key]
     records = read_jsonl(paths.branch(name) / "records.jsonl")
-    for metric in ("loss", "learning_rate", "gradient_norm", "num_tokens"):
+    for metric in ("loss", "learning_rate", "gradient_norm"):
         assert template.history(G1, metric) == [(row["step"], row[metric]) for row in records]
     assert branch.data.metrics["displacement"] == summary["displacement"]
     # the timings: 0.5 s a step, 4 steps
@@ -145,16 +174,15 @@ def test_runs_carry_the_records(template: World) -> None:
 
     scores = read_json(paths.evaluation / "scores.json")["scores"]["merit-1d-s1"]
     merge = read_json(paths.model("merit-1d-s1") / "merge.json")
-    assert model.data.metrics["score/avg"] == (scores["a"] + scores["b"]) / 2
+    assert model.data.metrics["average"] == (scores["a"] + scores["b"]) / 2
     assert model.data.metrics["displacement"] == merge["displacement"]
     assert model.data.params["num_tokens"] == str(merge["num_tokens"])
     assert model.data.tags["merit.checkpoint"].endswith("models/merit-1d-s1/model.safetensors")
-    assert artifact(model, "figures/curves.png").read_bytes() == b"png"
+    for parent in ("base", "method/merit-1d"):
+        assert artifact(shown[parent], "figures/pca.png").read_bytes() == b"png"
     assert len(template.history("base", "loss")) == 4
 
-    soup = json.loads(shown["soup-2-s1"].data.tags["merit.branches"])
-    ids = template.ids()
-    assert soup == {b: ids[f"branch/{b}"] for b in ("joint-1ep-s1", "joint-1ep-s2")}
+    assert shown["soup-2-s1"].data.tags["merit.branches"] == "joint-1ep-s1, joint-1ep-s2"
     assert shown["base"].inputs.dataset_inputs == []
     (mixture,) = (one.dataset for one in branch.inputs.dataset_inputs)
     tasks = read_json(paths.mixture / "tasks.json")
@@ -188,10 +216,10 @@ def test_what_has_not_run_is_skipped(tmp_path: Path) -> None:
     shutil.rmtree(artifacts.model("soup-2-s1"))
     shutil.rmtree(artifacts.partition)  # as while it runs again
     found = {run.key: run for run in runs(settings, artifacts)}
-    assert sorted(found) == [*MODELS[:1], *sorted(set(PARENT_OF) - {G1[:-1] + "0"}), *MODELS[1:]]
-    assert found["soup-2-s1"].branches == ("branch/joint-1ep-s1", "branch/joint-1ep-s2")
-    assert found["merit-1d-s1"].branches == (G1,)
-    assert [p.key for p in found["merit-1d-s1"].points] == ["displacement"]  # half a curve is none
+    assert set(found) == set(PARENT_OF) - {G1[:-1] + "0"}
+    assert found["merit-1d-s1"].tags["merit.branches"] == G1.removeprefix("branch/")
+    points = found["method/merit-1d"].points
+    assert [p.key for p in points] == ["displacement"]  # half a curve is none
 
 
 def test_sweeps_and_what_diverged_are_shown(tmp_path: Path) -> None:
@@ -201,8 +229,9 @@ def test_sweeps_and_what_diverged_are_shown(tmp_path: Path) -> None:
     name = "joint-1ep-lr0.1-s1"
     write(tmp_path, settings, num_records=2, diverged=[name])
     found = {run.key: run for run in runs(settings, Artifacts("synthetic", tmp_path))}
-    own = {"base", "joint-1ep-s1", "branch/joint-1ep-s1"}
-    assert set(found) == keys(settings) == own | {name, f"branch/{name}"}
+    own = {"base", "method/joint-1ep", "joint-1ep-s1", "branch/joint-1ep-s1"}
+    swept = {"method/joint-1ep-lr0.1", name, f"branch/{name}"}
+    assert set(found) == keys(settings) == own | swept
     model, branch = found[name], found[f"branch/{name}"]
     for run in (model, branch):
         assert run.params["training.optimizer.learning_rate"] == "0.1"
@@ -212,7 +241,7 @@ def test_sweeps_and_what_diverged_are_shown(tmp_path: Path) -> None:
     assert {"loss"} < {p.key for p in branch.points}  # up to there
     assert "displacement" not in {p.key for p in branch.points}
     assert "merit.failure" not in found["joint-1ep-s1"].tags
-    assert {"score/a", "score/avg"} <= {p.key for p in found["joint-1ep-s1"].points}
+    assert {"a", "average"} <= {p.key for p in found["joint-1ep-s1"].points}
 
 
 # --- again --------------------------------------------------------------------------------------
@@ -223,7 +252,7 @@ def test_second_sync_writes_nothing(world: World, capsys: pytest.CaptureFixture[
     before = database.read_bytes()
     assert world.sync() == {"unchanged": NUM_RUNS}
     assert database.read_bytes() == before
-    assert "runs: 0 created, 0 updated, 0 deleted, 8 unchanged (" in capsys.readouterr().out
+    assert "runs: 0 created, 0 updated, 0 deleted, 11 unchanged (" in capsys.readouterr().out
 
 
 def retrain(world: World) -> list[dict[str, Any]]:
@@ -246,10 +275,10 @@ def test_a_changed_record_is_logged_again_with_what_users_gave_its_run(world: Wo
     world.client.set_tag(before[G1], NOTE, "look at step 2")
     world.client.set_tag(before[G1], "mine", "1")
     rows = retrain(world)
-    # the branch, its model with the curve, and the link of the other branch
+    # the branch and its method with the curve, below which the model comes to lie
     assert world.sync() == {"updated": 3, "unchanged": NUM_RUNS - 3}
     after, ids = world.runs()[G1], world.ids()
-    assert {key for key in ids if ids[key] != before[key]} == {"merit-1d-s1", G1}
+    assert {key for key in ids if ids[key] != before[key]} == {"method/merit-1d", G1}
     assert world.history(G1, "loss") == [(row["step"], row["loss"]) for row in rows]
     assert [step for step, _ in world.history(G1, "gradient_norm")] == [2]
     assert after.data.params["manifest.training.optimizer.batch_size"] == "2"
@@ -267,16 +296,17 @@ def test_a_removed_method_goes_and_comes_back_with_its_ids(world: World) -> None
     before, settings = world.ids(), world.settings
     world.settings = experiment(methods=("base", "soup-2"), benchmarks=("a", "b"))
     # joint-1ep, merit-1d and its branches go; what the soup shared now lies below the soup
-    assert world.sync()["deleted"] == 4
+    assert world.sync()["deleted"] == 6
     assert sorted(world.ids()) == [
         "base",
         "branch/joint-1ep-s1",
         "branch/joint-1ep-s2",
+        "method/soup-2",
         "soup-2-s1",
     ]
     tags = world.runs()["branch/joint-1ep-s1"].data.tags
     assert tags["mlflow.parentRunId"] == before["soup-2-s1"]
-    assert world.sync() == {"unchanged": 4}
+    assert world.sync() == {"unchanged": 5}
     world.settings = settings
     world.sync()
     assert world.ids() == before
@@ -286,11 +316,11 @@ def test_sync_takes_up_a_killed_sync(world: World, monkeypatch: pytest.MonkeyPat
     log_batch, calls = mlflow.MlflowClient.log_batch, []
     retrain(world)
 
-    def dies(self: Any, run_id: str, **items: Any) -> None:
+    def dies(self: Any, run_id: str, *items: Any) -> None:
         calls.append(run_id)
-        if len(calls) == 4:
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        log_batch(self, run_id, **items)
+        log_batch(self, run_id, *items)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -316,9 +346,10 @@ def test_a_moved_clone_and_deleted_artifacts_come_back(
     assert world.content() == template.content()
     ids = world.ids()
     shutil.rmtree(place / "mlruns")
-    assert world.sync() == {"updated": NUM_RUNS}
+    # models of a method have no files
+    assert world.sync() == {"updated": NUM_RUNS - 3, "unchanged": 3}
     assert world.ids() == ids
-    figure = artifact(world.runs()["base"], "figures/curves.png")
+    figure = artifact(world.runs()["base"], "figures/pca.png")
     assert figure.is_relative_to(place)
     assert figure.read_bytes() == b"png"
     assert world.sync() == {"unchanged": NUM_RUNS}
