@@ -42,11 +42,14 @@ class Results:
     answers: dict[str, list[NDArray[np.float64]]]
     also: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
 
-    def answers_by_name(
-        self, method: str, benchmarks: Sequence[int]
+    def by_name(
+        self, method: str, benchmarks: Iterable[str], seeds: Iterable[int] | None = None
     ) -> dict[str, NDArray[np.float64]]:
-        """The answers to the benchmarks at these positions, as merit.eval.statistics takes them."""
-        return {self.benchmarks[b]: self.answers[method][b] for b in benchmarks}
+        """The answers to these benchmarks, as merit.eval.statistics takes them; all by default."""
+        rows = [self.seeds[method].index(seed) for seed in seeds or ()] or slice(None)
+        return {
+            name: self.answers[method][self.benchmarks.index(name)][rows] for name in benchmarks
+        }
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ The bootstrap is hierarchical: it resamples seeds and questions together, so tha
 of other seeds and of other questions. Both are crossed, since every seed's model answers the same
 questions: one resample draws the questions of each benchmark once for all seeds, and the seeds once
 for all benchmarks. Of a method with one model only the questions are resampled: its interval says
-nothing about other seeds. Resampling is deterministic in its seed, and each benchmark has a random
-stream of its own, so its result does not depend on which other benchmarks are present. Data that
-cannot be compared raise MeritError.
+nothing about other seeds. Bases, if there are several, are crossed with both: on every base a seed
+is the same order of the data and the same draw of groups. Resampling is deterministic in its seed,
+and each benchmark has a random stream of its own, so its result does not depend on which other
+benchmarks are present. Data that cannot be compared raise MeritError.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ Array = NDArray[np.float64]
 NUM_RESAMPLES = 2000  # of every bootstrap that is reported
 LEVEL = 0.95  # of every interval that is reported
 Scores = Mapping[str, ArrayLike]  # benchmark -> (num_seeds, num_questions) or (num_questions,)
+Terms = Sequence[tuple[float, Scores]]  # of a contrast: coefficients and scores
 RESAMPLE_BLOCK = 2**22  # counts that are held in memory at once
 SEED_STREAM = 0x5EED  # of the seeds' draws: three numbers, so that no benchmark has the same key
 MARGIN = 1e-9  # by which rounding may put a score outside its limits
@@ -65,6 +67,7 @@ class Difference(NamedTuple):
     high: float
     p_value: float
     num_questions: int
+    num_bases: int = 1
 
     @property
     def direction(self) -> Direction:
@@ -103,8 +106,7 @@ def wilcoxon(ours: ArrayLike, theirs: ArrayLike) -> Wilcoxon:
 
 
 def contrast_bootstrap(
-    terms: Sequence[tuple[float, Scores]],
-    *,
+    *bases: Terms,
     paired_seeds: bool = True,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -112,10 +114,13 @@ def contrast_bootstrap(
 ) -> tuple[dict[str, Difference], Difference]:
     """sum_i c_i (mean score of i), terms (c_i, scores of i): for each benchmark and the average.
 
+    Of several bases, each with the same terms, seeds and questions, it is the mean over bases.
+
     Questions are resampled within each benchmark (stratified), all terms together and seeds
     averaged. To that a resample adds the deviations of seeds that were drawn for all benchmarks
     together; the terms that have several share one draw if `paired_seeds` and they are equally
-    many, otherwise each has its own. A term of one seed is resampled over questions only.
+    many, otherwise each has its own. A term of one seed is resampled over questions only. The
+    deviations of bases from their mean are added likewise; seeds' are means over bases.
 
     A seed that was drawn count_s times among n has the weight
 
@@ -123,36 +128,45 @@ def contrast_bootstrap(
 
     with which the resampled mean's variance over seeds is s^2 / n, s^2 the sample variance (n - 1).
     Plain resampling, w_s = count_s / n, would have (n - 1) / n of it: two thirds with three seeds.
-    Two limits. The noise of single answers counts twice, in the seeds' sampling and in the
-    questions' (three times, if seeds' deviations were resampled over questions, too): where seeds
-    and questions matter little beside it, an interval is up to sqrt(2) times too wide. Where seeds
-    dominate and are few, percentiles lie nearer together than Student's t would have them.
+    Bases have such weights, too. Two limits. The noise of single answers counts twice, in the
+    seeds' sampling and in the questions' (three times with several bases): where seeds and
+    questions matter little beside it, an interval is up to sqrt(2) times too wide. Where seeds or
+    bases dominate and are few, percentiles lie nearer together than Student's t would have them.
 
     The average of a resample is the plain mean over its benchmarks. The p-value is the share of
     resamples <= 0, (1 + count) / (1 + num_resamples), so never 0.
     """
-    scores = _checked([values for _, values in terms])
-    coefficients = [coefficient for coefficient, _ in terms]
-    groups = _seed_groups([len(next(iter(found.values()))) for found in scores], paired_seeds)
-    sizes = [len(next(iter(scores[group[0]].values()))) for group in groups]
+    checked = iter(_checked([values for terms in bases for _, values in terms]))
+    scores = [[(c, next(checked)) for c, _ in terms] for terms in bases]
+    num_seeds = [[len(next(iter(term.values()))) for _, term in terms] for terms in scores]
+    if num_seeds.count(num_seeds[0]) < len(bases):
+        raise MeritError(f"the bases have different seeds, {num_seeds} of them: give each the same")
+    groups = _seed_groups(num_seeds[0], paired_seeds)
+    sizes = [num_seeds[0][group[0]] for group in groups]
+    if len(bases) > 1:
+        sizes.append(len(bases))
     weights = _column_weights(sizes, num_resamples, seed)
     per_benchmark: dict[str, Difference] = {}
     means: list[float] = []
     resampled: list[Array] = []
-    for name in scores[0]:
-        columns = _columns(
-            [c * found[name] for c, found in zip(coefficients, scores, strict=True)], groups
+    for name in scores[0][0][1]:
+        by_base = np.stack(
+            [_columns([c * term[name] for c, term in terms], groups) for terms in scores]
         )
+        columns = by_base.mean(axis=0)
+        if len(bases) > 1:
+            columns = np.hstack([columns, (by_base[:, :, 0] - columns[:, 0]).T])
         by_question = _resampled_means(columns[:, :1], name, num_resamples, seed)[:, 0]
         draws: Array = by_question + weights @ columns[:, 1:].mean(axis=0)
         means.append(float(columns[:, 0].mean()))
-        per_benchmark[name] = _difference(means[-1], draws, confidence, len(columns))
+        found = _difference(means[-1], draws, confidence, len(columns))
+        per_benchmark[name] = found._replace(num_bases=len(bases))
         resampled.append(draws)
     num_questions = sum(found.num_questions for found in per_benchmark.values())
     average = _difference(
         float(np.mean(means)), np.mean(resampled, axis=0), confidence, num_questions
     )
-    return per_benchmark, average
+    return per_benchmark, average._replace(num_bases=len(bases))
 
 
 def paired_bootstrap(

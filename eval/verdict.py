@@ -41,6 +41,7 @@ class Link:
     side: Side = "above"
     refuted: float | None = None
     unit: str = ""
+    num_bases: int = 1
 
     @property
     def verdict(self) -> Verdict:

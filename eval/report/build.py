@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from merit.config import Experiment
 from merit.eval.paper import load_paper_table
 from merit.eval.questions import QUESTIONS, models_of, write_questions
 from merit.eval.report.base import base_part
-from merit.eval.report.cells import AVERAGE, CLOSED, Cells, resampled, table_cells
-from merit.eval.report.comparison import Comparison, comparisons, frame
+from merit.eval.report.bases import SUMMARY, load_bases, load_best
+from merit.eval.report.cells import AVERAGE, CLOSED, resampled, table_cells
+from merit.eval.report.comparison import Comparison, comparisons, contrast, frame, opponents
 from merit.eval.report.figures import write_figures
 from merit.eval.report.ledger import Case, counts, ledger, readiness, tally, write_ledger
 from merit.eval.report.provenance import Provenance, load_provenance
@@ -24,36 +25,41 @@ from merit.eval.results import Results, load_results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.eval.studies import reported
 from merit.eval.table_files import markdown_table
-from merit.io.artifacts import Artifacts, atomic_write, write_json
-
-SUMMARY = "summary.json"  # what the pages over all experiments read of a report
+from merit.io.artifacts import Artifacts, atomic_write, read_json, write_json
 
 
 def build_report(
-    experiment: Experiment, artifacts: Artifacts, reports_dir: Path, folder: str | None = None
+    experiment: Experiment,
+    artifacts: Artifacts,
+    reports_dir: Path,
+    folder: str | None = None,
+    others: Sequence[str] = (),
 ) -> None:
-    """Write `reports_dir`/`folder`. Args: folder: the experiment's name unless given.
+    """Write `reports_dir`/`folder`: of a brief report the questions' scores and the summary alone.
 
     Everything is built aside first, so an error (MeritError where a file is missing or does not
     fit the others) leaves the old report as it was. Files of other stages in the folder stay.
+
+    Args: folder: the experiment's name unless given. others: the family's other bases, over which
+    differences and verdicts are taken too.
     """
     results = load_results(experiment, artifacts)
-    cells = table_cells(results)
-    compared = comparisons(experiment, results)
     provenance = load_provenance(experiment, artifacts)
+    bases = load_bases(experiment, results, provenance.base_hash, reports_dir, others)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         write_questions(out / QUESTIONS, models_of(results))
         summary = {
             "title": experiment.report.title,
+            "family": experiment.report.family or experiment.name,
             "base_hash": provenance.base_hash,
-            "averages": averages(experiment, cells, compared),
-            "differences": differences(experiment, compared),
+            "bases": list(bases),
+            "averages": averages(experiment, list(bases.values())),
+            "merge_ready": merge_ready(experiment, reports_dir),
         }
         if not experiment.report.brief:
-            summary |= write_pages(
-                experiment, artifacts, reports_dir, out, results, cells, compared, provenance
-            )
+            best = load_best(experiment, reports_dir, others)
+            summary |= write_pages(experiment, artifacts, reports_dir, out, bases, best, provenance)
         write_json(out / SUMMARY, summary)
         for path in sorted(p for p in out.rglob("*") if p.is_file()):
             target = reports_dir / (folder or experiment.name) / path.relative_to(out)
@@ -65,12 +71,13 @@ def write_pages(
     artifacts: Artifacts,
     reports_dir: Path,
     out: Path,
-    results: Results,
-    cells: Cells,
-    compared: Mapping[str, Comparison],
+    bases: Mapping[str, Results],
+    best: Mapping[str, Results],
     provenance: Provenance,
 ) -> dict[str, Any]:
     """Everything that is read, to `out`; returns what the summary says of it."""
+    results = bases[experiment.name]
+    cells, compared = table_cells(results), comparisons(experiment, list(bases.values()))
     stated = experiment.report
     paper = load_paper_table(stated.paper_table, reports_dir, stated.paper_build)
     further = {
@@ -82,7 +89,7 @@ def write_pages(
         drawn = draw_study(experiment.name, name, reports_dir)
         save(drawn, out / "studies" / name / "figures")
     studies = load_studies(experiment.name, reports_dir, planned, out)
-    case = Case(experiment, results, studies, provenance.base_hash)
+    case = Case(experiment, bases, studies, provenance.base_hash, best)
     records = ledger(case)
     label = f"tab:{experiment.name}"
     table = write_table(stated.title, label, results, cells, paper, provenance, out)
@@ -119,14 +126,10 @@ def write_pages(
         num_resamples=NUM_RESAMPLES,
         level=LEVEL,
         resampled=resampled(results),
+        bases=list(bases),
     )
     atomic_write(out / "README.md", page)
-    ready = studies["readiness"].summary["merge_ready"] if "readiness" in studies else None
-    return {
-        "merge_ready": ready,
-        "claims": counts(records),
-        "figures": list(figures),
-    }
+    return {"claims": counts(records), "figures": list(figures)}
 
 
 def comparison_table(compared: Mapping[str, Comparison]) -> list[list[str]]:
@@ -144,37 +147,28 @@ def comparison_table(compared: Mapping[str, Comparison]) -> list[list[str]]:
     ]
 
 
-def averages(
-    experiment: Experiment, cells: Cells, compared: Mapping[str, Comparison]
-) -> dict[str, dict[str, Any]]:
-    """What a method is to the main one ("main", "base", "joint", "random", "shrunk") -> average."""
+def averages(experiment: Experiment, bases: Sequence[Results]) -> dict[str, dict[str, Any]]:
+    """What a method is to the main one ("main", "base", ...) -> average over benchmarks, bases."""
     main = experiment.report.partition
-    named = {experiment.methods[name].partition: name for name in reversed(list(compared))}
+    if main is None:
+        return {}
+    others = opponents(experiment, main)
+    named = {"main": main} | {kind: names[0] for kind, names in others.items() if names}
+    found = {role: (name, contrast(bases, {name: 1.0})) for role, name in named.items()}
     return {
         role: {
             "method": name,
-            "value": round(cells[name][AVERAGE].mean, 4),
-            "low": round(cells[name][AVERAGE].low, 4),
-            "high": round(cells[name][AVERAGE].high, 4),
+            "value": round(average.difference, 4),
+            "low": round(max(0.0, average.low), 4),
+            "high": round(min(100.0, average.high), 4),
         }
-        for role, name in (({"main": main} if main else {}) | named).items()
+        for role, (name, average) in found.items()
     }
 
 
-def differences(
-    experiment: Experiment, compared: Mapping[str, Comparison]
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Opponent's kind -> "avg" and "avg_closed" -> the main method's difference to it."""
-    return {
-        experiment.methods[other].partition: {
-            column: {
-                "value": round(found[column].difference, 4),
-                "low": round(found[column].low, 4),
-                "high": round(found[column].high, 4),
-                "verdict": found[column].direction,
-            }
-            for column in (AVERAGE, CLOSED)
-            if column in found
-        }
-        for other, found in reversed(list(compared.items()))
-    }
+def merge_ready(experiment: Experiment, reports_dir: Path) -> bool | None:
+    """What the study `readiness` found; None if the experiment does not run it."""
+    if not experiment.studies.get("readiness"):
+        return None
+    result = reports_dir / "studies" / experiment.name / "readiness" / "result.json"
+    return bool(read_json(result)["summary"]["merge_ready"])

@@ -51,15 +51,16 @@ def table_cells(results: Results) -> Cells:
 
 def _cell(results: Results, method: str, kept: list[int]) -> Cell:
     values = results.averages(method, kept)
+    names = [results.benchmarks[b] for b in kept]
     low, high = bootstrap_interval(
-        results.answers_by_name(method, kept), num_resamples=NUM_RESAMPLES, confidence=LEVEL
+        results.by_name(method, names), num_resamples=NUM_RESAMPLES, confidence=LEVEL
     )
     return Cell(
         mean=float(values.mean()),
         spread=spread(values),
         low=100 * low,
         high=100 * high,
-        num_questions=sum(results.num_questions[results.benchmarks[i]] for i in kept),
+        num_questions=sum(results.num_questions[name] for name in names),
     )
 
 

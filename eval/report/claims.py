@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,12 +23,27 @@ CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 
 @dataclass(frozen=True)
 class Case:
-    """All that a claim may look at. `base_hash` is the base of this report's branches."""
+    """All that a claim may look at. `base_hash` is the base of this report's branches.
+
+    `bases` has the scores on every base of the family by experiment, this one's first; `best` the
+    same with every method at its own best distance from the base.
+    """
 
     experiment: Experiment
-    results: Results
+    bases: Mapping[str, Results]
     studies: Mapping[str, StudyResult]
     base_hash: str
+    best: Mapping[str, Results] = field(default_factory=dict)
+
+    @property
+    def results(self) -> Results:
+        """The scores on this report's own base."""
+        return next(iter(self.bases.values()))
+
+    def on(self, name: str) -> Case:
+        """The case on one base alone."""
+        best = {name: self.best[name]} if name in self.best else {}
+        return replace(self, bases={name: self.bases[name]}, best=best)
 
 
 class Reading(Settings):
@@ -54,6 +69,10 @@ class Claim(Settings):
     sentence: str
     statistic: str
     rule: str
+    opponent: Literal["joint", "base", "random", "shrunk"] = "joint"
+    benchmarks: Literal["all", "closed"] = "all"
+    distance: Literal["trained", "best"] = "trained"
+    shown: str = ""
     bound: float = 0.0
     margin: float = 0.0
     role: Literal["claim", "precondition", "outside"] = "claim"

@@ -1,7 +1,4 @@
-"""The comparison: one method minus another, in points, with the paired bootstrap's interval.
-
-Seeds are resampled in pairs where both methods have the very same ones.
-"""
+"""Contrasts of methods in points, with the bootstrap's interval; the comparison of a report."""
 
 from __future__ import annotations
 
@@ -16,45 +13,68 @@ from merit.eval.statistics import (
     LEVEL,
     NUM_RESAMPLES,
     Difference,
+    contrast_bootstrap,
     gain_shares,
     holm,
-    paired_bootstrap,
 )
 
 Comparison = Mapping[str, Difference]  # column of the results table -> difference in points
 
 
-def compare(
-    results: Results, ours: str, theirs: str, kept: Sequence[int] | None = None
+def contrast(
+    bases: Sequence[Results], terms: Mapping[str, float], kept: Sequence[int] | None = None
 ) -> Difference:
-    """`ours` - `theirs` on the mean of the benchmarks at positions `kept` (all by default)."""
-    kept = list(range(len(results.benchmarks)) if kept is None else kept)
-    _, found = paired_bootstrap(
-        results.answers_by_name(ours, kept),
-        results.answers_by_name(theirs, kept),
-        paired_seeds=results.seeds[ours] == results.seeds[theirs],
+    """sum of coefficient x average over the first one's benchmarks at positions `kept`, in points.
+
+    The mean over those bases that have all of the methods, in the seeds that all of them have.
+    Seeds are resampled together if all methods with several have the same ones.
+    """
+    own, *others = bases
+    names = [own.benchmarks[b] for b in (range(len(own.benchmarks)) if kept is None else kept)]
+    pool = [own, *(base for base in others if all(_shared(own, base, m) for m in terms))]
+    seeds = {m: [s for s in own.seeds[m] if all(s in b.seeds[m] for b in pool)] for m in terms}
+    _, found = contrast_bootstrap(
+        *([(c, base.by_name(m, names, seeds[m])) for m, c in terms.items()] for base in pool),
+        paired_seeds=len({tuple(s) for s in seeds.values() if len(s) > 1}) == 1,
         num_resamples=NUM_RESAMPLES,
         confidence=LEVEL,
     )
-    value = results.averages(ours, kept).mean() - results.averages(theirs, kept).mean()
-    return found._replace(difference=float(value), low=100 * found.low, high=100 * found.high)
+    return found._replace(
+        difference=100 * found.difference, low=100 * found.low, high=100 * found.high
+    )
 
 
-def comparisons(experiment: Experiment, results: Results) -> dict[str, Comparison]:
+def _shared(own: Results, other: Results, method: str) -> bool:
+    """Whether both have the method, in a seed in common if it has seeds."""
+    wanted, there = own.seeds[method], other.seeds.get(method)
+    return there is not None and (not wanted or not set(wanted).isdisjoint(there))
+
+
+def compare(
+    results: Results, ours: str, theirs: str, kept: Sequence[int] | None = None
+) -> Difference:
+    """`ours` - `theirs` on this base alone."""
+    terms = {ours: 1.0, theirs: -1.0} if ours != theirs else {ours: 0.0}
+    return contrast([results], terms, kept)
+
+
+def comparisons(experiment: Experiment, bases: Sequence[Results]) -> dict[str, Comparison]:
     """Opponent -> the main method's difference to it in every column; {} without a main method."""
     main = experiment.report.partition
     if main is None:
         return {}
     return {
         other: {
-            column: compare(results, main, other, kept) for column, kept in columns(results).items()
+            column: contrast(bases, {main: 1.0, other: -1.0}, kept)
+            for column, kept in columns(bases[0]).items()
         }
-        for other in opponents(experiment, main)
+        for names in opponents(experiment, main).values()
+        for other in names
     }
 
 
-def opponents(experiment: Experiment, main: str) -> list[str]:
-    """The methods that the main one must be held against, in this order.
+def opponents(experiment: Experiment, main: str) -> dict[str, list[str]]:
+    """The methods that the main one must be held against, by kind, in this order.
 
     Joint training for the same epochs, the base, random groups of the same number, and the
     distance-matched shrunken joint model (docs/method.md 9).
@@ -62,14 +82,14 @@ def opponents(experiment: Experiment, main: str) -> list[str]:
     ours = experiment.methods[main]
     found: dict[str, list[str]] = {kind: [] for kind in ("joint", "base", "random", "shrunk")}
     for name, other in experiment.methods.items():
-        if (
+        if name != main and (
             other.partition == "base"
             or (other.partition == "joint" and other.epochs == ours.epochs)
             or (other.partition == "random" and other.num_groups == ours.num_groups)
             or (other.partition == "shrunk" and other.match == main)
         ):
             found[other.partition].append(name)
-    return [name for names in found.values() for name in names if name != main]
+    return found
 
 
 def frame(main: str, found: Mapping[str, Comparison]) -> pd.DataFrame:
@@ -91,6 +111,7 @@ def frame(main: str, found: Mapping[str, Comparison]) -> pd.DataFrame:
                 "difference": f"{cell.difference:.4f}",
                 "ci_low": f"{cell.low:.4f}",
                 "ci_high": f"{cell.high:.4f}",
+                "num_bases": cell.num_bases,
                 "num_questions": cell.num_questions,
                 "p_bootstrap": f"{cell.p_value:.4g}",
                 "p_holm": f"{adjusted[name]:.4g}",

@@ -1,17 +1,24 @@
-"""The pages over all experiments: reports/README.md, and the results in the top README.md.
+"""The pages over all experiments: reports/README.md, reports/bases, the results in README.md.
 
-Both are made of the summary.json that every report leaves.
+They are made of the summary.json and claims.json that every report leaves.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from merit.errors import MeritError
-from merit.eval.report.build import SUMMARY
-from merit.eval.report.render import points, render
+from merit.eval.report.bases import SUMMARY
+from merit.eval.report.figure_bases import ALL, draw_forest
+from merit.eval.report.ledger import claims
+from merit.eval.report.render import render
+from merit.eval.report.style import save, styled
+from merit.eval.report.tables import write_csv
 from merit.eval.verdict import VERDICTS
 from merit.io.artifacts import atomic_write, read_json
 
@@ -34,7 +41,7 @@ def build_index(
     readme: Path = Path("README.md"),
     once: Sequence[str] = (),
 ) -> None:
-    """Write `reports_dir`/README.md, and the results in `readme` if it exists.
+    """Write `reports_dir`/README.md and bases/, and the results in `readme` if it exists.
 
     Args: names: folders of the reports, in order. once: those that the default does not run.
 
@@ -42,7 +49,12 @@ def build_index(
     once each and in order.
     """
     found = {name: _summary(reports_dir, name) for name in (*names, *once)}
-    index = render("index.md.j2", reports=found, once=once, verdicts=VERDICTS)
+    shown = {
+        claim.shown: {name: summary["records"][claim.id] for name, summary in found.items()
+                      if claim.id in summary["records"]}
+        for claim in claims().values() if claim.shown
+    }  # fmt: skip
+    index = render("index.md.j2", reports=found, once=once, verdicts=VERDICTS, claims=shown)
     block = render(
         "readme.md.j2",
         reports=found,
@@ -50,41 +62,98 @@ def build_index(
         folder=reports_dir.name,
         picture=next((n for n, s in found.items() if PICTURE in s["figures"]), None),
         picture_name=PICTURE,
-        joint=sentences(found, "joint", "avg", "joint training"),
-        base=sentences(found, "base", "avg", "the base without training"),
-        closed=sentences(found, "joint", "avg_closed", "joint training"),
-        shrunk=sentences(found, "shrunk", "avg", "the shrunken joint model"),
+        holds=sentences(shown, "holds"),
+        fails=sentences(shown, "fails"),
+        undecided=sentences(shown, "undecided"),
     )
+    replaced = _replace_block(readme, block) if readme.is_file() else None
+    write_bases({name: s for name, s in found.items() if s["family"] == name}, reports_dir)
     atomic_write(reports_dir / "README.md", index)
-    if readme.is_file():
-        atomic_write(readme, _replace_block(readme, block))
+    if replaced is not None:
+        atomic_write(readme, replaced)
 
 
-def sentences(reports: Mapping[str, Summary], kind: str, column: str, other: str) -> str:
-    """Where MERIT is ahead of the opponent of this kind, where behind, and where undecided.
-
-    "" if no report has this difference. Args: other: the opponent in words.
-    """
-    told: dict[str, list[str]] = {"ahead": [], "behind": [], "undecided": []}
-    for name, summary in reports.items():
-        found = summary["differences"].get(kind, {}).get(column)
+def sentences(shown: Mapping[str, Mapping[str, Any]], verdict: str) -> str:
+    """The claims with this verdict, each with its experiments; "" if there are none."""
+    words = {"holds": "", "fails": "that ", "undecided": "whether "}[verdict]
+    told = []
+    for claim, records in shown.items():
+        found = {name: r for name, r in records.items() if r["verdict"] == verdict}
+        several = [f"`{name}`" for name, r in found.items() if r["num_bases"] > 1]
+        single = [f"`{name}`" for name, r in found.items() if r["num_bases"] == 1]
+        places = [", ".join(several), f"on one base only {', '.join(single)}" if single else ""]
         if found:
-            shown = points(found["value"], found["low"], found["high"])
-            told[found["verdict"]].append(f"`{name}` ({shown})")
-    words = {
-        "ahead": f"MERIT beats {other} in",
-        "behind": f"{other[0].upper()}{other[1:]} beats MERIT in",
-        "undecided": "Undecided:",
+            told.append(f"{words}{claim} ({'; '.join(place for place in places if place)})")
+    text = "; ".join(told)
+    return text[:1].upper() + text[1:] + ("." if text else "")
+
+
+# --- over bases ----------------------------------------------------------------------------------
+
+
+def write_bases(families: Mapping[str, Summary], reports_dir: Path) -> None:
+    """bases/: README.md, differences.csv, verdicts.csv and a forest plot per family."""
+    folder, differences, verdicts = reports_dir / "bases", [], []
+    for name, summary in families.items():
+        records = [r for r in summary["records"].values() if r.get("by_base")]
+        rows = [{"family": name} | row for record in records for row in forest_rows(record)]
+        if rows:
+            with styled():  # without differences of differences
+                forest = draw_forest([r for r in rows if not r["comparison"].startswith("(")])
+            save({name: forest}, folder / "figures")
+        differences += rows
+        for record in records:
+            each = Counter(one["verdict"] for one in record["by_base"].values())
+            verdicts.append({
+                **{"family": name, "claim": record["id"], "shown": record["shown"]},
+                **{key: record[key] for key in ("verdict", "label", "text", "num_bases")},
+                **{f"bases_{verdict}": each[verdict] for verdict in VERDICTS[:3]},
+            })  # fmt: skip
+    if differences:
+        write_csv(folder / "differences.csv", pd.DataFrame(differences), "%.4f")
+        write_csv(folder / "verdicts.csv", pd.DataFrame(verdicts))
+    ready = {
+        name: [_merge_ready(reports_dir, b) for b in s["bases"]] for name, s in families.items()
     }
-    return " ".join(f"{words[v]} {', '.join(where)}." for v, where in told.items() if where)
+    page = render("bases.md.j2", families=families, verdicts=verdicts, ready=ready)
+    atomic_write(folder / "README.md", page)
 
 
-def _summary(reports_dir: Path, name: str) -> Summary:
+def forest_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per link of a claim and base, and one over all bases, `base` ALL."""
+    rows = []
+    for link in record["links"]:
+        each = {
+            base: found
+            for base, one in record["by_base"].items()
+            for found in one["links"] if found["label"] == link["label"]
+        }  # fmt: skip
+        pooled = {ALL: link} if link["num_bases"] > 1 else {}
+        best = ", best distance" if record["distance"] == "best" else ""
+        closed = ", not open-ended" if record["benchmarks"] == "closed" else ""
+        rows += [
+            {"claim": record["id"], "comparison": f"{link['label']}{best}{closed}", "base": base}
+            | {key: found[key] for key in ("value", "low", "high", "verdict")}
+            | {"num_bases": link["num_bases"] if base == ALL else 1}
+            for base, found in (each | pooled).items()
+        ]
+    return rows
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _summary(reports_dir: Path, name: str) -> dict[str, Any]:
+    """The summary, and its claims by id as `records`."""
     path = reports_dir / name / SUMMARY
     if not path.is_file():
         raise MeritError(f"{path}: file not found; `dvc repro` builds the report of {name!r}")
-    found: Summary = read_json(path)
-    return found
+    records = read_json(path.with_name("claims.json"))
+    return read_json(path) | {"records": {record["id"]: record for record in records}}
+
+
+def _merge_ready(reports_dir: Path, base: str) -> bool:
+    return bool(read_json(reports_dir / base / SUMMARY)["merge_ready"])
 
 
 def _replace_block(path: Path, content: str) -> str:

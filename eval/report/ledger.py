@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ Record = dict[str, Any]
 RULES: dict[str, Callable[[Claim, Case], Evidence]] = {
     rule.__name__: rule
     for rule in (
-        *(rules.beats_joint, rules.random_no_worse, rules.more_axes_better, rules.beats_random),
-        *(rules.beats_kmeans, rules.cosine_or_raw, rules.open_ended_kept),
-        *(rules.transfers_to_text, rules.beats_shrunk),
+        *(rules.beats, rules.random_no_worse, rules.more_axes_better, rules.beats_random),
+        *(rules.beats_kmeans, rules.cosine_or_raw, rules.open_ended_kept, rules.transfers_to_text),
         *(study_rules.measured, study_rules.measured_and_beats_joint, study_rules.largest),
         *(study_rules.above_and_growing, study_rules.falling_to_under),
     )
@@ -67,13 +67,14 @@ def record(claim: Claim, case: Case) -> Record:
         "claim": claim.sentence,
         "statistic": claim.statistic,
         "verdict": OUTSIDE if claim.role == "outside" else "not tested",
-        **dict.fromkeys(("value", "low", "high", "n", "table")),
-        **{"text": "–", "label": "", "unit": "", "links": []},
+        **{key: getattr(claim, key) for key in ("shown", "distance", "benchmarks")},
+        **dict.fromkeys(("value", "low", "high", "n", "num_bases", "table")),
+        **{"text": "–", "label": "", "unit": "", "links": [], "by_base": {}},
     }
     if claim.role == "outside":
         return stated | {"note": claim.note}
     try:
-        found = RULES[claim.rule](claim, case)
+        found = evidence(claim, case)
     except NotTestable as reason:
         return stated | {"note": f"{reason}"}
     caveats = {case.studies[name].caveat(case.base_hash) for name in found.studies} - {""}
@@ -82,7 +83,30 @@ def record(claim: Claim, case: Case) -> Record:
     shown = _link_record(found.deciding)
     del shown["claimed"]
     links = [_link_record(link) for link in found.links]
-    return stated | shown | {"verdict": found.verdict, "links": links}
+    verdict = found.verdict
+    by_base = {name: _on(claim, case, name) for name in case.bases} if claim.shown else {}
+    by_base = {name: one for name, one in by_base.items() if one}
+    return stated | shown | {"verdict": verdict, "links": links, "by_base": by_base}
+
+
+def evidence(claim: Claim, case: Case) -> Evidence:
+    """What decides the claim. Raises NotTestable where something that it speaks of is missing."""
+    if claim.distance == "best":
+        if not case.best:
+            raise NotTestable("the study `control` has not been run for this experiment")
+        case = replace(case, bases=case.best)
+    return RULES[claim.rule](claim, case)
+
+
+def _on(claim: Claim, case: Case, name: str) -> Record:
+    """Verdict and links on one base alone; {} where the claim cannot be tested on it."""
+    try:
+        found = evidence(claim, case.on(name))
+    except NotTestable:
+        return {}
+    keys = ("label", "value", "low", "high", "verdict")
+    links = [{key: _link_record(link)[key] for key in keys} for link in found.links]
+    return {"verdict": found.verdict, "links": links}
 
 
 def _link_record(link: Link) -> Record:
@@ -92,6 +116,7 @@ def _link_record(link: Link) -> Record:
         "low": link.low,
         "high": link.high,
         "n": link.n,
+        "num_bases": link.num_bases,
         "claimed": f"{link.side} {link.bound:g}",
         "unit": link.unit,
         "verdict": link.verdict,

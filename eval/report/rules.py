@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from merit.eval.report.cells import CLOSED, columns
 from merit.eval.report.claims import Case, Claim
-from merit.eval.report.comparison import compare
-from merit.eval.statistics import LEVEL, NUM_RESAMPLES, contrast_bootstrap, wilcoxon
+from merit.eval.report.comparison import contrast, opponents
+from merit.eval.statistics import wilcoxon
 from merit.eval.verdict import Evidence, Link, NotTestable
 
 PAPER_AXES = 3  # the claims about chains speak of one to three axes
@@ -22,9 +23,16 @@ PAPER_AXES = 3  # the claims about chains speak of one to three axes
 # --- rules ---------------------------------------------------------------------------------------
 
 
-def beats_joint(claim: Claim, case: Case) -> Evidence:
-    """The main method against joint training."""
-    return _beats(case, joint_method(case))
+def beats(claim: Claim, case: Case) -> Evidence:
+    """The main method against its opponent of the claim's kind."""
+    main, results = main_method(case), case.results
+    found = [o for o in opponents(case.experiment, main)[claim.opponent] if o in results.seeds]
+    theirs = _first(found, f"a method to hold against {main}: {claim.opponent}")
+    kept = columns(results).get(CLOSED) if claim.benchmarks == "closed" else None
+    if claim.benchmarks == "closed" and kept is None:
+        raise NotTestable("no benchmark is open-ended, or all are")
+    link = difference(case, main, theirs, kept)
+    return Evidence([link], table_of(case), seeds_note(case, main, theirs, kept))
 
 
 def random_no_worse(claim: Claim, case: Case) -> Evidence:
@@ -100,14 +108,7 @@ def transfers_to_text(claim: Claim, case: Case) -> Evidence:
     """The main method against joint training, in the text experiment only."""
     if case.experiment.report.stem != "table04":
         raise NotTestable("not the text experiment; see mini_text's ledger")
-    return beats_joint(claim, case)
-
-
-def beats_shrunk(claim: Claim, case: Case) -> Evidence:
-    """The main method against the joint model shrunk to its distance from the base."""
-    main, methods = main_method(case), case.experiment.methods
-    shrunk = [n for n, m in methods.items() if m.partition == "shrunk" and m.match == main]
-    return _beats(case, _first(shrunk, f"the joint model shrunk to {main}'s distance"))
+    return beats(claim, case)
 
 
 # --- one link of scores -------------------------------------------------------------------------
@@ -117,17 +118,7 @@ def difference(
     case: Case, ours: str, theirs: str, kept: Sequence[int] | None = None, margin: float = 0.0
 ) -> Link:
     """`ours` - `theirs` > -margin on the average of the benchmarks at positions `kept`."""
-    found = compare(case.results, ours, theirs, kept)
-    return Link(
-        label=f"{ours} − {theirs}",
-        value=found.difference,
-        low=found.low,
-        high=found.high,
-        n=found.num_questions,
-        bound=0.0 - margin,
-        refuted=0.0,
-        unit="points",
-    )
+    return _link(case, f"{ours} − {theirs}", {ours: 1.0, theirs: -1.0}, kept, bound=0.0 - margin)
 
 
 def growth(
@@ -136,35 +127,38 @@ def growth(
     narrow: tuple[str, str],
     kept: Sequence[int] | None = None,
 ) -> Link:
-    """(wide[0] - wide[1]) - (narrow[0] - narrow[1]) > 0, all four on the same questions.
-
-    Their seeds are resampled together if all that have several have the same ones.
-    """
-    results = case.results
-    kept = range(len(results.benchmarks)) if kept is None else kept
+    """(wide[0] - wide[1]) - (narrow[0] - narrow[1]) > 0, all four on the same questions."""
     # a method may stand on both sides: one term, so that its seeds are drawn once
     coefficients: dict[str, float] = defaultdict(float)
     for sign, method in zip((1.0, -1.0, -1.0, 1.0), (*wide, *narrow), strict=True):
         coefficients[method] += sign
-    several = {seeds for m in coefficients if len(seeds := results.seeds[m]) > 1}
-    _, found = contrast_bootstrap(
-        [(c, results.answers_by_name(method, kept)) for method, c in coefficients.items()],
-        paired_seeds=len(several) == 1,
-        num_resamples=NUM_RESAMPLES,
-        confidence=LEVEL,
-    )
+    label = f"({wide[0]} − {wide[1]}) − ({narrow[0]} − {narrow[1]})"
+    return _link(case, label, coefficients, kept)
+
+
+def _link(
+    case: Case,
+    label: str,
+    coefficients: Mapping[str, float],
+    kept: Sequence[int] | None,
+    bound: float = 0.0,
+) -> Link:
+    found = contrast(list(case.bases.values()), coefficients, kept)
     return Link(
-        label=f"({wide[0]} − {wide[1]}) − ({narrow[0]} − {narrow[1]})",
-        value=100 * found.difference,
-        low=100 * found.low,
-        high=100 * found.high,
+        label=label,
+        value=found.difference,
+        low=found.low,
+        high=found.high,
         n=found.num_questions,
+        bound=bound,
+        refuted=0.0,
         unit="points",
+        num_bases=found.num_bases,
     )
 
 
 def seeds_note(case: Case, ours: str, theirs: str, kept: Sequence[int] | None = None) -> str:
-    """How the common seeds agree, one by one."""
+    """How the common seeds of this base agree, one by one."""
     results = case.results
     common = [seed for seed in results.seeds[ours] if seed in results.seeds[theirs]]
     if not common:
@@ -182,13 +176,6 @@ def seeds_note(case: Case, ours: str, theirs: str, kept: Sequence[int] | None = 
 def table_of(case: Case) -> str:
     """The CSV with the experiment's results."""
     return f"{case.experiment.report.stem}.csv"
-
-
-def _beats(case: Case, theirs: str) -> Evidence:
-    main = main_method(case)
-    return Evidence(
-        [difference(case, main, theirs)], table_of(case), seeds_note(case, main, theirs)
-    )
 
 
 # --- methods ------------------------------------------------------------------------------------
@@ -214,7 +201,9 @@ def _trained_alike(case: Case, partition: str) -> list[str]:
     return [
         name
         for name, method in methods.items()
-        if method.partition == partition and getattr(method, "epochs", None) == epochs
+        if name in case.results.seeds
+        and method.partition == partition
+        and getattr(method, "epochs", None) == epochs
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from merit.config import load_experiment
+from merit.eval.report.bases import other_bases
 from merit.eval.report.build import build_report
 from merit.eval.stages.study import write_study
 from merit.eval.studies import STUDIES, settings_of
@@ -25,7 +26,7 @@ def run(name: str, item: str | None = None) -> None:
     The hash is what the pages over all experiments depend on: DVC cannot list them one by one.
     """
     experiment, folder = load_experiment(name), REPORTS_DIR / name
-    build_report(experiment, Artifacts(name), REPORTS_DIR, name)
+    build_report(experiment, Artifacts(name), REPORTS_DIR, name, other_bases(experiment))
     for study in settings_of(experiment):
         if STUDIES[study].timed:
             write_study(name, study, Artifacts(name).folder / "timings" / study)

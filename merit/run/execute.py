@@ -296,9 +296,11 @@ def write_settings(names: Sequence[str]) -> None:
 
 
 def stage_settings(context: Context) -> dict[str, Any]:
-    """Every setting with its default; hashes of each stage's code, of the user's own files, and of
-    the experiments that the studies read.
+    """Every setting with its default; hashes of each stage's code, of the user's own files, of the
+    experiments that the studies read, and of the scores on other bases that the report reads.
     """
+    from merit.eval.report.bases import scores_hashes
+
     code = {
         stage.name: value_hash([stage.code_of(context, item.name) for item in stage.items(context)])
         for stage in STAGES.values()
@@ -308,6 +310,7 @@ def stage_settings(context: Context) -> dict[str, Any]:
         "code": code,
         "own_files": own_files(context.experiment),
         "reads": {name: value_hash(settings) for name, settings in others.items()},
+        "bases": scores_hashes(context.experiment),
     }
 
 

@@ -194,6 +194,9 @@ def _report(c: Context, _: str) -> Basis:
     inputs["studies"] = {s: hash_of(_study_record(c.paths, s)) for s in _studies(c)}
     paper = Path("reports/paper")
     inputs["paper"] = {file.name: file_hash(file) for file in sorted(paper.glob("*.csv"))}
+    from merit.eval.report.bases import scores_hashes
+
+    inputs["bases"] = scores_hashes(c.experiment)
     return settings, inputs
 
 
