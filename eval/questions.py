@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ from merit.io.artifacts import atomic_write
 
 QUESTIONS = "questions.csv"  # of a report, and of the study `control`
 HEADER = ("method", "seed", "benchmark", "scores")
-Model = tuple[str, int | None, Mapping[str, Sequence[float]]]  # method, seed, scores by benchmark
+# method, seed, scores by benchmark
+Model = tuple[str, int | None, Mapping[str, Any]]
 
 
 def write_questions(path: Path, models: Iterable[Model]) -> None:
@@ -50,7 +52,7 @@ def read_questions(path: Path) -> Results:
     """The scores of a table, as they were written. Raises MeritError that names file and line."""
     if not path.is_file():
         raise MeritError(f"{path}: file not found; the report of its experiment writes it")
-    found: dict[str, dict[int | None, dict[str, NDArray[np.float64]]]] = {}
+    models: list[Model] = []
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         if tuple(next(rows, [])) != HEADER:
@@ -58,26 +60,37 @@ def read_questions(path: Path) -> Results:
         for row in rows:
             try:
                 method, seed, name, scores = row
-                models = found.setdefault(method, {})
-                models.setdefault(int(seed) if seed else None, {})[name] = unpacked(scores)
+                models.append((method, int(seed) if seed else None, {name: unpacked(scores)}))
             except (ValueError, ZeroDivisionError):
                 raise MeritError(
                     f"{path}, line {rows.line_num}: not a method, seed, benchmark and scores"
                 ) from None
-    every = [scores for models in found.values() for scores in models.values()]
+    try:
+        return from_models(models)
+    except ValueError:
+        raise MeritError(
+            f"{path}: the models answered different questions; write it again"
+        ) from None
+
+
+def from_models(models: Iterable[Model]) -> Results:
+    """The results of models, which may come in parts. Raises ValueError where questions differ."""
+    found: dict[str, dict[int | None, dict[str, Any]]] = {}
+    for method, seed, scores in models:
+        found.setdefault(method, {}).setdefault(seed, {}).update(scores)
+    every = [scores for by_seed in found.values() for scores in by_seed.values()]
     shapes = {name: len(values) for name, values in every[0].items()} if every else {}
-    for model in every:
-        if {name: len(values) for name, values in model.items()} != shapes:
-            raise MeritError(f"{path}: the models answered different questions; write it again")
+    if any({name: len(values) for name, values in scores.items()} != shapes for scores in every):
+        raise ValueError("the models answered different questions")
     answers = {
-        method: [np.stack([scores[name] for scores in models.values()]) for name in shapes]
-        for method, models in found.items()
+        method: [np.array([scores[name] for scores in by_seed.values()]) for name in shapes]
+        for method, by_seed in found.items()
     }
     return Results(
         benchmarks=tuple(shapes),
         open_ended=open_ended(shapes),
         num_questions=shapes,
-        seeds={m: tuple(s for s in models if s is not None) for m, models in found.items()},
+        seeds={m: tuple(s for s in seeds if s is not None) for m, seeds in found.items()},
         scores={
             method: 100 * np.stack([values.mean(axis=1) for values in by_benchmark], axis=1)
             for method, by_benchmark in answers.items()

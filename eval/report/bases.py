@@ -68,7 +68,8 @@ def load_best(
     experiment: Experiment, reports_dir: Path, others: Sequence[str]
 ) -> dict[str, Results]:
     """Likewise with every method at its own best distance; {} without the study `control`."""
-    if not experiment.studies.get("control") or not _best(reports_dir, experiment.name).is_file():
+    planned = experiment.studies.get("control") is not None
+    if not (planned and _best(reports_dir, experiment.name).is_file()):
         return {}
     names = [n for n in (experiment.name, *others) if _best(reports_dir, n).is_file()]
     return {name: read_questions(_best(reports_dir, name)) for name in names}

@@ -168,7 +168,7 @@ def averages(experiment: Experiment, bases: Sequence[Results]) -> dict[str, dict
 
 def merge_ready(experiment: Experiment, reports_dir: Path) -> bool | None:
     """What the study `readiness` found; None if the experiment does not run it."""
-    if not experiment.studies.get("readiness"):
+    if experiment.studies.get("readiness") is None:
         return None
     result = reports_dir / "studies" / experiment.name / "readiness" / "result.json"
     return bool(read_json(result)["summary"]["merge_ready"])

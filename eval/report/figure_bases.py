@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from merit.eval.report.style import BLACK, BLUE, GREY, interval_row, name_rows, panels
 
+SINGLE: dict[str, Any] = {"color": BLUE, "ms": 2.5}
+POOLED: dict[str, Any] = {"color": BLACK, "fmt": "D", "ms": 4, "elinewidth": 1.8}
 ALL = "all"  # in place of a base's name: the mean over bases
 
 
@@ -18,23 +20,22 @@ def draw_forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args: rows: of differences.csv, those of one comparison together.
     """
-    names, found = [], []
+    names: list[str] = []
+    shown: list[Mapping[str, Any] | None] = []
     for comparison, block in groupby(rows, key=lambda row: row["comparison"]):
         names.append(comparison)
-        found.append(None)
+        shown.append(None)
         for row in block:
             names.append(f"{row['num_bases']} bases" if row["base"] == ALL else row["base"])
-            found.append(row)
+            shown.append(row)
     figure, (axes,) = panels(1, 1, 0.6 + 0.13 * len(names))
     name_rows(axes, names)
     axes.axvline(0.0, color=GREY, lw=0.8)
-    for y, (row, label) in enumerate(zip(found, axes.get_yticklabels(), strict=True)):
-        if row is None:
+    for y, (found, label) in enumerate(zip(shown, axes.get_yticklabels(), strict=True)):
+        if found is None:
             label.set_fontweight("bold")
-            continue
-        look = {"color": BLUE, "ms": 2.5}
-        if row["base"] == ALL:
-            look = {"color": BLACK, "fmt": "D", "ms": 4, "elinewidth": 1.8}
-        interval_row(axes, y, (row["value"], row["low"], row["high"]), **look)
+        else:
+            look = POOLED if found["base"] == ALL else SINGLE
+            interval_row(axes, y, (found["value"], found["low"], found["high"]), **look)
     axes.set_xlabel("difference of the averages in points, with its 95 % interval")
     return figure
