@@ -15,7 +15,6 @@ import pytest
 
 from merit.config import load_experiment
 from merit.eval.report.index import BEGIN, END
-from merit.io.artifacts import read_json
 from merit.run.cli import _parser
 from merit.run.execute import check_items
 from merit.run.stages import STAGES, Context
@@ -29,14 +28,6 @@ PAGES = [
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MINIMAL = ROOT / "examples" / "minimal.py"
 CODE = re.compile(r"```sh\n(.*?)```|`([^`\n]+)`", re.DOTALL)
-# what README says in words -> (kind of opponent, column, verdict) in the reports' summaries
-SAID = {
-    "mini_vision": [("joint", "avg", "ahead"), ("joint", "avg_closed", "behind")],
-    "mini_sources": [("joint", "avg", "ahead"), ("base", "avg", "undecided")],
-    "mini_sources_scaled": [("joint", "avg", "ahead"), ("base", "avg", "undecided")],
-    "mini_text": [("random", "avg", "behind")],
-    "smollm2_reasoning": [("joint", "avg", "behind")],
-}
 
 
 def text_of(page: Path) -> str:
@@ -135,13 +126,9 @@ def test_readme_is_short_and_begins_with_a_command() -> None:
     assert lines.index("```sh") < 40
 
 
-def test_the_results_have_their_place_and_the_sentences_before_them_follow() -> None:
-    assert README.count(BEGIN) == README.count(END) == 1
+def test_the_results_have_their_place() -> None:
+    assert [README.count(marker) for marker in (BEGIN, END)] == [1, 1]
     assert README.index(BEGIN) < README.index(END)
-    for name, said in SAID.items():
-        found = read_json(ROOT / "reports" / name / "summary.json")["differences"]
-        for kind, column, verdict in said:
-            assert found[kind][column]["verdict"] == verdict, f"{name}: {kind}, {column}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

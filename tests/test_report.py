@@ -230,7 +230,7 @@ def test_training_curves_are_the_token_weighted_mean(reports: Path) -> None:
 
 def test_pages_link_to_files_that_exist(reports: Path) -> None:
     readme = (reports.parent / "README.md").read_text(encoding="utf-8")
-    assert readme.startswith(f"# Top\n\n{BEGIN}\n|")
+    assert readme.startswith(f"# Top\n\n{BEGIN}\n- **What holds.** MERIT")
     assert readme.endswith(f"{END}\n\nend\n")
     assert "\nold\n" not in readme
     elsewhere = {

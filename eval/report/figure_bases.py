@@ -28,7 +28,7 @@ def draw_forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for row in block:
             names.append(f"{row['num_bases']} bases" if row["base"] == ALL else row["base"])
             shown.append(row)
-    figure, (axes,) = panels(1, 1, 0.6 + 0.13 * len(names))
+    figure, (axes,) = panels(1, 1, 0.5 + 0.12 * len(names))
     name_rows(axes, names)
     axes.axvline(0.0, color=GREY, lw=0.8)
     for y, (found, label) in enumerate(zip(shown, axes.get_yticklabels(), strict=True)):

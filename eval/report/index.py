@@ -96,7 +96,10 @@ def write_bases(families: Mapping[str, Summary], reports_dir: Path) -> None:
     folder, differences, verdicts = reports_dir / "bases", [], []
     for name, summary in families.items():
         records = [r for r in summary["records"].values() if r.get("by_base")]
-        rows = [{"family": name} | row for record in records for row in forest_rows(record)]
+        unique: dict[tuple[str, str], dict[str, Any]] = {}  # two claims may share a comparison
+        for row in (row for record in records for row in forest_rows(record)):
+            unique.setdefault((row["comparison"], row["base"]), {"family": name} | row)
+        rows = list(unique.values())
         if rows:
             with styled():  # without differences of differences
                 forest = draw_forest([r for r in rows if not r["comparison"].startswith("(")])
@@ -148,8 +151,10 @@ def _summary(reports_dir: Path, name: str) -> dict[str, Any]:
     path = reports_dir / name / SUMMARY
     if not path.is_file():
         raise MeritError(f"{path}: file not found; `dvc repro` builds the report of {name!r}")
-    records = read_json(path.with_name("claims.json"))
-    return read_json(path) | {"records": {record["id"]: record for record in records}}
+    summary, records = read_json(path), read_json(path.with_name("claims.json"))
+    if "bases" not in summary:
+        raise MeritError(f"{path}: key `bases` is missing; run the report of {name!r} again")
+    return summary | {"records": {record["id"]: record for record in records}}
 
 
 def _merge_ready(reports_dir: Path, base: str) -> bool:
