@@ -85,14 +85,6 @@ def test_a_mistake_is_one_line_that_names_it(
     assert [part for part in found if part not in line] == []
 
 
-def test_two_mistakes_are_two_lines(folder: Path, refuse: Callable[[str], list[str]]) -> None:
-    replace(folder / YAML, "stride: 5", "stride: five")
-    replace(folder / YAML, "max_new_tokens:", "max_new_token:")
-    first, second = refuse("run mini_vision")
-    assert "`gradients.stride`: found 'five'" in first
-    assert "`evaluation.max_new_token`" in second
-
-
 def test_the_process_ends_with_status_2_and_no_traceback(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "merit", "run", "mini_visoin"],

@@ -74,12 +74,11 @@ def test_merit_commands_parse_and_their_stages_and_items_exist(page: Path) -> No
                 pytest.fail(f"{page}: `merit {shlex.join(arguments)}` is no command")
             continue
         names = [options.experiment] if getattr(options, "experiment", None) else []
-        stage = getattr(options, "stage", None)
+        stages = getattr(options, "stages", None) or list(STAGES)
         for name in names:
             if (ROOT / "experiments" / f"{name}.yaml").is_file():
                 experiment = load_experiment(name, ROOT / "experiments")
-                stages, only = [stage] if stage else list(STAGES), getattr(options, "only", [])
-                check_items(Context.of(experiment), stages, only)
+                check_items(Context.of(experiment), stages, getattr(options, "only", []))
             else:
                 assert name == "own" or name.isupper() or name[0] == "<", f"{page}: {name}"
 
