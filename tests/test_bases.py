@@ -236,5 +236,6 @@ def test_the_pages_over_bases(family: Experiment, num: int) -> None:
     assert set(rows["base"]) == {*bases, *(["all"] if num > 1 else [])}
     verdicts = pd.read_csv(folder / "verdicts.csv").set_index("claim")
     assert verdicts["bases_holds"].to_dict() == {"C1": num, "C23": num}
+    assert f"Merge-ready: {num} of {num}." in (folder / "README.md").read_text()
     assert ("One base only" in (folder / "README.md").read_text()) == (num == 1)
     assert (folder / "figures/a.png").is_file()

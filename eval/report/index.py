@@ -116,8 +116,10 @@ def write_bases(families: Mapping[str, Summary], reports_dir: Path) -> None:
         write_csv(folder / "differences.csv", pd.DataFrame(differences), "%.4f")
         write_csv(folder / "verdicts.csv", pd.DataFrame(verdicts))
     ready = {
-        name: [_merge_ready(reports_dir, b) for b in s["bases"]] for name, s in families.items()
-    }
+        name: [found for base in summary["bases"]
+               if (found := read_json(reports_dir / base / SUMMARY)["merge_ready"]) is not None]
+        for name, summary in families.items()
+    }  # fmt: skip
     page = render("bases.md.j2", families=families, verdicts=verdicts, ready=ready)
     atomic_write(folder / "README.md", page)
 
@@ -155,10 +157,6 @@ def _summary(reports_dir: Path, name: str) -> dict[str, Any]:
     if "bases" not in summary:
         raise MeritError(f"{path}: key `bases` is missing; run the report of {name!r} again")
     return summary | {"records": {record["id"]: record for record in records}}
-
-
-def _merge_ready(reports_dir: Path, base: str) -> bool:
-    return bool(read_json(reports_dir / base / SUMMARY)["merge_ready"])
 
 
 def _replace_block(path: Path, content: str) -> str:

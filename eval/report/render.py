@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from merit.eval.measuring.scores import interval, rate_label, verdict
 
@@ -39,19 +38,15 @@ def numbers(values: Iterable[float | None], form: str) -> str:
 def render(template: str, /, **values: Any) -> str:
     """The template of this name, filled in.
 
-    HTML is escaped, and comes as `Markup`, so that it may stand in another template. Markdown ends
-    in one newline and has at most one blank line between its blocks, whatever was left out. Raises
-    jinja2.UndefinedError where a template speaks of a value that is not given.
+    It ends in one newline and has at most one blank line between its blocks, whatever was left out.
+    Raises jinja2.UndefinedError where a template speaks of a value that is not given.
     """
     text = _ENVIRONMENT.get_template(template).render(values)
-    if template.endswith(".html.j2"):
-        return Markup(text)
     return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
 
 
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
-    autoescape=lambda name: name is not None and name.endswith(".html.j2"),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -61,4 +56,3 @@ _ENVIRONMENT.filters["with_verdict"] = with_verdict  # {{ rows | with_verdict("a
 _ENVIRONMENT.filters["numbers"] = numbers  # {{ losses | numbers(".2f") }}
 _ENVIRONMENT.filters["rate_label"] = rate_label  # {{ learning_rate | rate_label }}
 _ENVIRONMENT.globals["points"] = points
-_ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the given order
