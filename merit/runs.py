@@ -94,10 +94,14 @@ def runs(experiment: Experiment, artifacts: Artifacts) -> list[Run]:
         own = [trained[branch] for branch in model.branches if branch in trained]
         if run := _model(experiment, artifacts, model, own, values):
             models[model] = run
-    methods = []
-    for key in dict.fromkeys(map(_method_key, models)):
-        if key:
-            methods.append(_method(experiment, artifacts, key, models))
+    times = (point.time for run in (*models.values(), *trained.values()) for point in run.points)
+    # MLflow's tables begin with the newest runs: the methods, in the order of the report
+    newest = max(times, default=0)
+    methods = [
+        _method(experiment, artifacts, key, models, newest - i)
+        for i, key in enumerate(dict.fromkeys(map(_method_key, models)))
+        if key
+    ]
     return [*methods, *models.values(), *trained.values()]
 
 
@@ -189,7 +193,7 @@ def _model(
 
 
 def _method(
-    experiment: Experiment, artifacts: Artifacts, key: str, models: Mapping[Model, Run]
+    experiment: Experiment, artifacts: Artifacts, key: str, models: Mapping[Model, Run], time: int
 ) -> Run:
     """A method's run: the mean of every metric over its models, and the loss of their branches."""
     mine = [model for model in models if _method_key(model) == key]
@@ -197,12 +201,11 @@ def _method(
     branches = dict.fromkeys(branch for model in mine for branch in model.branches)
     params |= flatten({"num_models": len(mine), "num_branches": len(mine[0].branches)})
     points = [point for model in mine for point in models[model].points]
-    last = max((point.time for point in points), default=0)
     means = {
         name: float(np.mean([point.value for point in points if point.key == name]))
         for name in dict.fromkeys(point.key for point in points)
     }
-    shown = [Point(name, value, 0, last) for name, value in means.items()]
+    shown = [Point(name, value, 0, time) for name, value in means.items()]
     folders = [artifacts.branch(branch) for branch in branches]
     done = [_optional(folder / "summary.json") for folder in folders]
     if all(summary and not summary["failure"] for summary in done):  # half a curve is none
@@ -210,7 +213,7 @@ def _method(
             [_rows(folder / "records.jsonl") for folder in folders],
             [read_json(folder / "manifest.json")["num_tokens"] for folder in folders],
         )
-        shown += [Point("training_loss", loss, step, last) for step, loss in curve]
+        shown += [Point("training_loss", loss, step, time) for step, loss in curve]
     name = mine[0].method
     return Run(key, name, None, params, tags, shown, _figures(artifacts))
 

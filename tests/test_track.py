@@ -149,6 +149,8 @@ def test_a_method_shows_the_means_of_its_seeds(tmp_path: Path) -> None:
         for merge in (read_json(paths.model(f"joint-1ep-s{s}") / "merge.json") for s in (1, 2))
     ]
     assert points["displacement"] == pytest.approx(sum(means) / 2)
+    newest = max(run.start for run in found.values())  # where MLflow's tables begin
+    assert found["method/joint-1ep"].start >= newest - 1
     assert {p.key for p in found["joint-1ep-s2"].points} == {"a", "average", "displacement"}
 
 
