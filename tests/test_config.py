@@ -327,7 +327,7 @@ def test_the_other_bases_of_mini_vision(monkeypatch: pytest.MonkeyPatch) -> None
     assert [phase.num_steps for phase in weak.base.phases] == [450, 800, 750]
     names = ["joint-1ep", "random-8", "merit-3d", "joint-shrunk"]
     assert set(every_method(weak)) == {"base"} | {
-        name + tag for tag in ("-lr0.00025", "", "-lr0.002") for name in names
+        name + tag for tag in ("", "-lr0.0005", "-lr0.002") for name in names
     }
     assert all(branch.may_diverge for branch in plan(weak).branches.values())
 
