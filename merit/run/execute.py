@@ -38,6 +38,8 @@ from merit.run.store import Item, Key, NotReady
 
 SETTINGS_DIR = Path("experiments/settings")
 LAST_BEFORE_STUDIES = "score"
+# takes seconds to import, which every model's process would
+LM_EVAL = ("lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks")
 OVER_ALL = {"index": "merit.eval.stages.index", "track": "merit.track"}
 
 
@@ -96,11 +98,16 @@ class Executor:
         self._pool: Pool | None = None
 
     def pool(self, stages: Sequence[str]) -> Pool:
+        from merit.eval.benchmarks import engine_of
+
         if self._pool is None:
+            ahead: list[str] = []
             # whether the hub may be asked is read once, when its client is imported
-            ahead = (
-                [] if uses_hub(self.experiment) else [m for s in stages for m in STAGES[s].preload]
-            )
+            if not uses_hub(self.experiment):
+                ahead = [module for stage in stages for module in STAGES[stage].preload]
+                engine = engine_of(self.experiment.evaluation.benchmarks)
+                if "evaluate" in stages and engine == "lm_eval":
+                    ahead += LM_EVAL
             self._pool = Pool(gpu_slots(self.params), list(dict.fromkeys(ahead)))
         return self._pool
 
