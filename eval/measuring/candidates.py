@@ -60,7 +60,7 @@ def score_candidates(
     if len({candidate.name for candidate in candidates}) != len(candidates):
         raise ValueError("two candidates have one name")
     settings = experiment.evaluation
-    known = {
+    known: dict[str, Scores] = {
         c.name: stored_questions(paths, c.model)
         for c in candidates
         if c.model and split == "test" and paths.predictions(c.model).is_file()

@@ -7,7 +7,7 @@ from merit.errors import MeritError
 from merit.eval.report.build import SUMMARY
 from merit.eval.report.index import build_index
 from merit.eval.stages.report import report_digest
-from merit.io.artifacts import REPORTS_DIR
+from merit.io.artifacts import REPORTS_DIR, read_json
 
 
 def run() -> None:
@@ -19,9 +19,17 @@ def run() -> None:
             raise MeritError(f"{digest}: {name} has no report; `dvc repro` writes it")
     stated = sorted(path.stem for path in EXPERIMENTS_DIR.glob("*.yaml"))
     once = [name for name in stated if name not in params.experiments and has_report(name)]
+    for name in [name for name in once if not is_current(name)]:
+        once.remove(name)
+        print(f"{REPORTS_DIR / name}: of an earlier version, left out of the pages over all")
     build_index(params.experiments, REPORTS_DIR, once=once)
 
 
 def has_report(name: str) -> bool:
     """Whether an experiment that is not run by default left a report: it stays in the pages."""
     return (REPORTS_DIR / name / SUMMARY).is_file()
+
+
+def is_current(name: str) -> bool:
+    """Whether the report has what the pages read: the claims' verdicts over bases."""
+    return "bases" in read_json(REPORTS_DIR / name / SUMMARY)

@@ -55,15 +55,16 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Weights) -> dict
             table,
         )
 
+    def own_candidate(model: Model) -> Candidate:
+        folders = branch_folders(paths, model)
+        return Candidate(model.id, lambda: average_files(folders, [1.0]), model.id)
+
     wanted = [
         candidate(model, reading)
         for found in models.values()
         for model in found
         for reading in dict.fromkeys(scored_as(shares[model.id]).values())
-    ] + [
-        Candidate(m.id, lambda m=m: average_files(branch_folders(paths, m), [1.0]), m.id)
-        for m in joint
-    ]
+    ] + [own_candidate(m) for m in joint]
     scores = score_candidates(experiment, paths, "test", wanted, "weights")
     by_method = {
         method: {
