@@ -28,7 +28,6 @@ COPIED = (
     *(".dvc/config", ".dvcignore", ".gitignore"),
 )
 PARAMS = f"experiments: [{NAME}]\n"
-UNCHANGED_LIMIT = 8.0  # seconds that a `dvc repro` with nothing to do may take
 
 
 def smoke() -> None:
@@ -39,8 +38,6 @@ def smoke() -> None:
     try:
         run_all(folder)
         again = check_unchanged(folder)
-        if again > UNCHANGED_LIMIT:
-            raise MeritError(f"a second `dvc repro` took {again:.1f} s")
     except BaseException:
         print(f"merit smoke: left for inspection: {folder}", file=sys.stderr)
         raise
