@@ -58,5 +58,5 @@ def test_models_answer_as_the_experiment_holds_them(
     settings = Evaluation(benchmarks=["mini_mcq"])
     runtime = Runtime(dtype="bfloat16", device="cpu", spread=True, attention="varlen")
     load_for_answers(tmp_path, runtime, Questions(settings, {}, {}))
-    assert found == [(tmp_path, runtime.model_copy(update={"attention": "sdpa"}))]
+    assert found == [(tmp_path, runtime.model_copy(update={"attention": "auto"}))]
     assert for_generation(Runtime(attention="eager")) == Runtime(attention="eager")
