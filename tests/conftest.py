@@ -25,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share a process, and its fixtures are made once; so do those of the smoke run,
     which begin first since they take longest. Those and a real Slurm's are slow. Tests of a GPU are
-    skipped, with the reason, without one, and those on emulated CPUs unless asked for.
+    skipped, with the reason, without one, and those that take long unless asked for.
     """
     items.sort(key=lambda item: "smoke_folder" not in getattr(item, "fixturenames", ()))
     for item in items:
@@ -34,8 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
         if {"smoke_folder", "cluster"} & set(fixtures):
             item.add_marker("slow")
-        if item.get_closest_marker("emulated") and "emulated" not in item.config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="takes half an hour: pytest -m emulated"))
+        for name in ("emulated", "rebuild"):
+            if item.get_closest_marker(name) and name not in item.config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason=f"takes long: pytest -m {name}"))
         if item.get_closest_marker("gpu"):
             import torch
 

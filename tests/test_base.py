@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from merit.config import Origin
 from merit.errors import MeritError
 from merit.io.checkpoints import checkpoint_hash
+from merit.run.cli import main
 from merit.run.stages import _listing
 from merit.train.base import model_folder, release
 from tests import tiny_models
@@ -62,3 +64,16 @@ def test_a_small_folder_is_known_by_its_contents(tmp_path: Path) -> None:
     assert _listing(tmp_path) == before
     file.write_bytes(b"b")
     assert _listing(tmp_path) != before
+
+
+@pytest.mark.rebuild
+def test_a_recipe_builds_the_committed_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten minutes of one core: the recipe itself compares what it built, and raises."""
+    shutil.copytree("experiments", tmp_path / "experiments")
+    shutil.copyfile("params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    main(["run", "mini_sources_recipe", "data", "base"])
+    built = tmp_path / "artifacts/mini_sources_recipe/base"
+    assert checkpoint_hash(built) == checkpoint_hash(Path("experiments/bases/mini_sources"))
