@@ -194,7 +194,7 @@ def paired_bootstrap(
 def bootstrap_interval(
     scores: Scores, *, num_resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
 ) -> Interval:
-    """Interval of one method's average over benchmarks (of one benchmark: give that one alone).
+    """Interval of one method's average over benchmarks (of one benchmark: give only that one).
 
     Cut to 0..1, the weights of `contrast_bootstrap` may reach beyond; without an upper limit where
     a question's score does.

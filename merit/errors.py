@@ -8,7 +8,7 @@ import errno
 class MeritError(Exception):
     """Bad input: the message names the file, line or key, what was found and what to do.
 
-    The command line prints the message alone, without a traceback, and exits with status 2.
+    The command line prints only the message, without a traceback, and exits with status 2.
     """
 
 

@@ -1,4 +1,4 @@
-"""What MLflow is to show, read from the records alone: runs of methods, models and branches.
+"""What MLflow is to show, read only from the records: runs of methods, models and branches.
 
 Nothing here knows MLflow; `merit.track` carries these runs into it. Which runs exist follows from
 `merit.config.branches.plan`, never from what lies in a folder; what has not been run yet is left

@@ -40,7 +40,7 @@ def test_golden_hashes() -> None:
 @pytest.mark.emulated
 @pytest.mark.parametrize("cpu", ["Haswell-noTSX", "EPYC-Milan"])
 def test_golden_hashes_on_an_emulated_cpu(cpu: str) -> None:
-    """About a quarter of an hour each. The interpreter itself: a link of a venv is not followed."""
+    """Seven minutes each. The interpreter itself: a link of a venv is not followed."""
     if shutil.which("qemu-x86_64") is None:
         pytest.skip("qemu-x86_64 is not installed (Debian: qemu-user)")
     python = str(Path(sys.executable).resolve())

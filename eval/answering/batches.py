@@ -110,7 +110,7 @@ def chat_text(processor: Any, prompt: Prompt) -> str:
             for part in prompt.parts
         ]
     elif prompt.images:
-        raise MeritError(f"{prompt.images[0].path}: an image, and the model reads text alone")
+        raise MeritError(f"{prompt.images[0].path}: an image, and the model reads only text")
     else:
         content = "".join(part for part in prompt.parts if isinstance(part, str))
     message = {"role": "user", "content": content}

@@ -54,7 +54,7 @@ def mean(models: Sequence[Scores]) -> float:
 
 
 def only(models: Sequence[Scores], benchmarks: Sequence[str]) -> list[Scores]:
-    """The models' scores on these benchmarks alone."""
+    """The models' scores on only these benchmarks."""
     return [{name: model[name] for name in benchmarks} for model in models]
 
 

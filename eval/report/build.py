@@ -35,7 +35,7 @@ def build_report(
     folder: str | None = None,
     others: Sequence[str] = (),
 ) -> None:
-    """Write `reports_dir`/`folder`: of a brief report the questions' scores and the summary alone.
+    """Write `reports_dir`/`folder`: of a brief report only the questions' scores and the summary.
 
     Everything is built aside first, so an error (MeritError where a file is missing or does not
     fit the others) leaves the old report as it was. Files of other stages in the folder stay.

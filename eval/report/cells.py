@@ -1,7 +1,7 @@
 """Every number of a results table: mean and spread over seeds, and its bootstrap interval.
 
 Intervals are over seeds and questions together where a method has several seeds, over questions
-alone where it has one (the base has none).
+only where it has one (the base has none).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def spread(values: NDArray[np.float64]) -> float | None:
 
 
 def one_seed(results: Results) -> list[str]:
-    """The methods whose intervals are over questions alone; the base is not named."""
+    """The methods whose intervals are over questions only; the base is not named."""
     return [method for method, seeds in results.seeds.items() if len(seeds) == 1]
 
 
@@ -78,8 +78,8 @@ def resampled(results: Results) -> str:
     """What the intervals are over, in words that follow "bootstrap"."""
     single = one_seed(results)
     if not any(len(seeds) > 1 for seeds in results.seeds.values()):
-        return "over questions alone: no method has several seeds, and others are not spoken of"
+        return "over questions only: no method has several seeds, and others are not spoken of"
     words = "over seeds and questions together"
     if single:
-        words += f" (over questions alone for {', '.join(single)}: one seed each)"
+        words += f" (over questions only for {', '.join(single)}: one seed each)"
     return words

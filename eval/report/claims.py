@@ -41,7 +41,7 @@ class Case:
         return next(iter(self.bases.values()))
 
     def on(self, name: str) -> Case:
-        """The case on one base alone."""
+        """The case on only its own base."""
         best = {name: self.best[name]} if name in self.best else {}
         return replace(self, bases={name: self.bases[name]}, best=best)
 

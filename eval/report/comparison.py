@@ -53,7 +53,7 @@ def _shared(own: Results, other: Results, method: str) -> bool:
 def compare(
     results: Results, ours: str, theirs: str, kept: Sequence[int] | None = None
 ) -> Difference:
-    """`ours` - `theirs` on this base alone."""
+    """`ours` - `theirs` on this base only."""
     terms = {ours: 1.0, theirs: -1.0} if ours != theirs else {ours: 0.0}
     return contrast([results], terms, kept)
 

@@ -99,7 +99,7 @@ def evidence(claim: Claim, case: Case) -> Evidence:
 
 
 def _on(claim: Claim, case: Case, name: str) -> Record:
-    """Verdict and links on one base alone; {} where the claim cannot be tested on it."""
+    """Verdict and links on one base; {} where the claim cannot be tested on it."""
     try:
         found = evidence(claim, case.on(name))
     except NotTestable:

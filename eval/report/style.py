@@ -1,4 +1,4 @@
-"""One look for all figures, the shapes they share, and files whose bytes the data alone decide."""
+"""One look for all figures, the shapes they share, and files whose bytes only the data decide."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def wide_table(results: Results, cells: Cells, paper: PaperTable) -> pd.DataFram
 def text_table(results: Results, cells: Cells, paper: PaperTable) -> Rows:
     """The table as a reader sees it: header and rows of short strings.
 
-    Scores as mean ± spread over seeds (the mean alone with one seed), then the 95 % interval of
+    Scores as mean ± spread over seeds (only the mean with one seed), then the 95 % interval of
     the average, the number of seeds, and the paper's average if one is published.
     """
     published = paper.averages()

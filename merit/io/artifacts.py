@@ -180,7 +180,7 @@ def partial_folder(path: Path, key: str, what: str = "is being written") -> Iter
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing; a file that holds these bytes already is left alone."""
+    """Write a whole file or nothing; a file that holds these bytes already is not touched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ from merit.errors import MeritError
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """This process alone writes `path` while the block runs; the lock is the hidden .<name>.lock.
+    """Only this process writes `path` while the block runs; the lock is the hidden .<name>.lock.
 
     Raises MeritError that names `what` is being done (`branch x is being trained`) and by whom.
     """

@@ -44,7 +44,7 @@ def open_branch(path: Path, base: Checkpoint, folder: Path) -> Source:
     if missing and (path / "config.json").is_file():
         raise MeritError(
             f"{branch.path}: {len(missing)} tensors of the base {base.path} are missing, "
-            f"{missing[0]!r} among them; fetch it again (a folder of trained tensors alone has no "
+            f"{missing[0]!r} among them; fetch it again (a folder of only trained tensors has no "
             "config.json)"
         )
     return branch

@@ -79,7 +79,7 @@ class Sketch:
     def signs(self, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
         """float32 (count,): the signs, 1 or -1, of entries start, ..., start + count - 1.
 
-        64 entries share a word of splitmix64, whose n-th output follows from n alone; entry i's
+        64 entries share a word of splitmix64, whose n-th output follows from n; entry i's
         sign is bit i mod 64 of word i // 64.
         """
         first, last = start // 64, (start + count - 1) // 64

@@ -1,8 +1,8 @@
 """`merit smoke`: the whole pipeline at a tiny size, in a folder of its own.
 
 The folder is a git and DVC repository like a fresh clone. experiments/smoke.yaml, a tiny variant of
-mini_vision, runs there through `dvc repro`, and its results are checked. Nothing in the clone
-itself is touched.
+mini_vision, runs there by `merit run` in one process, then through `dvc repro`, which finds the
+results stored; they are checked. Nothing in the clone itself is touched.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ CHART_VIEW = "workflowType=machine_learning&compareRunsMode=CHART"
 def serve(params: Params, port: int) -> None:
     """Print where the experiments' charts are, then be MLflow's server.
 
-    It listens on 127.0.0.1 alone. Raises MeritError where nothing has been tracked yet, or where
+    It listens only on 127.0.0.1. Raises MeritError where nothing has been tracked yet, or where
     `tracking.uri` is a server already.
     """
     uri = params.tracking.uri

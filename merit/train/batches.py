@@ -1,4 +1,4 @@
-"""Which examples each step sees, in which order, and how they are read; from the seed alone."""
+"""Which examples each step sees, in which order, and how they are read; only the seed decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's sizes from its config.json alone: on the meta device, without a byte of weights."""
+"""A model's sizes from its config.json: on the meta device, without a byte of weights."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from merit.io.artifacts import Artifacts, read_json, read_jsonl
 
 TABLE = "table15_wall_clock"
 RESTORED = "restored from the cache: no time taken here"
-LOOPS = "training loops alone: some stages were restored from the cache"
+LOOPS = "only training loops: some stages were restored from the cache"
 MAX_OVERHEAD = 0.25  # of joint training, what the claim calls small: table 15 has 24 % at 3B
 Run = tuple[Sequence[float | None], float | None]  # seconds of every branch, of the merge
 
@@ -99,7 +99,7 @@ def _stage_seconds(paths: Artifacts, name: str) -> float | None:
 
 
 def _loop_seconds(paths: Artifacts, branch: str) -> float | None:
-    """The branch's training loop alone; None where it did not run here."""
+    """Only the branch's training loop; None where it did not run here."""
     path = paths.timing(branch)
     records = read_jsonl(path) if path.is_file() else []
     return float(records[-1]["seconds"]) if records else None

@@ -2,7 +2,7 @@
 
 Distance from the base, loss on the mixture, held-out score, and the loss under isotropic Gaussian
 weight noise (docs/method.md 12). Every draw of the noise N(0, sigma^2) is the same for all models
-and, up to its scale, for all sigmas: what differs is the model alone.
+and, up to its scale, for all sigmas: only the model differs.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def sketched(
     num_resamples: int,
     reference: int,
 ) -> Cosines:
-    """As `exact`, from one pass over the tasks (and one a resample) that keeps sketches alone.
+    """As `exact`, from one pass over the tasks (and one per resample) that keeps only sketches.
 
     `reference` signed sums stand for a whole gradient and for its strided entries: cosines have
     the standard error of eq. (54), norms a relative one of 1 / sqrt(2 reference). Scratch space:

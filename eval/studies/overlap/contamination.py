@@ -47,7 +47,7 @@ def near(one: NDArray[np.uint64], many: NDArray[np.uint64]) -> NDArray[np.int64]
 
 
 def normalised(text: str) -> str:
-    """The words alone, in lower case, one space between them."""
+    """Only the words, in lower case, one space between them."""
     text = unicodedata.normalize("NFKC", text.replace("<image>", " ")).casefold()
     return _NO_WORD.sub(" ", text).strip()
 

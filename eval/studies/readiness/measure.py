@@ -1,7 +1,7 @@
 """readiness: is the base merge-ready? Asked before anything is claimed of MERIT (paper, section 4).
 
 The paper's claims are about a base from which fine-tuning stays inside one basin. Whether it does
-is measured on joint training and random splits alone, no MERIT model takes part:
+is measured only on joint training and random splits, no MERIT model takes part:
 
     (a) no barrier on the straight paths between a random split's branches, and to their average;
     (b) every branch of a random split has a lower loss on the whole mixture than the base;

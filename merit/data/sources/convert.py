@@ -65,7 +65,7 @@ def first_folder(value: dict[str, object]) -> str:
 
 
 def caption(record: Record, images: ImageFinder) -> Example:
-    """The caption as answer to the image alone: LLaVA drops the instruction in its stage 1."""
+    """The caption as answer to only the image: LLaVA drops the instruction in its stage 1."""
     image = images.member("images.zip", record.get("image"))
     found = from_llava(record.id, record.task, record.get("conversations"), (image,))
     plain = {"role": "user", "content": IMAGE_TOKEN}

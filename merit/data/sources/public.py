@@ -87,7 +87,7 @@ PUBLIC = {
         tasks=CAULDRON,
     ),
     # 222 or 223 thousand records, by its name or the hub's viewer. Images of both coco/train2017
-    # and coco/val2017; a record without `image` is a conversation of text alone.
+    # and coco/val2017; a record without `image` is a conversation without images.
     "lvis_instruct4v": Source(
         repository="X2FD/LVIS-Instruct4V",
         revision="49b7d3f2462c675aa6da3b4ed59bc5b93a241e6e",

@@ -50,7 +50,7 @@ def ties(
     negative one, as the official code does.
 
     Deviations from the official code (src/ties_minimal.ipynb: K=20, dis-mean, lambda=1): it trims
-    the whole flattened model at once. Here every tensor is trimmed alone unless `thresholds`
+    the whole flattened model at once. Here every tensor is trimmed by itself unless `thresholds`
     (one a branch, from `trim_threshold` over all its tensors) are given; vectors are averaged;
     the majority sign is the tensor's, not the model's; and exactly floor(density * size), not one
     more, entries are kept. Rows of a tensor merge as the tensor does where its `thresholds` and
