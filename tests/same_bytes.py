@@ -49,7 +49,6 @@ def experiments() -> dict[str, dict[str, Any]]:
     """The settings of both miniatures."""
     counts = {"seed": 0, "num_conversations": 8, "num_questions": 4, "num_validation_questions": 1}
     world = {"source": "mini_world", "num_examples": 150, "num_images": 12}
-    text = {"source": "mini_text", "num_examples": 70, "num_recall": 4, "num_documents": 8}
     both = ["projector", "decoder"]
     return {
         "vision": _settings(500)
@@ -67,15 +66,15 @@ def experiments() -> dict[str, dict[str, Any]]:
             "gradients": {"num_examples": 1, "stride": 5},
             "evaluation": {"benchmarks": ["mini_signs", "mini_describe"], "max_new_tokens": 6},
         },
-        "text": _settings(800)
+        "text": _settings(500)
         | {
-            "data": text | counts,
+            "data": world | counts | {"source": "mini_text"},
             "base": {
                 "architecture": SHAPE,
-                "phases": [_phase("pre-training", "corpus", ["decoder"], MUON)],
+                "phases": [_phase("conversations", "conversations", ["decoder"], MUON)],
             },
             "gradients": {"num_examples": 1, "representation": "sketch", "sketch_size": 1009},
-            "evaluation": {"benchmarks": ["mini_facts"], "max_new_tokens": 6},
+            "evaluation": {"benchmarks": ["mini_attributes"], "max_new_tokens": 6},
         },
     }
 

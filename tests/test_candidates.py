@@ -160,10 +160,10 @@ def test_text_benchmarks_are_scored_without_an_engine(
         Candidate("low", lambda: {NORM: torch.full_like(base[NORM], 0.25)}),
         Candidate("high", lambda: {NORM: torch.full_like(base[NORM], 0.75)}),
     ]
-    settings = synthetic.experiment(benchmarks=["mini_facts"])
+    settings = synthetic.experiment(benchmarks=["mini_places"])
     assert score_candidates(settings, paths, "test", scored, "test") == {
-        "low": {"mini_facts": [0.25, 0.5]},
-        "high": {"mini_facts": [0.75, 0.5]},
+        "low": {"mini_places": [0.25, 0.5]},
+        "high": {"mini_places": [0.75, 0.5]},
     }
 
 

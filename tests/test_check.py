@@ -47,13 +47,13 @@ def test_the_papers_models_are_counted_exactly(hub: str, decoder: int, vision: i
 def test_a_base_is_counted_without_building_it(tmp_path: Path) -> None:
     assembled = base_sizes(load_experiment("vision_176_7b").base, tmp_path)
     assert assembled == config_sizes(public_config("Qwen2.5-VL-7B"), "")
-    found = base_sizes(load_experiment("mini_text").base, tmp_path)
-    assert (found.decoder, found.vision, found.width) == (761_344, 0, 4)
+    found = base_sizes(load_experiment("mini_text_recipe").base, tmp_path)
+    assert (found.decoder, found.vision, found.width) == (193_280, 0, 4)
 
 
 def test_an_unknown_base_is_refused_by_name(tmp_path: Path) -> None:
     base = load_experiment("mini_text").base
-    other = base.model_copy(update={"architecture": None, "hub": "a/none", "revision": "0"})
+    other = base.model_copy(update={"checkpoint": None, "hub": "a/none", "revision": "0"})
     with pytest.raises(MeritError, match=r"no config.json of a/none"):
         base_sizes(other, tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
@@ -288,7 +288,7 @@ def test_a_mixture_is_assumed_then_counted(big: Path) -> None:
 
 def test_generated_and_own_mixtures_are_counted_from_their_files(big: Path) -> None:
     mini = load_experiment("mini_text", ROOT / "experiments")
-    assert check.mixture(mini, Artifacts("x")).tasks == 66
+    assert check.mixture(mini, Artifacts("x")).tasks == 136
     written = [{"num_examples": 30}, {"num_examples": 12}]
     write_json(Artifacts("x").mixture / "tasks.json", written)
     found = check.mixture(mini, Artifacts("x"))

@@ -30,7 +30,7 @@ from merit.eval.answering.answers import (
 from merit.eval.answering.batches import Prompt, load_batches, prepared, save_batches, split
 from merit.eval.answering.generate import Partial
 from merit.eval.answering.question_images import Picture
-from merit.mini.nets import TEXT_VOCABULARY, build_model, build_text_model, build_tokenizer
+from merit.mini.nets import VOCABULARY, build_model, build_text_model, build_tokenizer
 from tests.conftest import ARCHITECTURE, Tiny
 from tests.test_lm_engine import ARCHITECTURE as TEXT_ARCHITECTURE
 
@@ -278,7 +278,7 @@ def test_an_interrupted_run_resumes_after_its_last_batch(
 
 
 def test_a_text_model_answers_as_one_by_one() -> None:
-    words = TEXT_VOCABULARY.read_text(encoding="utf-8").split()
+    words = VOCABULARY.read_text(encoding="utf-8").split()
     tokenizer = build_tokenizer(words)
     model = build_text_model(tokenizer, TEXT_ARCHITECTURE, seed=1)
     prompts = [Prompt((" ".join(words[40 : 40 + n]),), 5) for n in (1, 9, 4, 17, 2)]

@@ -13,8 +13,8 @@ import torch
 from merit.config import Architecture
 from merit.errors import MeritError
 from merit.eval.answering.lm_engine import Answers, answer_all, check_questions, task_config
-from merit.mini.nets import TEXT_VOCABULARY, build_text_model, build_tokenizer
-from merit.mini.text.text_benchmarks import RECIPES, benchmark_rows
+from merit.mini.nets import VOCABULARY, build_text_model, build_tokenizer
+from merit.mini.world.world_benchmarks import TOLD_RECIPES, told_rows
 from merit.train.model import load_model
 
 ARCHITECTURE = Architecture(
@@ -26,7 +26,7 @@ ARCHITECTURE = Architecture(
     initializer_range=0.3,
 )
 MAX_NEW_TOKENS = 3
-TOKENIZER = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
+TOKENIZER = build_tokenizer(VOCABULARY.read_text(encoding="utf-8").split())
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def questions(model: Any) -> dict[str, list[dict[str, Any]]]:
-    """Five questions of every benchmark; one answer of mini_programs is right, one nearly."""
-    rows = {n: benchmark_rows(n, 5, np.random.default_rng(7), "validation") for n in RECIPES}
-    programs = rows["mini_programs"]
-    programs[0]["answer"] = greedy(model, programs[0]["question"])
-    programs[1]["answer"] = greedy(model, programs[1]["question"]) + " x"
+    """Five questions of every benchmark; one answer of mini_hops is right, one nearly."""
+    rows = {n: told_rows(n, 5, np.random.default_rng(7)) for n in TOLD_RECIPES}
+    written = rows["mini_hops"]
+    written[0]["answer"] = greedy(model, written[0]["question"])
+    written[1]["answer"] = greedy(model, written[1]["question"]) + " x"
     return rows
 
 
@@ -83,14 +83,14 @@ def greedy(model: Any, question: str) -> str:
     return str(TOKENIZER.decode(written, skip_special_tokens=True)).strip()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TOLD_RECIPES)
 def test_options_are_ranked_by_log_likelihood_and_words_are_greedy(
     name: str, model: Any, questions: dict[str, Any], answers: dict[str, Answers]
 ) -> None:
     expected = {}
     for row in questions[name]:
         wanted = row["answer"]
-        if RECIPES[name].generates:
+        if TOLD_RECIPES[name].kind == "exact":
             found = greedy(model, row["question"])
         else:
             values = [log_likelihood(model, row["question"], option) for option in row["options"]]
@@ -99,7 +99,7 @@ def test_options_are_ranked_by_log_likelihood_and_words_are_greedy(
         expected[row["index"]] = float(found == wanted)
     assert list(answers[name].questions.items()) == list(expected.items())
     assert answers[name].score == pytest.approx(100 * np.mean(list(expected.values())))
-    if name == "mini_programs":
+    if name == "mini_hops":
         assert list(expected.values())[:2] == [1.0, 0.0]
 
 
@@ -119,8 +119,8 @@ def test_malformed_questions_are_refused(
     path = write(tmp_path / "q.jsonl", [{"index": "0", **row}, {"index": "1", **row, **change}])
     with pytest.raises(MeritError, match=f"line 2: .*{message}"):
         check_questions(path, "multiple_choice")
-    with pytest.raises(MeritError, match=r"mini_fact\.yaml: .*mini_facts"):
-        task_config("mini_fact", path, tmp_path, 3)
+    with pytest.raises(MeritError, match="`mini_places`"):
+        task_config("mini_place", path, tmp_path, 3)
 
 
 def test_a_model_of_another_architecture_is_refused(model: Any, tmp_path: Path) -> None:

@@ -18,16 +18,16 @@ from merit.eval.answering import lm_public
 from merit.eval.answering.answers import Questions, generate_answers
 from merit.eval.answering.lm_public import answer_public, limit_of_each
 from merit.eval.benchmarks import BENCHMARKS, Benchmark
-from merit.mini.nets import TEXT_VOCABULARY, build_text_model, build_tokenizer
+from merit.mini.nets import VOCABULARY, build_text_model, build_tokenizer
 from tests.test_lm_engine import ARCHITECTURE
 
 LANGUAGES = "ar bg de el en es fr hi ru sw th tr ur vi zh".split()  # noqa: SIM905
-VOCABULARY = TEXT_VOCABULARY.read_text(encoding="utf-8").split()
+WORDS = VOCABULARY.read_text(encoding="utf-8").split()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return build_tokenizer(VOCABULARY)
+    return build_tokenizer(WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def repository(folder: Path, name: str, configs: dict[str, dict[str, list[Any]]]
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = [word for word in VOCABULARY if word.isalpha()][40:90]
+    words = [word for word in WORDS if word.isalpha()][40:90]
     folder = tmp_path_factory.mktemp("hub")
     boolq = [
         {"passage": words[i], "question": words[i + 1], "idx": i, "label": i % 2} for i in range(6)

@@ -146,7 +146,7 @@ def test_records_stand_for_the_papers_columns() -> None:
     [
         (["mini_chart"], "mini_chart.*`mini_charts`"),
         (["zzz"], "mini_scene, mini_mcq"),
-        (["mini_scene", "mini_facts"], "mini_scene and mini_facts"),
+        (["mini_scene", "mini_places"], "mini_scene and mini_places"),
     ],
 )
 def test_an_unknown_name_and_two_engines_are_refused(names: list[str], message: str) -> None:

@@ -254,7 +254,7 @@ def test_claims_are_sorted_by_their_verdicts() -> None:
     first = {"a": record("holds", 3), "b": record("fails", 5), "c": record("holds", 1)}
     shown = {"it wins": first, "more is better": {"a": record("holds", 3)}}
     said = sentences(shown, "holds")
-    assert said == "It wins (`a`; on one base only `c`); more is better (`a`)."
+    assert said == "It wins (`a`, `c`¹); more is better (`a`)."
     assert sentences(shown, "fails") == "That it wins (`b`)."
     assert sentences(shown, "undecided") == ""
 

@@ -60,7 +60,7 @@ def test_code_of_a_stage_is_what_it_imports_and_the_data_beside_it() -> None:
     world = {str(path) for path in keys.code_files("merit.mini.world.write_world")}
     assert "mini/world/vocabulary.txt" in world
     prompts = {str(path) for path in keys.code_files("merit.eval.stages.prompts")}
-    assert {"eval/benchmarks.yaml", "eval/tasks/mini_text/mini_facts.yaml"} <= prompts
+    assert {"eval/benchmarks.yaml", "eval/tasks/mini_text/likelihood.yaml"} <= prompts
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def test_all_at_one_distance(outcome: Outcome) -> None:
 
 
 def test_without_open_ended_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result, _ = run(tmp_path, monkeypatch, ["mini_facts", "mini_science"])
+    result, _ = run(tmp_path, monkeypatch, ["mini_places", "mini_hops"])
     tables = result["tables"]
     assert {row["open"] for row in tables["control_path"]} == {None}
     assert {row["open_best"] for row in tables["control_best"]} == {None}

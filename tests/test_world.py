@@ -22,7 +22,7 @@ from merit.config import MiniWorldData
 from merit.data.examples import IMAGE_TOKEN, read_examples
 from merit.data.images import load_image
 from merit.errors import MeritError
-from merit.io.artifacts import read_json
+from merit.io.artifacts import read_json, read_jsonl
 from merit.mini.world import base_conversations, world_tasks
 from merit.mini.world.draw import Pen
 from merit.mini.world.scene import (
@@ -32,11 +32,19 @@ from merit.mini.world.scene import (
     SHAPES,
     SIZES,
     WORDS,
+    Bar,
     Scene,
+    Thing,
     sample_scene,
 )
 from merit.mini.world.skills import SKILLS
-from merit.mini.world.world_benchmarks import DESCRIBE_WORDING, EXPLAIN_WORDING, RECIPES
+from merit.mini.world.telling import tell
+from merit.mini.world.world_benchmarks import (
+    DESCRIBE_WORDING,
+    EXPLAIN_WORDING,
+    RECIPES,
+    TOLD_RECIPES,
+)
 from merit.mini.world.world_tasks import (
     all_sources,
     all_tasks,
@@ -44,7 +52,7 @@ from merit.mini.world.world_tasks import (
     option_prompt,
     task_sizes,
 )
-from merit.mini.world.write_world import mixture_examples
+from merit.mini.world.write_world import mixture_examples, write_mini_world
 from tests.conftest import WORLD
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -201,6 +209,49 @@ def test_no_handwritten_digit_is_in_both_splits() -> None:
     )
     assert (len(train), len(test)) == (1347, 450)  # 1,797 scans, every fourth for the benchmarks
     assert not train & test
+
+
+# --- in words instead of pictures ---------------------------------------------------------------
+
+
+def test_a_scene_is_told_in_words() -> None:
+    things = (Thing("star", "red", "small", 0, 2), Thing("cross", "blue", "large", 3, 0))
+    told = "small red star in row 1 column 3 , large blue cross in row 4 column 1 ."
+    assert tell(Scene("shapes", "plain", things)) == f"image : plain ground , {told}"
+    assert tell(Scene("sign", "dotted", text="wolf")) == "image : dotted ground , sign wolf ."
+    assert tell(Scene("sum", "plain", digits=(4, 0))) == "image : plain ground , digits 4 and 0 ."
+    bars = (Bar("red", 3, 0), Bar("green", 8, 1))
+    told = "image : plain ground , red bar 3 high , green bar 8 high ."
+    assert tell(Scene("chart", "plain", bars=bars)) == told
+
+
+def test_the_world_in_words_asks_the_same_of_other_scenes(tmp_path: Path, processor: Any) -> None:
+    """No picture, no question of a benchmark in training, no unknown word, every option right."""
+    write_mini_world(WORLD.model_copy(update={"source": "mini_text"}), tmp_path)
+    files = [*tmp_path.glob("mixture/*.jsonl"), *tmp_path.glob("pretraining/*.jsonl")]
+    assert len(files) == 136 + 2
+    assert not list(tmp_path.rglob("*.zip"))
+    examples = [example for file in files for example in read_examples(file)]
+    assert {example.images for example in examples} == {()}
+    messages = [message["content"] for example in examples for message in example.messages]
+    rows = [row for name in TOLD_RECIPES for row in benchmark(tmp_path, name)]
+    assert len(rows) == len(TOLD_RECIPES) * (WORLD.num_questions + WORLD.num_validation_questions)
+    everything = "\n\n".join(messages)
+    for row in rows:
+        telling, asked, *options = row["question"].split("\n")
+        assert telling.startswith("image : ")
+        wording = asked.removeprefix("Question: ").removesuffix(world_tasks.SHORT[0])
+        assert wording not in everything
+        assert bool(options) == ("options" in row)
+        assert not options or 0 <= row["answer"] < len(set(row["options"]))
+    words = [w for row in rows for w in (row["question"], *row.get("options", [row["answer"]]))]
+    assert unknown_words(messages + words, processor) == set()
+
+
+def benchmark(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Its questions of both splits."""
+    places = (folder / "benchmarks", folder / "benchmarks" / "validation")
+    return [row for place in places for row in read_jsonl(place / f"{name}.jsonl")]
 
 
 # --- vocabulary ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from merit.errors import MeritError
-from merit.eval.benchmarks import BENCHMARKS
+from merit.eval.benchmarks import benchmark as find_benchmark
 from merit.io.artifacts import read_jsonl
 
 TASKS_DIR = Path(__file__).parents[1] / "tasks"
@@ -68,16 +68,9 @@ def answer_all(
 
 
 def task_file(benchmark: str) -> Path:
-    """The YAML that says how lm-eval asks and scores: the record's `task`, or one of its own.
-
-    Raises MeritError if there is none.
-    """
-    record = BENCHMARKS.get(benchmark)
-    path = TASKS_DIR / f"{record.task if record and record.task else f'mini_text/{benchmark}'}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (TASKS_DIR / "mini_text").glob("*.yaml")))
-        raise MeritError(f"{path}: no such lm-eval task; known: {known}")
-    return path
+    """The YAML that says how lm-eval asks and scores: the record's `task`, or its kind's."""
+    record = find_benchmark(benchmark)
+    return TASKS_DIR / f"{record.task or f'mini_text/{record.kind}'}.yaml"
 
 
 def task_config(benchmark: str, questions: Path, cache: Path, max_new_tokens: int) -> Any:

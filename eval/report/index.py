@@ -74,16 +74,14 @@ def build_index(
 
 
 def sentences(shown: Mapping[str, Mapping[str, Any]], verdict: str) -> str:
-    """The claims with this verdict, each with its experiments; "" if there are none."""
+    """The claims with this verdict, each with its experiments; ¹: on one base only."""
     words = {"holds": "", "fails": "that ", "undecided": "whether "}[verdict]
     told = []
     for claim, records in shown.items():
-        found = {name: r for name, r in records.items() if r["verdict"] == verdict}
-        several = [f"`{name}`" for name, r in found.items() if r["num_bases"] > 1]
-        single = [f"`{name}`" for name, r in found.items() if r["num_bases"] == 1]
-        places = [", ".join(several), f"on one base only {', '.join(single)}" if single else ""]
+        found = {name: r["num_bases"] for name, r in records.items() if r["verdict"] == verdict}
+        places = [f"`{name}`{'¹' if bases == 1 else ''}" for name, bases in found.items()]
         if found:
-            told.append(f"{words}{claim} ({'; '.join(place for place in places if place)})")
+            told.append(f"{words}{claim} ({', '.join(places)})")
     text = "; ".join(told)
     return text[:1].upper() + text[1:] + ("." if text else "")
 

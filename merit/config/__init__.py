@@ -10,7 +10,6 @@ from merit.config.base import (
     Phase,
 )
 from merit.config.data import (
-    MiniTextData,
     MiniWorldData,
 )
 from merit.config.evaluation import (
@@ -64,7 +63,6 @@ __all__ = [
     "Launch",
     "Lora",
     "Method",
-    "MiniTextData",
     "MiniWorldData",
     "Optimizer",
     "Origin",

@@ -53,7 +53,7 @@ class Phase(Settings):
     """One phase of building the base: its data, the components that learn, its steps."""
 
     name: str
-    data: str  # what the data stage wrote: "labels", "captions", "corpus", "conversations", ...
+    data: str  # what the data stage wrote: "labels", "captions", "conversations", ...
     trainable: Trainable
     num_steps: PositiveInt
     optimizer: Optimizer

@@ -153,7 +153,7 @@ class MiniWorldData(Settings):
 
     num_skills: ClassVar[int] = 32
 
-    source: Literal["mini_world"]
+    source: Literal["mini_world", "mini_text"]  # in pictures, or told in words
     seed: int
     units: Literal["tasks", "sources"] = "tasks"  # 136 tasks, or 176 sources that include them
     size_spread: PositiveFloat = 0.6  # standard deviation of the units' log sizes
@@ -164,20 +164,6 @@ class MiniWorldData(Settings):
     # of the 32 skills, those that the base has not seen; see merit.mini.world.base_conversations
     num_new_skills: Annotated[int, Field(ge=0, le=16)] = 6
     num_recaptions: Annotated[int, Field(ge=0)] = 0  # further images, of the base's stage 1.5
-    num_questions: PositiveInt  # test questions per benchmark
-    num_validation_questions: PositiveInt
-
-
-class MiniTextData(Settings):
-    """The generated text world (merit.mini.text)."""
-
-    source: Literal["mini_text"]
-    seed: int
-    num_examples: PositiveInt  # fine-tuning examples over all tasks
-    # what a base is built with; a built one needs none
-    num_recall: Annotated[int, Field(ge=0)] = 0  # paragraphs with questions, which it reads first
-    num_documents: Annotated[int, Field(ge=0)] = 0  # plain text that it is pre-trained on
-    num_conversations: Annotated[int, Field(ge=0)] = 0  # its few questions and answers
     num_questions: PositiveInt  # test questions per benchmark
     num_validation_questions: PositiveInt
 
@@ -193,6 +179,6 @@ class ReasoningData(Settings):
 
 
 DataSettings = Annotated[
-    MiniWorldData | MiniTextData | PublicData | JsonlData | ReasoningData,
+    MiniWorldData | PublicData | JsonlData | ReasoningData,
     Field(discriminator="source"),
 ]

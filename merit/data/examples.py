@@ -19,7 +19,6 @@ from merit.errors import MeritError
 
 IMAGE_TOKEN = "<image>"
 ESCAPED = "< image>"
-TEXT_ROLE = "text"  # the only message of a plain document, which a base is pre-trained on
 KEYS = {"id", "task", "messages", "images"}
 
 
@@ -51,11 +50,6 @@ def make_example(
         messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": answer})
     return Example(identifier, task, tuple(messages), images)
-
-
-def make_document(identifier: str, text: str) -> Example:
-    """A plain document: every token is supervised, and no turn marks stand around it."""
-    return Example(identifier, "corpus", ({"role": TEXT_ROLE, "content": text},), ())
 
 
 # --- from a source's conversations --------------------------------------------------------------
@@ -192,14 +186,13 @@ def example_from(value: dict[str, Any], where: str) -> Example:
     if not isinstance(messages, list) or not messages:
         raise MeritError(f"{where}: `messages` must be a list with at least one turn")
     roles = [message.get("role") if isinstance(message, dict) else None for message in messages]
-    document = roles == [TEXT_ROLE]
     for i, message in enumerate(messages):
-        role = TEXT_ROLE if document else "user" if i % 2 == 0 else "assistant"
+        role = "user" if i % 2 == 0 else "assistant"
         if roles[i] != role or not isinstance(message.get("content"), str):
             raise MeritError(
                 f"{where}: messages[{i}] must have role {role!r} and text, found {message!r}"
             )
-    if len(messages) % 2 and not document:
+    if len(messages) % 2:
         raise MeritError(f"{where}: the last message must be the assistant's answer")
     images = value["images"]
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):

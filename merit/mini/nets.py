@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2ForCausalLM
 
 VOCABULARY = Path(__file__).parent / "world" / "vocabulary.txt"
-TEXT_VOCABULARY = Path(__file__).parent / "text" / "vocabulary.txt"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -37,7 +36,7 @@ def vision_model(architecture: Architecture, seed: int) -> tuple[Any, Any]:
 
 def text_model(architecture: Architecture, seed: int) -> tuple[Any, Any]:
     """(model, tokenizer) for the text world, with random weights."""
-    tokenizer = build_tokenizer(TEXT_VOCABULARY.read_text(encoding="utf-8").split())
+    tokenizer = build_tokenizer(VOCABULARY.read_text(encoding="utf-8").split())
     return build_text_model(tokenizer, architecture, seed), tokenizer
 
 

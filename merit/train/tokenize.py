@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from merit.config import Encoding
-from merit.data.examples import IMAGE_TOKEN, TEXT_ROLE, Example
+from merit.data.examples import IMAGE_TOKEN, Example
 from merit.errors import MeritError
 from merit.train.dataset import TokenizedDataset
 from merit.train.model import SPECIAL_TOKENS
@@ -115,7 +115,7 @@ def encode_examples(
             if example.images and image_processor is None:
                 raise MeritError(f"example {example.id!r} has images, and the base is a text model")
             image_ids.append([images[path] for path in example.images])
-            segments.append(_segments(example, template, image_tokens[image_ids[-1]], tokenizer))
+            segments.append(_segments(example, template, image_tokens[image_ids[-1]]))
         texts = [text for parts in segments for text, _ in parts]
         pieces = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
         for example, parts in zip(chunk, segments, strict=True):
@@ -140,17 +140,11 @@ def encode_examples(
     )
 
 
-def _segments(
-    example: Example, template: Template, counts: np.ndarray, tokenizer: Any
-) -> list[Segment]:
+def _segments(example: Example, template: Template, counts: np.ndarray) -> list[Segment]:
     """The example's text in pieces; `<image>` becomes the next image's `counts` tokens and marks.
 
     The canonical example counts `<image>` in all messages, so each has an image.
     """
-    if example.messages[0]["role"] == TEXT_ROLE:
-        known = SPECIAL_TOKENS["pad"] in tokenizer.all_special_tokens
-        end = SPECIAL_TOKENS["pad"] if known else tokenizer.eos_token
-        return [(example.messages[0]["content"] + end, True)]
     start, token, end = (SPECIAL_TOKENS[k] for k in ("vision_start", "image", "vision_end"))
     remaining = (f"{start}{token * int(count)}{end}" for count in counts)
     parts: list[Segment] = []

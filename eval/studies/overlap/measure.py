@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from merit.config import Evaluation, Experiment
-from merit.data.examples import TEXT_ROLE, iter_examples
+from merit.data.examples import iter_examples
 from merit.data.images import load_image
 from merit.data.tasks import task_file
 from merit.errors import MeritError
@@ -188,7 +188,7 @@ def compare(
                 for image in example.images:
                     tasks_of_picture.setdefault(image, set()).add(task)
                 for message in example.messages:
-                    if message["role"] in ("user", TEXT_ROLE):
+                    if message["role"] == "user":
                         for part in question_parts(message["content"]):
                             for question in texts.get(part, ()):
                                 question.tasks_of_text.add(task)

@@ -15,7 +15,7 @@ from merit.errors import MeritError
 
 SOURCES = {  # `data.source` -> module:function
     "mini_world": "merit.mini.world.write_world:write_mini_world",
-    "mini_text": "merit.mini.text.write_text:write_mini_text",
+    "mini_text": "merit.mini.world.write_world:write_mini_world",
     "public": "merit.data.mixture:write_public",
     "jsonl": "merit.data.mixture:write_own",
     "reasoning_gym": "merit.data.sources.reasoning:write_reasoning",

@@ -25,9 +25,17 @@ from merit.mini.world.base_conversations import (
 )
 from merit.mini.world.draw import Pen, draw_scene
 from merit.mini.world.scene import KINDS, Scene, sample_scene
-from merit.mini.world.world_benchmarks import RECIPES, benchmark_rows, png
+from merit.mini.world.telling import tell
+from merit.mini.world.world_benchmarks import (
+    RECIPES,
+    TOLD_RECIPES,
+    benchmark_rows,
+    png,
+    told_rows,
+)
 from merit.mini.world.world_tasks import Task, all_sources, all_tasks, ask_task, task_sizes
 
+Turn = tuple[str, str]
 # an independent stream of random numbers per part: resizing one leaves the others unchanged
 STREAMS = {"mixture": 1, "conversations": 2, "test": 3, "validation": 4, "recaptions": 5}
 
@@ -41,15 +49,17 @@ PICTURES = {
 
 def write_mini_world(settings: MiniWorldData, folder: Path) -> None:
     """The mixture, the base's conversations and captions, and the benchmarks' two splits."""
-    pen = Pen("train")
+    pen, told = Pen("train"), settings.source == "mini_text"
+    recipes = TOLD_RECIPES if told else RECIPES
     tasks = all_sources() if settings.units == "sources" else all_tasks()
-    with Progress("data", len(tasks) + len(RECIPES) * 2 + 1) as progress:
+    with Progress("data", len(tasks) + len(recipes) * 2 + 1) as progress:
         rng = _stream(settings, "mixture")
         pool = _image_pool(settings.num_images, rng)
-        _write_pictures(folder / "mixture", "mixture", pool, pen)
+        if not told:
+            _write_pictures(folder / "mixture", "mixture", pool, pen)
         sizes = task_sizes(tasks, settings.num_examples, settings.size_spread, rng)
         for task, size in zip(tasks, sizes, strict=True):
-            examples = mixture_examples(task, size, pool, rng)
+            examples = mixture_examples(task, size, pool, rng, told)
             rows = [example.to_json() for example in examples]
             write_jsonl(folder / "mixture" / f"{task.name}.jsonl", rows)
             progress.advance()
@@ -70,16 +80,19 @@ def write_mini_world(settings: MiniWorldData, folder: Path) -> None:
             ("validation", settings.num_validation_questions),
         ):
             target = folder / "benchmarks" / ("" if split == "test" else split)
-            for i, benchmark in enumerate(RECIPES):
+            for i, benchmark in enumerate(recipes):
                 rng = np.random.default_rng([settings.seed, STREAMS[split], i])
-                write_tsv(
-                    target / f"{benchmark}.tsv", benchmark_rows(benchmark, size, rng, Pen("test"))
-                )
+                if told:
+                    rows = told_rows(benchmark, size, rng)
+                    write_jsonl(target / f"{benchmark}.jsonl", rows)
+                else:
+                    rows = benchmark_rows(benchmark, size, rng, Pen("test"))
+                    write_tsv(target / f"{benchmark}.tsv", rows)
                 progress.advance()
 
 
 def mixture_examples(
-    task: Task, size: int, pool: list[Scene], rng: np.random.Generator
+    task: Task, size: int, pool: list[Scene], rng: np.random.Generator, told: bool = False
 ) -> list[Example]:
     """`size` examples of one task over images of the pool that allow its question.
 
@@ -99,14 +112,14 @@ def mixture_examples(
         misses = misses + 1 if turn is None else 0
         if turn is not None:
             identifier = f"{task.name}-{len(examples)}"
-            images = (_picture("mixture", image),)
-            examples.append(make_example(identifier, task.name, [turn], images))
+            seen = pool[image] if told else _picture("mixture", image)
+            examples.append(_example(identifier, task.name, [turn], seen))
     return examples
 
 
 def write_conversations(settings: MiniWorldData, folder: Path) -> None:
     """conversations.jsonl and captions.jsonl, with their images in conversations.zip."""
-    rng, pen = _stream(settings, "conversations"), Pen("train")
+    rng, told = _stream(settings, "conversations"), settings.source == "mini_text"
     known = known_skills(settings.num_new_skills)
     conversations, captions, scenes = [], [], []
     for i in range(settings.num_conversations):
@@ -115,13 +128,14 @@ def write_conversations(settings: MiniWorldData, folder: Path) -> None:
             scene = sample_scene(rng)
             turns = converse(scene, rng, known)
         scenes.append(scene)
-        images = (_picture("conversations", i),)
-        conversations.append(make_example(f"conversation-{i}", "conversation", turns, images))
+        seen = scene if told else _picture("conversations", i)
+        conversations.append(_example(f"conversation-{i}", "conversation", turns, seen))
         caption = [(READ[int(rng.integers(len(READ)))], reading(scene))]
-        captions.append(make_example(f"caption-{i}", "caption", caption, images))
+        captions.append(_example(f"caption-{i}", "caption", caption, seen))
     write_jsonl(folder / "conversations.jsonl", [e.to_json() for e in conversations])
     write_jsonl(folder / "captions.jsonl", [e.to_json() for e in captions])
-    _write_pictures(folder, "conversations", scenes, pen)
+    if not told:
+        _write_pictures(folder, "conversations", scenes, Pen("train"))
 
 
 def _write_recaptions(settings: MiniWorldData, folder: Path, pen: Pen) -> None:
@@ -169,6 +183,14 @@ def _write_pictures(folder: Path, part: str, scenes: Iterable[Scene], pen: Pen) 
         for index, scene in enumerate(scenes):
             member = zipfile.ZipInfo(Path(_picture(part, index)).name)  # dated 1980-01-01
             archive.writestr(member, png(draw_scene(scene, pen)))
+
+
+def _example(identifier: str, task: str, turns: list[Turn], seen: Scene | str) -> Example:
+    """An example about a picture, given by its place, or about a scene that is told in words."""
+    if isinstance(seen, str):
+        return make_example(identifier, task, turns, (seen,))
+    (prompt, answer), *rest = turns
+    return make_example(identifier, task, [(f"{tell(seen)}\n{prompt}", answer), *rest], ())
 
 
 def _picture(part: str, index: int) -> str:
