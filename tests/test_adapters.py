@@ -14,8 +14,12 @@ from torch.testing import assert_close
 
 from merit.errors import MeritError
 from merit.io.adapters import CONFIG, WEIGHTS, Adapter
-from merit.io.checkpoints import SINGLE, Checkpoint, save_tensors
+from merit.io.checkpoint_files import SINGLE, checkpoint_hash
+from merit.io.checkpoints import Checkpoint, save_tensors
+from merit.merge.sources import open_branch
 from merit.run.cli import main
+from merit.train.model import check_architecture, load_model
+from tests import tiny_models
 from tests.conftest import Tiny
 
 SETTINGS = {"peft_type": "LORA", "lora_alpha": 6, "bias": "none", "init_lora_weights": True}
@@ -149,3 +153,70 @@ def test_an_adapter_without_its_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter" / WEIGHTS).unlink()
     with pytest.raises(MeritError, match=f"/{WEIGHTS}: checkpoint not found"):
         Adapter(tmp_path / "adapter", Checkpoint(tmp_path / "base"), no_names)
+
+
+# --- tied embeddings ------------------------------------------------------------------------------
+
+TIED: dict[str, dict[str, Any]] = {
+    "embedding whole": {"modules_to_save": ["embed_tokens"]},
+    "embedding low": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head whole": {"modules_to_save": ["lm_head"]},
+    "head low": {"target_modules": ["q_proj", "lm_head"]},
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own, of tied weights
+@pytest.mark.parametrize("ensured", [False, True])
+@pytest.mark.parametrize("kind", TIED)
+def test_an_adapter_that_unties_the_embeddings_is_refused(
+    tmp_path: Path, kind: str, ensured: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `ensure_weight_tying` it does not, and the merge has the logits of the adapted model."""
+    peft = pytest.importorskip("peft")
+    from transformers import LlamaForCausalLM
+
+    tiny_models.llama(tmp_path / "untied")
+    config = LlamaForCausalLM.from_pretrained(tmp_path / "untied").config
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(
+        r=2, ensure_weight_tying=ensured, **{"target_modules": ["q_proj"], **TIED[kind]}
+    )
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(tmp_path / "adapter")
+    tokens = torch.arange(50)[None]
+    adapted = model(tokens).logits
+    command = ["merge", "--base", str(tmp_path / "base"), "--branches", str(tmp_path / "adapter")]
+    command += ["--out", str(tmp_path / "out")]
+    if not ensured:
+        with pytest.raises(SystemExit):
+            main(command)
+        assert "`ensure_weight_tying`" in capsys.readouterr().err
+        return
+    main(command)
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert_close(merged(tokens).logits, adapted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_beside_an_adapter_is_refused_wherever_it_is_opened(tmp_path: Path) -> None:
+    tiny_models.llama(tmp_path)
+    (tmp_path / CONFIG).write_text("{}")
+    for opened in (Checkpoint, checkpoint_hash, load_model, check_architecture):
+        with pytest.raises(MeritError, match=f"found a whole model and an adapter .{CONFIG}"):
+            opened(tmp_path)
+    (tmp_path / "base").mkdir()
+    save_tensors(BASE, tmp_path / "base" / SINGLE)
+    with pytest.raises(MeritError, match="found a whole model and an adapter"):
+        open_branch(tmp_path, Checkpoint(tmp_path / "base"), tmp_path / "base")
+
+
+def test_a_pattern_that_is_none_is_named(tmp_path: Path) -> None:
+    for pattern, message in (({"(": 1}, "'\\('.*regular exp"), ({"q": "8"}, "'q': '8' is no num")):
+        with pytest.raises(MeritError, match=f"/{CONFIG}: key `alpha_pattern`: {message}"):
+            adapter(tmp_path, FACTORS, alpha_pattern=pattern)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from merit.config import Origin
 from merit.errors import MeritError
-from merit.io.checkpoints import checkpoint_hash
+from merit.io.checkpoint_files import checkpoint_hash
 from merit.run.cli import main
 from merit.run.stages import _listing
 from merit.train.base import model_folder, release

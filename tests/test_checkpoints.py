@@ -20,17 +20,9 @@ from safetensors.torch import load_file
 
 from merit.errors import MeritError
 from merit.io.artifacts import atomic_folder, file_hash
+from merit.io.checkpoint_files import INDEX, SINGLE, checkpoint_hash
 from merit.io.checkpoint_writer import CheckpointWriter
-from merit.io.checkpoints import (
-    DTYPES,
-    INDEX,
-    SINGLE,
-    Checkpoint,
-    TensorInfo,
-    check_same_tensors,
-    checkpoint_hash,
-    save_tensors,
-)
+from merit.io.checkpoints import DTYPES, Checkpoint, TensorInfo, check_same_tensors, save_tensors
 from merit.io.disk import writing
 from merit.io.rows import create_array
 from merit.train.base import check_finite

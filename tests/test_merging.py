@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from merit.errors import MeritError
+from merit.io.checkpoint_files import INDEX, SINGLE
 from merit.io.checkpoint_writer import header
-from merit.io.checkpoints import INDEX, SINGLE, Checkpoint, TensorInfo, save_tensors
+from merit.io.checkpoints import Checkpoint, TensorInfo, save_tensors
 from merit.merge import pieces, rules
 from merit.merge.write import write_merged
 from merit.method import mergers
@@ -182,8 +183,8 @@ def test_integers_stay_and_must_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "branch", "dtype", "message"),
     [
-        (1.0, float("nan"), None, "neither is that of .*branch/model.safetensors; train it again"),
-        (float("inf"), 1.0, None, "neither is that of the base .*base/model.safetensors; build"),
+        (1.0, float("nan"), None, "neither is that of .*branch/model.safetensors; take an earlier"),
+        (float("inf"), 1.0, None, "neither is that of the base .*base/model.safetensors; take"),
         (1.0, 1e6, torch.float16, "beyond the range of the output's type; choose float32 or bf"),
     ],
 )
@@ -348,6 +349,28 @@ def test_tied_embeddings_are_stored_once(models: Path, capsys: pytest.CaptureFix
     assert refusal(capsys, branches=["a", "twice"]).startswith(
         f"twice/{SINGLE}: tensor 'lm_head.weight' does not exist in the base base/{SINGLE}"
     )
+
+
+def test_layouts_of_other_libraries_and_derived_buffers(models: Path) -> None:
+    """A decoder stored under a vision-language model's names; `inv_freq` on either side."""
+    other = {n.replace("model.", "model.language_model."): t for n, t in constant(5.0).items()}
+    derived = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    saved(models / "vl", other | derived, architectures=["Qwen2ForCausalLM"])
+    merge(branches=["a", "vl"])
+    merged = Checkpoint(models / "out")
+    assert merged.names == sorted(NAMES)
+    assert merged.read(MLP).unique().tolist() == [3.0]
+    saved(models / "old", constant(0.0) | derived)
+    main(["merge", "--base", "old", "--branches", "a", "part", "--out", "two"])
+    assert Checkpoint(models / "two").read(MLP).unique().tolist() == [5.0]
+
+
+def test_weights_in_a_pickle_say_what_to_do(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (models / "b" / SINGLE).rename(models / "b" / "pytorch_model.bin")
+    said = refusal(capsys)
+    assert said.startswith(f"b/{SINGLE}: checkpoint not found; pytorch_model.bin lies there")
 
 
 def test_a_merger_is_one_file(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

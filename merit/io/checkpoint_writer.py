@@ -20,7 +20,8 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from merit.errors import MeritError
-from merit.io.checkpoints import DTYPES, INDEX, TensorInfo
+from merit.io.checkpoint_files import INDEX
+from merit.io.checkpoints import DTYPES, TensorInfo
 from merit.io.disk import NO_SPACE
 
 MAX_SHARD_BYTES = 5 * 10**9

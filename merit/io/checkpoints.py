@@ -12,7 +12,6 @@ import os
 import re
 import weakref
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +21,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from merit.errors import MeritError
-from merit.io.artifacts import file_hash, read_json, value_hash
+from merit.io.checkpoint_files import INDEX, checkpoint_files, other_weights, weight_map
 from merit.io.disk import writing
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# computed when a model is made, yet stored by some libraries
+DERIVED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias)")
+# wrappers' prefixes and the places of a decoder and an encoder in files of several releases
+LAYOUTS = (
+    (re.compile(r"^(module\.|_orig_mod\.)+"), ""),
+    (re.compile(r"^(model\.language_model|language_model\.model)\."), "model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^model\.visual\."), "visual."),
+)
 # safetensors' names of the types, in the order in which its writer lays tensors down: by width
 DTYPES = {
     "U64": torch.uint64,
@@ -97,10 +103,12 @@ class _File:
                 header = json.loads(file.read(size))
             self._descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
-            raise MeritError(f"{path}: checkpoint not found") from None
+            raise MeritError(f"{path}: checkpoint not found{other_weights(path)}") from None
+        except PermissionError as error:
+            raise MeritError(f"{path}: may not be read ({error.strerror})") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise MeritError(
-                f"{path}: truncated or not a safetensors file ({error}); fetch it again"
+                f"{path}: truncated or not a safetensors file ({error}); take a whole copy of it"
             ) from None
         weakref.finalize(self, os.close, self._descriptor)
         header.pop("__metadata__", None)
@@ -140,89 +148,63 @@ class Checkpoint:
         if path.is_dir() and (path / INDEX).exists():
             self.path = path
             _check_index(path, files)
-        self._file_of = {name: file for file in files for name in file.tensors}
+        self._file_of = {
+            name: (file, name)  # its name in the file
+            for file in files
+            for name in file.tensors
+            if not DERIVED.fullmatch(name)
+        }
         self.names: list[str] = sorted(self._file_of)
 
     def has(self, name: str) -> bool:
         return name in self._file_of
 
     def info(self, name: str) -> TensorInfo:
-        return self._file_of[name].tensors[name]
+        file, stored = self._file_of[name]
+        return file.tensors[stored]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.info(name).shape
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """A whole tensor, or its rows (indices of the first dimension) start to stop."""
-        return self._file_of[name].read(
-            name, start, self.info(name).num_rows if stop is None else stop
-        )
+        file, stored = self._file_of[name]
+        return file.read(stored, start, self.info(name).num_rows if stop is None else stop)
+
+    def forget(self, name: str) -> None:
+        """Go on without a tensor."""
+        del self._file_of[name]
+        self.names.remove(name)
+
+    def name_as(self, other: Checkpoint) -> None:
+        """Call tensors as `other` does, where the two files differ by a known layout only."""
+        known = {_plain(name): name for name in other.names}
+        named = {known.get(_plain(name), name): at for name, at in self._file_of.items()}
+        if len(named) == len(self._file_of):
+            self._file_of, self.names = named, sorted(named)
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name in self.names:
             yield name, self.read(name)
 
 
-def checkpoint_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint (a folder or a file), in order, as its index says.
-
-    Raises MeritError where the index is unreadable, names a file that is missing or lies
-    elsewhere, or leaves out a shard that is there.
-    """
-    if not path.is_dir():
-        if not path.exists() and not path.suffix:
-            raise MeritError(f"{path}: no checkpoint here, neither folder nor file")
-        return [path]
-    if not (path / INDEX).exists():
-        return [path / SINGLE]
-    if (path / SINGLE).exists():
-        raise MeritError(
-            f"{path}: holds both {SINGLE} and {INDEX}; name the file itself, or a folder with one "
-            "of the two"
-        )
-    listed = sorted({str(file) for file in _weight_map(path).values()})
-    for name in listed:
-        if Path(name).name != name:
-            raise MeritError(f"{path / INDEX}: shard {name!r} does not lie in the folder itself")
-        if not (path / name).is_file():
-            raise MeritError(f"{path / name}: shard not found, {INDEX} names it; fetch it again")
-    for name in sorted(file.name for file in path.iterdir()):
-        if SHARD.fullmatch(name) and name not in listed:
-            raise MeritError(
-                f"{path / INDEX}: shard {name} is there, but the index does not name it; fetch the "
-                "checkpoint again, into a folder of its own"
-            )
-    return [path / name for name in listed]
-
-
-def checkpoint_hash(path: Path) -> str:
-    """SHA-256 of a checkpoint: of the bytes of its file; of shards, of their names and hashes."""
-    files = checkpoint_files(path)
-    if len(files) == 1:
-        return file_hash(files[0])
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(file_hash, files))
-    return value_hash([[file.name, found] for file, found in zip(files, hashes, strict=True)])
-
-
-def _weight_map(folder: Path) -> Mapping[str, str]:
-    index = read_json(folder / INDEX)
-    found = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(found, dict) or not found:
-        raise MeritError(f"{folder / INDEX}: key `weight_map` (tensor name to file) is missing")
-    return found
+def _plain(name: str) -> str:
+    """The tensor's name in the layout of a plain text decoder."""
+    for pattern, replacement in LAYOUTS:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def _check_index(folder: Path, files: list[_File]) -> None:
     """Raises MeritError where a shard does not hold the tensors that the index says."""
-    listed = _weight_map(folder)
+    listed = weight_map(folder)
     for file in files:
         promised = {name for name, found in listed.items() if found == file.path.name}
         if wrong := sorted(promised ^ set(file.tensors)):
             name, says = wrong[0], f"{INDEX} says"
             how = f"is missing, {says} it" if name in promised else f"is not one that {says}"
             raise MeritError(
-                f"{file.path}: tensor {name!r} {how} lies there; fetch the checkpoint again"
+                f"{file.path}: tensor {name!r} {how} lies there; take a whole copy of both"
             )
 
 

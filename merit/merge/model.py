@@ -57,7 +57,8 @@ def run(name: str, item: str | None = None) -> None:
         record = {key: made[key] for key in ("model", "method", "seed", "rule", "branches")}
         record |= {"failure": failure}
         if failure is None:
-            from merit.io.checkpoints import Checkpoint, checkpoint_hash
+            from merit.io.checkpoint_files import checkpoint_hash
+            from merit.io.checkpoints import Checkpoint
             from merit.merge.card import model_card
             from merit.merge.write import OUTPUT_DTYPES, copy_model_files, write_merged
 

@@ -9,12 +9,11 @@ from typing import Protocol
 import torch
 
 from merit.errors import MeritError
-from merit.io.adapters import CONFIG, Adapter
+from merit.io.adapters import OUTPUT_EMBEDDING, Adapter, input_embedding
 from merit.io.artifacts import read_json
+from merit.io.checkpoint_files import ADAPTER, INDEX, SINGLE
 from merit.io.checkpoints import Checkpoint, TensorInfo, check_same_tensors
 from merit.merge.pieces import pieces_of
-
-OUTPUT_EMBEDDING = "lm_head.weight"
 
 
 class Source(Protocol):
@@ -35,17 +34,19 @@ def open_branch(path: Path, base: Checkpoint, folder: Path) -> Source:
 
     A folder with a config.json is a whole model, and lacks no tensor of the base.
     """
-    if (path / CONFIG).is_file():
-        return Adapter(path, base, lambda names: stored_names(folder, names))
+    if (path / ADAPTER).is_file() and not any((path / name).exists() for name in (SINGLE, INDEX)):
+        tied = _tied(base, folder)
+        return Adapter(path, base, lambda names: stored_names(folder, names), tied)
     branch = Checkpoint(path)
+    branch.name_as(base)
     forget_tied(branch, folder)
     check_same_tensors(branch, base)
     missing = sorted(set(base.names) - set(branch.names))
     if missing and (path / "config.json").is_file():
         raise MeritError(
             f"{branch.path}: {len(missing)} tensors of the base {base.path} are missing, "
-            f"{missing[0]!r} among them; fetch it again (a folder of only trained tensors has no "
-            "config.json)"
+            f"{missing[0]!r} among them; take a whole copy of it (a folder of only trained tensors "
+            "has no config.json)"
         )
     return branch
 
@@ -67,20 +68,34 @@ def forget_tied(checkpoint: Checkpoint, folder: Path) -> None:
 
     Raises MeritError where the two are stored and differ.
     """
-    path = folder / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    tied = any(c.get("tie_word_embeddings") for c in (config, config.get("text_config") or {}))
-    inputs = [name for name in checkpoint.names if name.endswith("embed_tokens.weight")]
-    if not tied or not checkpoint.has(OUTPUT_EMBEDDING) or len(inputs) != 1:
+    name = input_embedding(checkpoint.names)
+    if not _tied(checkpoint, folder) or not checkpoint.has(OUTPUT_EMBEDDING) or name is None:
         return
+    if checkpoint.shape(OUTPUT_EMBEDDING) != checkpoint.shape(name):
+        raise MeritError(f"{checkpoint.path}: {OUTPUT_EMBEDDING!r} and {name!r} differ in shape")
     for _, *rows in pieces_of(OUTPUT_EMBEDDING, checkpoint.info(OUTPUT_EMBEDDING)):
-        output, embedding = (checkpoint.read(name, *rows) for name in (OUTPUT_EMBEDDING, *inputs))
+        output, embedding = (checkpoint.read(n, *rows) for n in (OUTPUT_EMBEDDING, name))
         if not torch.equal(output, embedding):
             raise MeritError(
-                f"{checkpoint.path}: {OUTPUT_EMBEDDING!r} differs from {inputs[0]!r}, but {path} "
-                "says `tie_word_embeddings`; correct the config or the tensor"
+                f"{checkpoint.path}: {OUTPUT_EMBEDDING!r} differs from {name!r}, but "
+                f"{folder / 'config.json'} says `tie_word_embeddings`; correct the config or the "
+                "tensor"
             )
-    checkpoint.names.remove(OUTPUT_EMBEDDING)
+    checkpoint.forget(OUTPUT_EMBEDDING)
+
+
+def _tied(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Whether the output embedding is the input's, as the base's config.json says.
+
+    Some architectures are tied where it says nothing: then no output embedding is stored.
+    """
+    path = (folder if folder.is_dir() else folder.parent) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    parts = [config, config.get("text_config") or {}]
+    stated = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    names = config.get("architectures") or [""]
+    has_head = str(names[0]).endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel"))
+    return any(stated) if stated else has_head and not checkpoint.has(OUTPUT_EMBEDDING)
 
 
 def stored_names(folder: Path, names: Sequence[str]) -> dict[str, str]:

@@ -166,9 +166,9 @@ def _not_finite(base: Source, rule: Rule, piece: Piece) -> str:
     """Which input is to blame."""
     for source, branch in zip(rule.sources, rule.branches(base, piece), strict=True):
         if not bool(branch.isfinite().all()):
-            return f"neither is that of {source.path}; train it again"
+            return f"neither is that of {source.path}; take an earlier state of it, or leave it out"
     if not bool(base.read(*piece).isfinite().all()):
-        return f"neither is that of the base {base.path}; build or fetch it again"
+        return f"neither is that of the base {base.path}; take a whole copy of it"
     return "it is beyond the range of the output's type; choose float32 or bfloat16"
 
 

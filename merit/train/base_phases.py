@@ -20,7 +20,7 @@ import torch
 from merit.config import Encoding, Experiment, Phase, Training
 from merit.data.examples import Example, read_examples
 from merit.io.artifacts import file_hash, open_partial, value_hash
-from merit.io.checkpoints import checkpoint_hash
+from merit.io.checkpoint_files import checkpoint_hash
 from merit.io.disk import writing
 from merit.io.locks import exclusive
 from merit.io.progress import Progress

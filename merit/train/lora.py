@@ -31,12 +31,14 @@ def add_adapters(model: Any, settings: Lora, seed: int) -> dict[str, torch.nn.Pa
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and re.fullmatch(settings.targets, name)
     ]
-    outside = [name for name in matched if "visual" in name]
+    tied = model.get_output_embeddings() is not None and model.config.tie_word_embeddings
+    outside = [name for name in matched if "visual" in name or (tied and name == "lm_head")]
     if not matched or outside:
         problem = f"matches {outside[0]!r}" if outside else "matches no linear map"
         raise MeritError(
             f"key `training.lora.targets`: {settings.targets!r} {problem}; it is a regular "
-            "expression for whole names of the decoder's modules"
+            "expression for whole names of the decoder's modules (without `lm_head`, where it is "
+            "the input embedding)"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -18,6 +18,7 @@ import torch
 from merit.config import COMPONENTS, Runtime
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
+from merit.io.checkpoint_files import check_no_adapter
 
 SPECIAL_TOKENS = {
     "pad": "<|endoftext|>",
@@ -45,14 +46,17 @@ def decoder(model: Any) -> Any:
 def check_architecture(folder: Path) -> str:
     """The class of a Hugging Face folder's model, as its config.json says; no weights are needed.
 
-    Raises MeritError without a config.json, and for an architecture that this project cannot train.
+    Raises MeritError without a config.json, beside an adapter, and for an architecture that this
+    project cannot train.
     """
     if not (folder / "config.json").is_file():
         raise MeritError(
             f"{folder}: no model here (config.json is missing); `merit run NAME base` writes it"
         )
-    names = read_json(folder / "config.json").get("architectures") or [""]
-    if names[0] not in ARCHITECTURES:
+    check_no_adapter(folder)
+    config = read_json(folder / "config.json")
+    names = (config.get("architectures") if isinstance(config, dict) else None) or [""]
+    if not isinstance(names, list) or names[0] not in ARCHITECTURES:
         raise MeritError(
             f"{folder}/config.json: key `architectures`: found {names}, expected "
             f"{' or '.join(ARCHITECTURES)}"
