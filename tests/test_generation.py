@@ -274,6 +274,17 @@ def test_an_interrupted_run_resumes_after_its_last_batch(
     assert not file.exists()
 
 
+def test_marks_in_a_question_are_no_control_tokens(tiny: Tiny) -> None:
+    """`<|image_pad|>` would want an image, `<|im_end|>` would end the prompt."""
+    prompt = Prompt(("is it <|image_pad|> or <|im_end|> ?",), 1)
+    text = batches.chat_text(tiny.processor, prompt)
+    assert text.count("<|im_end|>") == batches.chat_text(tiny.processor, Prompt(("?",), 1)).count(
+        "<|im_end|>"
+    )
+    assert "is it < |image_pad|> or < |im_end|> ?" in text
+    batches.prepare(tiny.processor, [prompt], [0])
+
+
 # --- text models --------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ SYSTEM = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
 
+SKIP = "{% for m in messages if m['role'] != 'system' %}"
+
 
 def words(template: str | None = None) -> Any:
     tokenizer = build_tokenizer(WORDS)
@@ -42,13 +45,14 @@ def test_a_chat_template_is_taken_apart() -> None:
         to_prompt="\n<|im_start|>user\n",
         closing="\n",
         end="<|im_end|>",
+        system=("<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"),
     )
     example = make_example("x", "t", [("say yes", "yes"), ("what", "no")], ())
     segments = list(template.segments(example))
-    written = "".join(text for text, _ in segments)
+    written = "".join(text for pieces, _ in segments for text, _ in pieces)
     assert written == words(SYSTEM).apply_chat_template(list(example.messages), tokenize=False)
-    supervised = [text for text, supervised in segments if supervised]
-    assert supervised == ["yes<|im_end|>", "no<|im_end|>"]
+    supervised = [pieces for pieces, supervised in segments if supervised]
+    assert supervised == [[(word, True), ("<|im_end|>", False)] for word in ("yes", "no")]
 
 
 @pytest.mark.parametrize(
@@ -58,11 +62,16 @@ def test_a_chat_template_is_taken_apart() -> None:
             "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] "
             "{{ m['content'] }} [/INST]{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}"
             "{% endfor %}",
-            Template("<s>[INST] ", " [/INST] ", "<s>[INST] ", "", " </s>"),
+            Template(
+                *("<s>[INST] ", " [/INST] ", "<s>[INST] ", "", " </s>"), (" ", " </s><s>[INST] ")
+            ),
         ),
         (  # an end mark that is special, but neither of the tokenizer's own
             "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<turn_end>{% endfor %}",
-            Template("user: ", "<turn_end>assistant: ", "user: ", "", "<turn_end>"),
+            Template(
+                *("user: ", "<turn_end>assistant: ", "user: ", "", "<turn_end>"),
+                ("system: ", "<turn_end>user: "),
+            ),
         ),
     ],
 )
@@ -73,7 +82,7 @@ def test_templates_of_llamas(tmp_path: Path, template: str, expected: Template) 
     tiny_models.tokenizer(tmp_path, marks, kind, eos="</s>", bos="<s>", template=template)
     processor = load_processor(tmp_path)
     assert template_of(processor, "chat") == expected
-    assert template_of(processor, "plain") == Template("<s>", "\n", "\n", "", "</s>")
+    assert template_of(processor, "plain") == Template("<s>", "\n", "\n", "", "</s>", ("<s>", "\n"))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +110,51 @@ def long_example(tiny: Tiny, settings: Encoding, images: tuple[str, ...] = ()) -
     example = make_example("q7", "t", [("what color ?", "red . yes . yes .")], images)
     grids = np.array([[1, 8, 8]])
     return encode_examples([example], tiny.processor, {"x.png": 0}, grids, settings)
+
+
+@pytest.mark.parametrize("family", [tiny_models.qwen, tiny_models.qwen_vl, tiny_models.llama])
+@pytest.mark.parametrize("system", ["", " Be brief.\n"])
+@pytest.mark.parametrize("mark", ["", "<|im_end|>", "<|eot_id|>", "<|image_pad|>"])
+def test_tokens_are_those_of_the_model_s_own_template(
+    tmp_path: Path, family: Any, system: str, mark: str
+) -> None:
+    """With its filters (Llama 3 trims), a system turn; and what people wrote is text.
+
+    Bytes are tokens here, so a mark that is text is its own letters.
+    """
+    family(tmp_path)
+    processor = load_processor(tmp_path)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer.chat_template = tokenizer.chat_template or tiny_models.QWEN_TEMPLATE
+    example = make_example("x", "t", [(f" a{mark}\n", f"{mark} b "), ("c", f"{mark}\t")], ())
+    if system:
+        turn = {"role": "system", "content": f"{system}{mark}"}
+        example = replace(example, messages=(turn, *example.messages))
+    data = encode_examples([example], processor, {}, np.zeros((0, 3)))
+    plain = [{**m, "content": m["content"].replace(mark, "@")} for m in example.messages if mark]
+    text = processor.apply_chat_template(plain or list(example.messages), tokenize=False)
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    letters = tokenizer(mark, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    (place,) = tokenizer("@", add_special_tokens=False)["input_ids"]
+    filled = [letters if mark and token == place else [token] for token in expected]
+    assert data.tokens.tolist() == [token for part in filled for token in part]
+    said = bytes(tokenizer.decode(data.tokens[data.loss_mask]), "utf-8").decode()
+    end = tokenizer.eos_token if family is tiny_models.llama else "<|im_end|>"
+    answers = [f"{mark} b ", f"{mark}\t"]
+    if family is tiny_models.llama:
+        answers = [answer.strip() for answer in answers]
+    assert said == "".join(f"{answer}{end}" for answer in answers)
+
+
+def test_a_template_without_a_place_for_a_system_turn_names_the_example() -> None:
+    refusing = SYSTEM.replace("{% if", "{% if messages[0]['role'] == 'system' %}"
+                              "{{ raise_exception('no') }}{% endif %}{% if", 1)  # fmt: skip
+    for template in (refusing, SYSTEM.replace("{% for m in messages %}", SKIP)):
+        example = make_example("q7", "t", [("say", "yes")], ())
+        turn = {"role": "system", "content": "no"}
+        example = replace(example, messages=(turn, *example.messages))
+        with pytest.raises(MeritError, match="task 't', example 'q7': a system turn"):
+            encode_examples([example], words(template), {}, np.zeros((0, 3)))
 
 
 def test_a_long_example_is_named_or_cut(tiny: Tiny) -> None:

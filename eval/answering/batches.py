@@ -24,6 +24,7 @@ from merit.errors import MeritError
 from merit.eval.answering.question_images import Picture
 from merit.io.disk import writing
 from merit.train.model import has_vision
+from merit.train.tokenize import special_pattern
 
 EMBEDDINGS = "image_embeddings"  # float (num_image_tokens, hidden_size), the images in turn
 MAX_THREADS = 4
@@ -101,18 +102,26 @@ def _length(processor: Any, prompt: Prompt) -> int:
 def chat_text(processor: Any, prompt: Prompt) -> str:
     """The question in the model's chat template, with a mark for each image.
 
+    The text of a control token (`<|im_end|>`) gets a space, so that it is none: `< |im_end|>`.
     Raises MeritError if a model without a vision part is shown an image.
     """
     content: Any
+    special = special_pattern(getattr(processor, "tokenizer", processor))
+    parts = [
+        special.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", part)
+        if isinstance(part, str)
+        else part
+        for part in prompt.parts
+    ]
     if hasattr(processor, "image_processor"):
         content = [
             {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-            for part in prompt.parts
+            for part in parts
         ]
     elif prompt.images:
         raise MeritError(f"{prompt.images[0].path}: an image, and the model reads only text")
     else:
-        content = "".join(part for part in prompt.parts if isinstance(part, str))
+        content = "".join(part for part in parts if isinstance(part, str))
     message = {"role": "user", "content": content}
     text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     return str(text)

@@ -1,16 +1,20 @@
 """From examples to token ids: the chat template's words around each turn, image tokens, loss mask.
 
 Supervised are the assistant's words and their end mark; all tokens of a plain document are.
+What people wrote is text: `<|im_end|>` in it is no end mark.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
+from jinja2 import TemplateError
 
 from merit.config import Encoding
 from merit.data.examples import IMAGE_TOKEN, Example
@@ -19,14 +23,17 @@ from merit.train.dataset import TokenizedDataset
 from merit.train.model import SPECIAL_TOKENS
 
 CHUNK = 1000  # examples tokenised at a time
-Segment = tuple[str, bool]  # text, whether it is supervised
+Piece = tuple[str, bool]  # text, whether people wrote it
+Segment = tuple[list[Piece], bool]  # pieces, whether they are supervised
 
 
 @dataclass(frozen=True)
 class Template:
     """The text around the turns: opening, prompt, to_answer, answer, to_prompt, ..., closing.
 
-    `end` is the mark that ends an answer; what follows it is not supervised.
+    `end` is the mark that ends an answer; what follows it is not supervised. `system` stands before
+    and behind a system turn, in place of the opening; None: the template has no place for one.
+    `trimmed` are the sides of a role's words ("l", "r", "lr") that lose their blanks.
     """
 
     opening: str
@@ -34,17 +41,36 @@ class Template:
     to_prompt: str
     closing: str
     end: str
+    system: tuple[str, str] | None = None
+    trimmed: Mapping[str, str] = field(default_factory=dict)
 
     def segments(self, example: Example) -> Iterator[Segment]:
-        before = self.opening
-        for prompt, answer in zip(example.messages[::2], example.messages[1::2], strict=True):
-            yield f"{before}{prompt['content']}{self.to_answer}", False
-            yield f"{answer['content']}{self.end}", True
-            before = self.to_prompt
-        yield self.closing, False
+        """Raises MeritError for a system turn that the template has no place for."""
+        before: list[Piece] = [(self.opening, False)]
+        messages = list(example.messages)
+        if messages[0]["role"] == "system":
+            if self.system is None:
+                raise MeritError(
+                    f"task {example.task!r}, example {example.id!r}: a system turn, for which the "
+                    "base's chat template has no place; put its words before the first prompt"
+                )
+            first, behind = self.system
+            before = [(first, False), self._words(messages.pop(0)), (behind, False)]
+        for prompt, answer in zip(messages[::2], messages[1::2], strict=True):
+            yield [*before, self._words(prompt), (self.to_answer, False)], False
+            yield [self._words(answer), (self.end, False)], True
+            before = [(self.to_prompt, False)]
+        yield [(self.closing, False)], False
+
+    def _words(self, message: Mapping[str, str]) -> Piece:
+        words, sides = message["content"], self.trimmed.get(message["role"], "")
+        words = words.lstrip() if "l" in sides else words
+        return words.rstrip() if "r" in sides else words, True
 
 
-PROBE = ("\x02prompt\x03", "\x02answer\x03")
+PROBES = {role: f"\x02{role}\x03" for role in ("system", "user", "assistant")}
+TURNS = ("user", "assistant") * 2
+BLANKS = "\x0b\t"  # around a probe: what is left of them tells whether the template trims
 
 
 def template_of(processor: Any, kind: Literal["chat", "plain"]) -> Template:
@@ -57,32 +83,62 @@ def template_of(processor: Any, kind: Literal["chat", "plain"]) -> Template:
     if kind == "plain":  # Llama's models have seen no text without their mark of a beginning
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         opening = tokenizer.bos_token if begins else ""
-        return Template(opening, "\n", "\n", "", tokenizer.eos_token)
+        return Template(opening, "\n", "\n", "", tokenizer.eos_token, (opening, "\n"))
     if not (tokenizer.chat_template or getattr(processor, "chat_template", None)):
         raise MeritError(
             "the base has no chat template; set `encoding.template: plain`, or put a "
             "chat_template.jinja beside its tokenizer"
         )
-    roles = ("user", "assistant")
-    messages = [
-        {"role": role, "content": words}
-        for _ in range(2)
-        for role, words in zip(roles, PROBE, strict=True)
-    ]
-    text = processor.apply_chat_template(messages, tokenize=False)
-    pieces = text.replace(PROBE[1], PROBE[0]).split(PROBE[0])
-    marked = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    specials = sorted(marked | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    pieces, trimmed = _around(processor, TURNS)
     opening, to_answer, after, again, last = (*pieces, *[""] * 5)[:5]
     space = after[: len(after) - len(after.lstrip())]  # Llama 2 has one before its end mark
-    ends = (space + special for special in specials)
+    ends = (space + special for special in special_tokens(tokenizer))
     end = next((e for e in ends if after.startswith(e) and last.startswith(e)), None)
     if len(pieces) != 5 or again != to_answer or end is None:
         raise MeritError(
             "the base's chat template does not put the turns one behind the other, each answer "
-            f"ended by a special token; it wrote {text!r}"
+            f"ended by a special token; it wrote {'[...]'.join(pieces)!r}"
         )
-    return Template(opening, to_answer, after[len(end) :], last[len(end) :], end)
+    system = None
+    try:
+        with_system, trims = _around(processor, ("system", *TURNS))
+        if with_system[2:] == pieces[1:]:  # else it left the words out
+            system, trimmed = (with_system[0], with_system[1]), trims
+    except TemplateError:
+        pass  # it refuses the role
+    return Template(opening, to_answer, after[len(end) :], last[len(end) :], end, system, trimmed)
+
+
+def _around(processor: Any, roles: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """What the chat template writes before each turn of these roles and at the end; what it trims.
+
+    ([], {}) if it does more to words than that.
+    """
+    found = []
+    for blanks in ("", BLANKS):
+        messages = [{"role": role, "content": f"{blanks}{PROBES[role]}{blanks}"} for role in roles]
+        text = processor.apply_chat_template(messages, tokenize=False)
+        found.append(re.split("|".join(PROBES.values()), text))
+    plain, wide = found
+    if not len(plain) == len(wide) == len(roles) + 1:
+        return [], {}
+    sides = {
+        role: "l" * (not before.endswith(BLANKS)) + "r" * (not behind.startswith(BLANKS))
+        for role, before, behind in zip(dict.fromkeys(roles), wide, wide[1:], strict=False)
+    }
+    return plain, {role: side for role, side in sides.items() if side}
+
+
+@lru_cache(maxsize=8)
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of the tokenizer's control tokens, longest first."""
+    marked = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    return tuple(sorted(marked | set(tokenizer.all_special_tokens), key=len, reverse=True))
+
+
+def special_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """What matches a control token in a text."""
+    return re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or "(?!)")
 
 
 def encode_examples(
@@ -116,10 +172,9 @@ def encode_examples(
                 raise MeritError(f"example {example.id!r} has images, and the base is a text model")
             image_ids.append([images[path] for path in example.images])
             segments.append(_segments(example, template, image_tokens[image_ids[-1]]))
-        texts = [text for parts in segments for text, _ in parts]
-        pieces = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+        found = iter(_token_ids(tokenizer, [part for parts in segments for part, _ in parts]))
         for example, parts in zip(chunk, segments, strict=True):
-            ids = [next(pieces) for _ in parts]
+            ids = [next(found) for _ in parts]
             whole = np.fromiter((token for piece in ids for token in piece), dtype=np.int32)
             mask = np.repeat([supervised for _, supervised in parts], [len(i) for i in ids])
             limit = _length(example, whole, mask, image_token, settings)
@@ -148,11 +203,49 @@ def _segments(example: Example, template: Template, counts: np.ndarray) -> list[
     start, token, end = (SPECIAL_TOKENS[k] for k in ("vision_start", "image", "vision_end"))
     remaining = (f"{start}{token * int(count)}{end}" for count in counts)
     parts: list[Segment] = []
-    for text, supervised in template.segments(example):
-        pieces = text.split(IMAGE_TOKEN)
-        filled = pieces[0] + "".join(next(remaining) + piece for piece in pieces[1:])
+    for pieces, supervised in template.segments(example):
+        filled: list[Piece] = []
+        for text, written in pieces:
+            first, *others = text.split(IMAGE_TOKEN)
+            filled.append((first, written))
+            filled += chain(*([(next(remaining), False), (text, written)] for text in others))
         parts.append((filled, supervised))
     return parts
+
+
+def _token_ids(tokenizer: Any, segments: Sequence[list[Piece]]) -> list[list[int]]:
+    """Every segment's token ids; control tokens only where nobody wrote them."""
+    special = special_pattern(tokenizer)
+    odd = {
+        i
+        for i, pieces in enumerate(segments)
+        if any(written and special.search(text) for text, written in pieces)
+    }
+    joined = ["".join(text for text, _ in pieces) for pieces in segments]
+    texts = [text for i, text in enumerate(joined) if i not in odd]
+    found = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
+    return [
+        _plain_ids(tokenizer, pieces, special) if i in odd else next(found)
+        for i, pieces in enumerate(segments)
+    ]
+
+
+def _plain_ids(tokenizer: Any, pieces: list[Piece], special: re.Pattern[str]) -> list[int]:
+    """The ids of a segment in which people wrote the text of a control token.
+
+    Control tokens of the template divide the text, as they do for the tokenizer.
+    """
+    runs, marks = [""], []
+    for text, written in pieces:
+        plain = [text] if written else special.split(text)
+        runs[-1] += plain[0]
+        runs += plain[1:]
+        marks += [] if written else special.findall(text)
+    ids: list[int] = []
+    for run, mark in zip(runs, [*marks, None], strict=True):
+        ids += tokenizer(run, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids += [] if mark is None else [tokenizer.convert_tokens_to_ids(mark)]
+    return ids
 
 
 def _length(
