@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import struct
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
-from public_fixtures import pack
+from public_fixtures import IMAGE, pack, save_table
 
 from merit.data.examples import Example, make_example, read_examples
 from merit.data.images import has_image, image_size, load_image
 from merit.errors import MeritError
+from merit.eval.answering.question_images import Picture
 from merit.io.artifacts import write_json, write_jsonl
 from merit.train.encode import task_examples, task_names
 
@@ -96,6 +99,64 @@ def test_a_header_that_claims_a_billion_pixels_is_refused(tmp_path: Path) -> Non
     for read in (load_image, image_size):
         with pytest.raises(MeritError, match=r"x\.bmp: "):
             read(tmp_path / "x.bmp")
+
+
+def seen(kind: str) -> tuple[bytes, list[list[list[int]]]]:
+    """A picture of 2 x 1 pixels as a file, and its rows as a viewer shows them."""
+    buffer, black, white, red = io.BytesIO(), [0] * 3, [255] * 3, [255, 0, 0]
+    match kind:
+        case "alpha":
+            image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+            image.putpixel((1, 0), (255, 0, 0, 255))
+            image.save(buffer, "PNG")
+            return buffer.getvalue(), [[white, red]]
+        case "half":
+            Image.new("LA", (2, 1), (0, 128)).save(buffer, "PNG")
+            return buffer.getvalue(), [[[127] * 3] * 2]
+        case "palette":
+            image = Image.new("P", (2, 1))
+            image.putpalette([255, 0, 0, 0, 0, 0])
+            image.putpixel((1, 0), 1)
+            image.save(buffer, "PNG", transparency=1)
+            return buffer.getvalue(), [[red, white]]
+        case "one colour":
+            image = Image.new("RGB", (2, 1))
+            image.putpixel((0, 0), (255, 0, 0))
+            image.save(buffer, "PNG", transparency=(0, 0, 0))
+            return buffer.getvalue(), [[red, white]]
+        case "deep":
+            Image.fromarray(np.array([[0x8000, 0xFFFF]], dtype=np.uint16)).save(buffer, "PNG")
+            return buffer.getvalue(), [[[128] * 3, white]]
+        case "tilted":
+            image = Image.new("L", (16, 8), 255)
+            image.paste(0, (0, 0, 8, 8))
+            exif = Image.Exif()
+            exif[0x0112] = 6  # a quarter turn clockwise: left becomes top
+            image.save(buffer, "JPEG", exif=exif, quality=100)
+            return buffer.getvalue(), [[black] * 8] * 8 + [[white] * 8] * 8
+        case _:
+            Image.new("1", (2, 1), 1).save(buffer, "PNG")
+            return buffer.getvalue(), [[white, white]]
+
+
+@pytest.mark.parametrize(
+    "kind", ["alpha", "half", "palette", "one colour", "deep", "tilted", "bits"]
+)
+def test_an_image_is_read_as_a_viewer_shows_it(tmp_path: Path, kind: str) -> None:
+    """However it is stored: a file, in an archive, in a row of parquet, in a cell of a TSV."""
+    content, expected = seen(kind)
+    (tmp_path / "x.png").write_bytes(content)
+    pack(tmp_path / "x.zip", {"x.png": content})
+    rows = [{"bytes": content, "path": None}]
+    save_table(tmp_path / "x.parquet", {"image": pa.array(rows, IMAGE)}, 1)
+    cell = base64.b64encode(content).decode()
+    (tmp_path / "x.tsv").write_text(f"index\timage\n7\t{cell}\n")
+    for path in ("x.png", "x.zip/x.png", "x.parquet/0"):
+        assert np.asarray(load_image(tmp_path / path)).tolist() == expected
+        assert image_size(tmp_path / path) == (len(expected[0]), len(expected))
+    for picture in (Picture(tmp_path / "x.tsv", "7"), Picture(tmp_path / "x.png")):
+        assert np.asarray(picture.open()).tolist() == expected
+        assert picture.size() == (len(expected[0]), len(expected))
 
 
 def test_a_member_of_an_archive_is_the_same_image_as_the_file(tmp_path: Path) -> None:

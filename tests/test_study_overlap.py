@@ -172,7 +172,7 @@ def test_what_cannot_be_compared_is_named(paths: Artifacts, tmp_path: Path) -> N
         read_questions(tmp_path / "a.jsonl")
     broken = {"index": "0", "image": "x" * 100, "question": "is ice colder than water"}
     write_tsv(tmp_path / "b.tsv", [broken])
-    with pytest.raises(MeritError, match="an image of a benchmark is not readable"):
+    with pytest.raises(MeritError, match="an image of a benchmark: not a readable image"):
         study(paths, Overlap(files={"x": str(tmp_path / "b.tsv")}))
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
-from merit.data.images import load_image
+from merit.data.images import as_seen, image_size, load_image, open_image, seen_size
 from merit.errors import MeritError
 
 csv.field_size_limit(1 << 30)  # a cell holds an image
@@ -38,17 +38,11 @@ class Picture:
         """The image, decoded, as RGB."""
         if self.index is None:
             return load_image(self.path)
-        return self._of_cell(lambda image: image.convert("RGB"))
+        return self._of_cell(as_seen)
 
     def size(self) -> tuple[int, int]:
         """(width, height), from the image's header."""
-        if self.index is not None:
-            return self._of_cell(lambda image: image.size)
-        try:
-            with Image.open(self.path) as image:
-                return image.size
-        except (OSError, ValueError) as error:
-            raise MeritError(f"{self.path}: not a readable image ({error})") from None
+        return image_size(self.path) if self.index is None else self._of_cell(seen_size)
 
     def _of_cell(self, use: Callable[[Image.Image], T]) -> T:
         try:
@@ -56,12 +50,13 @@ class Picture:
             if len(cell) <= MAX_REFERENCE:  # several questions about one image
                 cell = _read_cell(self.path, cell)
             cells = ast.literal_eval(cell) if cell.startswith("[") else [cell]
-            with Image.open(io.BytesIO(base64.b64decode(cells[self.position], validate=True))) as i:
-                return use(i)
+            content = io.BytesIO(base64.b64decode(cells[self.position], validate=True))
         except (LookupError, ValueError, SyntaxError, OSError) as error:
             raise MeritError(
                 f"{self.path}: index {self.index}: no readable image ({error})"
             ) from None
+        with open_image(content, f"{self.path}: index {self.index}") as image:
+            return use(image)
 
 
 def _read_cell(path: Path, index: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import lzma
 import os
@@ -9,12 +10,13 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from merit.data import parquet
 from merit.data.examples import BadRecord
@@ -27,6 +29,13 @@ UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(EOFError, OSError, RuntimeError, ValueError),
 )
+# what Pillow's decoders raise for a broken image
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+    *(EOFError, struct.error, zlib.error, MemoryError, Image.DecompressionBombError),
+)
+ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # keys of Image.info
+ORIENTATION = 0x0112  # in EXIF; from 5 on, height and width change places
 
 
 def load_image(path: Path) -> Image.Image:
@@ -35,12 +44,56 @@ def load_image(path: Path) -> Image.Image:
     `images.zip/x.png` is a member, `x.parquet/12/0` an image of a row (merit.data.parquet). Raises
     MeritError if the image or its archive is missing, truncated or corrupt.
     """
-    return _open_image(path, lambda image: image.convert("RGB"))
+    return _open_image(path, as_seen)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels, from the image's header; `path` and errors as `load_image`."""
-    return _open_image(path, lambda image: image.size)
+    return _open_image(path, seen_size)
+
+
+@contextlib.contextmanager
+def open_image(content: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
+    """The image, not decoded yet. Raises MeritError that begins with `where` if it is broken."""
+    try:
+        with Image.open(content) as image:
+            yield image
+    except FileNotFoundError:
+        raise MeritError(f"{where}: image not found; an example refers to it") from None
+    except BROKEN as error:
+        why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise MeritError(f"{where}: not a readable image ({why}); write it again") from None
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """The image as a viewer shows it, as RGB: upright, transparent parts white, 16 bits as 8."""
+    if _orientation(image) > 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # grey in 16 bits; convert() would cut them off at 255
+        grey = np.asarray(image).clip(0, 2**16 - 1) // 2**8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown; 8 or 16 bits are read")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def seen_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of `as_seen`, from the image's header."""
+    width, height = image.size
+    return (height, width) if _orientation(image) > 4 else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As the header says; a PNG is not decoded to look for a note behind its pixels."""
+    if image.format != "TIFF" and not ORIENTED & image.info.keys():
+        return 1
+    with contextlib.suppress(*BROKEN):  # as viewers do
+        found = image.getexif().get(ORIENTATION, 1)
+        return found if found in range(1, 9) else 1
+    return 1
 
 
 def has_image(path: Path) -> bool:
@@ -66,16 +119,9 @@ def archive_table(archive: Path) -> list[tuple[str, int, int]]:
 
 def _open_image(path: Path, use: Callable[[Image.Image], Result]) -> Result:
     path, archive, member = _locate(path)
-    try:
-        content = path if archive is None else io.BytesIO(_read_member(archive, member))
-        with Image.open(content) as image:
-            return use(image)
-    except FileNotFoundError:
-        raise MeritError(f"{path}: image not found; an example refers to it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MeritError(
-            f"{path}: not a readable image ({error}); fetch or write it again"
-        ) from None
+    content = path if archive is None else io.BytesIO(_read_member(archive, member))
+    with open_image(content, str(path)) as image:
+        return use(image)
 
 
 def _locate(path: Path) -> tuple[Path, Path | None, str]:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from merit.config import Evaluation, Experiment
 from merit.data.examples import iter_examples
-from merit.data.images import load_image
+from merit.data.images import as_seen, load_image, open_image
 from merit.data.tasks import task_file
 from merit.errors import MeritError
 from merit.eval.answering.answers import question_files
@@ -233,10 +233,11 @@ def _hashes(
 
 def _decoded(cell: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(base64.b64decode(cell))) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        content = io.BytesIO(base64.b64decode(cell))
+    except ValueError as error:
         raise MeritError(f"an image of a benchmark is not readable ({error})") from None
+    with open_image(content, "an image of a benchmark") as image:
+        return as_seen(image)
 
 
 # --- tables -------------------------------------------------------------------------------------
