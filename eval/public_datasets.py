@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,12 +165,12 @@ def check_table(file: Path, data: pd.DataFrame, needed: Sequence[str]) -> None:
 def read_questions(
     file: Path, kit_class: type[ImageBaseDataset], record: Benchmark, limit: int | None
 ) -> pd.DataFrame:
-    """The file as the kit reads it, or its first `limit` questions.
+    """The file as the kit reads it, or its first `limit` questions; but only "" is a missing cell.
 
-    Raises MeritError if it could not be scored.
+    The kit would lose an option "None" or "NA". Raises MeritError if it could not be scored.
     """
     try:
-        data = load(str(file))
+        data = pd.read_csv(file, sep="\t", keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError) as error:
         raise MeritError(f"{file}: not a tab-separated table: {error}") from None
     columns = _reader(kit_class).columns
@@ -181,7 +182,22 @@ def read_questions(
         empty = asked["index"][asked[column].isna()]
         if len(empty):
             raise MeritError(f"{file}: index {str(empty.iloc[0])!r}: `{column}` is empty")
+    if issubclass(kit_class, ImageMCQDataset):
+        _check_letters(file, asked)
     return data if limit is None else first_questions(data, record, limit)
+
+
+def _check_letters(file: Path, data: pd.DataFrame) -> None:
+    """Raises MeritError if the answer of a question with options is the letter of none of them."""
+    letters = [letter for letter in string.ascii_uppercase if letter in data]
+    for row in data.to_dict("records"):
+        options = {letter for letter in letters if not pd.isna(row[letter])}
+        answer = str(row["answer"])
+        if options and answer in string.ascii_uppercase and answer not in options:
+            raise MeritError(
+                f"{file}: index {str(row['index'])!r}: `answer` is {answer!r}, which is not the "
+                "letter of an option"
+            )
 
 
 def first_questions(data: pd.DataFrame, record: Benchmark, limit: int) -> pd.DataFrame:

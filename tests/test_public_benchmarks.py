@@ -177,6 +177,8 @@ def test_a_missing_or_another_file_is_refused_with_its_address_and_md5(
     ("name", "change", "message"),
     [
         ("seedbench", {"answer": ""}, "index '1': `answer`"),
+        ("seedbench", {"B": ""}, "index '1': `answer` is 'B', which is not the letter of an op"),
+        ("ai2d", {"answer": "E"}, "index '1': `answer` is 'E'"),
         ("mathvista", {"skills": None}, "`skills` is missing"),
         ("llava_wild", {"gpt4_ans": ""}, "`gpt4_ans`"),
         ("docvqa", {"index": 0}, "index '0' occurs twice"),
@@ -219,6 +221,14 @@ def test_prompts_are_the_kits_with_images_left_where_they_are(
     assert found["textvqa"]["1"] == [{"image": ["1", 0]}, {"text": short}]
     assert found["llava_wild"]["0"] == [{"image": ["0", 0]}, {"text": "describe it ."}]
     assert set(found["mmbench"]) == {"1", "1000001", "2", "1000002", "3"}
+
+
+def test_words_that_look_like_missing_values_are_options(
+    engine: ScoringEngine, tmp_path: Path
+) -> None:
+    row = {**choice("D"), "A": "None", "B": "NA", "C": "", "D": "null"}
+    found = engine.prompts({"seedbench": write(tmp_path, "seedbench", [row])})
+    assert "Options:\nA. None\nB. NA\nD. null\n" in found["seedbench"]["0"][1]["text"]
 
 
 # --- scores without a judge -----------------------------------------------------------------------
