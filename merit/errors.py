@@ -1,8 +1,36 @@
-"""The one exception that stands for a user's mistake or a broken input."""
+"""The one exception that stands for a user's mistake or a broken input; others in plain words."""
 
 from __future__ import annotations
 
 import errno
+
+BUG = (
+    "merit: this is a bug of merit, or a library's that it does not know: please report the "
+    "command and the lines above"
+)
+# what is wrong with a machine or a folder: nothing that a program could mend
+WHAT_TO_DO = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT),
+        "free some space and run the same command again: what was finished is kept",
+    ),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "change its permissions, or name a folder in which you may write",
+    ),
+    errno.EISDIR: "a file is expected there; remove or rename the folder",
+    errno.ENOTDIR: "a folder is expected there; remove or rename the file",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (`ulimit -n`)"),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT), "the disk fails; run the same command again"
+    ),
+}
+OUT_OF_MEMORY = (
+    "out of memory ({}). In training, lower `training.pack_tokens` or set "
+    "`training.gradient_checkpointing`; raise `launch.gpus_per_branch`; run fewer at a time "
+    "(`workers` of params.yaml)"
+)
 
 
 class MeritError(Exception):
@@ -14,11 +42,13 @@ class MeritError(Exception):
 
 def message_of(error: BaseException) -> str | None:
     """The one line that a user reads of this error; None for a bug, which keeps its traceback."""
+    first = next(iter(str(error).splitlines()), "")
     if isinstance(error, MeritError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"no space left on the disk ({error.filename}); free some and run the same command "
-            "again: what was finished is kept"
-        )
+    if isinstance(error, OSError) and error.errno in WHAT_TO_DO:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{(error.strerror or first).lower()}; {WHAT_TO_DO[error.errno]}"
+    names = {kind.__name__ for kind in type(error).__mro__}  # of libraries that are not imported
+    if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in first:
+        return OUT_OF_MEMORY.format(first.split(". ")[0] or "of this machine")
     return None

@@ -257,7 +257,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         f"/{INDEX}: shard '../x.safetensors' does not lie in the folder itself",
     ),
     "no map": (reindex(lambda i: i.pop("weight_map")), "key `weight_map` .* is missing"),
-    "no JSON": (lambda f: (f / INDEX).write_text("{"), f"/{INDEX}, line 1: not valid JSON"),
+    "no JSON": (lambda f: (f / INDEX).write_text("{"), f"/{INDEX}: not valid JSON"),
     "two": (lambda f: save_tensors(BASE, f / SINGLE), f"holds both {SINGLE} and {INDEX}"),
     "no file": (
         lambda f: [path.unlink() for path in f.iterdir()],

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from merit.errors import MeritError
 from merit.run.cli import main
+from merit.train.model import load_model
+from tests import tiny_models
 
 ROOT = Path(__file__).parent.parent
 PARAMS = "params.yaml"
@@ -83,6 +87,64 @@ def test_a_mistake_is_one_line_that_names_it(
         replace(folder / file, old, new)
     (line,) = refuse(command)
     assert [part for part in found if part not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (PermissionError(13, "Permission denied", "out/x"), 2, "out/x: permission denied; change"),
+        (OSError(30, "Read-only file system", "out"), 2, "out: read-only file system; change its"),
+        (OSError(28, "No space left on device", "out"), 2, "out: no space left on device; free"),
+        (MemoryError(), 2, "out of memory (of this machine)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "out of memory (CUDA out of"),
+        (
+            KeyError("lm_head.weight"),
+            1,
+            "KeyError: 'lm_head.weight'\nmerit: this is a bug of merit",
+        ),
+        (FileNotFoundError(2, "No such file", "x"), 1, "Traceback (most recent call last)"),
+    ],
+)
+def test_errors_of_libraries_and_of_the_system(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    said: str,
+) -> None:
+    """What a machine lacks is one line; a bug keeps its traceback, and says so."""
+
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("merit.run.cli._dispatch", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["status"])
+    found = capsys.readouterr().err
+    assert ended.value.code == status
+    assert said in found
+    assert (len(found.splitlines()) == 1) == (status == 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), r"out of memory.*gpus_per_branch"),
+        (ImportError("FlashAttention2 has been toggled on"), r"`model\.attention`: 'auto': Flash"),
+        (OSError("no file\nnamed"), r"the model cannot be read \(no file\)"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    tiny_models.llama(tmp_path)
+    monkeypatch.setattr("transformers.LlamaForCausalLM.from_pretrained", fail)
+    with pytest.raises(MeritError, match=said) as caught:
+        load_model(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_process_ends_with_status_2_and_no_traceback(folder: Path) -> None:

@@ -120,10 +120,26 @@ def test_unusable_gradients_are_named(rows: np.ndarray, tmp_path: Path) -> None:
         (np.zeros(9), r"found float64 of shape \(9,\)"),
         (np.zeros((9, 2), dtype=int), "found int64 of shape"),
         (np.eye(9)[:, :5], "all.npy: the gradient of task 5 is zero or not finite"),
+        (np.zeros((0, 5)), r"all.npy: found float64 of shape \(0, 5\)"),
+        (np.array([["a"], [None]], dtype=object), "all.npy: truncated, or not a .npy array of"),
     ):
         np.save(tmp_path / "all.npy", array)
         with pytest.raises(MeritError, match=words):
             partition(tmp_path, "all")
+    with (tmp_path / "all.npy").open("wb") as file:
+        np.savez(file, rows)
+    with pytest.raises(MeritError, match=r"all\.npy: an archive"):
+        partition(tmp_path, "all")
+    torch.save(torch.ones(9, 5), tmp_path / "all.npy")
+    with pytest.raises(MeritError, match=r"all\.npy: an archive"):
+        partition(tmp_path, "all")
+    for content in (b"", rows.tobytes(), (tmp_path / "new.npy").read_bytes()[:200]):
+        (tmp_path / "all.npy").write_bytes(content)
+        with pytest.raises(MeritError, match=r"all\.npy: truncated, or not a .npy array"):
+            partition(tmp_path, "all")
+    (tmp_path / "all.npy").unlink()
+    with pytest.raises(MeritError, match=r"all\.npy: file not found"):
+        partition(tmp_path, "all")
     with pytest.raises(MeritError, match="--axes 4: 16 groups cannot be made of 6 tasks"):
         partition(tmp_path, "old", 4)
 
@@ -147,9 +163,13 @@ def test_what_does_not_fit_is_not_extended(rows: np.ndarray, tmp_path: Path) -> 
     with pytest.raises(MeritError, match=r"found .*, base_hash another; .* of .*, base_hash one, "):
         extend(tmp_path, "of-one", "stage/new", "more")
     (tmp_path / "tasks.json").unlink()
-    np.save(tmp_path / "old.npy", rows[1:7])
-    with pytest.raises(MeritError, match=r"old.npy: not the gradients that .*by-old was made of"):
-        extend(tmp_path, "by-old", "last", "more")
+    flipped, longer = rows[:6].copy(), rows[:6].copy()
+    flipped[3] *= -1  # of the same length
+    longer[3] *= 2
+    for changed in (rows[1:7], rows[:5], flipped, longer, rows[:6].ravel()):
+        np.save(tmp_path / "old.npy", changed)
+        with pytest.raises(MeritError, match=r"old.npy: not the gradients that .*by-old was made"):
+            extend(tmp_path, "by-old", "last", "more")
     with pytest.raises(
         MeritError, match=r"all.json: not a folder of `merit partition --gradients`"
     ):

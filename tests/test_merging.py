@@ -297,6 +297,14 @@ def test_a_merge_of_folders_by_hand(models: Path, capsys: pytest.CaptureFixture[
     assert "displacement 18.3303, rounding error 0 % of it; " in said
 
 
+def test_weights_near_the_end_of_the_range(models: Path) -> None:
+    merge("--weights", "1e308", "1e308")
+    assert Checkpoint(models / "out").read(MLP).unique().tolist() == [3.0]
+    main(["merge", "--base", "base", "--branches", "a", "b", "--out", "two", "--tokens",
+          str(10**400), str(10**400)])  # fmt: skip
+    assert Checkpoint(models / "two").read(MLP).unique().tolist() == [3.0]
+
+
 def test_a_branch_of_trained_tensors_alone_beside_whole_ones(models: Path) -> None:
     """What `part` lacks is the base's: 0 there."""
     merge("--weights", "1", "2", "1", branches=["a", "b", "part"])
@@ -422,6 +430,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "count": (Path.exists, "--tokens 1", "--tokens: 1 numbers for 2 branches; give one each"),
     "negative": (Path.exists, "--weights 1 -1", "--weights: found -1.0, expected positive numbers"),
     "nan": (Path.exists, "--weights 1 nan", "--weights: found nan, expected positive numbers"),
+    "endless": (Path.exists, f"--tokens 1 -{10**400}", "--tokens: found -1000"),
     "weighed": (Path.exists, "--method ties --tokens 1 2", "--tokens: ties knows no merge weights"),
     "scaled": (Path.exists, "--scale 2", "--scale: an average has no parameters"),
     "parameter": (

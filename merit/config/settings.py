@@ -7,6 +7,7 @@ close, the key that was probably meant.
 from __future__ import annotations
 
 import difflib
+import json
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,26 +39,27 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            where = f"{key.start_mark.name}, line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise MeritError(f"{where}: a key must be a word, found a list or a mapping")
             if key.value in seen:
-                line = key.start_mark.line + 1
-                raise MeritError(
-                    f"{key.start_mark.name}, line {line}: key `{key.value}` is there twice"
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+                raise MeritError(f"{where}: key `{key.value}` is there twice")
+            seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return mapping
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The file's keys and values. Raises MeritError that names the file."""
+    if not path.is_file():
+        raise MeritError(f"{path}: file not found; run from the repository's root")
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             values = yaml.load(file, Loader=_Loader)
-    except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; run from the repository's root") from None
-    except yaml.YAMLError as error:
-        raise MeritError(f"{path}: not valid YAML: {error}") from None
+        json.dumps(values, ensure_ascii=False, default=str).encode()  # half a surrogate pair
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise MeritError(f"{path}: not valid YAML: {' '.join(str(why).split())}") from None
     if not isinstance(values, dict):
         raise MeritError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values

@@ -59,8 +59,14 @@ class Spool:
     num_records: int = 0
 
     def add(self, example: Example, where: str) -> None:
+        """Raises BadRecord if the example's text cannot be written."""
+        try:
+            line = json.dumps([where, example.to_json()], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise BadRecord(f"{half!r} is half of a character; write the whole pair") from None
         self.positions.setdefault(example.task, array("q")).append(self.file.tell())
-        self.file.write(json.dumps([where, example.to_json()]).encode() + b"\n")
+        self.file.write(line + b"\n")
 
     def read(self, task: str, indices: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(where, example) of some of a task's examples."""
@@ -94,12 +100,10 @@ def convert_all(part: Part, spool: Spool, wanted: Collection[str] | None) -> Non
             if not record.task:
                 raise BadRecord("it does not say its task")
             example = part.source.convert(record, part.images)
-            pieces = split_turns(example, part.max_turns) if part.max_turns else [example]
+            for piece in split_turns(example, part.max_turns) if part.max_turns else [example]:
+                spool.add(replace(piece, task=record.task), record.where)
         except BadRecord as problem:
             spool.bad[record.task].append({"where": record.where, "reason": str(problem)})
-            continue
-        for piece in pieces:
-            spool.add(replace(piece, task=record.task), record.where)
 
 
 def choose_tasks(part: Part, spool: Spool, wanted: Sequence[str] | None) -> tuple[list[str], int]:

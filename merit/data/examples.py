@@ -9,13 +9,13 @@ marks, they become `< image>`. A surplus mark in a prompt of a source with marks
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from merit.errors import MeritError
+from merit.io.texts import parse_object
 
 IMAGE_TOKEN = "<image>"
 ESCAPED = "< image>"
@@ -161,21 +161,6 @@ def iter_examples(path: Path) -> Iterator[Example]:
         ) from None
     if not number:
         raise MeritError(f"{path}: zero examples; remove the task or give it at least one example")
-
-
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """The JSON object in the text. Raises MeritError that begins with `where`."""
-    try:
-        return is_object(json.loads(text), where)
-    except json.JSONDecodeError as error:
-        raise MeritError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
-
-
-def is_object(value: Any, where: str) -> dict[str, Any]:
-    """The value, if it is a JSON object. Raises MeritError that begins with `where`."""
-    if not isinstance(value, dict):
-        raise MeritError(f"{where}: expected an object, found {value!r:.80}")
-    return value
 
 
 def example_from(value: dict[str, Any], where: str) -> Example:

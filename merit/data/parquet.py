@@ -124,7 +124,7 @@ def _readable(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last: text that is not UTF-8
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MeritError(
             f"{path}: not a readable parquet file ({reason}); fetch or write it again"

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from merit.data import parquet
-from merit.data.examples import BadRecord, Example, is_object, parse_object
+from merit.data.examples import BadRecord, Example
 from merit.data.hub import files
 from merit.data.images import ImageFinder
 from merit.data.tasks import file_stem
 from merit.errors import MeritError
+from merit.io.texts import DEEP, is_object, parse_object
 
 CHUNK = 2**20  # characters
 LONGEST = 2**26  # characters that a record may take; what is longer is malformed, not unfinished
@@ -138,17 +139,20 @@ def json_records(path: Path) -> Iterator[dict[str, Any]]:
             while position < len(text) and text[position] in " \t\r\n,[]\ufeff":
                 position += 1
             if position < len(text):
+                where = f"{path}, record {number + 1}"
                 try:
                     value, position = decoder.raw_decode(text, position)
-                except json.JSONDecodeError as error:
+                except RecursionError:
+                    raise MeritError(f"{where}: not valid JSON ({DEEP})") from None
+                except ValueError as error:
+                    why = getattr(error, "msg", str(error))
                     if ended or len(text) - position > LONGEST:
                         raise MeritError(
-                            f"{path}, record {number + 1}: truncated or not valid JSON "
-                            f"({error.msg}); fetch or write the file again"
+                            f"{where}: truncated or not valid JSON ({why}); write the file again"
                         ) from None
                 else:
                     number += 1
-                    yield is_object(value, f"{path}, record {number}")
+                    yield is_object(value, where)
                     continue
             if ended:
                 return

@@ -31,6 +31,7 @@ import numpy as np
 
 from merit.errors import MeritError
 from merit.io.locks import exclusive
+from merit.io.texts import parse_json, parse_object, read_text
 
 ARTIFACTS_DIR = Path("artifacts")
 REPORTS_DIR = Path("reports")
@@ -205,12 +206,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Raises MeritError that names the file where it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; `merit run` writes it") from None
-    except json.JSONDecodeError as error:
-        raise MeritError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    return parse_json(read_text(path), str(path))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -220,32 +216,28 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Raises MeritError that names the file and the line where one is not a JSON object."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; `merit run` writes it") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise MeritError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise MeritError(
-                f"{path}, line {number}: expected an object, found {type(row).__name__}"
-            )
-        rows.append(row)
-    return rows
+    lines = (
+        read_text(path).removesuffix("\n").split("\n")
+    )  # not at every character that is a line's
+    return [
+        parse_object(line, f"{path}, line {number}")
+        for number, line in enumerate(lines if lines != [""] else [], start=1)
+    ]
 
 
 def read_array(path: Path) -> np.ndarray:
     """A memory-mapped array. Raises MeritError that names the file where it cannot be read."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise MeritError(
-            f"{path}: missing, truncated or not an array ({error}); `merit run` writes it again"
-        ) from None
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise MeritError(f"{path}: file not found") from None
+    except PermissionError:
+        raise
+    except Exception as error:  # numpy evaluates the header: anything may come of a broken one
+        raise MeritError(f"{path}: truncated, or not a .npy array of numbers ({error})") from None
+    if not isinstance(found, np.ndarray):  # .npz, or another zip: torch.save's
+        raise MeritError(f"{path}: an archive; save the one array in it with numpy.save")
+    return found
 
 
 def file_hash(path: Path) -> str:

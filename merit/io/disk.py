@@ -26,7 +26,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in NO_SPACE:
-            raise
+            raise  # merit.errors has a line for it
         free = shutil.disk_usage(path.parent).free
         raise MeritError(
             f"{path}: cannot be written ({error}); {free / 1e9:.2f} GB are free on its disk. Free "

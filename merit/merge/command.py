@@ -7,7 +7,7 @@ import os
 import re
 import resource
 import time
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,10 +191,11 @@ def chosen_weights(options: argparse.Namespace) -> tuple[list[float] | None, str
     if given:
         if len(given) != count:
             raise MeritError(f"{key}: {len(given)} numbers for {count} branches; give one each")
-        wrong = [value for value in given if not (value > 0 and isfinite(value))]
+        wrong = [value for value in given if not 0 < value < inf]  # an int may be beyond a float
         if wrong:
             raise MeritError(f"{key}: found {wrong[0]}, expected positive numbers")
-        return [value / sum(given) for value in given], key.removeprefix("--")
+        shares = [value / max(given) for value in given]  # the sum may be beyond a float
+        return [share / sum(shares) for share in shares], key.removeprefix("--")
     manifests = [path / "manifest.json" for path in options.branches]
     if all(manifest.is_file() for manifest in manifests):
         try:

@@ -25,6 +25,7 @@ from merit.method.similarity import (
     cosines_and_norms,
     extend_cosine_matrix,
     gradient_norm,
+    inner_products,
     pca,
 )
 
@@ -97,7 +98,7 @@ def extend_files(folder: Path, gradients: Path, tasks: Path, out: Path) -> None:
 def read_rows(gradients: Path, tasks: Path) -> Rows:
     """The gradients with their tasks. Raises MeritError, naming the file, if they do not match."""
     array = read_array(gradients)
-    if array.ndim != 2 or array.dtype.kind != "f":
+    if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
         raise MeritError(
             f"{gradients}: found {array.dtype} of shape {array.shape}; expected floating-point "
             "numbers, one gradient per row"
@@ -181,20 +182,29 @@ def read_groups(folder: Path) -> tuple[dict[str, Any], list[Rows]]:
     stored = read_json(folder / "tasks.json") if (folder / "tasks.json").is_file() else None
     if not isinstance(stored, dict) or not {"axes", "gradients", "kept", "tasks"} <= set(stored):
         raise MeritError(f"{folder}: not a folder of `merit partition --gradients`")
-    files, start = [], 0
+    similarity, files, start = read_array(folder / "similarity.npy"), [], 0
     for entry in stored["gradients"]:
         path = Path(os.path.normpath(folder / entry["file"]))
         array = read_array(path)
-        tasks = stored["tasks"][start : start + entry["num_tasks"]]
-        same = len(array) == len(tasks) and math.isclose(
-            gradient_norm(array[0]), tasks[0]["norm"], rel_tol=1e-6
-        )
-        if not same:
+        stop = start + entry["num_tasks"]
+        tasks = stored["tasks"][start:stop]
+        known = [task["norm"] for task in tasks], similarity[start, start:stop]
+        if array.ndim != 2 or len(array) != len(tasks) or not _same(array, *known):
             raise MeritError(f"{path}: not the gradients that {folder} was made of")
         counts = np.array([task["num_samples"] for task in tasks])
         files.append(Rows(path, array, [task["task"] for task in tasks], counts))
         start += len(tasks)
     return stored, files
+
+
+def _same(array: np.ndarray, norms: Sequence[float], cosines: np.ndarray) -> bool:
+    """Whether every row has its norm, and its cosine with the first row."""
+    found = np.array([gradient_norm(row) for row in array])
+    products = inner_products(array[:1], array)[0]
+    return bool(
+        np.allclose(found, norms, rtol=1e-6, atol=0)
+        and np.allclose(products / found / found[0], cosines, rtol=0, atol=1e-6)
+    )
 
 
 def _with_path(path: Path, compute: Callable[[], Matrix]) -> Matrix:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from merit import __version__
-from merit.errors import MeritError, message_of
+from merit.errors import BUG, MeritError, message_of
 from merit.merge.command import add_command as add_merge
 from merit.run.stages import STAGES
 
@@ -37,7 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
             print("merit: stopped; the same command resumes", file=sys.stderr)
             sys.exit(os.EX_TEMPFAIL)
         if (text := message_of(error)) is None:
-            raise
+            traceback.print_exc()
+            print(BUG, file=sys.stderr)
+            sys.exit(1)
         print(f"merit: error: {text}", file=sys.stderr)
         sys.exit(2)
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from multiprocessing.connection import wait
@@ -20,7 +21,7 @@ from typing import Any
 import psutil
 
 from merit.config import PARAMS_FILE, Params
-from merit.errors import MeritError, message_of
+from merit.errors import BUG, MeritError, message_of
 from merit.io.machine import visible_gpus
 from merit.io.progress import Progress
 
@@ -141,9 +142,11 @@ def _child(gpus: list[str], function: Callable[..., None], arguments: tuple[Any,
     sys.stderr = _Lines(sys.stderr)
     try:
         function(*arguments)
-    except BaseException as error:
+    except Exception as error:  # not the exit status of a training that was stopped
         if (text := message_of(error)) is None:
-            raise  # a bug, with its traceback; or the exit status of a training that was stopped
+            traceback.print_exc()
+            print(BUG, file=sys.stderr)
+            sys.exit(1)
         print(f"merit: error: {multiprocessing.current_process().name}: {text}", file=sys.stderr)
         sys.exit(2)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from merit.config import COMPONENTS, Runtime
-from merit.errors import MeritError
+from merit.errors import MeritError, message_of
 from merit.io.artifacts import read_json
 from merit.io.checkpoint_files import check_no_adapter
 
@@ -88,8 +88,14 @@ def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
-        raise MeritError(f"{folder}: the model cannot be read ({error}); write it again") from None
+    except ImportError as error:  # an attention of another package
+        first = str(error).splitlines()[0]
+        raise MeritError(f"key `model.attention`: {runtime.attention!r}: {first}") from None
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        if text := message_of(error):
+            raise MeritError(f"{folder}: {text}") from None
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MeritError(f"{folder}: the model cannot be read ({first})") from None
     model, report = loaded
     missing = [name for name in report["missing_keys"] if name != "lm_head.weight"]
     if missing or report["unexpected_keys"]:

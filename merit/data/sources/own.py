@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from merit.data.examples import BadRecord, Example, escape, example_from, parse_object
+from merit.data.examples import BadRecord, Example, escape, example_from
 from merit.data.images import ImageFinder
 from merit.data.records import Record, Source, TaskOf, text_lines
 from merit.data.tasks import task_of_file
 from merit.errors import MeritError
+from merit.io.texts import parse_object
 
 
 def source_of(folder: Path) -> Source:
