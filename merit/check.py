@@ -30,6 +30,7 @@ from merit.config.data import (
 )
 from merit.data.hub import files
 from merit.data.sources.convert import FETCH_LINKS, FETCHED
+from merit.data.sources.own import num_records, source_of
 from merit.data.sources.public import PUBLIC
 from merit.errors import MeritError
 from merit.eval.benchmarks import benchmark
@@ -145,15 +146,16 @@ def encoded(folder: Path) -> Amount:
 
 
 def own(data: JsonlData) -> Amount:
-    """Lines and bytes of a folder of JSONL files."""
-    files, examples, size = sorted(Path(data.folder).glob("*.jsonl")), 0, 0.0
+    """Records and bytes of one's own files; of one file for many tasks, as of one task."""
+    folder, source = source_of(Path(data.folder), data.columns)
+    files, examples, size = [folder / name for name, _ in source.parts], 0, 0.0
     for path in files:
-        with path.open("rb") as file:
-            lines = sum(1 for _ in file)
+        lines = num_records(path)
         kept = min(lines, data.max_examples or lines)
         examples, size = examples + kept, size + path.stat().st_size * kept / max(lines, 1)
     basis = f"{data.folder}, assumed: {BYTES_PER_TOKEN} bytes per token"
-    return Amount(len(files), examples, size / BYTES_PER_TOKEN, 0.0, basis)
+    tasks = len(source.tasks) or len(files)
+    return Amount(tasks, examples, size / BYTES_PER_TOKEN, 0.0, basis)
 
 
 def public(entry: PublicSource) -> tuple[int, float]:

@@ -129,11 +129,24 @@ class PublicData(_Read):
         )
 
 
+class Columns(Settings):
+    """A record's keys, where they are not the usual ones (merit.data.forms)."""
+
+    task: str | None = None  # of the task, for data that do not lie in a file or folder per task
+    messages: str | None = None
+    prompt: str | None = None
+    input: str | None = None  # behind the prompt
+    answer: str | None = None
+    system: str | None = None
+    images: str | None = None
+
+
 class JsonlData(_Read):
-    """Your own mixture: a folder of JSONL files, one per task, in chat form (docs/sources.md)."""
+    """Your own mixture: files per task, one file, or what `datasets` saved (docs/sources.md)."""
 
     source: Literal["jsonl"]
-    folder: str
+    folder: str  # or a file
+    columns: Columns = Columns()
     tasks: TaskChoice = TaskRule()
     max_examples: PositiveInt | None = None
 

@@ -97,8 +97,8 @@ def convert_all(part: Part, spool: Spool, wanted: Collection[str] | None) -> Non
             spool.left_out.add(record.task)
             continue
         try:
-            if not record.task:
-                raise BadRecord("it does not say its task")
+            if record.problem or not record.task:
+                raise BadRecord(record.problem or "it does not say its task")
             example = part.source.convert(record, part.images)
             for piece in split_turns(example, part.max_turns) if part.max_turns else [example]:
                 spool.add(replace(piece, task=record.task), record.where)

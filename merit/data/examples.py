@@ -1,6 +1,7 @@
 """The canonical example: what every source is converted to, and what training reads.
 
-One JSON object per line: `id`, `task`, `messages` (turns of `role` and `content`) and `images`
+One JSON object per line: `id`, `task`, `messages` (turns of `role` and `content`, the first
+possibly the system's) and `images`
 (paths relative to the file's folder: files, or members of an archive such as `images.zip/x.png`).
 `<image>` in a message marks where the next image stands. A source's text that holds these
 characters as text would shift every image after it: in answers, and in prompts of a source without
@@ -74,8 +75,13 @@ def from_llava(
     """An example from LLaVA's `[{"from": "human" | "gpt", "value": text}, ...]`.
 
     Marks stay in place in the prompts; the images of a source that is not `marked` stand before
-    the first prompt. A leading gpt entry is left out, as in LLaVA's own training. Raises BadRecord.
+    the first prompt. A leading gpt entry is left out, as in LLaVA's own training; a leading system
+    entry is a system turn. Raises BadRecord.
     """
+    if isinstance(conversations, list) and conversations[:1] and _is_system(conversations[0]):
+        example = from_llava(identifier, task, conversations[1:], images, marked)
+        turn = {"role": "system", "content": escape(conversations[0]["value"])}
+        return replace(example, messages=(turn, *example.messages))
     turns = _llava_turns(conversations)
     if not marked:
         return from_turns(identifier, task, turns, images)
@@ -83,6 +89,14 @@ def from_llava(
     if num_marks != len(images):
         raise BadRecord(f"{num_marks} `{IMAGE_TOKEN}` in the prompts, but {len(images)} image(s)")
     return replace(make_example(identifier, task, _answered(turns), ()), images=images)
+
+
+def _is_system(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.get("from") == "system"
+        and isinstance(message.get("value"), str)
+    )
 
 
 def _llava_turns(conversations: Any) -> list[tuple[str, str]]:
@@ -118,6 +132,10 @@ def split_turns(example: Example, max_turns: int) -> list[Example]:
 
     Raises BadRecord if an image is marked after the first prompt, and so belongs to a turn.
     """
+    if example.messages[0]["role"] == "system":
+        system, *messages = example.messages
+        parts = split_turns(replace(example, messages=tuple(messages)), max_turns)
+        return [replace(part, messages=(system, *part.messages)) for part in parts]
     contents = [message["content"] for message in example.messages]
     turns = list(zip(contents[::2], contents[1::2], strict=True))
     if len(turns) <= max_turns:
@@ -171,13 +189,14 @@ def example_from(value: dict[str, Any], where: str) -> Example:
     if not isinstance(messages, list) or not messages:
         raise MeritError(f"{where}: `messages` must be a list with at least one turn")
     roles = [message.get("role") if isinstance(message, dict) else None for message in messages]
+    system = roles[0] == "system"
     for i, message in enumerate(messages):
-        role = "user" if i % 2 == 0 else "assistant"
+        role = "system" if system and i == 0 else ("user", "assistant")[(i - system) % 2]
         if roles[i] != role or not isinstance(message.get("content"), str):
             raise MeritError(
                 f"{where}: messages[{i}] must have role {role!r} and text, found {message!r}"
             )
-    if len(messages) % 2:
+    if (len(messages) - system) % 2:
         raise MeritError(f"{where}: the last message must be the assistant's answer")
     images = value["images"]
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):

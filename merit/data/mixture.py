@@ -28,7 +28,7 @@ from merit.errors import MeritError
 from merit.io.artifacts import file_hash, write_json
 from merit.io.progress import Progress
 
-DESCRIBED = (".json", ".jsonl", ".parquet", ".zip")  # unpacked images are not hashed
+DESCRIBED = (".arrow", ".json", ".jsonl", ".parquet", ".zip")  # unpacked images are not hashed
 SPLITS = (("mixture", "num_examples"), ("held_out", "num_held_out"))
 
 
@@ -50,13 +50,11 @@ def write_public(settings: PublicData, folder: Path) -> None:
 
 
 def write_own(settings: JsonlData, folder: Path) -> None:
-    """Write the same from a folder of JSONL files. Raises MeritError as `write_public` does."""
-    root = Path(settings.folder)
-    if not root.is_dir():
-        raise MeritError(f"key `data.folder`: {root}: no such folder")
+    """Write the same from one's own files. Raises MeritError as `write_public` does."""
+    root, source = source_of(Path(settings.folder), settings.columns)
     part = Part(
-        name=root.name,
-        source=source_of(root),
+        name=Path(settings.folder).name,
+        source=source,
         folder=root,
         images=ImageFinder(root, folder / "mixture"),
         settings=settings,

@@ -24,14 +24,15 @@ IMAGE_COLUMNS = ("images", "image")  # list<struct<bytes, path>>, struct<bytes, 
 _ONE_AT_A_TIME = threading.Lock()  # threads that want the same row group read it once
 
 
-def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """The file's rows, with these columns; a part of a nested one is named `images.path`.
 
+    By default with all columns, except for the bytes of images.
     Raises MeritError if the file is truncated or no parquet file, or lacks a column.
     """
     file = _open(path)
     leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-    chosen = []
+    chosen = [] if columns else [leaf for leaf in leaves if not leaf.endswith(".bytes")]
     for name in columns:
         first, *rest = name.split(".")
         # in a list, levels of the file's own stand between
@@ -43,6 +44,20 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     with _readable(path):
         for batch in file.iter_batches(64, columns=chosen):
             yield from batch.to_pylist()
+
+
+def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of `datasets.save_to_disk`. Raises MeritError if it cannot be read."""
+    import pyarrow as pa
+
+    with _readable(path), pa.memory_map(str(path)) as source:
+        for batch in pa.ipc.open_stream(source):
+            yield from batch.to_pylist()
+
+
+def num_rows(path: Path) -> int:
+    """Raises MeritError if the file cannot be read."""
+    return int(_open(path).metadata.num_rows)
 
 
 def has_image(path: Path, member: str) -> bool:

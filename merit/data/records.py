@@ -33,6 +33,7 @@ class Record:
     task: str
     value: dict[str, Any]
     id: str
+    problem: str = ""  # why it cannot be read
 
     def get(self, key: str) -> Any:
         """The value of a key. Raises BadRecord if it is missing."""
@@ -178,7 +179,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 def _open(path: Path) -> TextIO:
     try:
-        return path.open(encoding="utf-8")
+        return path.open(encoding="utf-8-sig")
     except FileNotFoundError:
         raise MeritError(f"{path}: file not found") from None
 
