@@ -348,9 +348,40 @@ def missing_data(
 
 
 def missing_benchmarks(experiment: Experiment, paths: Artifacts, off: str) -> Iterator[str]:
-    """Files of questions, data that lm-eval would find only on the hub, the sandbox, a judge."""
-    from merit.eval.answering.lm_public import check_data
+    """Questions, the sandbox, a judge."""
     from merit.eval.answering.sandbox import check_isolation
+
+    settings = experiment.evaluation
+    records = [benchmark(name) for name in settings.benchmarks]
+    yield from missing_questions(experiment, off)
+    code = [record.name for record in records if record.runs_code]
+    if code and not settings.run_model_code:
+        yield f"`evaluation.run_model_code: true`, which {', '.join(code)} needs"
+    if code and (refusal := _refusal(check_isolation, Path())):
+        yield f"isolation for {', '.join(code)}: {refusal}"
+    judge, required = settings.judge, [r.name for r in records if r.judge == "required"]
+    if judge is None:
+        if required:
+            yield f"a judge (`evaluation.judge`), without which {', '.join(required)} have no score"
+    elif judge.replay_only:
+        if not paths.judgements.is_file():
+            yield f"the judge's recorded answers, {paths.judgements} (`evaluation.judge`)"
+    elif judge.key_variable and not os.environ.get(judge.key_variable):
+        yield f"the judge's key: environment variable {judge.key_variable}"
+
+
+def check_questions(name: str) -> None:
+    """Raises MeritError if questions are missing that would be asked after all training."""
+    experiment = load_experiment(name)
+    set_access(uses_hub(experiment))
+    off = hub_off() if lm_eval_benchmarks(experiment) else ""
+    if lacking := "; ".join(missing_questions(experiment, off)):
+        raise MeritError(f"{name}: missing before training: {lacking}")
+
+
+def missing_questions(experiment: Experiment, off: str) -> Iterator[str]:
+    """Files of questions, and data that lm-eval would find only on the hub."""
+    from merit.eval.answering.lm_public import check_data
 
     settings = experiment.evaluation
     records = [benchmark(name) for name in settings.benchmarks]
@@ -366,20 +397,6 @@ def missing_benchmarks(experiment: Experiment, paths: Artifacts, off: str) -> It
             _refusal(check_data, benchmark(n), settings) for n in lm_eval_benchmarks(experiment)
         ]
         yield from filter(None, errors)
-    code = [record.name for record in records if record.runs_code]
-    if code and not settings.run_model_code:
-        yield f"`evaluation.run_model_code: true`, which {', '.join(code)} needs"
-    if code and (refusal := _refusal(check_isolation, Path())):
-        yield f"isolation for {', '.join(code)}: {refusal}"
-    judge, required = settings.judge, [r.name for r in records if r.judge == "required"]
-    if judge is None:
-        if required:
-            yield f"a judge (`evaluation.judge`), without which {', '.join(required)} have no score"
-    elif judge.replay_only:
-        if not paths.judgements.is_file():
-            yield f"the judge's recorded answers, {paths.judgements} (`evaluation.judge`)"
-    elif judge.key_variable and not os.environ.get(judge.key_variable):
-        yield f"the judge's key: environment variable {judge.key_variable}"
 
 
 def _refusal(function: Callable[..., object], *arguments: Any) -> str:
@@ -436,6 +453,10 @@ def missing_machine(experiment: Experiment, sizes: Sizes, launch: Launch) -> Ite
 
 def missing_space(parts: list[Part], fetched: Mapping[str, float | None]) -> Iterator[str]:
     """Disk for what is not there yet; DVC's cache keeps a copy unless it links files."""
+    for place in (Path("artifacts"), Path("reports"), Path()):
+        if place.exists() and not os.access(place, os.W_OK):
+            yield f"the right to write into {place.resolve()}"
+            return
     settings = configparser.ConfigParser()
     settings.read([".dvc/config", ".dvc/config.local"], encoding="utf-8")
     kind = settings.get("cache", "type", fallback="").strip('"').replace("reflink,", "")

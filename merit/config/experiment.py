@@ -20,6 +20,9 @@ from merit.errors import MeritError
 EXPERIMENTS_DIR = Path("experiments")
 REHEARSAL = "_rehearsal"  # what a rehearsal's name ends in (merit.config.rehearsal)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# part of files' names, of DVC's and of MLflow's; DVC would read the words as values
+MethodName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]*$")]
+VALUES = {"null", "true", "false", "yes", "no", "on", "off"}
 # what a branch's budget counts when branches are averaged; see merit.method.average
 MergeWeights = Literal["tokens", "loss_tokens", "samples", "uniform"]
 # what merged models are written in: every tensor as the base has it, or all in one type
@@ -38,8 +41,8 @@ class Experiment(Settings):
     training: Training
     merge_weights: MergeWeights = "tokens"
     merge_dtype: MergeDtype = "base"
-    methods: Annotated[dict[str, Method], Field(min_length=1)]
-    sweeps: dict[str, Sweep] = {}
+    methods: Annotated[dict[MethodName, Method], Field(min_length=1)]
+    sweeps: dict[MethodName, Sweep] = {}
     evaluation: Evaluation
     report: Report
     studies: dict[str, Any] = {}  # merit.eval.studies checks and reads them
@@ -57,6 +60,16 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
+        for name in (self.name, *self.methods):
+            if name in VALUES:
+                raise ValueError(f"name {name!r}: a value in YAML, not a name; choose another")
+        runs: dict[str, str] = {}
+        for name, method in self.methods.items():
+            for run in (f"{name}-s{seed}" for seed in method.seeds):
+                if runs.setdefault(run, name) != name:
+                    raise ValueError(f"methods {runs[run]} and {name}: two runs are called {run}")
+            if name in runs:
+                raise ValueError(f"methods.{name}: a run of {runs[name]} is called so")
         for name, method in self.methods.items():
             self._check_method(name, method)
         for name, sweep in self.sweeps.items():

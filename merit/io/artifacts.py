@@ -128,12 +128,31 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
+        _share(temporary)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    """What the user keeps from others; Linux says it without a change of it."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    found = os.umask(0o022)
+    os.umask(found)
+    return found
+
+
+def _share(folder: Path) -> None:
+    """Give the folder and its files the umask's mode: mkdtemp's and safetensors' are private."""
+    mask = _umask()
+    os.chmod(folder, 0o777 & ~mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
+            os.chmod(path, 0o666 & ~mask)
 
 
 def work_place(path: Path) -> Path:
@@ -174,6 +193,7 @@ def partial_folder(path: Path, key: str, what: str = "is being written") -> Iter
     with exclusive(work_place(path), what):
         partial = open_partial(path, key)
         yield partial
+        _share(partial)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             shutil.rmtree(path)
@@ -191,7 +211,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

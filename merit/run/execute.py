@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from merit.io.artifacts import (
 from merit.io.locks import exclusive
 from merit.io.machine import differences
 from merit.io.progress import clock, write_timing
-from merit.run.access import needs_hub, uses_hub
+from merit.run.access import needs_hub, set_access, uses_hub
 from merit.run.keys import code_hash
 from merit.run.pool import STOPPING, Pool, Task, gpu_slots, run_stage
 from merit.run.slurm import ON_NODE, train_branches
@@ -163,7 +163,10 @@ class Executor:
                 pending = list(lacking)
                 todo = [(item, key) for item, key in ready if not self._keep(stage, item, key)]
                 kept += len(ready) - len(todo)
-                failed = self._compute(stage, stages, todo) if todo else {}
+                failed = (
+                    self._missing(stages) if stage.name == "train" and todo and not only else {}
+                )
+                failed = failed or (self._compute(stage, stages, todo) if todo else {})
                 failures |= failed
                 done += len(todo) - len(failed)
                 if not pending or not ready:
@@ -214,6 +217,17 @@ class Executor:
         ]
         return pool.run(label, tasks)
 
+    def _missing(self, stages: Sequence[str]) -> dict[str, str]:
+        """Why there is nothing to ask the models that would be trained."""
+        from merit.check import check_questions
+        from merit.eval.benchmarks import benchmark
+
+        if not any(benchmark(name).public for name in self.experiment.evaluation.benchmarks):
+            return {}
+        hub = needs_hub(self.experiment, "evaluate")
+        task = ("questions", _in_access, (check_questions, self.name, hub))
+        return self.pool(stages).run(f"{self.name}, questions", [task])
+
     def _num_tokens(self, pair: tuple[Item, Key]) -> int:
         return read_json(Artifacts(self.name).manifest(pair[0].name))["num_tokens"]
 
@@ -247,6 +261,11 @@ class Executor:
 
 def _share(stage: Stage, experiment: str, share: str, hub: bool) -> Task:
     return f"{stage.name} {share}", run_stage, (stage.module, experiment, share, hub)
+
+
+def _in_access(function: Callable[[str], None], name: str, hub: bool) -> None:
+    set_access(hub)
+    function(name)
 
 
 def make_item(module: str, item: Item, key: Key, hub: bool, stored: bool) -> None:
