@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,11 +167,12 @@ def test_every_epoch_sees_every_example_once(
         assert sorted(one) == list(range(num_examples))
     rest = order[int(epochs) * num_examples :]
     assert len(set(rest)) == len(rest)
-    plan = BatchPlan.of(order, None, batch_size, None)  # type: ignore[arg-type]
+    lengths = np.arange(num_examples) % 5
+    data: Any = SimpleNamespace(num_tokens=lambda: lengths)
+    plan = BatchPlan.of(order, data, batch_size, None)
     steps = [plan.examples(step) for step in range(len(plan))]
     assert_array_equal(np.concatenate([order[:0], *steps]), order)
     assert {len(step) for step in steps[:-1]} <= {batch_size}
-    lengths = np.arange(num_examples) % 5
     if len(order):
         grouped = grouped_by_length(order, lengths, batch_size, seed, window=2)
         assert sorted(grouped) == sorted(order)

@@ -19,6 +19,7 @@ from merit.io.checkpoint_files import checkpoint_files, checkpoint_hash
 from merit.io.checkpoints import Checkpoint
 from merit.train.assembly import assemble
 from merit.train.base_phases import train_phases
+from merit.train.distributed import process_group
 from merit.train.gguf import SUFFIX, checkpoint_place, unpack
 from merit.train.model import check_architecture
 
@@ -26,21 +27,26 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # of a model's folder
 
 
 def run(name: str, item: str | None = None) -> None:
-    """Write artifacts/<name>/base."""
+    """Write artifacts/<name>/base; phases run in the processes that torchrun started, if any."""
     experiment, paths = load_experiment(name), Artifacts(name)
     settings = experiment.base
-    with atomic_folder(paths.base) as folder:
-        if settings.architecture is None:
-            write_origin(settings, folder, name)
-            check_architecture(folder)
-        if settings.phases:
-            records = train_phases(experiment, paths.data / "pretraining", folder)
-            write_jsonl(folder / "records.jsonl", records)
-        check_finite(folder, f"the base of {name}")
-        about = {"base_hash": checkpoint_hash(folder), "seed": settings.seed}
-        write_json(folder / "base.json", about)
-        if settings.release:
-            release(folder, Path(settings.release), name)
+    with process_group() as group:
+        if group.rank:
+            train_phases(experiment, paths.data / "pretraining", group.agreed(None), group)
+            return
+        with atomic_folder(paths.base) as folder:
+            if settings.architecture is None:
+                write_origin(settings, folder, name)
+                check_architecture(folder)
+            group.agreed(folder)
+            if settings.phases:
+                records = train_phases(experiment, paths.data / "pretraining", folder, group)
+                write_jsonl(folder / "records.jsonl", records)
+            check_finite(folder, f"the base of {name}")
+            about = {"base_hash": checkpoint_hash(folder), "seed": settings.seed}
+            write_json(folder / "base.json", about)
+            if settings.release:
+                release(folder, Path(settings.release), name)
 
 
 def release(folder: Path, place: Path, name: str) -> None:

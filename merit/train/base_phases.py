@@ -7,8 +7,11 @@ the YAML which components learn, so the paper's stages 1, 1.5 and 2 are phases, 
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,25 +19,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from merit.config import Encoding, Experiment, Phase, Training
 from merit.data.examples import Example, read_examples
+from merit.errors import MeritError
 from merit.io.artifacts import file_hash, open_partial, value_hash
 from merit.io.checkpoint_files import checkpoint_hash
 from merit.io.disk import writing
 from merit.io.locks import exclusive
 from merit.io.progress import Progress
 from merit.train.batches import data_order, grouped_by_length
-from merit.train.checkpoint import (
-    Checkpoints,
-    Log,
-    Record,
-    Stopped,
-    open_state,
-    stop_on_signal,
-    write_state,
-)
+from merit.train.checkpoint import Checkpoints, Log, Record, Stopped, stop_on_signal
 from merit.train.dataset import TokenizedDataset
+from merit.train.distributed import ProcessGroup
 from merit.train.images import image_reader, vision_features
 from merit.train.loop import train
 from merit.train.model import (
@@ -52,13 +51,16 @@ from merit.train.tokenize import encode_examples
 KEPT = "phases.safetensors"  # the parameters after the finished phases
 
 
-def train_phases(experiment: Experiment, data: Path, folder: Path) -> list[Record]:
+def train_phases(
+    experiment: Experiment, data: Path, folder: Path, group: ProcessGroup | None = None
+) -> list[Record]:
     """Train theta0 by its phases, from scratch or from the model in `folder`; return all records.
 
     Finished phases, and the checkpoints of one that is stopped (status 75) or killed, are kept in a
-    hidden folder beside `folder` until all are done: the same command resumes from there.
+    hidden folder beside `folder` until all are done: the same command resumes from there. The first
+    process of `group` writes.
     """
-    settings = experiment.base
+    settings, group = experiment.base, group or ProcessGroup()
     # read all data before the first step: a missing file should not cost the phases before it
     examples = {
         phase.data: read_examples(data / f"{phase.data}.jsonl")
@@ -67,17 +69,14 @@ def train_phases(experiment: Experiment, data: Path, folder: Path) -> list[Recor
     }
     use_one_thread()
     key = phases_key(experiment, [data / f"{name}.jsonl" for name in examples], folder)
-    if settings.architecture is not None:
-        model, processor = initialise(settings.architecture, settings.seed)
-    else:
-        model, processor = load_model(folder, experiment.model), load_processor(folder)
+    model, processor = starting_model(experiment, folder)
     dtype = torch.float16 if settings.release else model.dtype
     minutes = experiment.training.checkpoint_minutes
     tokenized: dict[str, TokenizedDataset] = {}
     total = sum(phase.num_steps for phase in settings.phases)
     work = folder.parent / "base-phases"
     with (
-        exclusive(work, "the base is being built"),
+        nullcontext() if group.rank else exclusive(work, "the base is being built"),
         Progress(f"{experiment.name}, base", total) as progress,
         stop_on_signal() as stop,
     ):
@@ -97,17 +96,35 @@ def train_phases(experiment: Experiment, data: Path, folder: Path) -> list[Recor
                     model, processor, data, examples, experiment.encoding
                 )
                 (kept / str(i)).mkdir(exist_ok=True)
-                checkpoints = Checkpoints(kept / str(i), minutes, log.records, log.timings, stop)
-                train_phase(model, tokenized[phase.data], phase, seed, log, checkpoints)
+                logs = log.records, log.timings
+                checkpoints = Checkpoints(kept / str(i), minutes, *logs, stop, group)
+                train_phase(model, tokenized[phase.data], phase, seed, log, checkpoints, group)
             records += log.records
             first += phase.num_steps
-            save_phases(model, i + 1, records, kept)
-            shutil.rmtree(kept / str(i), ignore_errors=True)
-        with writing(folder):
-            model.to(dtype).save_pretrained(folder)  # what learnt is float32
-            processor.save_pretrained(folder)
-        shutil.rmtree(kept)
+            parameters = group.gathered(dict(model.named_parameters()))
+            if group.rank == 0:
+                save_phases(parameters, i + 1, records, kept)
+                shutil.rmtree(kept / str(i), ignore_errors=True)
+            group.any(False)  # until it is written
+            last = i + 1 == len(settings.phases)  # then only the first process still needs it
+            if group.started and not (group.rank and last):
+                # what was cut over the processes is no start of the next phase
+                model, _ = starting_model(experiment, folder)
+                restore_phases(model, kept)
+        if group.rank == 0:
+            with writing(folder):
+                model.to(dtype).save_pretrained(folder)  # what learnt is float32
+                processor.save_pretrained(folder)
+            shutil.rmtree(kept)
     return records
+
+
+def starting_model(experiment: Experiment, folder: Path) -> tuple[Any, Any]:
+    """(model, processor) before the first phase: random weights, or those in `folder`."""
+    settings = experiment.base
+    if settings.architecture is not None:
+        return initialise(settings.architecture, settings.seed)
+    return load_model(folder, experiment.model), load_processor(folder)
 
 
 def train_phase(
@@ -117,6 +134,7 @@ def train_phase(
     seed: int,
     log: Log,
     checkpoints: Checkpoints,
+    group: ProcessGroup,
 ) -> None:
     """One language phase on `data`: pixels, or features, the vision encoder's hidden states.
 
@@ -145,6 +163,7 @@ def train_phase(
         log=log,
         num_records=50,
         checkpoints=checkpoints,
+        group=group,
     )
 
 
@@ -162,10 +181,19 @@ def phases_key(experiment: Experiment, data: Sequence[Path], start: Path) -> str
     )
 
 
-def save_phases(model: Any, num_finished: int, records: list[Record], folder: Path) -> None:
+def save_phases(
+    parameters: Mapping[str, torch.nn.Parameter],
+    num_finished: int,
+    records: list[Record],
+    folder: Path,
+) -> None:
     """Keep the model after `num_finished` phases, and their records, in place of what was kept."""
-    tensors = {name: p.detach() for name, p in model.named_parameters()}
-    write_state(folder / KEPT, tensors, {"num_finished": num_finished, "records": records})
+    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
+    state = json.dumps({"num_finished": num_finished, "records": records})
+    new = folder / f"{KEPT}.new"
+    with writing(new):
+        save_file(tensors, new, metadata={"state": state})
+    os.replace(new, folder / KEPT)
 
 
 def restore_phases(model: Any, folder: Path) -> tuple[int, list[Record]]:
@@ -173,11 +201,18 @@ def restore_phases(model: Any, folder: Path) -> tuple[int, list[Record]]:
 
     Raises MeritError if the file cannot be read.
     """
-    if not (folder / KEPT).is_file():
+    path = folder / KEPT
+    if not path.is_file():
         return 0, []
-    with open_state(folder / KEPT) as (file, state):
-        for name, parameter in model.named_parameters():
-            parameter.data = file.get_tensor(name).to(parameter.device)
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            for name, parameter in model.named_parameters():
+                parameter.data = file.get_tensor(name).to(parameter.device)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise MeritError(
+            f"{path}: cannot resume from it ({error}); delete it to start again"
+        ) from None
     return state["num_finished"], state["records"]
 
 

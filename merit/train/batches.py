@@ -59,30 +59,63 @@ def packed_rows(lengths: np.ndarray, limit: int) -> list[np.ndarray]:
     return [np.array(sorted(row)) for row in rows]
 
 
+def even_rows(lengths: np.ndarray, number: int) -> list[np.ndarray]:
+    """The examples of one step in `number` rows of about the same length, the longest row first.
+
+    Longest first, each into the row that is shortest so far; no row is empty, so there are fewer of
+    few examples.
+    """
+    rows: list[list[int]] = [[] for _ in range(min(number, len(lengths)))]
+    sums = [0] * len(rows)
+    for index in np.argsort(-np.asarray(lengths), kind="stable"):
+        row = sums.index(min(sums))
+        rows[row].append(int(index))
+        sums[row] += int(lengths[index])
+    order = np.argsort([-total for total in sums], kind="stable")
+    return [np.array(sorted(rows[i])) for i in order]
+
+
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which examples each forward pass of each step sees: `rows[step]`, indices into the data."""
+    """Which examples each forward pass of each step sees: `rows[step]`, indices into the data.
+
+    `lengths`: tokens of every example of the data; `processes` share the rows of a step.
+    """
 
     rows: list[list[np.ndarray]]
     packed: bool
+    lengths: np.ndarray
+    processes: int = 1
 
     @classmethod
     def of(
-        cls, order: np.ndarray, data: TokenizedDataset, size: int, pack_tokens: int | None
+        cls,
+        order: np.ndarray,
+        data: TokenizedDataset,
+        size: int,
+        pack_tokens: int | None,
+        processes: int = 1,
     ) -> BatchPlan:
         """Steps of `size` examples, as one batch each or packed into rows of `pack_tokens`.
 
-        The last step may be smaller, so that every example is seen.
+        The last step may be smaller, so that every example is seen. Several processes get as many
+        rows each, of about the same length, where the limit allows it.
         """
-        steps = [order[start : start + size] for start in range(0, len(order), size)]
-        if pack_tokens is None:
-            return cls([[indices] for indices in steps], False)
         lengths = data.num_tokens()
-        rows = [
-            [indices[row] for row in packed_rows(lengths[indices], pack_tokens)]
-            for indices in steps
-        ]
-        return cls(rows, True)
+        rows = []
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            step = [np.arange(len(indices))]
+            if pack_tokens is not None:
+                step = packed_rows(lengths[indices], pack_tokens)
+            if processes > 1:
+                number = -(-len(step) // processes) * processes
+                even = even_rows(lengths[indices], number)
+                longest = max(lengths[indices[row]].sum() for row in step)
+                if lengths[indices[even[0]]].sum() <= max(longest, pack_tokens or 0):
+                    step = even
+            rows.append([indices[row] for row in step])
+        return cls(rows, pack_tokens is not None, lengths, processes)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,6 +123,19 @@ class BatchPlan:
     def examples(self, step: int) -> np.ndarray:
         """The indices of all examples of a step."""
         return np.concatenate(self.rows[step])
+
+    def share(self, step: int, rank: int) -> list[tuple[np.ndarray, bool]]:
+        """The rows of a step that process `rank` computes, and whether each counts.
+
+        Every process gets as many, since a sharded model's take the same number of passes: the
+        step's shortest example, which does not count, fills up.
+        """
+        rows = [(row, True) for row in self.rows[step]]
+        if missing := -len(rows) % self.processes:
+            indices = self.examples(step)
+            shortest = indices[np.argmin(self.lengths[indices])]
+            rows += [(np.array([shortest]), False)] * missing
+        return rows[rank :: self.processes]
 
 
 class BatchDataset(torch.utils.data.Dataset):

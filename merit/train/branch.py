@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -49,8 +50,7 @@ def run(name: str, item: str | None = None) -> None:
     pace = load_experiment(name).training.model_dump(include={"checkpoint_minutes", "workers"})
     settings = Training.model_validate(manifest["training"] | pace)
     began = time.monotonic()
-    partial = settings.lora is not None or "decoder" not in settings.trainable
-    with process_group(settings.precision, partial) as group:
+    with process_group() as group:
         summary = train_branch(paths, manifest, settings, group)
     if group.rank == 0:
         steps = f"{summary['num_steps']} steps in {time.monotonic() - began:.1f} s"
@@ -111,9 +111,7 @@ def train_branch(
                 num_examples=manifest["num_samples"],
                 log=log,
                 name_of=example_names(paths),
-                checkpoints=Checkpoints(
-                    folder, minutes, log.records, log.timings, stop, group.rank
-                ),
+                checkpoints=Checkpoints(folder, minutes, log.records, log.timings, stop, group),
                 group=group,
             )
         except Diverged as error:
@@ -124,8 +122,8 @@ def train_branch(
             failed = summary["failure"] is not None
             trained = {} if failed else group.gathered(parameters)
             if group.rank == 0:
-                for checkpoint in folder.glob("checkpoint-*"):
-                    checkpoint.unlink()
+                for checkpoint in folder.glob("checkpoint*"):
+                    shutil.rmtree(checkpoint)
                 write_json(folder / "manifest.json", manifest)
                 write_jsonl(folder / "records.jsonl", [dict(record) for record in log.records])
                 write_jsonl(paths.timing(branch), [dict(timing) for timing in log.timings])

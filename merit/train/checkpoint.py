@@ -1,34 +1,40 @@
 """Checkpoints of a training: a stopped one resumes from them, to the bit.
 
-safetensors files in the partial folder of the result: parameters, optimiser states and where the
-loop was. The order of the data follows from the seed, so it is not stored. Every process of a
-branch writes what it holds itself.
+A folder of torch.distributed.checkpoint in the partial folder of the result: parameters and
+optimiser states, written tensor by tensor, each process what it holds; state.json says where the
+loop was. The order of the data follows from the seed, so it is not stored. Another number of
+processes can resume, since torch cuts the tensors anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from merit.errors import MeritError
+from merit.io.artifacts import read_json
 from merit.io.disk import writing
 from merit.io.progress import Progress
+from merit.train.distributed import ProcessGroup
 
 RESUMABLE = 75  # exit status of a training that was asked to stop and can resume (EX_TEMPFAIL)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends USR2 before the time is up
+STATE = "state.json"
 Record = dict[str, float]
 
 
@@ -94,7 +100,7 @@ class LoopState:
 
 
 class Checkpoints:
-    """Checkpoints of one process, in `folder`; one every `minutes` (None: only when it stops).
+    """Checkpoints of a training, in `folder`; one every `minutes` (None: only when it stops).
 
     `records` and `timings` are the lists that the loop's log fills; they are stored, too. `stop` is
     set from outside: the loop then saves after its current step, and ends.
@@ -107,14 +113,13 @@ class Checkpoints:
         records: list[Record],
         timings: list[Record],
         stop: threading.Event | None = None,
-        rank: int = 0,
+        group: ProcessGroup | None = None,
     ) -> None:
-        self.path = folder / f"checkpoint-{rank}.safetensors"
-        # kept while the other processes write theirs
-        self.previous = folder / f"checkpoint-{rank}-previous.safetensors"
+        self.folder = folder
         self.seconds = None if minutes is None else 60 * minutes
         self.logs = {"records": records, "timings": timings}
         self.stop = stop or threading.Event()
+        self.group = group or ProcessGroup()
         self.saved = time.monotonic()
 
     def due(self) -> bool:
@@ -128,84 +133,81 @@ class Checkpoints:
         parameters: Mapping[str, torch.nn.Parameter],
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
-        """Write the whole state; the previous one is kept until all processes have written theirs.
+        """Write the whole state; it then replaces the previous one. All processes must ask.
 
         Raises MeritError on a full disk; the previous checkpoint is left.
         """
-        tensors = _tensors(parameters, optimizers)
-        write_state(self.path, tensors, {"loop": asdict(state), **self.logs}, self.previous)
-        self.saved = time.monotonic()
+        from torch.distributed import checkpoint as dcp
 
-    def forget_previous(self) -> None:
-        """Remove the previous checkpoint: every process has written the last one."""
-        self.previous.unlink(missing_ok=True)
+        new = self.folder / "checkpoint.new"
+        with writing(new), _plainly():
+            tensors = _tensors(parameters, optimizers)
+            dcp.save(tensors, checkpoint_id=new, no_dist=not self.group.started)
+            if self.group.rank == 0:
+                content = json.dumps({"loop": asdict(state), **self.logs})  # keys keep their order
+                (new / STATE).write_text(content, encoding="utf-8")
+                earlier = list(self.folder.glob("checkpoint-*"))
+                os.replace(new, self.folder / f"checkpoint-{state.step}")
+                for path in earlier:
+                    shutil.rmtree(path)
+        self.group.any(False)  # until the first process is done
+        self.saved = time.monotonic()
 
     def restore(
         self,
         parameters: Mapping[str, torch.nn.Parameter],
         optimizers: Sequence[torch.optim.Optimizer],
-        common: Callable[[int], int] = lambda step: step,
     ) -> LoopState:
-        """Put back the last state that every process saved, if any; return where the loop was.
+        """Put back the last state, if any, of any number of processes; return where the loop was.
 
-        Args: common: the smallest step of all processes, given this one's last.
-        Raises MeritError for a file that cannot be read or is of another model or number of
-        processes.
+        Raises MeritError for a checkpoint that cannot be read or is of another model.
         """
-        steps = {}
-        for path in (self.previous, self.path):
-            if path.is_file():
-                with open_state(path) as (_, state):
-                    steps[int(state["loop"]["step"])] = path
-        step = common(max(steps, default=0))
+        step = max((int(p.name[11:]) for p in self.folder.glob("checkpoint-*")), default=0)
         if not step:
             return LoopState()
-        if step not in steps:
+        from torch.distributed import checkpoint as dcp
+
+        path = self.folder / f"checkpoint-{step}"
+        _fill_states(optimizers)
+        targets = _tensors(parameters, optimizers)
+        try:
+            with _plainly():
+                known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+                if known.keys() != targets.keys():
+                    raise ValueError("it holds other tensors")
+                dcp.load(targets, checkpoint_id=path, no_dist=not self.group.started)
+            state = read_json(path / STATE)
+            for name, rows in self.logs.items():
+                rows[:] = state[name]
+            return LoopState(**state["loop"])
+        except (
+            OSError,
+            EOFError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            PickleError,
+        ) as error:
             raise MeritError(
-                f"{self.path}: not of step {step}, as those of other processes; delete "
-                f"{self.path.parent} to start again"
-            )
-        with open_state(steps[step]) as (file, state):
-            _fill_states(optimizers)
-            targets = _tensors(parameters, optimizers)
-            if set(targets) != set(file.keys()):
-                raise ValueError("it holds other tensors")
-            for name, target in targets.items():
-                target.copy_(file.get_tensor(name))
-        for name, rows in self.logs.items():
-            rows[:] = state[name]
-        return LoopState(**state["loop"])
-
-
-def write_state(
-    path: Path,
-    tensors: Mapping[str, torch.Tensor],
-    state: dict[str, Any],
-    previous: Path | None = None,
-) -> None:
-    """Write tensors and state whole, or leave what was at `path`, which moves to `previous`."""
-    temporary = path.with_suffix(".new")
-    with writing(temporary):
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"state": json.dumps(state)},
-        )
-    if previous is not None and path.is_file():
-        os.replace(path, previous)
-    os.replace(temporary, path)
+                f"{path}: cannot resume from it ({error}); delete it to start again"
+            ) from None
 
 
 @contextlib.contextmanager
-def open_state(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """(open safetensors file, state) of `write_state`. Raises MeritError if it cannot be used."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file, json.loads(file.metadata()["state"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise MeritError(
-            f"{path}: cannot resume from it ({error}); delete it to start again"
-        ) from None
+def _plainly() -> Iterator[None]:
+    """torch's checkpoints without its remarks; errors as they were raised, the disk's as such."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            if "unexpected pos" in str(cause):  # of torch.save, which could not write
+                cause = OSError(errno.ENOSPC, str(cause))
+            raise cause from None
 
 
 @torch.no_grad()
@@ -213,18 +215,13 @@ def _tensors(
     parameters: Mapping[str, torch.nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, torch.Tensor]:
     """Every tensor of the state by name: <parameter> and <parameter>/<optimiser's own name>."""
-    tensors = {name: _local(parameter) for name, parameter in parameters.items()}
+    tensors = {name: parameter.detach() for name, parameter in parameters.items()}
     for optimizer in optimizers:
         for name, parameter in parameters.items():
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{name}/{key}"] = _local(value)
+                    tensors[f"{name}/{key}"] = value
     return tensors
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's shard of a DTensor; another tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
 
 
 def _fill_states(optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -15,9 +15,9 @@ from merit.errors import MeritError
 from merit.train.batches import BatchDataset, BatchPlan
 from merit.train.checkpoint import Checkpoints, LoopState, Record, Stopped
 from merit.train.dataset import TokenizedDataset
-from merit.train.distributed import ProcessGroup
+from merit.train.distributed import ProcessGroup, clip_gradients
 from merit.train.loss import LanguageLoss, Project
-from merit.train.optimizers import build_optimizers, learning_rate_at, step_all
+from merit.train.optimizers import build_optimizers, by_kind, learning_rate_at, step_all
 
 
 class Diverged(MeritError):
@@ -64,20 +64,20 @@ def train(
     checkpoint that cannot be written; Stopped if `checkpoints` was told to stop.
     """
     settings = settings or Training(trainable=["decoder"], optimizer=optimizer)
-    group = group or ProcessGroup.alone(settings.precision)
-    plan = BatchPlan.of(order, data, optimizer.batch_size, settings.pack_tokens)
+    group = group or ProcessGroup()
+    plan = BatchPlan.of(order, data, optimizer.batch_size, settings.pack_tokens, group.size)
     num_steps, per_epoch = len(plan), num_examples or len(data)
     every = max(1, num_steps // num_records)
-    lengths = data.num_tokens()
     for parameter in parameters.values():
         if parameter.dtype != torch.float32:  # sums of small steps need the digits
             parameter.data = parameter.data.float()
-    module = group.prepare(LanguageLoss(model, project), parameters)
-    tensors = list(parameters.values())
+    module = LanguageLoss(model, project, settings.precision == "bfloat16")
+    group.prepare(module, parameters)
+    tensors, kinds = list(parameters.values()), by_kind(parameters.values())
     optimizers = build_optimizers(parameters, optimizer)
     state = LoopState()
     if checkpoints is not None:
-        state = checkpoints.restore(parameters, optimizers, group.least)
+        state = checkpoints.restore(parameters, optimizers)
     advice = f"lower `learning_rate` (now {optimizer.learning_rate:g}) or look at the data"
 
     def check_finite(quantity: str, value: float, step: int) -> None:
@@ -88,7 +88,7 @@ def train(
             )
 
     model.train()
-    shares = [group.share(plan.rows[step]) for step in range(state.step, num_steps)]
+    shares = [plan.share(step, group.rank) for step in range(state.step, num_steps)]
     rows = [row for share in shares for row, _ in share]
     batches = BatchDataset(data, rows, plan.packed).read(settings.workers)
     started = last = time.monotonic()
@@ -100,19 +100,19 @@ def train(
         losses = []
         for row, counts in share:
             weight = float(data.num_targets(row).sum()) / max(num_targets, 1) if counts else 0.0
-            with group.precision():
-                loss = module(next(batches))
+            loss = module(next(batches))
             # the mean of the processes' gradients is taken below, and by FSDP
-            (loss * (weight * group.size)).backward()
+            if loss.requires_grad:  # a row without an image has no gradient in a projector alone
+                (loss * (weight * group.size)).backward()
             losses.append((loss.detach(), weight))
         value = group.total(sum(loss.item() * weight for loss, weight in losses))
         check_finite("loss is", value, step)
         group.average_gradients(tensors)
-        norm = group.clip(tensors, optimizer.max_grad_norm)
+        norm = clip_gradients(kinds, optimizer.max_grad_norm)
         # before it reaches the parameters, and with them a checkpoint
         check_finite("gradient's norm is", norm, step)
         step_all(optimizers, rate)
-        num_tokens = int(lengths[indices].sum())
+        num_tokens = int(plan.lengths[indices].sum())
         tokens_since += num_tokens
         state.step += 1
         state.num_tokens += num_tokens
@@ -145,8 +145,6 @@ def train(
             due, stop = group.any(checkpoints.due(), checkpoints.stop.is_set())
             if due or stop:
                 checkpoints.save(state, parameters, optimizers)
-                group.any(False)  # until all have written theirs
-                checkpoints.forget_previous()
             if stop:
                 raise Stopped(f"{what}: stopped after step {state.step} of {num_steps}")
     # the last step has no loss after it that would show what it did

@@ -97,10 +97,12 @@ def _summed(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Ten
 class LanguageLoss(torch.nn.Module):
     """A model with its loss as one module: what is sharded, and called, as a whole."""
 
-    def __init__(self, model: Any, project: Project | None = None) -> None:
+    def __init__(self, model: Any, project: Project | None = None, low: bool = False) -> None:
         super().__init__()
         self.model = model
         self.project = project
+        self.low = low  # computes in bfloat16
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        return forward_loss(self.model, batch, self.project)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.low):
+            return forward_loss(self.model, batch, self.project)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -24,6 +25,17 @@ def learning_rate_at(step: int, num_steps: int, optimizer: Optimizer) -> float:
     return optimizer.learning_rate * factor
 
 
+def by_kind(parameters: Iterable[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Parameters that are sharded over processes and whole ones apart: one operation takes either.
+
+    A list only for each kind that occurs.
+    """
+    kinds: dict[bool, list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(hasattr(parameter, "full_tensor"), []).append(parameter)
+    return list(kinds.values())
+
+
 def build_optimizers(
     parameters: Mapping[str, torch.nn.Parameter], optimizer: Optimizer
 ) -> list[torch.optim.Optimizer]:
@@ -33,8 +45,12 @@ def build_optimizers(
     AdamW steps embeddings, norms, biases and convolutions.
     """
     rate, decay = optimizer.learning_rate, optimizer.weight_decay
+
+    def groups(chosen: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:
+        return [{"params": kind} for kind in by_kind(chosen)]
+
     if optimizer.algorithm == "sgd":
-        return [torch.optim.SGD(parameters.values(), lr=rate, weight_decay=decay)]
+        return [torch.optim.SGD(groups(parameters.values()), lr=rate, weight_decay=decay)]
     matrices = [
         parameter
         for name, parameter in parameters.items()
@@ -45,11 +61,13 @@ def build_optimizers(
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         scaled = "match_rms_adamw"
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn=scaled)
+        muon = torch.optim.Muon(groups(matrices), lr=rate, weight_decay=decay, adjust_lr_fn=scaled)
         optimizers.append(muon)
     if rest:
         betas = optimizer.betas
-        adamw = torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True)
+        adamw = torch.optim.AdamW(
+            groups(rest), lr=rate, betas=betas, weight_decay=decay, fused=True
+        )
         optimizers.append(adamw)
     return optimizers
 
