@@ -36,12 +36,11 @@ from merit.errors import MeritError
 from merit.eval.benchmarks import benchmark
 from merit.io.artifacts import Artifacts, read_array, read_json
 from merit.run.access import set_access, uses_hub
-from merit.train.sizes import Sizes, base_sizes, origin_sizes, origins
+from merit.train.sizes import STATES, Sizes, base_sizes, origin_sizes, origins, training_memory
 
 FILE = Path(__file__).with_suffix(".yaml")
 PIXELS, PIXELS_PER_TOKEN = 640 * 480, 28**2  # of a picture; Qwen2.5-VL: 2 x 2 patches of 14 x 14
 BYTES_PER_TOKEN = 4.5  # of English text in JSONL
-STATES = {"adamw": 2, "muon": 2, "sgd": 0}  # float32 optimiser states per parameter (muon: at most)
 LARGE = 1e9  # trained parameters from which a CPU is no place to train
 GATED = {"gpqa"}  # benchmarks whose data the hub gives only to those who accepted its conditions
 
@@ -440,15 +439,19 @@ def missing_machine(experiment: Experiment, sizes: Sizes, launch: Launch) -> Ite
         yield f"{wanted} GPUs per branch (`launch.gpus_per_branch`): there are {found}"
     if settings.precision == "bfloat16" and not torch.cuda.is_bf16_supported(False):
         yield f"bfloat16, which {torch.cuda.get_device_name()} lacks (`training.precision`)"
-    frozen = sizes.vision if settings.lora is None else sizes.decoder + sizes.vision
-    states = 4 * (2 + STATES[settings.optimizer.algorithm]) * trained / max(1, wanted)
-    least, room = states + sizes.width * frozen, torch.cuda.get_device_properties(0).total_memory
-    if least > room:
-        yield (
-            f"GPU memory: a branch's weights, gradients and optimiser take {least / 1e9:.0f} GB "
-            f"per GPU before any activation, there are {room / 1e9:.0f}: raise "
-            "`launch.gpus_per_branch` or use `training.lora`"
-        )
+    room = torch.cuda.get_device_properties(0).total_memory
+    trainings: list[tuple[str, Any, int]] = [("a branch", settings, max(1, wanted))]
+    # a base has all GPUs to itself
+    trainings += [(f"phase {p.name!r} of the base", p, found) for p in experiment.base.phases]
+    for what, training, number in trainings:
+        parts = training_memory(sizes, training, number)
+        if sum(parts.values()) > room:
+            named = ", ".join(f"{k} {v / 1e9:.1f}" for k, v in parts.items() if v)
+            yield (
+                f"GPU memory: {what} takes {sum(parts.values()) / 1e9:.0f} GB per GPU ({named}), "
+                f"there are {room / 1e9:.0f}: raise `launch.gpus_per_branch`, lower "
+                "`pack_tokens` or use `training.lora`"
+            )
 
 
 def missing_space(parts: list[Part], fetched: Mapping[str, float | None]) -> Iterator[str]:

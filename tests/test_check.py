@@ -126,7 +126,9 @@ BIG: dict[str, Any] = {
     "report": {"title": "Big", "paper_table": "table02_vision_flan_3b"},
 }
 DECODER = 3_085_938_688
-SIZES = Sizes(DECODER, 668_684_288, 2048, 4, 2, {})
+SIZES = Sizes(
+    DECODER, 668_684_288, 2048, 4, 2, {}, layers=36, intermediate=11_008, vocabulary=151_936
+)
 
 
 @pytest.fixture
@@ -255,7 +257,7 @@ def test_gpus_that_are_asked_for_and_not_there(big: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: False)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a V100")
     # 16 bytes per trained parameter, and the frozen vision part in bfloat16
-    assert f"take {(16 * DECODER + 2 * SIZES.vision) / 1e9:.0f} GB per GPU" in found(1, 40)
+    assert f"cut over processes {16 * DECODER / 1e9:.1f}, frozen 1.3" in found(1, 40)
     assert "bfloat16, which a V100 lacks" in found(1, 80)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: True)
     assert found(1, 80) == ""

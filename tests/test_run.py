@@ -22,7 +22,7 @@ from merit.io.artifacts import KEY, Artifacts
 from merit.io.locks import exclusive
 from merit.run import keys, store
 from merit.run.execute import Executor, check_items, stage_settings
-from merit.run.pool import Pool, gpu_slots
+from merit.run.pool import Pool, describe_slots, gpu_slots
 from merit.run.stages import STAGES, Context, Stage
 from merit.run.store import Item, NotReady
 
@@ -218,7 +218,11 @@ class Things:
         executor = object.__new__(Executor)
         executor.name, executor.params = "x", Params(experiments=["x"], workers=workers)
         executor.experiment = SimpleNamespace(
-            name="x", data=None, base=None, evaluation=SimpleNamespace(text_data="here")
+            name="x",
+            data=None,
+            base=SimpleNamespace(phases=[1]),
+            model=SimpleNamespace(spread=False),
+            evaluation=SimpleNamespace(text_data="here"),
         )  # type: ignore[assignment]
         executor.context = SimpleNamespace(paths=Artifacts("x"), experiment=executor.experiment)  # type: ignore[assignment]
         executor._pool = Pool(gpu_slots(executor.params), [])
@@ -311,9 +315,27 @@ def test_each_slot_has_gpus_of_its_own(things: Things, monkeypatch: pytest.Monke
     assert gpu_slots(Params(experiments=["x"], launch=Launch(gpus_per_branch=2))) == [["2", "3"]]
     with pytest.raises(MeritError, match=r"2 x 2 GPUs are asked for, 3 are visible"):
         gpu_slots(Params(experiments=["x"], launch=Launch(gpus_per_branch=2, slots=2)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-1a2b,0")
+    with pytest.raises(MeritError, match=r"'0,GPU-1a2b,0': '0'"):
+        gpu_slots(params)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
     things.executor._pool = Pool(gpu_slots(params), [])
     things.run()
     assert {things.text(name).split()[-1] for name in things.names} <= {"2", "3", "5"}
+
+
+def test_all_gpus_are_used_whatever_a_stage_does(things: Things) -> None:
+    """Branches as they are asked for; a base that is trained has all; what does not train one."""
+    executor, slots = things.executor, [["0", "1"], ["2", "3"]]
+    known = {name: executor._slots(STAGES[name], slots) for name in ("train", "base", "gradients")}
+    assert known == {
+        "train": slots,
+        "base": [["0", "1", "2", "3"]],
+        "gradients": [["0"], ["1"], ["2"], ["3"]],
+    }
+    assert executor._slots(STAGES["gradients"], [[], []]) == [[], []]
+    assert describe_slots(slots) == "GPU 0, 1, 2, 3: 2 items side by side, 2 GPUs each"
+    assert describe_slots([[], []]) == "no GPU is used: 2 items side by side on the CPU"
 
 
 SCRIPT = """

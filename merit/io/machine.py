@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
-import subprocess
 import zlib
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from merit.errors import MeritError
 from merit.pins import LATE, PINS
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"  # in a clone
@@ -22,17 +21,21 @@ COMPUTE = (  # the packages that compute or draw what is committed
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; by default all.
+
+    Raises MeritError for a name that is none: CUDA would leave it out, and what follows it.
+    """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [
-        str(i)
-        for i, _ in enumerate(line for line in listed.stdout.splitlines() if line[:4] == "GPU ")
-    ]
+    if chosen is None:  # in a container nvidia-smi may be missing, and other GPUs are not there
+        return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    names = [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    for name in names:
+        if not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name) or names.count(name) > 1:
+            raise MeritError(
+                f"CUDA_VISIBLE_DEVICES={chosen!r}: {name!r} is no GPU of its own; give numbers "
+                "such as 0,1, names of `nvidia-smi -L`, or nothing for the CPU"
+            )
+    return names
 
 
 @cache

@@ -177,8 +177,8 @@ def _run(options: argparse.Namespace) -> None:
         if not options.experiment:
             raise MeritError("run: name what is to be rehearsed, as in `merit run NAME --rehearse`")
         names = [f"{options.experiment}_rehearsal"]
-    if "RANK" in os.environ and options.only:  # a process of torchrun, which trains one branch
-        execute.train_rank(options.experiment, options.only[0])
+    if "RANK" in os.environ and options.stages:  # a process of torchrun, for one base or branch
+        execute.run_rank(options.experiment, options.stages[0], *(options.only or [None]))
     else:
         execute.run(names, options.stages, options.only, options.dry_run)
 

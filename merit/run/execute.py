@@ -27,11 +27,11 @@ from merit.io.artifacts import (
     write_json,
 )
 from merit.io.locks import exclusive
-from merit.io.machine import differences
+from merit.io.machine import differences, visible_gpus
 from merit.io.progress import clock, write_timing
 from merit.run.access import needs_hub, set_access, uses_hub
 from merit.run.keys import code_hash
-from merit.run.pool import STOPPING, Pool, Task, gpu_slots, run_stage
+from merit.run.pool import STOPPING, Pool, Task, describe_slots, gpu_slots, run_stage
 from merit.run.slurm import ON_NODE, train_branches
 from merit.run.stages import STAGES, Context, Stage, own_files, prune_outputs
 from merit.run.store import Item, Key, NotReady
@@ -53,6 +53,8 @@ def run(
     params = load_params()
     if not stages:
         say_differences()
+    if not dry and (not stages or visible_gpus()):
+        print(f"merit: {describe_slots(gpu_slots(params))}", file=sys.stderr)
     if ON_NODE in os.environ:  # a job trains its branch itself, on all GPUs that it was given
         launch = Launch(gpus_per_branch=params.launch.gpus_per_branch)
         params = params.model_copy(update={"launch": launch})
@@ -206,16 +208,26 @@ class Executor:
                 return train_branches(self.name, todo, self.params)
         pool, hub = self.pool(stages), needs_hub(self.experiment, stage.name)
         label = f"{self.name}, {stage.name}"
-        if stage.name == "gradients" and len(pool.slots) > 1:
-            n = len(pool.slots)
+        slots = self._slots(stage, pool.slots)
+        if stage.name == "gradients" and len(slots) > 1:
+            n = len(slots)
             shares = [_share(stage, self.name, f"{i}/{n}", hub) for i in range(1, n + 1)]
-            if failed := pool.run(label, shares):
+            if failed := pool.run(label, shares, slots):
                 return failed
         tasks: list[Task] = [
             (item.label, make_item, (stage.module, item, key, hub, stage.stored))
             for item, key in todo
         ]
-        return pool.run(label, tasks)
+        return pool.run(label, tasks, slots)
+
+    def _slots(self, stage: Stage, slots: Sequence[list[str]]) -> Sequence[list[str]]:
+        """Those of branches; a base that is trained has all GPUs, what does not train one each."""
+        gpus = [gpu for slot in slots for gpu in slot]
+        if not gpus or stage.name == "train":
+            return slots
+        if _shares(self.experiment, stage.name):
+            return [gpus]
+        return slots if self.experiment.model.spread else [[gpu] for gpu in gpus]
 
     def _missing(self, stages: Sequence[str]) -> dict[str, str]:
         """Why there is nothing to ask the models that would be trained."""
@@ -272,22 +284,28 @@ def make_item(module: str, item: Item, key: Key, hub: bool, stored: bool) -> Non
     """Make one item and record it. Runs in a process of its own."""
     began = time.monotonic()
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if item.stage == "train" and len(gpus) > 1:
-        _train_on_ranks(item, len(gpus))
+    if len(gpus) > 1 and _shares(load_experiment(item.experiment), item.stage):
+        _run_on_ranks(item, len(gpus))
     else:
         run_stage(module, item.experiment, item.name or None, hub)
     item.finish(key, stored)
     write_timing(Artifacts(item.experiment).folder, item.stage, item.name or None, began)
 
 
-def train_rank(experiment: str, branch: str) -> None:
-    """The part of one process of torchrun in training a branch."""
-    run_stage(STAGES["train"].module, experiment, branch, hub=False)
+def _shares(experiment: Experiment, stage: str) -> bool:
+    """Whether an item of the stage trains, which the GPUs of its slot share as processes."""
+    return stage == "train" or (stage == "base" and bool(experiment.base.phases))
 
 
-def _train_on_ranks(item: Item, num_ranks: int) -> None:
-    """Train a branch in `num_ranks` processes of torchrun; a signal that stops it is passed on."""
-    command = [sys.executable, "-m", "merit.run.ranks", str(num_ranks), item.experiment, item.name]
+def run_rank(name: str, stage: str, item: str | None) -> None:
+    """The part of one process of torchrun in training a base or a branch."""
+    run_stage(STAGES[stage].module, name, item, needs_hub(load_experiment(name), stage))
+
+
+def _run_on_ranks(item: Item, num_ranks: int) -> None:
+    """Train in `num_ranks` processes of torchrun; a signal that stops them is passed on."""
+    words = [str(num_ranks), item.experiment, item.stage, *filter(None, [item.name])]
+    command = [sys.executable, "-m", "merit.run.ranks", *words]
     process = subprocess.Popen(command)
     for number in STOPPING:
         signal.signal(number, lambda number, _: process.send_signal(number))

@@ -48,6 +48,16 @@ def gpu_slots(params: Params) -> list[list[str]]:
     return [list(gpus[i * size : (i + 1) * size]) for i in range(number)]
 
 
+def describe_slots(slots: Sequence[list[str]]) -> str:
+    """Which GPUs are used, and how."""
+    gpus = [gpu for slot in slots for gpu in slot]
+    side = f"{len(slots)} items side by side" if len(slots) > 1 else "one item at a time"
+    if not gpus:
+        return f"no GPU is used: {side} on the CPU"
+    each = f", {len(slots[0])} GPUs each" if len(slots[0]) > 1 and len(slots) > 1 else ""
+    return f"GPU {', '.join(gpus)}: {side}{each}"
+
+
 class Pool:
     """Runs tasks in the slots. Set the preloaded modules before the first task."""
 
@@ -56,15 +66,18 @@ class Pool:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["merit.run.preloaded", *preload])
 
-    def run(self, label: str, tasks: Sequence[Task]) -> dict[str, str]:
-        """Run all tasks; returns {label: why} of those that failed.
+    def run(
+        self, label: str, tasks: Sequence[Task], slots: Sequence[list[str]] | None = None
+    ) -> dict[str, str]:
+        """Run all tasks, in other `slots` if they are given; returns {label: why} of those that
+        failed.
 
         Ctrl-C, SIGTERM and SIGUSR2 are passed on: a training writes its checkpoint first. Raises
         Stopped after a signal, KeyboardInterrupt after Ctrl-C.
         """
         todo, failures = list(tasks), {}
         running: dict[int, tuple[str, Any, list[str]]] = {}
-        free = list(self.slots)
+        free = list(slots or self.slots)
         before = {number: signal.signal(number, _stop) for number in STOPPING}
         try:
             with Progress(label, len(tasks)) if len(tasks) > 1 else nullcontext() as progress:

@@ -1,4 +1,4 @@
-"""`python -m merit.run.ranks N EXPERIMENT BRANCH`: train a branch in N processes of this host.
+"""`python -m merit.run.ranks N EXPERIMENT STAGE [ITEM]`: a base or a branch in N processes.
 
 It is torchrun, but for two things that a training of hours needs. A signal that stops it goes to
 the processes, which have as long as they need for their checkpoint: torchrun kills them after 30
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from merit.run.pool import STOPPED
 
 
-def main(num_ranks: str, experiment: str, branch: str) -> int:
+def main(num_ranks: str, experiment: str, stage: str, *items: str) -> int:
     """The exit status of all ranks."""
     import psutil
     from torch.distributed import run
@@ -27,7 +27,8 @@ def main(num_ranks: str, experiment: str, branch: str) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, pass_on)
     own = "--signals_to_handle=SIGINT,SIGHUP,SIGQUIT"
-    command = ["-m", "merit", "run", experiment, "train", "--only", branch]
+    command = ["-m", "merit", "run", experiment, stage]
+    command += ["--only", *items] if items else []
     try:
         run.main(["--standalone", f"--nproc-per-node={num_ranks}", own, *command])
     except ChildFailedError as error:

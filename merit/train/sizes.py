@@ -12,12 +12,14 @@ from typing import Any
 
 import yaml
 
-from merit.config import Base, Lora, Origin
+from merit.config import COMPONENTS, Base, Lora, Origin, Phase, Training
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
 from merit.train.gguf import SUFFIX, checkpoint_place
 
 FILE = Path(__file__).with_suffix(".yaml")
+STATES = {"adamw": 2, "muon": 2, "sgd": 0}  # float32 optimiser states per parameter (muon: at most)
+CHUNK = 2048  # supervised tokens whose logits exist at a time (merit.train.loss)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Sizes:
     patches: int  # that the vision part sees per image token
     width: int  # bytes per stored parameter
     linears: dict[str, int]  # inputs + outputs of every linear map, by module name
+    projector: int = 0  # parameters, of `vision`
+    layers: int = 0  # of the decoder
+    intermediate: int = 0
+    vocabulary: int = 0
+    tied: bool = True  # whether the output head is the embedding
 
     def trained(self, lora: Lora | None) -> int:
         """Parameters that a branch trains: the decoder, or the adapters' r (inputs + outputs)."""
@@ -38,6 +45,41 @@ class Sizes:
         return lora.rank * sum(
             count for name, count in self.linears.items() if re.fullmatch(lora.targets, name)
         )
+
+
+def training_memory(
+    sizes: Sizes, training: Training | Phase, processes: int = 1
+) -> dict[str, float]:
+    """Bytes per GPU that a training takes, by parts, as `merit.train.distributed` holds them.
+
+    bfloat16 with checkpointed layers and packed rows; without `pack_tokens` no activations are
+    counted. What is trained is float32 with its gradient and the optimiser's state; a decoder that
+    is trained whole is cut over the processes. Of its layers two are whole at a time, in bfloat16,
+    with one gradient, which is summed in float32; so are embedding and head.
+    """
+    lora = training.lora if isinstance(training, Training) else None
+    chosen = ["lora"] if lora else training.trainable
+    counts = {"vision": sizes.vision - sizes.projector, "projector": sizes.projector}
+    whole = float(sum(count for name, count in counts.items() if name in chosen))
+    cut = float(sizes.decoder) if "decoder" in chosen else 0.0
+    if not cut and set(chosen) - set(counts):  # adapters, or patterns, of all at most
+        whole += sizes.trained(lora)
+    frozen = sizes.vision + sizes.decoder - cut - (0 if lora else whole)
+    states = 8 + 4 * STATES[training.optimizer.algorithm]
+    table = float(sizes.vocabulary * sizes.hidden)
+    tables = table * (2 - sizes.tied)
+    layer = (sizes.decoder - tables) / max(1, sizes.layers)
+    tokens = training.pack_tokens or 0
+    return {
+        "trained, cut over processes": states * cut / processes,
+        "trained, whole": states * whole,
+        "frozen": sizes.width * max(0.0, frozen),
+        "gathered": (2 * (2 * layer + table * (2 - sizes.tied)) + 6 * max(layer, table))
+        * bool(cut),
+        "inputs of layers": 2.0 * tokens * sizes.hidden * sizes.layers,
+        "one layer": 2.0 * tokens * (4 * sizes.intermediate + 12 * sizes.hidden),
+        "logits": 10.0 * min(tokens, CHUNK) * sizes.vocabulary,
+    }
 
 
 def base_sizes(base: Base, built: Path) -> Sizes:
@@ -60,7 +102,8 @@ def base_sizes(base: Base, built: Path) -> Sizes:
     linears = {name: count for name, count in first.linears.items() if "visual." in name}
     for name, count in others[0].linears.items():
         linears[name.replace("model.", "model.language_model.", 1)] = count
-    return replace(others[0], vision=first.vision, patches=first.patches, linears=linears)
+    seen = {"vision": first.vision, "projector": first.projector, "patches": first.patches}
+    return replace(others[0], linears=linears, **seen)
 
 
 def origins(base: Base) -> list[Base | Origin]:
@@ -132,9 +175,9 @@ def sizes_of(model: Any, width: int) -> Sizes:
 
     from merit.train.model import component_of, has_vision
 
-    counts = {True: 0, False: 0}
+    counts = dict.fromkeys(COMPONENTS, 0)
     for name, parameter in model.named_parameters():
-        counts[component_of(name) == "decoder"] += parameter.numel()
+        counts[component_of(name)] += parameter.numel()
     linears = {
         name: module.in_features + module.out_features
         for name, module in model.named_modules()
@@ -143,4 +186,16 @@ def sizes_of(model: Any, width: int) -> Sizes:
     config, patches = model.config, 0
     if has_vision(model):
         config, patches = config.text_config, config.vision_config.spatial_merge_size**2
-    return Sizes(counts[True], counts[False], config.hidden_size, patches, width, linears)
+    return Sizes(
+        counts["decoder"],
+        counts["vision"] + counts["projector"],
+        config.hidden_size,
+        patches,
+        width,
+        linears,
+        projector=counts["projector"],
+        layers=config.num_hidden_layers,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+    )
