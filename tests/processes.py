@@ -7,7 +7,7 @@ import functools
 import itertools
 import multiprocessing
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,10 @@ def dataset(kind: str) -> TokenizedDataset:
     return replace(encode_examples(rows, reader, images, grids), read_images=read)
 
 
-def in_processes(number: int, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What `outcome` of each job's arguments gives the first of `number` processes.
+def in_processes(
+    number: int, jobs: Sequence[tuple[Any, ...]], function: Callable[..., Any] = outcome
+) -> list[Any]:
+    """What `function` of each job's arguments gives the first of `number` processes.
 
     They are forked, so that what is imported here is there, and start one group for all jobs.
     """
@@ -212,7 +214,9 @@ def in_processes(number: int, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     workers = [
-        context.Process(target=_work, args=(rank, number, port, jobs, results), daemon=True)
+        context.Process(
+            target=_work, args=(rank, number, port, jobs, function, results), daemon=True
+        )
         for rank in range(number)
     ]
     for worker in workers:
@@ -224,12 +228,19 @@ def in_processes(number: int, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
     return found
 
 
-def _work(rank: int, number: int, port: int, jobs: Sequence[tuple[Any, ...]], results: Any) -> None:
+def _work(
+    rank: int,
+    number: int,
+    port: int,
+    jobs: Sequence[tuple[Any, ...]],
+    function: Callable[..., Any],
+    results: Any,
+) -> None:
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=number)
     found: list[Any] = []
     try:
-        found = [outcome(*job) for job in jobs]
+        found = [function(*job) for job in jobs]
     finally:
         if rank == 0:
             results.put(found)

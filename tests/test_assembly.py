@@ -18,6 +18,7 @@ from merit.train import base
 from merit.train.assembly import NORM, PROJECTOR, assemble
 from merit.train.model import load_model, load_processor
 from tests import tiny_models
+from tests.processes import in_processes
 from tests.public_fixtures import llava_mix665k, llava_pretrain
 from tests.training import contents, steps_of, stop_at
 
@@ -145,4 +146,21 @@ def test_phases_train_what_they_name_and_resume_to_the_same_bytes(
     assert steps_of(lambda: base.run("llava")) == [2]
     assert contents(llava.base) == expected
     assert not kept.exists()
+    assert not list(llava.folder.glob(".base*"))
+
+
+def test_two_processes_build_the_base_together(llava: Artifacts) -> None:
+    """The projector whole in each, then the decoder cut over them; the same losses as in one."""
+    base.run("llava")
+    expected = read_jsonl(llava.base / "records.jsonl")
+    one = {name: tensor.float() for name, tensor in Checkpoint(llava.base).items()}
+    shutil.rmtree(llava.base)
+    in_processes(2, [("llava",)], base.run)
+    found = read_jsonl(llava.base / "records.jsonl")
+    for record, other in zip(found, expected, strict=True):
+        assert record == pytest.approx(other, rel=0.2), record  # gradient norms in bfloat16
+        assert record["loss"] == pytest.approx(other["loss"], rel=2e-3)
+    for name, tensor in Checkpoint(llava.base).items():
+        if tensor.ndim == 2:
+            assert (tensor.float() - one[name]).norm() < 0.02 * one[name].norm(), name
     assert not list(llava.folder.glob(".base*"))
