@@ -13,7 +13,6 @@ from merit.errors import MeritError
 from merit.eval.answering.answers import Questions, load_for_answers
 from merit.eval.stages import prompts, score
 from merit.io.artifacts import Artifacts, write_json
-from merit.train.model import for_generation
 from tests import synthetic
 
 
@@ -54,9 +53,8 @@ def test_models_answer_as_the_experiment_holds_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found: list[Any] = []
-    monkeypatch.setattr("merit.train.model.load_model", lambda *a: found.append(a))
+    monkeypatch.setattr("merit.train.model.load_model", lambda *a, **k: found.append((*a, k)))
     settings = Evaluation(benchmarks=["mini_mcq"])
     runtime = Runtime(dtype="bfloat16", device="cpu", spread=True, attention="varlen")
     load_for_answers(tmp_path, runtime, Questions(settings, {}, {}))
-    assert found == [(tmp_path, runtime.model_copy(update={"attention": "auto"}))]
-    assert for_generation(Runtime(attention="eager")) == Runtime(attention="eager")
+    assert found == [(tmp_path, runtime, {"generates": True})]

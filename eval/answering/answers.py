@@ -128,9 +128,9 @@ def load_for_answers(folder: Path, runtime: Runtime, questions: Questions) -> An
         from merit.eval.answering import vllm_engine
 
         return vllm_engine.load(folder, build_prompts(questions), runtime.dtype)
-    from merit.train.model import for_generation, load_model
+    from merit.train.model import load_model
 
-    return load_model(folder, for_generation(runtime))
+    return load_model(folder, runtime, generates=True)
 
 
 def build_prompts(questions: Questions) -> list[Prompt]:

@@ -55,7 +55,7 @@ def score_candidates(
     `split` is "test" or "validation". Raises ValueError where two candidates have one name or one
     has a tensor that the base lacks.
     """
-    from merit.train.model import for_generation, load_model, load_processor, use_one_thread
+    from merit.train.model import load_model, load_processor, use_one_thread
 
     if len({candidate.name for candidate in candidates}) != len(candidates):
         raise ValueError("two candidates have one name")
@@ -77,7 +77,7 @@ def score_candidates(
         # it imports for ten seconds while the first answers are generated
         engine = stack.enter_context(ScoringEngine.of(settings, paths)) if by_vlmeval else None
         base = paths.base
-        model = load_model(base, for_generation(experiment.model))
+        model = load_model(base, experiment.model, generates=True)
         processor = load_processor(base)
         questions = Questions(settings, files, engine.prompts(files) if engine else {})
         cached = settings.cache_images and by_vlmeval

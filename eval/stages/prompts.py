@@ -29,7 +29,7 @@ def run(name: str, item: str | None = None) -> None:
     missing.
     """
     from merit.eval.answering.batches import save_batches, vision_hash
-    from merit.train.model import for_generation, load_model, load_processor, use_one_thread
+    from merit.train.model import load_model, load_processor, use_one_thread
 
     experiment, paths = load_experiment(name), Artifacts(name)
     settings = experiment.evaluation
@@ -54,7 +54,7 @@ def run(name: str, item: str | None = None) -> None:
         write_json(stored, asked | asking(experiment))
         if asked["prompts"] and settings.cache_images:
             use_one_thread()
-            model = load_model(paths.base, for_generation(experiment.model))
+            model = load_model(paths.base, experiment.model, generates=True)
             processor = load_processor(paths.base)
             prompts = read_json(stored)["prompts"]  # in the order in which `evaluate` finds them
             batches = encode_questions(model, processor, Questions(settings, files, prompts))

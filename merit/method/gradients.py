@@ -173,7 +173,8 @@ def mean_gradients(
     try:
         for compute in losses:
             loss, count = compute()
-            loss.backward()
+            if loss.requires_grad:  # a batch without an image has no gradient in a projector alone
+                loss.backward()
             weight += count
     finally:
         for hook in hooks:

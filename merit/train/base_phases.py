@@ -96,6 +96,10 @@ def train_phases(
                     model, processor, data, examples, experiment.encoding
                 )
                 (kept / str(i)).mkdir(exist_ok=True)
+                from merit.train.attention import choose_attention  # imports transformers
+
+                low = phase.precision == "bfloat16"
+                choose_attention(model, experiment.model.attention, low)
                 logs = log.records, log.timings
                 checkpoints = Checkpoints(kept / str(i), minutes, *logs, stop, group)
                 train_phase(model, tokenized[phase.data], phase, seed, log, checkpoints, group)

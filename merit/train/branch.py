@@ -65,6 +65,7 @@ def train_branch(
     """Train as the manifest says, write the branch's folder, and return its summary."""
     import torch
 
+    from merit.train.attention import choose_attention
     from merit.train.checkpoint import Checkpoints, Log, stop_on_signal
     from merit.train.images import open_mixture
     from merit.train.loop import Diverged, train
@@ -75,7 +76,9 @@ def train_branch(
     data = open_mixture(paths, Encoding.model_validate(manifest["encoding"]))
     order = branch_order(paths, manifest)
     num_steps = -(-len(order) // settings.optimizer.batch_size)
-    model = load_model(paths.base, Runtime.model_validate(manifest["model"]))
+    runtime = Runtime.model_validate(manifest["model"])
+    model = load_model(paths.base, runtime)
+    choose_attention(model, runtime.attention, settings.precision == "bfloat16")
     if settings.lora is not None:
         parameters = add_adapters(model, settings.lora, manifest["seed"])
     else:

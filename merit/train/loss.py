@@ -25,7 +25,8 @@ def forward_loss(model: Any, batch: Batch, project: Project | None) -> torch.Ten
     learns; without it the batch's features are image embeddings already.
     """
     device = model.get_input_embeddings().weight.device
-    on = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    # grids stay: the vision part would wait for each of their numbers
+    on = {k: v if k == "grids" else v.to(device, non_blocking=True) for k, v in batch.items()}
     inputs: dict[str, Any] = {"input_ids": on["input_ids"], "use_cache": False}
     packed = "bounds" in on
     if packed:

@@ -64,26 +64,27 @@ def check_architecture(folder: Path) -> str:
     return str(names[0])
 
 
-def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
+def load_model(folder: Path, runtime: Runtime | None = None, generates: bool = False) -> Any:
     """A model from a Hugging Face folder, sharded or not, in evaluation mode.
 
-    On the device and in the type that `runtime` asks for (by default: a GPU if there is one, the
-    checkpoint's type). Raises MeritError for a file that is missing, truncated or does not fit the
-    architecture, or an unknown architecture.
+    On the device, in the type and with the attention that `runtime` asks for (by default: a GPU if
+    there is one, the checkpoint's type, the fastest); one that `generates` has a cache. Raises
+    MeritError for a file that is missing, truncated or does not fit the architecture, or an unknown
+    architecture.
     """
     import transformers
     from safetensors import SafetensorError
 
     runtime = runtime or Runtime()
     architecture = check_architecture(folder)
-    if runtime.attention == "varlen":
-        import merit.train.attention  # noqa: F401 - registers it with transformers
+    own = runtime.attention in ("auto", "varlen")  # chosen below, once the type is known
+    first = "eager" if own else runtime.attention
     try:
         loaded: Any = getattr(transformers, architecture).from_pretrained(
             folder,
             dtype="auto" if runtime.dtype == "stored" else getattr(torch, runtime.dtype),
             device_map=placement(runtime),
-            attn_implementation=_attention(runtime, architecture),
+            attn_implementation=first,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -103,23 +104,11 @@ def load_model(folder: Path, runtime: Runtime | None = None) -> Any:
             f"{folder}: the checkpoint's tensors do not match config.json: missing "
             f"{missing[:3]}, unexpected {sorted(report['unexpected_keys'])[:3]}"
         )
+    if own:
+        from merit.train.attention import choose_attention  # imports much of transformers
+
+        choose_attention(model, runtime.attention, model.dtype.itemsize == 2, generates)
     return model.eval()
-
-
-def for_generation(runtime: Runtime) -> Runtime:
-    """`runtime` without `varlen`, for packed rows only: padded ones with a cache need a mask."""
-    if runtime.attention != "varlen":
-        return runtime
-    return runtime.model_copy(update={"attention": "auto"})
-
-
-def _attention(runtime: Runtime, architecture: str) -> Any:
-    """The attention per part: varlen is only for the decoder, the encoder attends in windows."""
-    if runtime.attention == "auto":
-        return "eager" if placement(runtime) is None else "sdpa"
-    if runtime.attention == "varlen" and "VL" in architecture:
-        return {"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"}
-    return runtime.attention
 
 
 def placement(runtime: Runtime) -> Any:
@@ -212,8 +201,29 @@ def vision_hidden_states(model: Any, pixels: torch.Tensor, grids: torch.Tensor) 
 def image_embeddings(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
     """(num_tokens, hidden_size): images as the decoder sees them. Arguments as above."""
     visual = model.model.visual
-    inputs = pixels.to(visual.device, visual.dtype), grids.to(visual.device)
-    return visual(inputs[0], grid_thw=inputs[1]).pooler_output
+    inputs = pixels.to(visual.device, visual.dtype), grids.to(visual.device, non_blocking=True)
+    return visual(inputs[0], grid_thw=inputs[1], **_places(visual, grids.cpu())).pooler_output
+
+
+def _places(visual: Any, grids: torch.Tensor) -> dict[str, Any]:
+    """What the vision part derives from its grids, made on the CPU: on a GPU it would wait for
+    each number.
+    """
+    from transformers import vision_utils
+
+    config = visual.config
+    merge, sizes = config.spatial_merge_size, (config.window_size, config.patch_size)
+    index, windows = vision_utils.get_vision_window_index(grids, merge, *sizes)
+    bounds, _ = vision_utils.get_vision_attention_seqlens(grids, config)
+    found = {
+        "position_ids": vision_utils.get_vision_position_ids(grids, merge),
+        **{"cu_seqlens": bounds, "window_index": index, "cu_window_seqlens": windows},
+    }
+    longest = {"max_seqlen": bounds, "max_window_seqlen": windows}
+    return {
+        **{name: tensor.to(visual.device, non_blocking=True) for name, tensor in found.items()},
+        **{name: int(tensor.diff().max()) for name, tensor in longest.items()},
+    }
 
 
 def project(model: Any, hidden: torch.Tensor) -> torch.Tensor:

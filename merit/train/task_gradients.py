@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from merit.config import Experiment, Gradients, load_experiment
 from merit.errors import MeritError
@@ -39,11 +40,13 @@ from merit.method.gradients import (
     mean_gradients,
 )
 from merit.method.similarity import gradient_norm
-from merit.train.dataset import IGNORED, TokenizedDataset, example_tasks
+from merit.train.batches import BatchDataset, packed_rows
+from merit.train.dataset import IGNORED, Batch, TokenizedDataset, example_tasks
 from merit.train.images import open_mixture
 from merit.train.loss import forward_loss
 from merit.train.model import load_model, set_trainable, use_one_thread
 
+PACK_TOKENS = 8192  # of a row, where training does not say
 FINISHED = "finished"  # in a partial folder: a file for every task whose row is written
 
 
@@ -60,6 +63,8 @@ class BaseGradients:
     owner: np.ndarray
     tasks: list[str]
     batch_size: int
+    pack_tokens: int | None = None  # rows of at most as many in place of padded batches
+    workers: int = 0  # processes that read images ahead
 
     @classmethod
     def load(cls, experiment: Experiment, paths: Artifacts) -> BaseGradients:
@@ -69,7 +74,12 @@ class BaseGradients:
         owner, tasks = example_tasks(paths.encoded)
         model = load_model(paths.base, experiment.model)
         parameters = set_trainable(model, experiment.training.trainable)
-        return cls(model, parameters, data, owner, tasks, experiment.gradients.batch_size)
+        settings, size = experiment.training, experiment.gradients.batch_size
+        # a GPU attends to packed rows at no cost; on a CPU batches are those of every other one
+        packs = model.config.get_text_config()._attn_implementation == "varlen"
+        tokens = (settings.pack_tokens or PACK_TOKENS) if packs else None
+        workers = settings.workers if data.read_images else 0
+        return cls(model, parameters, data, owner, tasks, size, tokens, workers)
 
     @property
     def num_parameters(self) -> int:
@@ -80,41 +90,56 @@ class BaseGradients:
         indices = np.flatnonzero(self.owner == task)
         return indices[calibration_sample(len(indices), limit, seed).numpy()]
 
-    def losses(self, examples: np.ndarray) -> list[Callable[[], tuple[torch.Tensor, int]]]:
+    def losses(self, examples: np.ndarray) -> list[Callable[[], tuple[Tensor, int]]]:
         """One function per batch, giving its mean loss and its number of supervised tokens."""
-        lengths = self.data.offsets[examples + 1] - self.data.offsets[examples]
-        # batches of similar lengths waste little on padding
-        ordered = examples[np.argsort(lengths, kind="stable")]
-        return [
-            functools.partial(self._batch_loss, ordered[start : start + self.batch_size])
-            for start in range(0, len(ordered), self.batch_size)
-        ]
+        batches = BatchDataset(self.data, self.rows(examples), self.pack_tokens is not None)
+        return [functools.partial(self._loss, batches, i) for i in range(len(batches))]
 
-    def _batch_loss(self, indices: np.ndarray) -> tuple[torch.Tensor, int]:
-        batch = self.data.batch(indices)
+    def losses_ahead(self, examples: np.ndarray) -> Iterator[Callable[[], tuple[Tensor, int]]]:
+        """`losses`, once and in order, their batches read ahead by `workers`."""
+        batches = BatchDataset(self.data, self.rows(examples), self.pack_tokens is not None)
+        for batch in batches.read(self.workers):
+            yield functools.partial(self._batch_loss, batch)
+
+    def rows(self, examples: np.ndarray) -> list[np.ndarray]:
+        """The examples of each batch, of similar lengths to waste little on padding; or packed."""
+        lengths = self.data.offsets[examples + 1] - self.data.offsets[examples]
+        if self.pack_tokens is not None:
+            return [examples[row] for row in packed_rows(lengths, self.pack_tokens)]
+        ordered = examples[np.argsort(lengths, kind="stable")]
+        size = self.batch_size
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+    def _loss(self, batches: BatchDataset, index: int) -> tuple[Tensor, int]:
+        batch = batches[index]
+        if isinstance(batch, MeritError):
+            raise batch
+        return self._batch_loss(batch)
+
+    def _batch_loss(self, batch: Batch) -> tuple[Tensor, int]:
         num_targets = int((batch["labels"][:, 1:] != IGNORED).sum())
         return forward_loss(self.model, batch, None), num_targets
 
     def gradient(
         self, examples: np.ndarray, representation: Representation | None = None
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """float32: the gradient of the examples' mean loss per token; whole, (P,), by default."""
         return mean_gradient(self.losses(examples), self.parameters, representation or Stride(1))
 
     def task_gradient(
         self, task: int, limit: int, seed: int, representation: Representation | None = None
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """`task_gradients` in one representation; whole by default."""
         return self.task_gradients(task, limit, seed, [representation or Stride(1)])[0]
 
     def task_gradients(
         self, task: int, limit: int, seed: int, representations: Sequence[Representation]
-    ) -> list[torch.Tensor]:
+    ) -> list[Tensor]:
         """The gradient of at most `limit` of a task's examples in every representation, one pass.
 
         Raises MeritError, naming the task, if it is not finite.
         """
-        losses = self.losses(self.examples_of(task, limit, seed))
+        losses = self.losses_ahead(self.examples_of(task, limit, seed))
         gradients = mean_gradients(losses, self.parameters, representations)
         if not all(gradient.isfinite().all() for gradient in gradients):
             raise MeritError(f"task {self.tasks[task]!r}: its gradient at the base is not finite")
