@@ -55,7 +55,6 @@ class OnGpu(torch.Tensor):
             strides=host.stride(),
             storage_offset=host.storage_offset(),
             dtype=host.dtype,
-            device=CUDA,
         )
 
     def __init__(self, host: torch.Tensor) -> None:
@@ -68,13 +67,25 @@ class OnGpu(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"OnGpu({self.host})"
 
+    # torch itself sees a CPU's tensor, so that autograd needs no CUDA; Python sees a GPU's
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CUDA
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        places = [x for x in (*args, kwargs.get("device")) if isinstance(x, str | torch.device)]
+        if not places or torch.device(places[0]).type == "cuda":
+            kept = [x for x in args if x not in places]
+            kwargs.pop("device", None)
+            return super().to(*kept, **kwargs) if kept or kwargs else self
+        return torch.ops.aten._to_copy(self, device=torch.device("cpu"))
+
     def tolist(self) -> Any:
         GPU.wait()
         return self.host.tolist()
 
     def cpu(self) -> torch.Tensor:  # type: ignore[override]
-        GPU.wait()
-        return self.host
+        return self.to("cpu")
 
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
