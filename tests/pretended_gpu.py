@@ -1,4 +1,4 @@
-"""A GPU that is not there: tensors that say `cuda:0`, compute on the CPU and raise where devices mix.
+"""A GPU that is not there: its tensors say `cuda:0`, compute on the CPU, and refuse to mix.
 
 It counts what costs time on a real one: calls of attention, and points where Python waits for a
 number of the device.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -189,11 +189,10 @@ def pretended_gpu() -> Iterator[Gpu]:
     counters, original = Gpu(), torch.tensor
 
     def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        if isinstance(data, list):
+            data = [x.item() if isinstance(x, OnGpu) else x for x in data]
         made = original(data, *args, **kwargs)
         return made if device is None else made.to(device)
-
-    def on(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda data, *a, device=None, **k: tensor(function(data, *a, **k), device=device)
 
     with pytest.MonkeyPatch.context() as patch, Mode():
         patch.setattr(f"{__name__}.GPU", counters)

@@ -1,22 +1,25 @@
-"""The path of a GPU on a pretended one: devices never mix, and attention and waiting are counted."""
+"""The path of a GPU on a pretended one: devices never mix; attention and waiting are counted."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from merit.errors import MeritError
+from merit.method.gradients import Sketch, Stride
 from merit.train.attention import choose_attention
 from merit.train.loss import forward_loss
-from merit.train.model import load_model, set_trainable
-from tests import tiny_models
+from merit.train.model import load_model, load_processor, set_trainable
+from merit.train.task_gradients import BaseGradients
+from tests import processes, tiny_models
 from tests.pretended_gpu import OnGpu, moved, pretended_gpu
 
 GRIDS = torch.tensor([[1, 16, 20], [1, 8, 24]])
@@ -44,7 +47,7 @@ def row(model: Any) -> dict[str, torch.Tensor]:
         tokens += [*range(5, 12), *[config.image_token_id] * count, *range(20, 31)]
         bounds.append(len(tokens))
     ids = torch.tensor(tokens)
-    positions = torch.cat([torch.arange(b - a) for a, b in zip(bounds, bounds[1:], strict=False)])
+    positions = torch.cat([torch.arange(b - a) for a, b in pairwise(bounds)])
     labels = torch.where(ids < 25, -100, ids)
     return {
         "input_ids": ids[None],
@@ -105,3 +108,48 @@ def test_varlen_is_refused_where_its_kernel_cannot_be(model: Any) -> None:
         choose_attention(model, "auto", low=True, generates=True)  # a cache needs a mask
         parts = model.model.visual.config, model.model.language_model.config
         assert [part._attn_implementation for part in parts] == ["varlen_flash", "sdpa"]
+
+
+@pytest.mark.parametrize("representation", [Stride(3), Sketch(101)])
+def test_gradients_of_packed_rows_are_those_of_padded_batches(representation: Any) -> None:
+    data, gradients = processes.dataset("vision"), []
+    owner = np.arange(len(data), dtype=np.int32) % 2
+
+    def gradient(model: Any, pack_tokens: int | None) -> torch.Tensor:
+        parameters = set_trainable(model, ["projector", "decoder"])
+        base = BaseGradients(model, parameters, data, owner, ["a", "b"], 2, pack_tokens)
+        return base.task_gradient(1, 200, 0, representation)
+
+    model = copy.deepcopy(processes.model_of("vision"))
+    gradients.append(gradient(model, None))
+    with pretended_gpu() as gpu:
+        choose_attention(moved(model), "auto", low=True)
+        found = gradient(model, 60)
+        assert isinstance(found, OnGpu)
+        assert gpu.attention > 0
+        gradients.append(found.cpu())
+    assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_generation_on_the_pretended_gpu_gives_the_cpus_answers(folder: Path, images: bool) -> None:
+    """The encoder in one call per layer, with each image's windows; the decoder with its cache."""
+    processor, model = load_processor(folder), load_model(folder, generates=True).float()
+    picture = Image.new("RGB", (112, 84), "red")
+    parts = [{"type": "text", "text": "say"}]
+    messages = [{"role": "user", "content": parts + [{"type": "image"}] * images}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    shown = {"images": [picture] * 2} if images else {}
+    inputs = processor(text=[text, text], return_tensors="pt", **shown)
+    options = {"max_new_tokens": 5, "do_sample": False, "repetition_penalty": 1.0}
+
+    def answer() -> torch.Tensor:
+        given = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        with torch.no_grad():
+            return model.generate(**given, **options).cpu()
+
+    expected = answer()
+    with pretended_gpu() as gpu:
+        choose_attention(moved(model), "auto", low=True, generates=True)
+        assert answer().tolist() == expected.tolist()
+        assert gpu.attention == 2 * images
