@@ -26,6 +26,7 @@ import torch
 from benchmarks.synthetic import random_mixture, random_model
 from merit.config import Optimizer, Training
 from merit.io.artifacts import REPORTS_DIR, atomic_write, write_json
+from merit.train.attention import choose_attention
 from merit.train.dataset import TokenizedDataset
 from merit.train.distributed import process_group
 from merit.train.loop import train
@@ -94,10 +95,10 @@ def packed(model: Any, data: TokenizedDataset, given: Any, on_gpu: bool) -> tupl
     )
     records: list[dict[str, float]] = []
     if on_gpu:
-        use_varlen(model)
+        choose_attention(model, "auto", low=True)
     parameters = set_trainable(model, ["decoder"])
     began = time.monotonic()
-    with process_group(settings.precision, False) as group:
+    with process_group() as group:
         train(
             model,
             parameters,
@@ -110,12 +111,6 @@ def packed(model: Any, data: TokenizedDataset, given: Any, on_gpu: bool) -> tupl
             log=lambda record, timing: records.append(record),
         )
     return time.monotonic() - began, records[0]["loss"]
-
-
-def use_varlen(model: Any) -> None:
-    import merit.train.attention  # noqa: F401 - registers it
-
-    model.set_attn_implementation({"": "sdpa", "text_config": "varlen", "vision_config": "sdpa"})
 
 
 def padded(model: Any, data: TokenizedDataset, given: Any, on_gpu: bool) -> tuple[float, float]:
@@ -164,7 +159,7 @@ def padded(model: Any, data: TokenizedDataset, given: Any, on_gpu: bool) -> tupl
 def mfu(given: Any, device: str, checkpointing: bool) -> dict[str, Any]:
     """Tokens a second of packed rows with images, and their share of the card's peak."""
     model = random_model(given.shape, "cuda", torch.bfloat16)
-    use_varlen(model)
+    choose_attention(model, "auto", low=True)
     config = model.config.text_config
     data = random_mixture(
         64 * given.steps, config.vocab_size, model.config.image_token_id, median=200
@@ -177,12 +172,12 @@ def mfu(given: Any, device: str, checkpointing: bool) -> dict[str, Any]:
         gradient_checkpointing=checkpointing,
     )
     if checkpointing:
-        decoder(model).gradient_checkpointing_enable({"use_reentrant": False})
+        decoder(model).activation_checkpointing_enable()
     parameters = set_trainable(model, ["decoder"])
     layers = sum(p.numel() for n, p in parameters.items() if ".layers." in n)
     timings: list[dict[str, float]] = []
     torch.cuda.reset_peak_memory_stats()
-    with process_group("bfloat16", False) as group:
+    with process_group() as group:
         train(
             model,
             parameters,

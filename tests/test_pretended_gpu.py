@@ -15,11 +15,12 @@ from torch.testing import assert_close
 
 from merit.errors import MeritError
 from merit.method.gradients import Sketch, Stride
+from merit.run import smoke_table
 from merit.train.attention import choose_attention
 from merit.train.loss import forward_loss
 from merit.train.model import load_model, load_processor, set_trainable
 from merit.train.task_gradients import BaseGradients
-from tests import processes, tiny_models
+from tests import tiny_models
 from tests.pretended_gpu import OnGpu, moved, pretended_gpu
 
 GRIDS = torch.tensor([[1, 16, 20], [1, 8, 24]])
@@ -112,7 +113,7 @@ def test_varlen_is_refused_where_its_kernel_cannot_be(model: Any) -> None:
 
 @pytest.mark.parametrize("representation", [Stride(3), Sketch(101)])
 def test_gradients_of_packed_rows_are_those_of_padded_batches(representation: Any) -> None:
-    data, gradients = processes.dataset("vision"), []
+    data, gradients = smoke_table.dataset("vision"), []
     owner = np.arange(len(data), dtype=np.int32) % 2
 
     def gradient(model: Any, pack_tokens: int | None) -> torch.Tensor:
@@ -120,7 +121,7 @@ def test_gradients_of_packed_rows_are_those_of_padded_batches(representation: An
         base = BaseGradients(model, parameters, data, owner, ["a", "b"], 2, pack_tokens)
         return base.task_gradient(1, 200, 0, representation)
 
-    model = copy.deepcopy(processes.model_of("vision"))
+    model = copy.deepcopy(smoke_table.model_of("vision"))
     gradients.append(gradient(model, None))
     with pretended_gpu() as gpu:
         choose_attention(moved(model), "auto", low=True)

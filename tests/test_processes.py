@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.processes import Cell, cells, in_processes, outcome
+from merit.run.smoke_table import Cell, cells
+from tests.processes import in_processes, outcome
 
 CELLS = {str(cell): cell for cell in cells()}
 STOPPED = Cell("vision", ("projector", "decoder"), packed=True)
@@ -46,7 +47,7 @@ def test_every_setting_trains_as_the_plainest_does(
     cell = CELLS[name]
     expected = single[cell.plain]
     losses = np.array(expected["losses"])
-    rounding = (1e-2, 1e-1, 5e-3) if cell.bfloat16 else (1e-5, 1e-3, 5e-5)
+    rounding = cell.rounding
     found = {"single": single[cell]} | {k: v[cell] for k, v in several.items() if cell in v}
     for kind, run in found.items():
         assert run["sharded"] == (cell.sharded and kind != "single"), kind

@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_experiment(command)
     command.add_argument("--format", choices=("pdf", "svg"), default="pdf")
     command.add_argument("--out", type=Path, default=Path("figures"), help="default: %(default)s")
-    add("smoke", "the whole pipeline at a tiny size in a temporary folder")
+    add("smoke", "the whole pipeline at a tiny size in a temporary folder").add_argument(
+        "--gpu", action="store_true", help="tiny models through all that a GPU does, instead"
+    )
     add("ui", "MLflow's UI on 127.0.0.1").add_argument("--port", type=int, default=5000)
     return parser
 
@@ -156,6 +158,10 @@ def _dispatch(options: argparse.Namespace) -> None:
 
             for name in [options.experiment] if options.experiment else _params().experiments:
                 export(name, options.format, options.out / name)
+        case "smoke" if options.gpu:
+            from merit.run.smoke_gpu import smoke_gpu
+
+            smoke_gpu()
         case "smoke":
             from merit.run.smoke import smoke
 
