@@ -362,14 +362,25 @@ def test_a_missing_experiment_suggests_the_nearest(tmp_path: Path) -> None:
         ("experiments: [a]\nworkers: true", "key `workers`: found True: "),
         ("- a\n- b", "expected keys and values, found list"),
         ("experiments: [a", "not valid YAML: "),
-        (None, "file not found; run from the repository's root"),
     ],
 )
-def test_a_mistake_in_params_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_mistake_in_params_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "params.yaml"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(MeritError) as caught:
         load_params(path)
     found = [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
     assert any(line.startswith(message) for line in found), found
+
+
+def test_without_params_every_experiment_at_hand_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MeritError, match=r"no experiment here; `merit new NAME"):
+        load_params()
+    Path("experiments").mkdir()
+    for name in ("b", "a"):
+        Path(f"experiments/{name}.yaml").touch()
+    params = load_params()
+    assert (params.experiments, params.workers) == (["a", "b"], 2)

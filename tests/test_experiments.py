@@ -1,4 +1,4 @@
-"""The settings that the repository ships: the paper's experiments, templates, rehearsals."""
+"""The settings that the repository ships: the paper's experiments, and their rehearsals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from merit.config import EXPERIMENTS_DIR, Experiment, load_experiment, load_params
 from merit.config.branches import plan
-from merit.config.data import JsonlData, PublicData
+from merit.config.data import PublicData
 from merit.data.sources.public import PUBLIC
 from merit.errors import MeritError
 from merit.eval.benchmarks import BENCHMARKS, engine_of
@@ -26,7 +26,6 @@ PAPER = {
     "vision_176_7b_scaled": "table03_vision_176_7b",
     "text_flan_3b": "table04_text_flan_3b",
 }
-TEMPLATES = ("template_text", "template_vision")
 # what every header says
 SAID = ("Hardware:", "Disk:", "GPU-hours", "Expected", "Unsaid by the paper")
 
@@ -116,24 +115,21 @@ def test_phases_are_an_epoch_of_what_they_read(name: str) -> None:
 
 def test_none_of_them_runs_by_default() -> None:
     shipped = {path.stem for path in FOLDER.glob("*.yaml")}
-    assert shipped >= {*PAPER, *TEMPLATES}
-    assert not set(load_params(ROOT / "params.yaml").experiments) & {*PAPER, *TEMPLATES}
+    assert shipped >= {*PAPER}
+    assert not set(load_params(ROOT / "params.yaml").experiments) & {*PAPER}
 
 
 # --- rehearsals ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*PAPER, *TEMPLATES])
+@pytest.mark.parametrize("name", PAPER)
 def test_a_rehearsal_is_the_experiment_cut_down(name: str) -> None:
     whole, found = load(name), load(f"{name}_rehearsal")
-    if isinstance(found.data, PublicData):
-        sources = found.data.sources
-        assert [source.max_examples for source in sources] == [50] * len(sources)
-        drawn = [s.tasks if isinstance(s.tasks, list) else s.tasks.draw for s in sources]
-        assert drawn[0] == (3 if len(drawn) == 1 else 1)
-    else:
-        assert isinstance(found.data, JsonlData)
-        assert (found.data.max_examples, found.data.tasks.draw) == (50, 3)  # type: ignore[union-attr]
+    assert isinstance(found.data, PublicData)
+    sources = found.data.sources
+    assert [source.max_examples for source in sources] == [50] * len(sources)
+    drawn = [s.tasks if isinstance(s.tasks, list) else s.tasks.draw for s in sources]
+    assert drawn[0] == (3 if len(drawn) == 1 else 1)
     planned = plan(found)
     assert list(planned.models) == ["base", "merit-1d-s1"]
     assert len(planned.branches) == 2

@@ -144,9 +144,7 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A sharded float32 Llama on one's own files, by the template's settings, with a tenth of them
-    held out; merged to bfloat16.
-    """
+    """A sharded float32 Llama on one's own files, a tenth of them held out; merged to bfloat16."""
     folder = tmp_path_factory.mktemp("llama")
     tiny_models.llama(folder / "own/model")
     tasks = {
@@ -158,11 +156,21 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for task, examples in tasks.items():
         rows = [{"messages": messages(*turns)} for turns in examples]
         save_lines(folder / f"own/mixture/{task}.jsonl", rows)
-    values = yaml.safe_load((ROOT / "experiments/template_text.yaml").read_text())
-    values["training"]["optimizer"] |= OPTIMIZER
-    values["report"] |= {"curves": [], "partition": "merit-1d"}
-    values["studies"] |= {"retention": {"max_new_tokens": 6, "batch_size": 5}}
-    done = run(folder, values | {"name": NAME, "methods": METHODS, "merge_dtype": "bfloat16"})
+    values = {
+        "data": {"source": "jsonl", "folder": "own/mixture", "held_out": 0.1},
+        "base": {"checkpoint": "own/model"},
+        "encoding": {"max_tokens": 2048, "on_long_example": "cut"},
+        "gradients": {"representation": "sketch", "batch_size": 4},
+        "training": {
+            **{"trainable": ["decoder"], "optimizer": OPTIMIZER, "precision": "bfloat16"},
+            **{"pack_tokens": 4096, "gradient_checkpointing": True},
+        },
+        "merge_dtype": "bfloat16",
+        "report": {"title": "Mine", "partition": "merit-1d"},
+        "evaluation": {"benchmarks": []},
+        "studies": {"held_out": {}, "retention": {"max_new_tokens": 6, "batch_size": 5}},
+    }
+    done = run(folder, values)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         study.run(NAME, "held_out")
@@ -278,9 +286,9 @@ def test_every_models_loss_on_what_was_held_out(llama: Run, name: str) -> None:
         turns.append((example.messages[0]["content"], example.messages[1]["content"]))
     losses = [loss for loss, _ in losses_of(llama, llama.paths.model(name), turns)]
     assert [row[name] for row in rows] == pytest.approx(losses, rel=1e-3)
-    found = {row["model"]: row["loss"] for row in tables["held_out"]}
-    assert found[name] == pytest.approx(sum(losses) / 2, rel=1e-3)
-    assert len(set(found.values())) == 3
+    found = {(row["method"], row["c"]): row["loss"] for row in tables["held_out"]}
+    assert found[name.removesuffix("-s1"), 1.0] == pytest.approx(sum(losses) / 2, rel=1e-3)
+    assert len({found[method, 1.0] for method in METHODS}) == 3
 
 
 @pytest.mark.parametrize("name", ["base", "merit-1d-s1"])

@@ -313,6 +313,16 @@ def test_a_branch_of_trained_tensors_alone_beside_whole_ones(models: Path) -> No
     assert merged.read(MLP).unique().tolist() == [(1 + 2 * 5 + 9) / 4]
 
 
+def test_an_average_moved_along_its_step_from_the_base(models: Path) -> None:
+    """theta0 + c (mean - theta0), from 1 to 5 and past it."""
+    for scale, value in (("0.25", 2.0), ("1", 5.0), ("2", 9.0)):
+        arguments = ["--base", "a", "--branches", "b", "--out", scale, "--scale", scale]
+        main(["merge", *arguments])
+        assert Checkpoint(models / scale).read(MLP).unique().tolist() == [value]
+        record = json.loads(Path(scale, "merge.json").read_text())
+        assert record["parameters"] == {"scale": float(scale)}
+
+
 def test_weights_follow_the_manifests_or_are_uniform(models: Path) -> None:
     for name, tokens in (("a", 30), ("b", 10)):
         (models / name / "manifest.json").write_text(json.dumps({"num_tokens": tokens}))
@@ -432,7 +442,6 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "nan": (Path.exists, "--weights 1 nan", "--weights: found nan, expected positive numbers"),
     "endless": (Path.exists, f"--tokens 1 -{10**400}", "--tokens: found -1000"),
     "weighed": (Path.exists, "--method ties --tokens 1 2", "--tokens: ties knows no merge weights"),
-    "scaled": (Path.exists, "--scale 2", "--scale: an average has no parameters"),
     "parameter": (
         Path.exists,
         "--method ties --set densty=1",

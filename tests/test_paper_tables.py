@@ -170,7 +170,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Experiment, Ar
     values["base"] = {"checkpoint": "own/model"}
     values["evaluation"] = {"benchmarks": list(OWN)}
     values["report"] = {"title": "Own", "partition": "merit-3d", "curves": ["joint-1ep"]}
-    values["studies"] = {"held_out": {"num_examples": 4, "batch_size": 2}}
+    values["studies"] = {"retention": {}}
     experiment = Experiment.model_validate(values)
     synthetic.write(tmp_path / "artifacts", experiment, num_records=4)
     return experiment, Artifacts("own", tmp_path / "artifacts")
@@ -180,11 +180,11 @@ def test_a_report_without_a_table_of_the_paper(
     own: tuple[Experiment, Artifacts], tmp_path: Path
 ) -> None:
     experiment, artifacts = own
-    losses = {"base": 2.0, "merit-3d-s1": 1.5}
-    held_out = [{"model": m, "method": m.removesuffix("-s1"), "loss": x} for m, x in losses.items()]
-    tables = {"held_out": held_out, "held_out_tasks": [{"task": "a", "num_examples": 4} | losses]}
-    stored = {"tables": tables, "summary": {}, "title": "Held out"}
-    write_json(tmp_path / "reports" / "studies" / "own" / "held_out" / "result.json", stored)
+    kept = [{"model": "base", "loss": 2.0, "words": 1.0}]
+    tables = {"retention": kept, "answers": [{"prompt": "a", "base": "b"}]}
+    summary = {"num_prompts": 1, "loss": {"base": 2.0}, "words": {"base": 1.0}}
+    stored = {"tables": tables, "summary": summary, "title": "Kept"}
+    write_json(tmp_path / "reports" / "studies" / "own" / "retention" / "result.json", stored)
     build_report(experiment, artifacts, tmp_path / "reports")
     report = tmp_path / "reports" / "own"
     header = read(report / "results.csv")[0]
@@ -195,7 +195,7 @@ def test_a_report_without_a_table_of_the_paper(
     page = (report / "README.md").read_text(encoding="utf-8")
     assert "`own/model`" in page
     assert "Published numbers" not in page
-    assert "### Held out" in page
+    assert "### Kept" in page
     assert (report / "results.tex").read_text(encoding="utf-8").count(r"\begin{table}") == 1
     claims = {row["id"]: row for row in read_json(report / "claims.json")}
     assert claims["C1"]["table"] == "results.csv"

@@ -13,6 +13,7 @@ from merit.errors import MeritError
 from merit.eval.report.study_sections import sentences
 from merit.eval.report.style import save, styled
 from merit.eval.studies import STUDIES, draw_of, measure_of, settings_of
+from merit.eval.studies.held_out.draw import by_task
 from merit.io.artifacts import read_json
 from tests import synthetic
 
@@ -61,9 +62,20 @@ def test_held_out_losses_are_drawn_against_the_base(tmp_path: Path) -> None:
     tasks = [
         {"task": f"t{i}", "base-s1": 2.0, "joint-s1": 2.0 - i, "merit-s1": 1.5} for i in range(3)
     ]
-    result = {"tables": {"held_out": models, "held_out_tasks": tasks}}
-    figure = drawn("held_out", result, tmp_path, ("png", "pdf", "svg"))
-    axes = figure.axes[0]
+    path = [
+        {"method": "joint", "partition": "joint", "c": c, "distance": 2 * c, "loss": 2 - c}
+        for c in (0.5, 1.0)
+    ]
+    tables = {"held_out_models": models, "held_out_tasks": tasks, "held_out_path": path}
+    result = {
+        "tables": tables,
+        "summary": {"recommendation": {"method": "joint", "c": 0.5}},
+    }
+    distance = drawn("held_out", result, tmp_path, ("png", "pdf", "svg")).axes[0]
+    line, star = distance.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1.0, 2.0], [1.5, 1.0])
+    assert (star.get_xdata(), star.get_marker()) == ([1.0], "*")
+    axes = by_task(result).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["joint", "merit"]
     assert axes.lines[0].get_xdata().tolist() == [0.0, -1.0, -2.0]  # joint's tasks, then its mean
     assert axes.lines[1].get_xdata().tolist() == [-1.0]

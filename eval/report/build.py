@@ -16,6 +16,7 @@ from merit.eval.report.cells import AVERAGE, CLOSED, resampled, table_cells
 from merit.eval.report.comparison import Comparison, comparisons, contrast, frame, opponents
 from merit.eval.report.figures import write_figures
 from merit.eval.report.ledger import Case, counts, ledger, readiness, tally, write_ledger
+from merit.eval.report.own import write_held_out_report
 from merit.eval.report.provenance import Provenance, load_provenance
 from merit.eval.report.render import points, render
 from merit.eval.report.study_sections import draw_study, load_studies, studies_part
@@ -43,27 +44,52 @@ def build_report(
     Args: folder: the experiment's name unless given. others: the family's other bases, over which
     differences and verdicts are taken too.
     """
-    results = load_results(experiment, artifacts)
     provenance = load_provenance(experiment, artifacts)
-    bases = load_bases(experiment, results, provenance.base_hash, reports_dir, others)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        write_questions(out / QUESTIONS, models_of(results))
-        summary = {
-            "title": experiment.report.title,
-            "family": experiment.report.family or experiment.name,
-            "base_hash": provenance.base_hash,
-            "bases": list(bases),
-            "averages": averages(experiment, list(bases.values())),
-            "merge_ready": merge_ready(experiment, reports_dir),
-        }
-        if not experiment.report.brief:
-            best = load_best(experiment, reports_dir, others)
-            summary |= write_pages(experiment, artifacts, reports_dir, out, bases, best, provenance)
-        write_json(out / SUMMARY, summary)
+        if not experiment.evaluation.benchmarks:
+            planned = draw_studies(experiment, reports_dir, out)
+            write_held_out_report(experiment, artifacts, reports_dir, out, provenance, planned)
+        else:
+            write_scored(experiment, artifacts, reports_dir, out, others, provenance)
         for path in sorted(p for p in out.rglob("*") if p.is_file()):
             target = reports_dir / (folder or experiment.name) / path.relative_to(out)
             atomic_write(target, path.read_bytes())
+
+
+def write_scored(
+    experiment: Experiment,
+    artifacts: Artifacts,
+    reports_dir: Path,
+    out: Path,
+    others: Sequence[str],
+    provenance: Provenance,
+) -> None:
+    """The report of an experiment with benchmarks, to `out`."""
+    results = load_results(experiment, artifacts)
+    bases = load_bases(experiment, results, provenance.base_hash, reports_dir, others)
+    write_questions(out / QUESTIONS, models_of(results))
+    summary = {
+        "title": experiment.report.title,
+        "family": experiment.report.family or experiment.name,
+        "base_hash": provenance.base_hash,
+        "bases": list(bases),
+        "averages": averages(experiment, list(bases.values())),
+        "merge_ready": merge_ready(experiment, reports_dir),
+    }
+    if not experiment.report.brief:
+        best = load_best(experiment, reports_dir, others)
+        summary |= write_pages(experiment, artifacts, reports_dir, out, bases, best, provenance)
+    write_json(out / SUMMARY, summary)
+
+
+def draw_studies(experiment: Experiment, reports_dir: Path, out: Path) -> list[str]:
+    """The figures of all studies, to `out`; their names."""
+    planned = reported(experiment)
+    for name in planned:
+        drawn = draw_study(experiment.name, name, reports_dir)
+        save(drawn, out / "studies" / name / "figures")
+    return planned
 
 
 def write_pages(
@@ -84,10 +110,7 @@ def write_pages(
         load_paper_table(name, reports_dir): load_results(experiment, artifacts, benchmarks)
         for name, benchmarks in stated.also_tables.items()
     }
-    planned = reported(experiment)
-    for name in planned:
-        drawn = draw_study(experiment.name, name, reports_dir)
-        save(drawn, out / "studies" / name / "figures")
+    planned = draw_studies(experiment, reports_dir, out)
     studies = load_studies(experiment.name, reports_dir, planned, out)
     case = Case(experiment, bases, studies, provenance.base_hash, best)
     records = ledger(case)
@@ -100,7 +123,7 @@ def write_pages(
         )
         for other, found in further.items()
     ]
-    figures = write_figures(experiment, artifacts, results, cells, out)
+    figures = write_figures(experiment, artifacts, results, out)
     if compared:
         write_csv(out / "comparison.csv", frame(stated.partition or "", compared))
     write_ledger(records, case, out)

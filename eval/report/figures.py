@@ -31,15 +31,15 @@ CAPTIONS = {
 
 
 def write_figures(
-    experiment: Experiment, artifacts: Artifacts, results: Results, cells: Cells, out: Path
+    experiment: Experiment, artifacts: Artifacts, results: Results | None, out: Path
 ) -> dict[str, str]:
     """Figures to `out`/figures/, the numbers behind them to `out`/plots/ (for `dvc plots show`).
 
     Returns a figure's name -> its sentence for the page.
     """
-    figures = draw_figures(experiment, artifacts, results, cells)
+    figures = draw_figures(experiment, artifacts, results)
     save(figures, out / "figures")
-    tables = {"scores": _scores_frame(cells)}
+    tables = {"scores": _scores_frame(table_cells(results))} if results else {}
     if method := experiment.report.partition:
         view = figures_partition.load_partition(experiment, artifacts, method)
         tables["partition"] = _partition_frame(view)
@@ -53,17 +53,19 @@ def write_figures(
 
 
 def draw_figures(
-    experiment: Experiment, artifacts: Artifacts, results: Results, cells: Cells
+    experiment: Experiment, artifacts: Artifacts, results: Results | None
 ) -> dict[str, Figure]:
     """The experiment's figures by name; not those of its studies.
 
     A figure is left out if the experiment does not ask for it (`report.curves`,
-    `report.partition`) or has no base to compare with.
+    `report.partition`), has no benchmarks (then `results` is None) or no base to compare with.
     """
     found: dict[str, Figure | None] = {}
     with styled():
-        found["benchmarks"] = figures_scores.draw_benchmarks(experiment, results, cells)
-        found["average"] = figures_scores.draw_average(experiment, results)
+        if results:
+            cells = table_cells(results)
+            found["benchmarks"] = figures_scores.draw_benchmarks(experiment, results, cells)
+            found["average"] = figures_scores.draw_average(experiment, results)
         if method := experiment.report.partition:
             view = figures_partition.load_partition(experiment, artifacts, method)
             found["similarity"] = figures_partition.draw_similarity(view)
@@ -85,8 +87,9 @@ def export(name: str, kind: str, out: Path) -> None:
     experiment, artifacts = load_experiment(name), Artifacts(name)
     for study in reported(experiment):
         save(draw_study(name, study, REPORTS_DIR), out, kind)
-    results = load_results(experiment, artifacts)
-    save(draw_figures(experiment, artifacts, results, table_cells(results)), out, kind)
+    asked = experiment.evaluation.benchmarks
+    results = load_results(experiment, artifacts) if asked else None
+    save(draw_figures(experiment, artifacts, results), out, kind)
 
 
 def _scores_frame(cells: Cells) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 from merit.config import load_experiment
 from merit.eval.report.bases import other_bases
 from merit.eval.report.build import build_report
+from merit.eval.report.own import REPORT
 from merit.eval.stages.study import write_study
 from merit.eval.studies import STUDIES, settings_of
 from merit.io.artifacts import (
@@ -16,6 +17,7 @@ from merit.io.artifacts import (
     REPORTS_DIR,
     Artifacts,
     folder_hash,
+    read_json,
     write_json,
 )
 
@@ -31,7 +33,10 @@ def run(name: str, item: str | None = None) -> None:
         if STUDIES[study].timed:
             write_study(name, study, Artifacts(name).folder / "timings" / study)
     write_json(report_digest(name), {"report": name, "hash": folder_hash(folder)})
-    if not experiment.report.brief:
+    if not experiment.evaluation.benchmarks:
+        told = read_json(folder / REPORT).get("recommendation", {}).get("words", "")
+        print(f"{told}\n{folder / 'README.md'}".strip(), flush=True)
+    elif not experiment.report.brief:
         table = pd.read_csv(folder / f"{experiment.report.stem}.csv")
         shown = table.loc[:, :"avg_ci_high"].to_string(index=False, float_format="%.1f", na_rep="")
         print(f"{experiment.report.title} ({folder / 'README.md'})\n{shown}", flush=True)

@@ -16,6 +16,7 @@ from pydantic import create_model
 
 from merit.config import EXPERIMENTS_DIR, Experiment
 from merit.config.settings import Settings, checked
+from merit.errors import MeritError
 from merit.eval.studies.calibration.settings import Calibration
 from merit.eval.studies.connectivity.settings import Connectivity
 from merit.eval.studies.control.settings import Control
@@ -67,7 +68,11 @@ def settings_of(experiment: Experiment) -> dict[str, Study]:
     """
     path = EXPERIMENTS_DIR / f"{experiment.name}.yaml"
     found = checked({"studies": experiment.studies}, _Part, path).studies
-    return {name: study for name, study in found if study is not None}
+    wanted = {name: study for name, study in found if study is not None}
+    for name, study in wanted.items():
+        if not (experiment.evaluation.benchmarks or study.without_benchmarks):
+            raise MeritError(f"{path}: key `studies.{name}`: needs `evaluation.benchmarks`")
+    return wanted
 
 
 def reported(experiment: Experiment) -> list[str]:

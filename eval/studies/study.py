@@ -12,9 +12,10 @@ class Study(Settings):
 
     Numbers of a `timed` study differ from run to run: the report stage leaves them beside the
     timings, and neither DVC nor git keeps them. A study that `reads_scores` waits for the
-    evaluation.
+    evaluation; one `without_benchmarks` may be run where there is none.
     """
 
     title: ClassVar[str]
     timed: ClassVar[bool] = False
     reads_scores: ClassVar[bool] = True
+    without_benchmarks: ClassVar[bool] = False

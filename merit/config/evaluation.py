@@ -43,7 +43,7 @@ class Evaluation(Settings):
     HumanEval, in a sandbox.
     """
 
-    benchmarks: Annotated[list[str], Field(min_length=1)]
+    benchmarks: list[str] = []  # without any, models are judged on held-out examples alone
     batch_size: PositiveInt = 64
     max_new_tokens: PositiveInt = 64
     generator: Literal["transformers", "vllm"] = "transformers"

@@ -43,7 +43,7 @@ class Experiment(Settings):
     merge_dtype: MergeDtype = "base"
     methods: Annotated[dict[MethodName, Method], Field(min_length=1)]
     sweeps: dict[MethodName, Sweep] = {}
-    evaluation: Evaluation
+    evaluation: Evaluation = Evaluation()
     report: Report
     studies: dict[str, Any] = {}  # merit.eval.studies checks and reads them
 

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from merit.config.experiment import EXPERIMENTS_DIR
 from merit.config.settings import PositiveInt, Settings, load_yaml
+from merit.errors import MeritError
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -63,5 +65,16 @@ class Params(Settings):
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
-    """params.yaml, checked. Raises MeritError that names the file and the key."""
-    return load_yaml(path, Params)
+    """params.yaml, checked; without the file its defaults, for every experiment at hand.
+
+    Raises MeritError that names the file and the key.
+    """
+    if path.is_file():
+        return load_yaml(path, Params)
+    names = sorted(file.stem for file in EXPERIMENTS_DIR.glob("*.yaml"))
+    if not names:
+        raise MeritError(
+            f"{EXPERIMENTS_DIR}: no experiment here; `merit new NAME --data FOLDER --base MODEL` "
+            "writes one"
+        )
+    return Params(experiments=names)

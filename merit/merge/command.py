@@ -70,7 +70,7 @@ def add_command(commands: Any) -> None:
         "else uniformly; the others know no weights and run at their authors' defaults "
         "(docs/method.md 10)",
     )  # fmt: skip
-    add("--scale", type=float, help="of the step from the base, for all but average; default: 1")
+    add("--scale", type=float, help="of the step from the base; default: 1")
     add("--set", nargs="+", metavar="NAME=VALUE", help="other parameters: --set density=0.5")
     add("--dtype", choices=DTYPES, default="base", help="the output's; base: each tensor as there")
     add("--max-shard", default="5GB", metavar="SIZE", help="a file's size at most (default: 5GB)")
@@ -113,8 +113,10 @@ def run(options: argparse.Namespace) -> None:
         print(f"branch  {path}: {len(branch.names)} tensors of {len(base.names)}{share}")
     with atomic_folder(options.out) as folder:
         try:
-            if weights:
-                rule = average(names, branches, weights)
+            if weights:  # theta0 + c (sum_k w_k theta_k - theta0): the base is one more branch
+                c = parameters.get("scale", 1.0)
+                scaled = [*(c * weight for weight in weights), *([1 - c] if c != 1 else [])]
+                rule = average(names, [*branches, base][: len(scaled)], scaled)
             else:
                 rule = post_hoc(method, base, names, branches, threads=threads, **parameters)
             measured = write_merged(
@@ -155,10 +157,9 @@ def run(options: argparse.Namespace) -> None:
 def chosen_parameters(options: argparse.Namespace) -> dict[str, float]:
     """The merger's parameters, those given in place of its defaults; none of an average."""
     if options.method == AVERAGE:
-        for name in ("scale", "set"):
-            if getattr(options, name) is not None:
-                raise MeritError(f"--{name}: an average has no parameters; leave it out")
-        return {}
+        if options.set is not None:
+            raise MeritError("--set: an average has no parameters; leave it out")
+        return {} if options.scale is None else {"scale": options.scale}
     chosen = load_merger(options.method).parameters
     given = dict(text.partition("=")[::2] for text in options.set or ())
     if options.scale is not None:

@@ -58,6 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, summary: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary)
 
+    command = add("new", "write the settings of your own mixture: experiments/NAME.yaml")
+    command.add_argument("name", help="of the experiment")
+    command.add_argument("--data", required=True, metavar="FOLDER", help="a file per task")
+    command.add_argument(
+        "--base",
+        required=True,
+        metavar="MODEL",
+        help="a Hugging Face folder, or owner/name[@commit]",
+    )
     command = add("run", "bring an experiment up to date: all stages, some, or some items of one")
     _add_experiment(command)
     command.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; all by default")
@@ -120,6 +129,10 @@ def _add_rows(command: argparse.ArgumentParser) -> None:
 def _dispatch(options: argparse.Namespace) -> None:
     """Imports are made here: `merit --help` should not take seconds."""
     match options.command:
+        case "new":
+            from merit.run.new import new
+
+            new(options.name, options.data, options.base)
         case "run" | "status":
             _run(options)
         case "check":

@@ -66,6 +66,9 @@ def run(
             executor.describe(wanted, only)
         else:
             executor.run(wanted, only)
+            if not stages:
+                made = executor.context.paths
+                print(f"{name}: {made.folder / 'models'}, {made.report / 'README.md'}", flush=True)
 
 
 def load(name: str) -> Experiment:
@@ -107,8 +110,8 @@ class Executor:
             # whether the hub may be asked is read once, when its client is imported
             if not uses_hub(self.experiment):
                 ahead = [module for stage in stages for module in STAGES[stage].preload]
-                engine = engine_of(self.experiment.evaluation.benchmarks)
-                if "evaluate" in stages and engine == "lm_eval":
+                names = self.experiment.evaluation.benchmarks
+                if "evaluate" in stages and names and engine_of(names) == "lm_eval":
                     ahead += LM_EVAL
             self._pool = Pool(gpu_slots(self.params), list(dict.fromkeys(ahead)))
         return self._pool

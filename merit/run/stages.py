@@ -177,6 +177,7 @@ def _results(c: Context, with_scores: bool = True) -> dict[str, Any]:
     scores = {
         name: hash_of(Artifacts(name).predictions("x").parent / KEY)
         for name in ((c.experiment.name, *c.experiment.reads) if with_scores else ())
+        if _if_asked(c)
     }
     encoded, data = hash_of(c.paths.encoded / KEY), hash_of(c.paths.data / KEY)
     return {"models": models, "scores": scores, "encoded": encoded, "data": data}
@@ -202,6 +203,11 @@ def _report(c: Context, _: str) -> Basis:
 
 def _study_record(paths: Artifacts, study: str) -> Path:
     return paths.folder / "studies" / f"{study}.json"
+
+
+def _if_asked(c: Context) -> list[str]:
+    """One item, none without benchmarks."""
+    return [""] if c.experiment.evaluation.benchmarks else []
 
 
 def _models(c: Context) -> list[str]:
@@ -322,6 +328,7 @@ STAGES = {
             "merit.eval.stages.prompts",
             lambda paths, _: (paths.questions,),
             _prompts,
+            _if_asked,
             preload=_TORCH,
         ),
         Stage(
@@ -333,7 +340,7 @@ STAGES = {
                 paths.answers(model).with_suffix(".key.json"),
             ),
             _evaluate,
-            lambda c: list(c.plan.models),
+            lambda c: list(c.plan.models) if _if_asked(c) else [],
             looped=True,
             record_beside=True,
             preload=(*_TORCH, "merit.eval.answering.generate"),
@@ -344,6 +351,7 @@ STAGES = {
             "merit.eval.stages.score",
             lambda paths, _: (paths.predictions("x").parent, paths.evaluation / "scores.json"),
             _score,
+            _if_asked,
         ),
         Stage(
             "studies",

@@ -1,95 +1,208 @@
-"""held_out: every model's loss on each task's held-out examples, which nothing was trained on.
+"""held_out: every method on each task's held-out examples, which nothing was trained on.
 
-The measure for a mixture without a benchmark: it needs no engine, no questions and no judge.
+Half of them choose c in theta0 + c (theta - theta0), by the loss; what is reported of a method is
+of the other half.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from merit.config import Encoding, Experiment
+from merit.config import Experiment
 from merit.config.branches import Model, plan
-from merit.data.examples import read_examples
-from merit.data.tasks import task_file
-from merit.errors import MeritError
-from merit.eval.measuring.losses import failed, mean_loss
-from merit.eval.measuring.scores import Row
+from merit.eval.measuring.candidates import Candidate as Tensors
+from merit.eval.measuring.candidates import moved, place
+from merit.eval.measuring.held_out import (
+    Array,
+    exact_matches,
+    example_losses,
+    load_held_out,
+    short_answers,
+)
+from merit.eval.measuring.losses import failed
+from merit.eval.measuring.scores import Row, average, columns
+from merit.eval.studies.held_out.recommend import Candidate, mean_loss, recommend
 from merit.eval.studies.held_out.settings import HeldOut
 from merit.io.artifacts import Artifacts, read_json
+from merit.io.checkpoints import Checkpoint
 from merit.io.progress import Progress
-from merit.train.dataset import TokenizedDataset
-from merit.train.images import ImageReader
-from merit.train.model import load_model, load_processor, use_one_thread
-from merit.train.tokenize import encode_examples
+from merit.train.model import for_generation, load_model, load_processor, use_one_thread
+
+Point = tuple[str, float]  # a model's id and its c
+Values = Mapping[str, Array]  # by task: a number per example
+TEST, VALIDATION = slice(0, None, 2), slice(1, None, 2)  # of a task's examples
+WHOLE = 1.0  # the c of a model as it was trained; the base has no other
+FEW_STEPS = 50  # with fewer a branch has hardly learned
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict[str, Any]:
-    """A row per model: mean loss per token, plainly over tasks; and a row per task.
+    """Losses and exact matches by method, by c and by task; the recommendation in `summary`.
 
     Raises MeritError where nothing was held out.
     """
-    listed = paths.data / "held_out" / "tasks.json"
-    if not listed.is_file():
-        raise MeritError(
-            f"{listed}: nothing was held out; set `data.held_out`, 0.1 for a tenth of every task"
-        )
-    tasks = [entry["task"] for entry in read_json(listed)]
     use_one_thread()
-    data = {task: held_out(paths, task, experiment.encoding, settings) for task in tasks}
-    models = [m for m in plan(experiment).models.values() if not failed(paths, m)]
-    losses: dict[str, list[float]] = {}
-    with Progress(f"{experiment.name}, held-out loss", len(models) * len(tasks)) as progress:
-        for model in models:
-            loaded = load_model(paths.model(model.id), experiment.model)
-            losses[model.id] = []
-            for task in tasks:
-                losses[model.id].append(mean_loss(loaded, data[task], settings.batch_size))
-                progress.advance()
-    by_task = [
-        {"task": task, "num_examples": len(data[task])}
-        | {name: values[i] for name, values in losses.items()}
-        for i, task in enumerate(tasks)
-    ]
-    by_model = [row_of(model, losses) for model in models]
-    return {
-        "tables": {"held_out": by_model, "held_out_tasks": by_task},
-        "summary": {
-            "num_tasks": len(tasks),
-            "num_examples": sum(map(len, data.values())),
-            "loss": {row["model"]: row["loss"] for row in by_model},
-        },
-    }
-
-
-def held_out(
-    paths: Artifacts, task: str, encoding: Encoding, settings: HeldOut
-) -> TokenizedDataset:
-    """The first `num_examples` of the task's held-out examples, tokenized."""
-    path = task_file(paths.data / "held_out", task)
-    examples = read_examples(path)[: settings.num_examples]
+    data = load_held_out(paths, experiment.encoding, settings.num_examples)
     processor = load_processor(paths.base)
-    images = sorted({image for example in examples for image in example.images})
-    ids = {image: i for i, image in enumerate(images)}
-    grids, read = np.zeros((0, 3), dtype=np.int32), None
-    if images and hasattr(processor, "image_processor"):
-        limits = encoding.min_pixels, encoding.max_pixels
-        read = ImageReader(paths.mixture, processor.image_processor, *limits)
-        grids = np.array([read.grid(image) for image in images], dtype=np.int32)
-    found = encode_examples(examples, processor, ids, grids, encoding)
-    return replace(found, read_images=read)
+    model = load_model(paths.base, for_generation(experiment.model))
+    starts = {task: short_answers(found, processor) for task, found in data.items()}
+    asked = {task: {i: s for i, s in found.items() if i % 2 == 0} for task, found in starts.items()}
+    asked = {task: found for task, found in asked.items() if found}
 
+    def at(point: Point) -> Any:
+        """The model with the tensors of this point in it."""
+        name, c = point
+        tensors = dict(Checkpoint(paths.model(name)).items())
+        place(model, paths.base, Tensors(name, lambda: moved(paths.base, tensors, c)))
+        return model
 
-def row_of(model: Model, losses: dict[str, list[float]]) -> Row:
-    """The model's mean over tasks, and in how many its loss is below the base's."""
-    mine, base = losses[model.id], losses.get("base")
-    better = None if base is None else sum(a < b for a, b in zip(mine, base, strict=True))
+    methods = _methods(experiment, paths)
+    scales = {n: _scales(found[0], settings) for n, found in methods.items()}
+    points = [(m.id, c) for name, found in methods.items() for m in found for c in scales[name]]
+    losses: dict[Point, Values] = {}
+    with Progress(f"{experiment.name}, held-out loss", len(points)) as progress:
+        for point in points:
+            losses[point] = {task: example_losses(at(point), d) for task, d in data.items()}
+            progress.advance()
+    candidates, path = [], []
+    for name, found in methods.items():
+        curve = [_candidate(found, c, losses) for c in scales[name]]
+        best = min(curve, key=lambda one: one.validation)
+        whole = next(one for one in curve if one.c == WHOLE)
+        candidates += [whole] if best is whole else [whole, best]
+        path += [
+            {
+                **{"method": name, "partition": experiment.methods[name].partition, "c": one.c},
+                "distance": one.c * _mean(displacement(paths, m) for m in found),
+                "loss_validation": one.validation,
+                "loss": mean_loss(one.test),
+            }
+            for one in curve
+        ]
+    chosen = recommend(candidates)
+    matches: dict[Point, Values] = {}
+    points = [(m.id, one.c) for one in candidates for m in methods[one.method]] if asked else []
+    with Progress(f"{experiment.name}, held-out answers", len(points)) as progress:
+        for point in points:
+            here = at(point)
+            matches[point] = {
+                task: exact_matches(here, processor, data[task], found)
+                for task, found in asked.items()
+            }
+            progress.advance()
+    whole_losses = {m.id: losses[m.id, WHOLE] for found in methods.values() for m in found}
     return {
-        "model": model.id,
-        "method": model.method,
-        "seed": model.seed,
-        "loss": float(np.mean(mine)),
-        "tasks_below_base": better,
+        "tables": {
+            "held_out": [_row(one, methods[one.method], matches, row)
+                         for one, row in zip(candidates, chosen.pop("rows"), strict=True)],
+            "held_out_models": [
+                {"model": m.id, "method": name, "seed": m.seed}
+                for name, found in methods.items()
+                for m in found
+            ],
+            "held_out_path": path,
+            "held_out_tasks": [
+                {"task": task, "num_examples": len(found)}
+                | {name: float(values[task].mean()) for name, values in whole_losses.items()}
+                for task, found in data.items()
+            ],
+        },
+        "summary": {
+            "num_tasks": len(data),
+            "num_examples": sum(map(len, data.values())),
+            "num_answers": sum(map(len, asked.values())),
+            "loss": {
+                name: mean_loss({task: x[TEST] for task, x in values.items()})
+                for name, values in whole_losses.items()
+            },
+            "accuracy": {
+                name: 100 * mean_loss(found) for (name, c), found in matches.items() if c == WHOLE
+            },
+            "recommendation": chosen,
+            "branches": branches(experiment, paths, methods, candidates),
+        },
+    }  # fmt: skip
+
+
+def _methods(experiment: Experiment, paths: Artifacts) -> dict[str, list[Model]]:
+    """Every method's models, seed by seed, without those that diverged."""
+    found: dict[str, list[Model]] = {}
+    for model in plan(experiment).models.values():
+        if not failed(paths, model):
+            found.setdefault(model.method, []).append(model)
+    return found
+
+
+def _scales(model: Model, settings: HeldOut) -> list[float]:
+    return [WHOLE] if model.rule == "base" else sorted({*settings.scales, WHOLE})
+
+
+def _candidate(models: Sequence[Model], c: float, losses: Mapping[Point, Values]) -> Candidate:
+    """The method's models at this c. Tasks of one example have none for validation."""
+    found = [losses[m.id, c] for m in models]
+    test = {task: np.stack([values[task][TEST] for values in found]) for task in found[0]}
+    halves = {task: np.stack([values[task][VALIDATION] for values in found]) for task in found[0]}
+    kept = {task: values for task, values in halves.items() if values.size}
+    effort = 0 if models[0].rule == "base" else max(1, len(models[0].branches))
+    return Candidate(models[0].method, c, effort, mean_loss(kept or test), test)
+
+
+def displacement(paths: Artifacts, model: Model) -> float:
+    """||theta - theta0||, as the merge has measured it; 0 of the base."""
+    return float(read_json(paths.model(model.id) / "merge.json").get("displacement", 0.0))
+
+
+def _row(
+    one: Candidate, models: Sequence[Model], matches: Mapping[Point, Values], compared: Row
+) -> Row:
+    """Loss and exact matches in percent on the test half, and the loss minus the shipped one's."""
+    found = [matches[m.id, one.c] for m in models] if matches else []
+    return {
+        **compared,
+        "loss": mean_loss(one.test),
+        **columns("matches", average(found) if found else None),  # type: ignore[arg-type]
     }
+
+
+def branches(
+    experiment: Experiment,
+    paths: Artifacts,
+    methods: Mapping[str, Sequence[Model]],
+    candidates: Sequence[Candidate],
+) -> list[Row]:
+    """Of every split: its shortest branch's steps, how far its branches moved as a share of joint
+    training's distance, the best c, and whether they are too `short` to have learned: too few
+    steps, or a loss that still falls beyond their distance.
+    """
+    joint = [
+        displacement(paths, model)
+        for name, found in methods.items()
+        for model in found
+        if experiment.methods[name].partition == "joint"
+    ]
+    rows: list[Row] = []
+    for name, found in methods.items():
+        method = experiment.methods[name]
+        if method.num_groups < 2:
+            continue
+        ids = [branch for model in found for branch in model.branches]
+        told = [read_json(paths.branch(branch) / "summary.json") for branch in ids]
+        steps, share = min(one["num_steps"] for one in told), None
+        if joint and all("displacement" in one for one in told):
+            share = _mean(one["displacement"] for one in told) / _mean(joint)
+        best = max(one.c for one in candidates if one.method == name)
+        longer = max(best, FEW_STEPS / steps)
+        rows.append(
+            {
+                **{"method": name, "num_steps": steps, "share_of_joint": share, "best_c": best},
+                "short": steps < FEW_STEPS or best > WHOLE,
+                "epochs_needed": int(np.ceil(method.epochs * longer)),
+            }
+        )
+    return rows
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))

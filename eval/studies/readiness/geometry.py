@@ -105,11 +105,12 @@ def geometry(
 
 
 def conditions(
-    found: Mapping[str, Sequence[Row]], behind: Interval, thresholds: Thresholds
+    found: Mapping[str, Sequence[Row]], behind: Interval | None, thresholds: Thresholds
 ) -> list[Row]:
     """A row per condition: letter, what is measured, value, bound, whether it holds.
 
-    Args: found: as `geometry` gives it; behind: random - joint on validation, with its interval.
+    Args: found: as `geometry` gives it; behind: random - joint on validation, with its
+    interval, or None where nothing was asked.
     """
     barrier = max(row["barrier_share"] for row in found["paths"])
     branch = max(of_kind(found, "branch", "loss")) / of_kind(found, "base", "loss")[0]
@@ -119,17 +120,17 @@ def conditions(
         "a": (barrier, thresholds.barrier_share, barrier <= thresholds.barrier_share),
         "b": (branch, 1.0, branch < 1.0),
         "c": (joint, near, joint <= near),
-        "d": (behind[0], least, behind[0] >= least),
+        "d": (behind[0], least, behind[0] >= least) if behind else (None, least, None),
     }
     return [
         {
             "condition": letter,
             "measured": CONDITIONS[letter],
             "value": value,
-            "low": behind[1] if letter == "d" else None,
-            "high": behind[2] if letter == "d" else None,
+            "low": behind[1] if behind and letter == "d" else None,
+            "high": behind[2] if behind and letter == "d" else None,
             "bound": bound,
-            "holds": bool(holds),
+            "holds": None if holds is None else bool(holds),
         }
         for letter, (value, bound, holds) in rows.items()
     ]

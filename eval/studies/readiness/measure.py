@@ -7,6 +7,8 @@ is measured only on joint training and random splits, no MERIT model takes part:
     (b) every branch of a random split has a lower loss on the whole mixture than the base;
     (c) joint training moves the trained parameters by at most a tenth of the base's norm;
     (d) random splits are at most one point worse than joint training, on the validation questions.
+
+Without benchmarks, (d) is asked of the exact matches of short held-out answers, if there are any.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from merit.config import Experiment
 from merit.config.branches import Model, plan
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, score_candidates
+from merit.eval.measuring.held_out import match_scores
 from merit.eval.measuring.losses import branch_folders, open_evaluator, vector, vectors_on_disk
 from merit.eval.measuring.scores import Interval, Row, difference, num_questions
 from merit.eval.studies.readiness.geometry import Split, conditions, geometry, of_kind
@@ -45,10 +48,16 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Readiness) -> di
     def candidate(model: str) -> Candidate:
         return Candidate(model, lambda: dict(Checkpoint(paths.model(model)).items()))
 
-    models = [candidate(m.id) for m in (*joints, *randoms)]
-    scores = score_candidates(experiment, paths, "validation", models, "readiness")
-    behind = difference([scores[m.id] for m in randoms], [scores[m.id] for m in joints])
-    asked = num_questions(scores[joints[0].id])
+    names = [m.id for m in (*joints, *randoms)]
+    if experiment.evaluation.benchmarks:
+        models = [candidate(name) for name in names]
+        scores = score_candidates(experiment, paths, "validation", models, "readiness")
+    else:
+        scores = match_scores(experiment, paths, names)
+    behind, asked = None, 0
+    if scores:
+        behind = difference([scores[m.id] for m in randoms], [scores[m.id] for m in joints])
+        asked = num_questions(scores[joints[0].id])
     return outcome(found, behind, settings, asked, len(evaluator.num_tokens))
 
 
@@ -76,14 +85,14 @@ def reference_models(
 
 def outcome(
     found: Mapping[str, Sequence[Row]],
-    behind: Interval,
+    behind: Interval | None,
     settings: Readiness,
     num_questions: int,
     num_batches: int,
 ) -> dict[str, Any]:
     """The study's result: tables, and a summary with the verdict."""
     rows = conditions(found, behind, settings.thresholds)
-    failed = [row["condition"] for row in rows if not row["holds"]]
+    failed = [row["condition"] for row in rows if row["holds"] is False]
     loss = {kind: of_kind(found, kind, "loss") for kind in ("base", "joint", "branch", "merged")}
     joint, merged = float(np.mean(loss["joint"])), float(np.mean(loss["merged"]))
     summary = {
@@ -101,13 +110,13 @@ def outcome(
             kind: float(np.mean(of_kind(found, kind, "relative_displacement")))
             for kind in ("joint", "branch", "merged")
         },
-        "random_minus_joint": list(behind),
+        "random_minus_joint": list(behind) if behind else None,
         "joint": settings.joint,
         "random": settings.random,
         "num_examples": settings.num_examples,
         "num_batches": num_batches,
         "num_questions": num_questions,
-        "verdict": verdict(failed),
+        "verdict": verdict(failed, "abcd" if behind else "abc"),
     }
     return {
         "tables": {
@@ -120,10 +129,10 @@ def outcome(
     }
 
 
-def verdict(failed: Sequence[str]) -> str:
+def verdict(failed: Sequence[str], asked: str = "abcd") -> str:
     """One sentence."""
     if not failed:
-        return "Merge-ready: conditions (a) to (d) hold."
+        return f"Merge-ready: conditions (a) to ({asked[-1]}) hold."
     which = " and ".join(f"({letter})" for letter in failed)
     if len(failed) > 1:
         return f"Not merge-ready: conditions {which} fail."

@@ -21,6 +21,7 @@ class Readiness(Study):
     """Is the base merge-ready? Decided by joint training and random splits alone (section 4)."""
 
     title = "Is the base merge-ready?"
+    without_benchmarks = True
 
     joint: str = "joint-1ep"
     random: str = "random-8"

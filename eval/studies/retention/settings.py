@@ -11,6 +11,7 @@ class Retention(Study):
     """
 
     title = "What is kept of the base"
+    without_benchmarks = True
 
     max_new_tokens: PositiveInt = 96
     batch_size: PositiveInt = 24
