@@ -84,6 +84,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  else $$found -m venv --without-pip $(VENV) && \
 	    $$found -m pip --python $(VENV)/bin/python install --quiet pip; fi; \
 	fi
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[repro,dev]'
 	@touch $(STAMP)
 	@echo "Installed."

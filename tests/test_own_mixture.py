@@ -1,12 +1,9 @@
-"""docs/own-mixture.md: its commands in their order, with a tiny model in place of the mini one."""
+"""docs/own-mixture.md: its commands in their order, on a smaller mixture."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,59 +11,21 @@ import pytest
 
 from merit.config import load_experiment
 from merit.config.branches import plan
+from merit.data.examples import parse_object
 from merit.errors import MeritError
-from merit.io.artifacts import Artifacts, read_json, write_json
+from merit.io.artifacts import Artifacts, read_json
+from merit.mini import own_mixture
 from merit.mini.own_mixture import write_own
-from merit.run import execute
+from merit.run import execute, new
 from merit.run.cli import main
 from merit.run.pool import Task
-from tests import tiny_models
-from tests.public_fixtures import save
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "own-mixture.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-TASKS = [f"task_{letter}" for letter in "abcdefgh"]
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
-    """What the stages data and base of mini_text leave, at a tiny size."""
-    monkeypatch.chdir(tmp_path)
-    paths = Artifacts("mini_text")
-    for i, task in enumerate(TASKS):
-        turns = [("user", f"{i} and {i}?"), ("assistant", f"{2 * i}")]
-        messages = [{"role": role, "content": words} for role, words in turns]
-        example = {"id": "x", "task": task, "messages": messages, "images": []}
-        save(paths.mixture / f"{task}.jsonl", (json.dumps(example) + "\n") * 4)
-    write_json(paths.mixture / "tasks.json", [{"task": task} for task in TASKS])
-    tiny_models.llama(paths.base)
-    write_json(paths.base / "base.json", {"base_hash": "0"})
-    return paths
-
-
-def test_a_mixture_and_a_model_as_if_they_were_ones_own(world: Artifacts) -> None:
-    write_own(world, Path("own"), num_tasks=4, num_examples=3)
-    found = sorted(path.name for path in Path("own/mixture").iterdir())
-    assert found == ["task_a.jsonl", "task_c.jsonl", "task_e.jsonl", "task_g.jsonl"]
-    lines = [json.loads(line) for line in Path("own/mixture/task_c.jsonl").read_text().splitlines()]
-    assert [list(line) for line in lines] == [["messages"]] * 3
-    assert lines[0]["messages"][1] == {"role": "assistant", "content": "4"}
-    assert not Path("own/model/base.json").exists()
-    assert Path("own/model/tokenizer.json").read_bytes()
-
-
-def test_a_world_that_was_not_made_is_named(world: Artifacts) -> None:
-    shutil.rmtree(world.base)
-    with pytest.raises(
-        MeritError, match=r"config\.json: not made yet; run `merit run mini_text base`"
-    ):
-        write_own(world, Path("own"))
-    assert not Path("own").exists()
+PAGE = (Path(__file__).parent.parent / "docs" / "own-mixture.md").read_text(encoding="utf-8")
+MAKING, COMMANDS, SHIPPING = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 
 
 class Here:
-    """A pool that runs its tasks one by one in this process."""
+    """A pool that runs its tasks one by one in this process, where torch is imported."""
 
     def __init__(self, *_: object) -> None:
         self.slots = [""]
@@ -77,47 +36,78 @@ class Here:
         return {}
 
 
-def test_the_pages_commands_in_their_order(
-    world: Artifacts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """The page's commands in an empty directory, on 4 tasks of 10 examples."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(execute, "Pool", Here)
+        patch.setattr(new, "STEPS", 4)  # of a branch: one epoch
+        assert "python -m merit.mini.own_mixture own" in MAKING
+        write_own(Path("own"), num_tasks=4, num_examples=10)
+        for line in (COMMANDS + SHIPPING).splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "merit"
+            main(arguments)
+    return Artifacts("mine", folder / "artifacts")
+
+
+def test_a_mixture_and_a_model_as_if_they_were_ones_own(done: Artifacts) -> None:
+    own = done.root.parent / "own"
+    files = sorted(path.name for path in (own / "mixture").glob("*.jsonl"))
+    assert len(files) == 4
+    lines = (own / "mixture" / files[0]).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 10
+    assert list(parse_object(lines[0], "here")) == ["messages", "images"]
+    assert (own / "model/tokenizer.json").is_file()
+    assert not (own / "model/base.json").exists()
+
+
+def test_the_report_recommends_one_of_the_models(done: Artifacts) -> None:
+    folder = done.root.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        experiment = load_experiment("mine")
+        models = plan(experiment).models
+    assert list(models) == ["base", "joint-s1", "random-2-s1", "merit-1d-s1"]
+    report = read_json(folder / "reports/mine/report.json")
+    told = report["recommendation"]
+    assert told["method"] in experiment.methods
+    assert f"Ship {told['ship']}" in told["words"]
+    candidates = {(row["method"], row["c"]): row["loss"] for row in report["methods"]}
+    assert {(name, 1.0) for name in experiment.methods} <= set(candidates)
+    assert set(candidates) <= {
+        (name, c) for name in experiment.methods for c in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    }
+    assert {task for group in report["groups"].values() for task in group} == {
+        path.stem for path in (folder / "own/mixture").glob("*.jsonl")
+    }
+    assert set(report["studies"]) == {"readiness", "held_out"}
+    page = (folder / "reports/mine/README.md").read_text(encoding="utf-8")
+    assert told["words"] in page
+    for name in re.findall(r"!\[\w+\]\(([\w./]+)\)", page):
+        assert (folder / "reports/mine" / name).is_file(), name
+    assert len(re.findall(r"!\[", page)) == 8
+
+
+def test_nothing_of_benchmarks_is_made(done: Artifacts) -> None:
+    assert not done.evaluation.exists()
+    assert not (done.root.parent / "params.yaml").exists()
+
+
+def test_the_pages_files_are_where_it_says(done: Artifacts) -> None:
+    folder = done.root.parent
+    for named in re.findall(r"`((?:artifacts|reports|experiments)/mine[\w./-]*)`", PAGE):
+        assert (folder / named).exists(), named
+    assert (folder / "artifacts/mine/models/merit-1d-s1/README.md").is_file()
+    assert (folder / "mine_shipped/model.safetensors").is_file()
+
+
+def test_without_a_clone_there_is_no_base_to_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All but the first block, which takes minutes; in this process, where torch is imported."""
-    monkeypatch.setattr(execute, "Pool", Here)
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
-    Path("experiments").mkdir()
-    for path in (ROOT / "experiments").glob("*.yaml"):
-        shutil.copy(path, "experiments")
-    write_own(world, Path("own"))
-    making, settings, *rest = BLOCKS
-    assert "python -m merit.mini.own_mixture own" in making
-    subprocess.run(["bash", "-ec", settings], check=True)
-    experiment = load_experiment("own")
-    assert experiment.training.optimizer.learning_rate == 2e-4
-    for line in "".join(rest).splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "merit"
-        main(arguments)
-    num_models, num_branches = len(plan(experiment).models), len(plan(experiment).branches)
-    told = capsys.readouterr().out
-    assert f"train own: {num_branches} done, 0 kept" in told
-    assert "studies own: 1 done, 0 kept" in told
-    assert num_models == 5
-    paths = Artifacts("own")
-    assert {path.name for path in (paths.folder / "models").iterdir()} == set(
-        plan(experiment).models
-    )
-    groups = read_json(paths.partition / "partitions.json")["merit-2d"]
-    assert set(groups) == set(TASKS)
-    assert set(groups.values()) == {0, 1, 2, 3}
-    assert (paths.model("merit-2d-s1") / "README.md").is_file()
-    result = read_json(Path("reports/studies/own/held_out/result.json"))
-    assert set(result["summary"]["loss"]) == set(plan(experiment).models)
-    assert result["summary"]["num_tasks"] == len(TASKS)
-    # the page's files are where it says
-    for named in re.findall(r"`(artifacts/own/[\w./-]+)`", PAGE):
-        assert Path(named).exists()
-
-
-def test_the_pages_python_loads_the_merged_model() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    compile(code, "own-mixture.md", "exec")
-    assert code.count("artifacts/own/models/merit-2d-s1") == 2
+    monkeypatch.setattr(own_mixture, "BASE", tmp_path / "none")
+    with pytest.raises(MeritError, match="not there; run it in a clone"):
+        write_own(tmp_path / "own")
+    assert not (tmp_path / "own").exists()

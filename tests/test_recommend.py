@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from merit.eval.studies.held_out.recommend import Candidate, behind, mean_loss, recommend
+from merit.eval.studies.held_out.recommend import (
+    Candidate,
+    behind,
+    mean_loss,
+    recommend,
+    strata,
+)
 
 NOISE = np.array([[-0.3, 0.0, 0.3]])  # over examples, the same for all candidates
 
@@ -14,7 +20,7 @@ def candidate(
     method: str, loss: float, branches: int = 1, c: float = 1.0, own_noise: float = 0.0
 ) -> Candidate:
     """`own_noise` is the candidate's own, so that differences from it are uncertain."""
-    losses = loss + NOISE + own_noise * np.array([[1.0, -2.0, 1.0]])
+    losses = 1.0 + loss + NOISE + own_noise * np.array([[1.0, -2.0, 1.0]])
     return Candidate(method, c, branches, loss, {"a": losses, "b": losses + 1.0})
 
 
@@ -51,5 +57,14 @@ def test_training_that_has_not_helped_ships_the_base() -> None:
 
 def test_a_loss_is_a_mean_over_tasks_and_differences_are_paired() -> None:
     one, other = candidate("joint", 1.0), candidate("base", 3.0, 0)
-    assert mean_loss(one.test) == pytest.approx(1.5)
+    assert mean_loss(one.test) == pytest.approx(2.5)
     assert behind(other, one) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_tasks_of_few_examples_are_drawn_together_with_the_same_mean() -> None:
+    """1 and 3 examples: weights 4 / (2 * 1) and 4 / (2 * 3)."""
+    few = {"a": np.array([[6.0]]), "b": np.array([[3.0, 6.0, 9.0]])}
+    assert strata(few)["all"].tolist() == [[12.0, 2.0, 4.0, 6.0]]
+    assert mean_loss(strata(few)) == mean_loss(few) == 6.0
+    many = {"a": np.ones((1, 5)), "b": np.ones((1, 9))}
+    assert strata(many) is many

@@ -20,6 +20,7 @@ from merit.errors import MeritError
 from merit.eval.answering.batches import Batch
 from merit.eval.answering.generate import generate
 from merit.eval.measuring.scores import Scores
+from merit.eval.statistics import LARGEST
 from merit.io.artifacts import Artifacts, read_json
 from merit.train.dataset import TokenizedDataset
 from merit.train.images import ImageReader
@@ -63,10 +64,13 @@ def _tokenized(
 
 
 def example_losses(model: Any, data: TokenizedDataset) -> Array:
-    """(n,): every example's mean loss per supervised token, in nats."""
+    """(n,): every example's mean loss per supervised token, in nats; 20 if it is more or no number.
+
+    A model at twice its distance from the base may have lost itself.
+    """
     with torch.inference_mode():
         found = [forward_loss(model, data.batch([i]), None).item() for i in range(len(data))]
-    return np.array(found)
+    return np.fmin(found, LARGEST)
 
 
 def short_answers(data: TokenizedDataset, processor: Any) -> dict[int, int]:

@@ -23,8 +23,9 @@ from merit.eval.measuring.held_out import (
     short_answers,
 )
 from merit.eval.measuring.losses import failed
-from merit.eval.measuring.scores import Row, average, columns
-from merit.eval.studies.held_out.recommend import Candidate, mean_loss, recommend
+from merit.eval.measuring.scores import Row, columns
+from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval
+from merit.eval.studies.held_out.recommend import Candidate, mean_loss, recommend, strata
 from merit.eval.studies.held_out.settings import HeldOut
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
@@ -64,7 +65,8 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
     losses: dict[Point, Values] = {}
     with Progress(f"{experiment.name}, held-out loss", len(points)) as progress:
         for point in points:
-            losses[point] = {task: example_losses(at(point), d) for task, d in data.items()}
+            here = at(point)
+            losses[point] = {task: example_losses(here, found) for task, found in data.items()}
             progress.advance()
     candidates, path = [], []
     for name, found in methods.items():
@@ -159,11 +161,12 @@ def _row(
 ) -> Row:
     """Loss and exact matches in percent on the test half, and the loss minus the shipped one's."""
     found = [matches[m.id, one.c] for m in models] if matches else []
-    return {
-        **compared,
-        "loss": mean_loss(one.test),
-        **columns("matches", average(found) if found else None),  # type: ignore[arg-type]
-    }
+    told = (
+        {task: np.stack([values[task] for values in found]) for task in found[0]} if found else {}
+    )
+    low, high = bootstrap_interval(strata(told), num_resamples=NUM_RESAMPLES) if told else (0, 0)
+    interval = (100 * mean_loss(told), 100 * low, min(100.0, 100 * high)) if told else None
+    return {**compared, "loss": mean_loss(one.test), **columns("matches", interval)}
 
 
 def branches(

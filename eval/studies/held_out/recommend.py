@@ -18,6 +18,7 @@ from merit.eval.measuring.scores import Interval, Row, columns, interval
 from merit.eval.statistics import LARGEST, LEVEL, NUM_RESAMPLES, paired_bootstrap
 from merit.eval.verdict import direction
 
+LEAST = 5  # examples of a task, with which they are drawn within it
 Losses = Mapping[str, Array]  # task -> every example's loss, (num_seeds, num_examples)
 
 
@@ -100,9 +101,23 @@ def mean_loss(losses: Losses) -> float:
 
 def behind(one: Candidate, other: Candidate) -> Interval:
     """How much higher one's loss is than the other's: mean over tasks, with its interval."""
-    losses = ({t: np.minimum(x, LARGEST) for t, x in c.test.items()} for c in (one, other))
+    losses = strata(one.test), strata(other.test)
     _, found = paired_bootstrap(*losses, num_resamples=NUM_RESAMPLES, confidence=LEVEL)
     return found.difference, found.low, found.high
+
+
+def strata(values: Losses) -> Losses:
+    """What examples are drawn within: their tasks; all together if one has fewer than `LEAST`.
+
+    One or two examples cannot tell how much their task's examples differ. Weighted by N / (T n),
+    with n of N examples in an example's task and T tasks, the mean is still that over tasks.
+    """
+    counts = [found.shape[-1] for found in values.values()]
+    if min(counts) >= LEAST:
+        return values
+    weights = [sum(counts) / (len(counts) * n) for n in counts]
+    pooled = [w * found for w, found in zip(weights, values.values(), strict=True)]
+    return {"all": np.minimum(np.concatenate(pooled, axis=-1), LARGEST)}
 
 
 def _behind(found: Interval) -> bool:
