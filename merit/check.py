@@ -329,6 +329,9 @@ def missing_data(
         )
     if isinstance(data, JsonlData) and amount.examples == 0:
         yield f"examples: {data.folder} has none"
+    most = max(method.num_groups for method in experiment.methods.values())
+    if amount.tasks < most:
+        yield f"tasks: {most} groups need as many, there are {amount.tasks}"
     for entry in entries(data):
         source, folder = PUBLIC[entry.name], folder_of(entry, data)
         assert isinstance(data, PublicData)

@@ -31,6 +31,7 @@ OUT_OF_MEMORY = (
     "`training.gradient_checkpointing`; raise `launch.gpus_per_branch`; run fewer at a time "
     "(`workers` of params.yaml)"
 )
+REPRO = ("dvc", "mlflow", "lm_eval", "vlmeval", "datasets")  # of the extra `repro`
 
 
 class MeritError(Exception):
@@ -45,6 +46,8 @@ def message_of(error: BaseException) -> str | None:
     first = next(iter(str(error).splitlines()), "")
     if isinstance(error, MeritError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in REPRO:
+        return f"package {error.name} is missing: pip install 'merit[repro]'"
     if isinstance(error, OSError) and error.errno in WHAT_TO_DO:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{(error.strerror or first).lower()}; {WHAT_TO_DO[error.errno]}"

@@ -14,7 +14,17 @@ from merit.errors import BUG, MeritError, message_of
 from merit.merge.command import add_command as add_merge
 from merit.run.stages import STAGES
 
-DESCRIPTION = "MERIT: split a mixture by gradient conflict, train branches, average once."
+DESCRIPTION = """\
+MERIT: split a mixture by gradient conflict, train branches, average once.
+
+reproduce the paper, in a clone:
+  merit run mini_vision           one experiment in miniature; `make repro` runs them all
+your own mixture, anywhere:
+  merit new mine --data FOLDER --base MODEL
+  merit run mine                  groups, branches, merged models, and which of them to ship
+merge branches that you have:
+  merit merge --base theta0 --branches a b c --out merged
+"""
 EPILOG = f"""\
 the stages of `merit run`:
 {chr(10).join(f"  {stage.name:12}{stage.summary}" for stage in STAGES.values())}

@@ -32,6 +32,7 @@ from merit.io.progress import clock, write_timing
 from merit.run.access import needs_hub, set_access, uses_hub
 from merit.run.keys import code_hash
 from merit.run.pool import STOPPING, Pool, Task, describe_slots, gpu_slots, run_stage
+from merit.run.preflight import check_place, check_tasks
 from merit.run.slurm import ON_NODE, train_branches
 from merit.run.stages import STAGES, Context, Stage, own_files, prune_outputs
 from merit.run.store import Item, Key, NotReady
@@ -120,6 +121,7 @@ class Executor:
         """Run the stages in order. Items that need a failed one are left out."""
         failures: dict[str, str] = {}
         waiting: dict[str, str] = {}
+        check_place(self.experiment, self.context.paths)
         for name in stages:
             if (failures or waiting) and name not in ("merge", "prompts", "evaluate"):
                 break  # these do what they can; all others need everything
@@ -133,6 +135,8 @@ class Executor:
             if done or failed or len(stages) == 1:
                 took = clock(time.monotonic() - began)
                 print(f"{name} {self.name}: {done} done, {kept} kept, {took}", flush=True)
+            if name == "data" and not failed:
+                check_tasks(self.experiment, self.context.paths)
         if failures or waiting:
             lines = [f"  {label}: {why}" for label, why in failures.items()]
             if waiting:
