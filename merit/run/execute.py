@@ -52,6 +52,7 @@ def run(
     Raises MeritError that names what failed; everything else is finished first.
     """
     params = load_params()
+    experiments = [load(name) for name in names]
     if not stages:
         say_differences()
     if not dry and (not stages or visible_gpus()):
@@ -59,8 +60,8 @@ def run(
     if ON_NODE in os.environ:  # a job trains its branch itself, on all GPUs that it was given
         launch = Launch(gpus_per_branch=params.launch.gpus_per_branch)
         params = params.model_copy(update={"launch": launch})
-    for name in names:
-        executor = Executor(load(name), params)
+    for experiment in experiments:
+        executor = Executor(experiment, params)
         wanted = list(stages or STAGES)
         check_items(executor.context, wanted, only)
         if dry:
@@ -69,7 +70,7 @@ def run(
             executor.run(wanted, only)
             if not stages:
                 made = executor.context.paths
-                print(f"{name}: {made.folder / 'models'}, {made.report / 'README.md'}", flush=True)
+                print(f"{experiment.name}: {made.folder / 'models'}, {made.report / 'README.md'}", flush=True)
 
 
 def load(name: str) -> Experiment:
