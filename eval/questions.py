@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from merit.errors import MeritError
 from merit.eval.results import Results, open_ended
 from merit.io.artifacts import atomic_write
+from merit.io.texts import read_text
 
 QUESTIONS = "questions.csv"  # of a report, and of the study `control`
 HEADER = ("method", "seed", "benchmark", "scores")
@@ -53,18 +54,16 @@ def read_questions(path: Path) -> Results:
     if not path.is_file():
         raise MeritError(f"{path}: file not found; the report of its experiment writes it")
     models: list[Model] = []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
+    rows = csv.reader(io.StringIO(read_text(path), newline=""))
+    try:
         if tuple(next(rows, [])) != HEADER:
             raise MeritError(f"{path}, line 1: expected the columns {', '.join(HEADER)}")
-        for row in rows:
-            try:
-                method, seed, name, scores = row
-                models.append((method, int(seed) if seed else None, {name: unpacked(scores)}))
-            except (ValueError, ZeroDivisionError):
-                raise MeritError(
-                    f"{path}, line {rows.line_num}: not a method, seed, benchmark and scores"
-                ) from None
+        for method, seed, name, scores in rows:
+            models.append((method, int(seed) if seed else None, {name: unpacked(scores)}))
+    except (ValueError, ArithmeticError, csv.Error):
+        raise MeritError(
+            f"{path}, line {rows.line_num}: not a method, seed, benchmark and scores"
+        ) from None
     try:
         return from_models(models)
     except ValueError:

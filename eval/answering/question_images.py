@@ -19,6 +19,10 @@ from merit.errors import MeritError
 
 csv.field_size_limit(1 << 30)  # a cell holds an image
 MAX_REFERENCE = 64  # VLMEvalKit takes a shorter `image` for the index of the row that holds it
+UNREADABLE = (
+    *(LookupError, ValueError, TypeError, SyntaxError, OSError, RecursionError, MemoryError),
+    *(StopIteration, csv.Error),
+)
 T = TypeVar("T")
 
 
@@ -51,7 +55,7 @@ class Picture:
                 cell = _read_cell(self.path, cell)
             cells = ast.literal_eval(cell) if cell.startswith("[") else [cell]
             content = io.BytesIO(base64.b64decode(cells[self.position], validate=True))
-        except (LookupError, ValueError, SyntaxError, OSError) as error:
+        except UNREADABLE as error:
             raise MeritError(
                 f"{self.path}: index {self.index}: no readable image ({error})"
             ) from None
@@ -60,7 +64,8 @@ class Picture:
 
 
 def _read_cell(path: Path, index: str) -> str:
-    header, rows = _scan(path)
+    state = path.stat()
+    header, rows = _scan(path, state.st_mtime_ns, state.st_size)
     start, end = rows[index]
     with path.open("rb") as file:
         file.seek(start)
@@ -70,7 +75,7 @@ def _read_cell(path: Path, index: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _scan(path: Path) -> tuple[list[str], dict[str, tuple[int, int]]]:
+def _scan(path: Path, *state: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
     """The columns, and {index: (first byte, last byte + 1) of its row}; a row may span lines."""
     offsets: dict[str, tuple[int, int]] = {}
     with path.open("rb") as file:
