@@ -6,13 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from merit.errors import MeritError
-from merit.io.artifacts import atomic_folder, open_partial, partial_folder, value_hash
+from merit.io.artifacts import (
+    atomic_folder,
+    atomic_write,
+    open_partial,
+    partial_folder,
+    value_hash,
+)
 from merit.io.rows import create_rows, scratch_rows, write_row
 
 KEY, OTHER = value_hash("settings"), value_hash("other settings")
@@ -24,6 +32,27 @@ with partial_folder(Path(sys.argv[1]), sys.argv[2]) as folder:
     (folder / "first").write_text("1")
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_of_the_umask(tmp_path: Path, mask: int) -> None:
+    """safetensors writes 0600, which nobody else could read on a shared file system."""
+    before = os.umask(mask)
+    try:
+        for write in (atomic_folder, partial(partial_folder, key=KEY)):
+            with write(tmp_path / "out") as folder:
+                (folder / "deeper").mkdir()
+                save_file({"a": np.zeros(1)}, folder / "deeper" / "x.safetensors")
+                (folder / "linked").write_text("x")
+                os.chmod(folder / "linked", 0o444)  # as DVC's cache
+            modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "out").rglob("*")}
+            assert modes["x.safetensors"] == 0o666 & ~mask
+            assert modes["linked"] == 0o444
+            assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
+        atomic_write(tmp_path / "y", "y")
+        assert (tmp_path / "y").stat().st_mode & 0o777 == 0o666 & ~mask
+    finally:
+        os.umask(before)
 
 
 def test_what_a_killed_writer_left_is_there_again_and_takes_the_place_at_the_end(

@@ -335,6 +335,35 @@ def test_the_other_bases_of_mini_vision(monkeypatch: pytest.MonkeyPatch) -> None
 # --- the files as a whole -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("m@1", "found 'm@1'"),
+        ("my method", "found 'my method'"),
+        ("it's", 'found "it\'s"'),
+        ("${x}", "found '${x}'"),
+        ("../x", "found '../x'"),
+        ("null", "name 'null': a value in YAML"),
+    ],
+)
+def test_a_name_that_a_file_or_dvc_could_not_bear_is_refused(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    values = settings()
+    values["methods"][name] = {"partition": "joint"}
+    (line,) = refusal(tmp_path, values).splitlines()
+    assert message in line
+
+
+def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
+    values = settings()
+    values["methods"] |= {
+        "joint": {"partition": "joint", "seeds": [1]},
+        "joint-s1": {"partition": "joint"},
+    }
+    assert "methods.joint-s1: a run of joint is called so" in refusal(tmp_path, values)
+
+
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     values = settings()
     values["data"]["sed"] = 1
@@ -362,14 +391,18 @@ def test_a_missing_experiment_suggests_the_nearest(tmp_path: Path) -> None:
         ("experiments: [a]\nworkers: true", "key `workers`: found True: "),
         ("- a\n- b", "expected keys and values, found list"),
         ("experiments: [a", "not valid YAML: "),
+        ("experiments: [a]\nlaunch: {slots: 1, slots: 2}", "key `slots` is there twice"),
+        ("experiments: [null]", "key `experiments.0`: found None"),
+        (b"experiments: [\xe9]", "not valid YAML: 'utf-8' codec can't decode"),
     ],
 )
-def test_a_mistake_in_params_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_in_params_is_named(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MeritError) as caught:
         load_params(path)
-    found = [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+    lines = str(caught.value).replace(f"{path}, line 2: ", f"{path}: ").splitlines()
+    found = [line.removeprefix(f"{path}: ") for line in lines]
     assert any(line.startswith(message) for line in found), found
 
 
