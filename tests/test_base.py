@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from merit.config import Origin
+from merit.config import Base, Origin
 from merit.errors import MeritError
 from merit.io.checkpoint_files import checkpoint_hash
 from merit.run.cli import main
+from merit.run.execute import Executor
 from merit.run.stages import _listing
 from merit.train.base import model_folder, release
 from tests import tiny_models
@@ -53,6 +55,28 @@ def test_a_changed_base_is_refused(built: Path) -> None:
     nudge(built)
     with pytest.raises(MeritError, match=r"built: the weights are not those that base.json names"):
         model_folder(origin, built, "base", "mine")
+
+
+def test_a_base_without_its_weights_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    """Before anything is copied or computed; also one of which shards or all but pickles lack."""
+    folder = tmp_path / "mine"
+    tiny_models.llama(folder)
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    origin = Origin(checkpoint=str(folder))
+    assert model_folder(origin, tmp_path, "base", "x") == folder
+    shards[-1].unlink()
+    executor = object.__new__(Executor)
+    executor.experiment = SimpleNamespace(base=Base(checkpoint=str(folder)))  # type: ignore[assignment]
+    for check in (lambda: model_folder(origin, tmp_path, "base", "x"), executor._check_base):
+        with pytest.raises(MeritError, match=rf"^{shards[-1]}: shard not found"):
+            check()
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    for check in (lambda: model_folder(origin, tmp_path, "base", "x"), executor._check_base):
+        with pytest.raises(MeritError, match=r"mine/.*: checkpoint not found; pytorch_model\.bin"):
+            check()
 
 
 def test_a_small_folder_is_known_by_its_contents(tmp_path: Path) -> None:

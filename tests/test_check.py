@@ -161,6 +161,18 @@ def lacks(big: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
+def test_questions_are_looked_for_before_training(big: Path) -> None:
+    with pytest.raises(MeritError, match=r"missing before training: VLMEvalKit's MathVista_MINI"):
+        check.check_questions("big")
+
+
+def test_a_folder_that_may_not_be_written_is_named(
+    big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert next(check.missing_space([], {})) == f"the right to write into {big.resolve()}"
+
+
 def test_what_is_missing_is_named(
     lacks: Callable[..., str], big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -447,6 +447,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "--method ties --set densty=1",
         "--set: ties has no parameter 'densty'. Did you mean `density`?",
     ),
+    "twice": (Path.exists, "--method ties --set scale=1 --scale 2", "--set: 'scale' is given twi"),
     "number": (Path.exists, "--method ties --set density", "--set: density=: expected a number"),
     "range": (Path.exists, "--method star --set eta=2", "--set: eta must lie in (0, 1]"),
     "size": (Path.exists, "--max-shard 5XB", "--max-shard: found '5XB', expected a size such as"),

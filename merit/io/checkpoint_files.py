@@ -18,8 +18,8 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 def checkpoint_files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint (a folder or a file), in order, as its index says.
 
-    Raises MeritError where the index is unreadable, names a file that is missing or lies
-    elsewhere, or leaves out a shard that is there.
+    Raises MeritError where there is none, the index is unreadable, names a file that is missing or
+    lies elsewhere, or leaves out a shard that is there.
     """
     if not path.is_dir():
         if not path.exists() and not path.suffix:
@@ -27,6 +27,8 @@ def checkpoint_files(path: Path) -> list[Path]:
         return [path]
     check_no_adapter(path)
     if not (path / INDEX).exists():
+        if not (path / SINGLE).is_file():
+            raise MeritError(f"{path / SINGLE}: checkpoint not found{other_weights(path / SINGLE)}")
         return [path / SINGLE]
     if (path / SINGLE).exists():
         raise MeritError(

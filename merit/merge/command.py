@@ -161,10 +161,12 @@ def chosen_parameters(options: argparse.Namespace) -> dict[str, float]:
             raise MeritError("--set: an average has no parameters; leave it out")
         return {} if options.scale is None else {"scale": options.scale}
     chosen = load_merger(options.method).parameters
-    given = dict(text.partition("=")[::2] for text in options.set or ())
-    if options.scale is not None:
-        given["scale"] = options.scale
-    for name, value in given.items():
+    given = [text.partition("=")[::2] for text in options.set or ()]
+    given += [] if options.scale is None else [("scale", options.scale)]
+    names = [name for name, _ in given]
+    for name, value in given:
+        if names.count(name) > 1:
+            raise MeritError(f"--set: {name!r} is given twice")
         if name not in chosen:
             from merit.config.settings import nearest
 

@@ -32,7 +32,7 @@ from merit.io.progress import clock, write_timing
 from merit.run.access import needs_hub, set_access, uses_hub
 from merit.run.keys import code_hash
 from merit.run.pool import STOPPING, Pool, Task, describe_slots, gpu_slots, run_stage
-from merit.run.preflight import check_place, check_tasks
+from merit.run.preflight import check_base, check_place, check_tasks
 from merit.run.slurm import ON_NODE, train_branches
 from merit.run.stages import STAGES, Context, Stage, own_files, prune_outputs
 from merit.run.store import Item, Key, NotReady
@@ -123,6 +123,8 @@ class Executor:
         failures: dict[str, str] = {}
         waiting: dict[str, str] = {}
         check_place(self.experiment, self.context.paths)
+        if "base" in stages:
+            check_base(self.experiment)
         for name in stages:
             if (failures or waiting) and name not in ("merge", "prompts", "evaluate"):
                 break  # these do what they can; all others need everything

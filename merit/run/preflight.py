@@ -8,6 +8,7 @@ from pathlib import Path
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
+from merit.io.checkpoint_files import checkpoint_files
 
 
 def check_place(experiment: Experiment, paths: Artifacts) -> None:
@@ -19,6 +20,14 @@ def check_place(experiment: Experiment, paths: Artifacts) -> None:
         from merit.train.model import check_architecture
 
         check_architecture(folder)
+
+
+def check_base(experiment: Experiment) -> None:
+    """Raises MeritError if weights of a folder that the base begins with are missing."""
+    base = experiment.base
+    for origin in [base.assemble.vision, base.assemble.decoder] if base.assemble else [base]:
+        if origin.checkpoint and Path(origin.checkpoint).is_dir():
+            checkpoint_files(Path(origin.checkpoint))
 
 
 def check_tasks(experiment: Experiment, paths: Artifacts) -> None:

@@ -15,7 +15,7 @@ from merit.config import Base, Origin, load_experiment
 from merit.data.hub import fetch
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json, write_json, write_jsonl
-from merit.io.checkpoint_files import checkpoint_files, checkpoint_hash
+from merit.io.checkpoint_files import checkpoint_hash
 from merit.io.checkpoints import Checkpoint
 from merit.train.assembly import assemble
 from merit.train.base_phases import train_phases
@@ -109,7 +109,7 @@ def model_folder(origin: Origin, folder: Path, key: str, name: str) -> Path:
     if not (place / "config.json").is_file():
         raise MeritError(f"experiments/{name}.yaml: key `{key}.checkpoint`: no model in {place}")
     check_architecture(place)
-    checkpoint_files(place)
+    Checkpoint(place)
     about = place / "base.json"
     if about.is_file() and read_json(about)["base_hash"] != checkpoint_hash(place):
         raise MeritError(
