@@ -19,8 +19,11 @@ import torch
 from benchmarks.synthetic import random_mixture, random_model
 from merit.io.artifacts import REPORTS_DIR, atomic_write, write_json
 from merit.method.gradients import Sketch, Stride, mean_gradients
+from merit.train.attention import choose_attention
+from merit.train.batches import packed_rows
 from merit.train.loss import forward_loss
 from merit.train.model import set_trainable
+from merit.train.task_gradients import PACK_TOKENS
 
 NUM_TASKS, NUM_EXAMPLES, PAPER_MINUTES = 136, 200, 98
 
@@ -37,11 +40,17 @@ def main() -> None:
     data = random_mixture(given.examples + given.batch, 8000, image)
     parameters = set_trainable(model, ["decoder"])
 
+    choose_attention(model, "auto", low=device == "cuda")
+    packs = device == "cuda"  # as the stage does
+
     def loss(indices: np.ndarray) -> tuple[torch.Tensor, int]:
-        return forward_loss(model, data.batch(indices), None), int(data.num_targets(indices).sum())
+        batch = data.pack(indices) if packs else data.batch(indices)
+        return forward_loss(model, batch, None), int(data.num_targets(indices).sum())
 
     order = np.argsort(data.num_tokens(), kind="stable")
     batches = [order[i : i + given.batch] for i in range(0, len(order), given.batch)]
+    if packs:
+        batches = packed_rows(data.num_tokens(), PACK_TOKENS)
     rates = {}
     for name, kinds in {
         "stride 5": [Stride(5)],

@@ -55,8 +55,8 @@ class Runtime(Settings):
 
     `stored` keeps the checkpoint's own type; trained parameters are float32 in any case. `auto`
     takes a GPU if there is one; `spread` places a model that does not train over all GPUs.
-    Attention: `auto` is sdpa on a GPU and eager on a CPU, where sdpa's bytes depend on the CPU;
-    `varlen` is torch's variable-length flash attention, for packed rows on a GPU.
+    Attention: `auto` is varlen on a GPU in 16 bits, sdpa on a GPU in 32, and eager on a CPU, where
+    sdpa's bytes depend on the CPU; `varlen` is torch's variable-length flash attention.
     """
 
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
