@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from merit.data.examples import make_example
 from merit.errors import MeritError
 from merit.mini.nets import build_text_model, build_tokenizer
 from merit.train import loss as loss_module
-from merit.train.batches import packed_rows
+from merit.train.batches import BatchPlan, packed_rows
 from merit.train.dataset import IGNORED, TokenizedDataset
 from merit.train.images import ImageReader
 from merit.train.loss import forward_loss
@@ -178,6 +179,35 @@ def test_rows_by_hand() -> None:
     """Limit 10: 7 opens a row; 6 another; 4 goes to 6; 3 to 7; 12 has a row of its own."""
     rows = packed_rows(np.array([4, 12, 7, 3, 6]), 10)
     assert [row.tolist() for row in rows] == [[1], [2, 3], [0, 4]]
+
+
+def test_rows_of_several_processes_by_hand() -> None:
+    """Lengths 4, 12, 7, 3, 6 in rows of 20: first-fit needs two, of 19 and 13. Two processes get
+    12 + 4 = 16 and 7 + 6 + 3 = 16; four get rows of 12, 7, 7 and 6; of three examples four get one
+    each, and the last computes the shortest again, which does not count.
+    """
+    data: Any = SimpleNamespace(num_tokens=lambda: np.array([4, 12, 7, 3, 6]))
+
+    def shares(order: list[int], processes: int, limit: int | None = 20) -> list[Any]:
+        plan = BatchPlan.of(np.array(order), data, len(order), limit, processes)
+        return [
+            [(row.tolist(), counts) for row, counts in plan.share(0, rank)]
+            for rank in range(processes)
+        ]
+
+    everything = [0, 1, 2, 3, 4]
+    assert shares(everything, 1) == [[([1, 2], True), ([0, 3, 4], True)]]
+    assert shares(everything, 2) == [[([0, 1], True)], [([2, 3, 4], True)]]
+    assert shares(everything, 4) == [
+        *([([1], True)], [([2], True)], [([0, 3], True)], [([4], True)]),
+    ]
+    assert shares([0, 1, 2], 4)[2:] == [[([0], True)], [([0], False)]]
+    # one padded batch is divided, too
+    assert shares(everything, 2, None) == shares(everything, 2)
+    assert shares(everything, 1, None) == [[(everything, True)]]
+    # an even division that breaks the limit is not taken: 3 + 2 + 2 in rows of 6
+    data.num_tokens = lambda: np.array([3, 3, 2, 2, 2])
+    assert shares(everything, 2, 6) == [[([0, 1], True)], [([2, 3, 4], True)]]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(10, 60))
