@@ -92,6 +92,7 @@ def _answer(
         from merit.eval.answering import vllm_engine
 
         left = [i for i in range(len(prompts)) if i not in done]
+        size = max(size, vllm_engine.QUESTIONS)
         for chunk in (left[i : i + size] for i in range(0, len(left), size)):
             found = vllm_engine.generate(model, processor, [prompts[i] for i in chunk])
             yield dict(zip(chunk, found, strict=True))

@@ -14,6 +14,8 @@ from typing import Any
 from merit.errors import MeritError
 from merit.eval.answering.batches import Prompt, chat_text, image_size
 
+QUESTIONS = 1024  # that it schedules at a time; their images are open together
+
 
 def load(folder: Path, prompts: Sequence[Prompt], dtype: str = "stored") -> Any:
     """vLLM's model of a folder, ready for these prompts; `dtype` "stored" is config.json's.

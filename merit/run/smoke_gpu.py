@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,14 @@ def checks(place: Callable[..., Any]) -> Iterator[tuple[str, Callable[[], str]]]
     from merit.run.smoke_table import Cell, cells, outcome
 
     plain: dict[Cell, Any] = {}
+
+    def train(cell: Cell) -> str:
+        if cell.plain not in plain:
+            plain[cell.plain] = outcome(cell.plain)
+        return difference(outcome(cell, place=place), plain[cell.plain], cell)
+
     for cell in cells():
-
-        def train(cell: Cell = cell) -> str:
-            if cell.plain not in plain:
-                plain[cell.plain] = outcome(cell.plain)
-            return difference(outcome(cell, place=place), plain[cell.plain], cell)
-
-        yield f"train {cell}", train
+        yield f"train {cell}", partial(train, cell)
 
     def resume() -> str:
         cell = Cell("vision", ("projector", "decoder"), bfloat16=True, packed=True)
@@ -87,9 +88,9 @@ def checks(place: Callable[..., Any]) -> Iterator[tuple[str, Callable[[], str]]]
 
     yield "stop and resume", resume
     for low in (False, True):
-        yield f"gradients {'bfloat16' if low else 'float32'}", lambda low=low: gradients(place, low)
+        yield f"gradients {'bfloat16' if low else 'float32'}", partial(gradients, place, low)
     for kind in ("text", "vision"):
-        yield f"generate {kind}", lambda kind=kind: generation(place, kind)
+        yield f"generate {kind}", partial(generation, place, kind)
 
 
 def difference(found: Any, expected: Any, cell: Any) -> str:

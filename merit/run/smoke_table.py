@@ -40,7 +40,7 @@ VISION = {
 GRID = [1, 8, 4]  # patches of every image: two windows
 ORDER = np.arange(12)  # two steps of six
 LAYER = r".*layers\.0\.mlp.*"
-LISTS = {
+LISTS: dict[str, list[tuple[str, ...]]] = {
     "vision": [
         *(("decoder",), ("projector",), ("vision",), ("projector", "decoder")),
         *(("vision", "decoder"), ("vision", "projector"), ("vision", "projector", "decoder")),

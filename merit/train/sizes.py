@@ -102,8 +102,13 @@ def base_sizes(base: Base, built: Path) -> Sizes:
     linears = {name: count for name, count in first.linears.items() if "visual." in name}
     for name, count in others[0].linears.items():
         linears[name.replace("model.", "model.language_model.", 1)] = count
-    seen = {"vision": first.vision, "projector": first.projector, "patches": first.patches}
-    return replace(others[0], linears=linears, **seen)
+    return replace(
+        others[0],
+        linears=linears,
+        vision=first.vision,
+        projector=first.projector,
+        patches=first.patches,
+    )
 
 
 def origins(base: Base) -> list[Base | Origin]:
