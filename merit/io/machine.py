@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
+import subprocess
 import zlib
 from functools import cache
 from importlib.metadata import version
@@ -26,8 +28,13 @@ def visible_gpus() -> list[str]:
     Raises MeritError for a name that is none: CUDA would leave it out, and what follows it.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:  # in a container nvidia-smi may be missing, and other GPUs are not there
-        return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    if chosen is None:  # a container may lack nvidia-smi, WSL the devices
+        number = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        if not number and shutil.which("nvidia-smi"):
+            command = ["nvidia-smi", "-L"]
+            listed = subprocess.run(command, capture_output=True, text=True, check=False)
+            number = sum(line[:4] == "GPU " for line in listed.stdout.splitlines())
+        return [str(i) for i in range(number)]
     names = [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
     for name in names:
         if not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name) or names.count(name) > 1:
