@@ -85,12 +85,13 @@ def runs(experiment: Experiment, artifacts: Artifacts) -> list[Run]:
     }
     scores = _optional(artifacts.evaluation / "scores.json").get("scores", {})
     held_out = study_folder(experiment.name, "held_out") / "result.json"
-    losses = _optional(held_out).get("summary", {}).get("loss", {})
+    told = _optional(held_out).get("summary", {})
     models: dict[Model, Run] = {}
     for model in todo.models.values():
         values = dict(scores.get(model.id, {}))
         values |= {"average": sum(values.values()) / len(values)} if values else {}
-        values |= {"held_out_loss": losses[model.id]} if model.id in losses else {}
+        for key in ("loss", "accuracy"):
+            values |= {f"held_out_{key}": x for m, x in told.get(key, {}).items() if m == model.id}
         own = [trained[branch] for branch in model.branches if branch in trained]
         if run := _model(experiment, artifacts, model, own, values):
             models[model] = run

@@ -80,7 +80,9 @@ def test_merit_commands_parse_and_their_stages_and_items_exist(page: Path) -> No
                 experiment = load_experiment(name, ROOT / "experiments")
                 check_items(Context.of(experiment), stages, getattr(options, "only", []))
             else:
-                assert name == "own" or name.isupper() or name[0] == "<", f"{page}: {name}"
+                assert name in ("mine", "own") or name.isupper() or name[0] == "<", (
+                    f"{page}: {name}"
+                )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
