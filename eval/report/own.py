@@ -60,6 +60,7 @@ def write_held_out_report(
         told=told,
         command=command,
         other=behind_of(main, rows) if told and main != told["method"] else None,
+        branches=studies["held_out"].summary["branches"] if told else [],
         table=markdown_table([HEADER, *map(shown, rows)]) if rows else "",
         verdict=ready.summary["verdict"] if ready else "",
         conditions=conditions,

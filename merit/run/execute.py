@@ -341,6 +341,11 @@ def write_settings(names: Sequence[str]) -> None:
     say_differences()
     for name in names:
         context = Context.of(load(name))
+        if not context.experiment.evaluation.benchmarks:
+            raise MeritError(
+                f"params.yaml: key `experiments`: {name} has no benchmarks, which dvc.yaml's "
+                f"stages expect; `merit run {name}` runs it"
+            )
         write_json(SETTINGS_DIR / f"{name}.json", stage_settings(context))
         for stage in STAGES.values():
             for item in stage.items(context) if stage.stored else ():

@@ -176,8 +176,8 @@ def branches(
     candidates: Sequence[Candidate],
 ) -> list[Row]:
     """Of every split: its shortest branch's steps, how far its branches moved as a share of joint
-    training's distance, the best c, and whether they are too `short` to have learned: too few
-    steps, or a loss that still falls beyond their distance.
+    training's distance, and an `advice` if they are too short to have learned: few steps, or a loss
+    that still falls beyond their distance; else "".
     """
     joint = [
         displacement(paths, model)
@@ -196,14 +196,16 @@ def branches(
         if joint and all("displacement" in one for one in told):
             share = _mean(one["displacement"] for one in told) / _mean(joint)
         best = max(one.c for one in candidates if one.method == name)
-        longer = max(best, FEW_STEPS / steps)
-        rows.append(
-            {
-                **{"method": name, "num_steps": steps, "share_of_joint": share, "best_c": best},
-                "short": steps < FEW_STEPS or best > WHOLE,
-                "epochs_needed": int(np.ceil(method.epochs * longer)),
-            }
-        )
+        row = {"method": name, "num_steps": steps, "share_of_joint": share, "advice": ""}
+        if steps < FEW_STEPS or best > WHOLE:
+            why = f"the loss still falls at {best:g} times their distance"
+            epochs = int(np.ceil(method.epochs * max(best, FEW_STEPS / steps)))
+            row["advice"] = (
+                f"The branches of {name} are too short to have learned all they could: "
+                f"{why if best > WHOLE else f'{steps} steps are few'}. Set `epochs: {epochs}` for "
+                "it, or a larger `learning_rate`."
+            )
+        rows.append(row)
     return rows
 
 
