@@ -14,7 +14,7 @@ from merit.config import Base, Origin
 from merit.errors import MeritError
 from merit.io.checkpoint_files import checkpoint_hash
 from merit.run.cli import main
-from merit.run.execute import Executor
+from merit.run.preflight import check_base
 from merit.run.stages import _listing
 from merit.train.base import model_folder, release
 from tests import tiny_models
@@ -66,15 +66,20 @@ def test_a_base_without_its_weights_is_refused_by_its_own_name(tmp_path: Path) -
     origin = Origin(checkpoint=str(folder))
     assert model_folder(origin, tmp_path, "base", "x") == folder
     shards[-1].unlink()
-    executor = object.__new__(Executor)
-    executor.experiment = SimpleNamespace(base=Base(checkpoint=str(folder)))  # type: ignore[assignment]
-    for check in (lambda: model_folder(origin, tmp_path, "base", "x"), executor._check_base):
+    experiment: Any = SimpleNamespace(base=Base(checkpoint=str(folder)))
+    for check in (
+        lambda: model_folder(origin, tmp_path, "base", "x"),
+        lambda: check_base(experiment),
+    ):
         with pytest.raises(MeritError, match=rf"^{shards[-1]}: shard not found"):
             check()
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
-    for check in (lambda: model_folder(origin, tmp_path, "base", "x"), executor._check_base):
+    for check in (
+        lambda: model_folder(origin, tmp_path, "base", "x"),
+        lambda: check_base(experiment),
+    ):
         with pytest.raises(MeritError, match=r"mine/.*: checkpoint not found; pytorch_model\.bin"):
             check()
 

@@ -70,7 +70,8 @@ def run(
             executor.run(wanted, only)
             if not stages:
                 made = executor.context.paths
-                print(f"{experiment.name}: {made.folder / 'models'}, {made.report / 'README.md'}", flush=True)
+                page = made.report / "README.md"
+                print(f"{experiment.name}: {made.folder / 'models'}, {page}", flush=True)
 
 
 def load(name: str) -> Experiment:
