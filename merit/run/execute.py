@@ -176,10 +176,10 @@ class Executor:
                 pending = list(lacking)
                 todo = [(item, key) for item, key in ready if not self._keep(stage, item, key)]
                 kept += len(ready) - len(todo)
-                failed = (
-                    self._missing(stages) if stage.name == "train" and todo and not only else {}
-                )
-                failed = failed or (self._compute(stage, stages, todo) if todo else {})
+                if stage.name == "train" and "evaluate" in stages and todo:
+                    if unasked := self._missing(stages):
+                        return unasked, {}, done, kept
+                failed = self._compute(stage, stages, todo) if todo else {}
                 failures |= failed
                 done += len(todo) - len(failed)
                 if not pending or not ready:
