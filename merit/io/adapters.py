@@ -120,7 +120,7 @@ class Adapter:
 
     def _forget_tied(self, low: dict[str, Low], whole: dict[str, str], ensured: bool) -> None:
         """Leave out what is added to the output embedding, if the input's gets the same."""
-        inputs, output = input_embedding([*low, *whole]), OUTPUT_EMBEDDING
+        inputs, output = input_embedding([*low, *whole]) or "", OUTPUT_EMBEDDING
         head, embedding = (
             [self._factors(found, name) for found in (low, whole) if name in found]
             for name in (output, inputs)
@@ -210,7 +210,8 @@ def _of_module(path: Path, config: dict[str, Any], module: str) -> float:
     Raises MeritError that names the pattern if it is none, or its value no number.
     """
     patterns = config.get("alpha_pattern") or {}
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else [(patterns, None)]:
+    pairs: list[tuple[Any, Any]] = [(patterns, None)]
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else pairs:
         try:
             found = re.fullmatch(rf"(.*\.)?({pattern})", module)
         except re.error as error:

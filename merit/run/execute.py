@@ -176,9 +176,9 @@ class Executor:
                 pending = list(lacking)
                 todo = [(item, key) for item, key in ready if not self._keep(stage, item, key)]
                 kept += len(ready) - len(todo)
-                if stage.name == "train" and "evaluate" in stages and todo:
-                    if unasked := self._missing(stages):
-                        return unasked, {}, done, kept
+                asked = stage.name == "train" and "evaluate" in stages and todo
+                if asked and (unasked := self._missing(stages)):
+                    return unasked, {}, done, kept
                 failed = self._compute(stage, stages, todo) if todo else {}
                 failures |= failed
                 done += len(todo) - len(failed)
