@@ -96,8 +96,9 @@ class Cell:
 def cells() -> Iterator[Cell]:
     """Every list x precision x checkpointing x packing; the other optimisers where kinds mix."""
     for kind, lists in LISTS.items():
-        for trainable, *flags in itertools.product(lists, *[(False, True)] * 3):
-            yield Cell(kind, trainable, *flags)
+        for trainable in lists:
+            for low, checkpointing, packed in itertools.product((False, True), repeat=3):
+                yield Cell(kind, trainable, low, checkpointing, packed)
     for algorithm in ("sgd", "muon"):
         yield Cell("vision", ("projector", "decoder"), algorithm=algorithm)
         yield Cell("text", ("decoder",), bfloat16=True, packed=True, algorithm=algorithm)
