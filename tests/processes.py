@@ -22,8 +22,8 @@ from merit.train import loss as loss_module
 def outcome(cell: Cell, folder: Path | None = None, stop: int = 0, **options: Any) -> Any:
     """That of the table, on one thread; packed rows take a large vocabulary's loss, in chunks."""
     torch.set_num_threads(1)
-    changes = {"SMALL_VOCABULARY": 0, "CHUNK": 5} if cell.packed else {}
-    with mock.patch.multiple(loss_module, **changes):
+    limit, chunk = (0, 5) if cell.packed else (loss_module.SMALL_VOCABULARY, loss_module.CHUNK)
+    with mock.patch.multiple(loss_module, SMALL_VOCABULARY=limit, CHUNK=chunk):
         return table_outcome(cell, folder, stop, **options)
 
 
