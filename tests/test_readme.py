@@ -155,7 +155,7 @@ def test_modules_and_files_that_are_named_exist(page: Path) -> None:
         if (ROOT / "merit" / name.split(".")[1]).is_dir() or name.startswith("eval."):
             assert is_known(name.split(".")), f"{page}: {name}"
     for name in re.findall(r"`((?:merit|eval|tests|experiments|examples)/[\w./-]+)`", text):
-        assert name.endswith("own.yaml") or (ROOT / name).exists(), f"{page}: {name}"
+        assert name.endswith(("own.yaml", "mine.yaml")) or (ROOT / name).exists(), f"{page}: {name}"
 
 
 def is_known(parts: list[str]) -> bool:

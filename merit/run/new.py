@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,6 +67,7 @@ def new(name: str, data: str, base: str) -> None:
         sizes = config_sizes(read_json(folder / "config.json"), base)
         processor = load_processor(folder)
         tokenizer = getattr(processor, "tokenizer", processor)
+        template: Literal["chat", "plain"]
         template = "chat" if tokenizer.chat_template or _has_template(processor) else "plain"
         template_of(processor, template)  # refuses one that training cannot use
         if template == "plain" and tokenizer.eos_token is None:
