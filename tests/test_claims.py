@@ -377,7 +377,7 @@ def test_planned_studies_are_read_in_their_order(
     assert "base ffffffff" in str(gain.caveat("e" * 64))
     for change, named in (
         (lambda path: write_json(path, {"summary": {}}), "key `tables`"),
-        (lambda path: path.write_text("{\n"), "line 2"),
+        (lambda path: path.write_text('{\n"a" 1}'), "line 2"),
         (Path.unlink, "file not found"),
     ):
         change(folder / "weights" / "result.json")

@@ -25,7 +25,7 @@ from merit.io.artifacts import Artifacts, read_json
 from merit.train.dataset import TokenizedDataset
 from merit.train.images import ImageReader
 from merit.train.loss import forward_loss
-from merit.train.model import for_generation, load_model, load_processor
+from merit.train.model import load_model, load_processor
 from merit.train.tokenize import encode_examples
 
 BATCH_SIZE = 16  # answers generated side by side
@@ -123,7 +123,7 @@ def match_scores(
     starts = {task: short_answers(found, processor) for task, found in data.items()}
     scores: dict[str, Scores] = {}
     for name in models if any(starts.values()) else ():
-        model = load_model(paths.model(name), for_generation(experiment.model))
+        model = load_model(paths.model(name), experiment.model, generates=True)
         scores[name] = {
             task: exact_matches(model, processor, data[task], found)  # type: ignore[misc]
             for task, found in starts.items()

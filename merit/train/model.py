@@ -90,13 +90,13 @@ def load_model(folder: Path, runtime: Runtime | None = None, generates: bool = F
             output_loading_info=True,
         )
     except ImportError as error:  # an attention of another package
-        first = str(error).splitlines()[0]
-        raise MeritError(f"key `model.attention`: {runtime.attention!r}: {first}") from None
+        why = str(error).splitlines()[0]
+        raise MeritError(f"key `model.attention`: {runtime.attention!r}: {why}") from None
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         if text := message_of(error):
             raise MeritError(f"{folder}: {text}") from None
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MeritError(f"{folder}: the model cannot be read ({first})") from None
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MeritError(f"{folder}: the model cannot be read ({why})") from None
     model, report = loaded
     missing = [name for name in report["missing_keys"] if name != "lm_head.weight"]
     if missing or report["unexpected_keys"]:

@@ -30,7 +30,7 @@ from merit.eval.studies.held_out.settings import HeldOut
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.io.progress import Progress
-from merit.train.model import for_generation, load_model, load_processor, use_one_thread
+from merit.train.model import load_model, load_processor, use_one_thread
 
 Point = tuple[str, float]  # a model's id and its c
 Values = Mapping[str, Array]  # by task: a number per example
@@ -47,7 +47,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
     use_one_thread()
     data = load_held_out(paths, experiment.encoding, settings.num_examples)
     processor = load_processor(paths.base)
-    model = load_model(paths.base, for_generation(experiment.model))
+    model = load_model(paths.base, experiment.model, generates=True)
     starts = {task: short_answers(found, processor) for task, found in data.items()}
     asked = {task: {i: s for i, s in found.items() if i % 2 == 0} for task, found in starts.items()}
     asked = {task: found for task, found in asked.items() if found}
