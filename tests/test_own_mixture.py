@@ -30,7 +30,7 @@ class Here:
     def __init__(self, *_: object) -> None:
         self.slots = [""]
 
-    def run(self, label: str, tasks: Sequence[Task]) -> dict[str, str]:
+    def run(self, label: str, tasks: Sequence[Task], slots: object = None) -> dict[str, str]:
         for _, function, arguments in tasks:
             function(*arguments)
         return {}
