@@ -18,6 +18,7 @@ from merit.io.artifacts import REPORTS_DIR, file_hash, read_json
 
 SUMMARY = "summary.json"  # what the pages over all experiments read of a report
 BEST = Path("control", QUESTIONS)  # of a family's studies: every method at its best distance
+LESSONS = {"num_conversations", "num_recaptions"}  # of `data`: only a base that is built reads them
 
 
 def other_bases(experiment: Experiment, reports_dir: Path = REPORTS_DIR) -> list[str]:
@@ -32,7 +33,10 @@ def other_bases(experiment: Experiment, reports_dir: Path = REPORTS_DIR) -> list
         other = load_experiment(path.stem)
         if other.report.brief and other.report.family == experiment.report.family:
             for key in ("data", "evaluation"):
-                if getattr(other, key) != getattr(experiment, key):
+                one, mine = (
+                    getattr(e, key).model_dump(exclude=LESSONS) for e in (other, experiment)
+                )
+                if one != mine:
                     raise MeritError(
                         f"{path}: key `{key}`: other than in {experiment.name}, so that the "
                         "questions are not the same; change it or remove `report.family`"

@@ -26,8 +26,11 @@ def run() -> None:
 
 
 def has_report(name: str) -> bool:
-    """Whether an experiment that is not run by default left a report: it stays in the pages."""
-    return (REPORTS_DIR / name / SUMMARY).is_file()
+    """Whether an experiment that is not run by default left a report: it stays in the pages.
+
+    That of another base is brief, without claims, and is part of its family's.
+    """
+    return all((REPORTS_DIR / name / file).is_file() for file in (SUMMARY, "claims.json"))
 
 
 def is_current(name: str) -> bool:
