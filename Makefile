@@ -1,4 +1,4 @@
-# `make` alone prints what there is to do.
+# `make` prints what there is to do.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""Real shapes with random weights, and mixtures of random tokens: for speed and memory alone."""
+"""Real shapes with random weights, and mixtures of random tokens: only for speed and memory."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Evaluation(Settings):
     HumanEval, in a sandbox.
     """
 
-    benchmarks: list[str] = []  # without any, models are judged on held-out examples alone
+    benchmarks: list[str] = []  # without any, models are judged only on held-out examples
     batch_size: PositiveInt = 64
     max_new_tokens: PositiveInt = 64
     generator: Literal["transformers", "vllm"] = "transformers"

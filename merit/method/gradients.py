@@ -173,7 +173,7 @@ def mean_gradients(
     try:
         for compute in losses:
             loss, count = compute()
-            if loss.requires_grad:  # a batch without an image has no gradient in a projector alone
+            if loss.requires_grad:  # a projector without images has none
                 loss.backward()
             weight += count
     finally:

@@ -3,7 +3,7 @@
 A folder of torch.distributed.checkpoint in the partial folder of the result: parameters and
 optimiser states, written tensor by tensor, each process what it holds; state.json says where the
 loop was. The order of the data follows from the seed, so it is not stored. Another number of
-processes can resume, since torch cuts the tensors anew.
+processes can resume, since torch cuts the tensors again.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def train(
             weight = float(data.num_targets(row).sum()) / max(num_targets, 1) if counts else 0.0
             loss = module(next(batches))
             # the mean of the processes' gradients is taken below, and by FSDP
-            if loss.requires_grad:  # a row without an image has no gradient in a projector alone
+            if loss.requires_grad:  # a projector without images has none
                 (loss * (weight * group.size)).backward()
             losses.append((loss.detach(), weight))
         value = group.total(sum(loss.item() * weight for loss, weight in losses))

@@ -18,7 +18,7 @@ class Thresholds(Settings):
 
 
 class Readiness(Study):
-    """Is the base merge-ready? Decided by joint training and random splits alone (section 4)."""
+    """Is the base merge-ready? Decided only by joint training and random splits (section 4)."""
 
     title = "Is the base merge-ready?"
     without_benchmarks = True
