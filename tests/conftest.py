@@ -13,12 +13,16 @@ from typing import Any
 import merit  # noqa: F401 # isort: skip - before numpy
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from merit.config import Architecture, MiniWorldData
 from merit.data.examples import Example, read_examples
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# the same examples in every run; `--hypothesis-profile default` looks for new ones
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the groups

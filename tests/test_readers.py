@@ -104,11 +104,11 @@ def gradients(path: Path) -> Any:
 
 
 def tensors(path: Path) -> dict[str, Any]:
-    return {name: tensor.tolist() for name, tensor in Checkpoint(path).items()}
+    return {name: tensor.tolist() for name, tensor in sorted(Checkpoint(path).items())}
 
 
 def by_library(content: bytes) -> Any:
-    return {name: tensor.tolist() for name, tensor in load(content).items()}
+    return {name: tensor.tolist() for name, tensor in sorted(load(content).items())}
 
 
 def plain(value: Any) -> Any:
@@ -175,7 +175,5 @@ def test_the_right_value_or_one_line_that_names_the_file(
         assert len(refusal.splitlines()) == 1
         assert name in refusal or name.startswith("own.")  # a bad record's reader adds it
     elif reference is not None:
-        other = plain(reference(content))
-        assert json.dumps(plain(found), default=str, sort_keys=True) == json.dumps(
-            other, default=str, sort_keys=True
-        )
+        # repr: NaN equals itself there, and YAML's keys may be numbers or dates
+        assert repr(plain(found)) == repr(plain(reference(content)))
