@@ -301,6 +301,8 @@ def test_a_text_model_answers_as_one_by_one() -> None:
         inputs = dict(tokenizer(batches.chat_text(tokenizer, prompt), return_tensors="pt"))
         assert found[i] == greedy(model, tokenizer, inputs, 5)
     assert len(set(found.values())) > 1
+    named = [Prompt(p.parts, 5, None, b) for p, b in zip(prompts, "baaba", strict=True)]
+    assert split(tokenizer, named, 2) == [[4, 2], [1], [0, 3]]  # one's answers are of like length
     picture = Prompt((Picture(Path("x.png")),), 1)
     with pytest.raises(MeritError, match=r"x\.png"):
         batches.chat_text(tokenizer, picture)

@@ -154,7 +154,7 @@ def build_prompts(questions: Questions) -> list[Prompt]:
         high = record.max_pixels or settings.max_pixels
         length = record.max_new_tokens or settings.max_new_tokens
         pixels = (low, high) if low and high else None
-        return Prompt(tuple(part(name, value) for value in parts), length, pixels)
+        return Prompt(tuple(part(name, value) for value in parts), length, pixels, name)
 
     return [build(name, questions.prompts[name][index]) for name, index in _order(questions)]
 

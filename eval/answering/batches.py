@@ -35,11 +35,13 @@ class Prompt:
     """One question: text and any number of images, in the order in which they are shown.
 
     `pixels`: fewest and most pixels that an image is scaled to; None keeps the processor's range.
+    `benchmark`: questions of one have answers of similar length, and share batches.
     """
 
     parts: tuple[str | Picture, ...]
     max_new_tokens: int
     pixels: tuple[int, int] | None = None
+    benchmark: str = ""
 
     @property
     def images(self) -> list[Picture]:
@@ -62,19 +64,17 @@ class Batch:
 
 
 def split(processor: Any, prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
-    """Positions of the prompts, batch by batch: by limits, then by length, ties in file order.
+    """Positions of the prompts, batch by batch: by benchmark and limits, then by length, ties in
+    file order.
 
     A length counts words and image tokens, which an image's header tells.
     """
-    by_limits: dict[tuple[int, tuple[int, int]], list[tuple[int, int]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     for i, prompt in enumerate(prompts):
-        by_limits.setdefault(_limits(prompt), []).append((_length(processor, prompt), i))
-    orders = [[i for _, i in sorted(by_limits[limits])] for limits in sorted(by_limits)]
+        group = prompt.benchmark, prompt.max_new_tokens, prompt.pixels or (0, 0)
+        groups.setdefault(group, []).append((_length(processor, prompt), i))
+    orders = [[i for _, i in sorted(groups[group])] for group in sorted(groups)]
     return [o[i : i + batch_size] for o in orders for i in range(0, len(o), batch_size)]
-
-
-def _limits(prompt: Prompt) -> tuple[int, tuple[int, int]]:
-    return prompt.max_new_tokens, prompt.pixels or (0, 0)
 
 
 def _length(processor: Any, prompt: Prompt) -> int:
