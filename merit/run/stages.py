@@ -186,7 +186,7 @@ def _results(c: Context, with_scores: bool = True) -> dict[str, Any]:
 def _studies(c: Context) -> list[str]:
     from merit.eval.studies import reported
 
-    return reported(c.experiment)
+    return sorted(reported(c.experiment), key="control".__ne__)  # which takes longest
 
 
 def _report(c: Context, _: str) -> Basis:
