@@ -33,7 +33,7 @@ def test_the_7b_experiment_fits_eight_cards_of_80_gb() -> None:
             "frozen": 2 * sizes.vision,
             "gathered": 2 * 2 * layer + 2 * 2 * table + 6 * table,
             "inputs of layers": 2 * 8192 * 3584 * 28,
-            "one layer": 2 * 8192 * (4 * 18944 + 12 * 3584),
+            "layers kept": 2 * 8192 * (4 * 18944 + 12 * 3584),
             "logits": 10 * 2048 * 152_064,
         }
     )

@@ -15,13 +15,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from merit.config import Optimizer
 from merit.errors import MeritError
 from merit.method.gradients import calibration_sample
 from merit.train.batches import BatchPlan, data_order, grouped_by_length
 from merit.train.loss import forward_loss
-from merit.train.model import component_of, set_trainable
+from merit.train.model import component_of, recompute_layers, set_trainable
 from merit.train.optimizers import build_optimizers, learning_rate_at, step_all
 from tests.conftest import Tiny
 from tests.training import fit, same_bytes, settings
@@ -34,6 +35,24 @@ def test_training_twice_is_the_same_bytes(tiny: Tiny) -> None:
     assert records == again
     assert same_bytes(first, second)
     assert not same_bytes(first, fit(tiny, settings(), data_order(15, 2.0, 2))[0])
+
+
+def test_every_second_layer_is_computed_again_and_nothing_changes() -> None:
+    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "vocab_size": 9}
+    torch.manual_seed(0)
+    plain = Qwen2ForCausalLM(Qwen2Config(**config, num_attention_heads=2, num_key_value_heads=1))
+    model, calls = copy.deepcopy(plain), [0, 0, 0]
+    recompute_layers(model, every=2)
+    for i, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    ids = torch.arange(9)[None]
+    for m in (plain.train(), model.train()):
+        m(input_ids=ids, labels=ids).loss.backward()
+    assert calls == [2, 1, 2]
+    assert all(
+        torch.equal(a.grad, b.grad)
+        for a, b in zip(plain.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_only_the_decoder_learns_and_the_loss_falls(tiny: Tiny) -> None:

@@ -60,7 +60,7 @@ class Phase(Settings):
     # how a step is computed: as in `training`
     precision: Literal["float32", "bfloat16"] = "float32"
     pack_tokens: PositiveInt | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | PositiveInt = False
     workers: Annotated[int, Field(ge=0)] = 0
 
 

@@ -118,7 +118,7 @@ class Training(Settings):
     joint_batch_size: PositiveInt | None = None  # the paper searches it for joint training only
     precision: Literal["float32", "bfloat16"] = "float32"
     pack_tokens: PositiveInt | None = None
-    gradient_checkpointing: bool = False  # of the decoder's layers
+    gradient_checkpointing: bool | PositiveInt = False  # n: of every n-th layer of the decoder
     lora: Lora | None = None
     checkpoint_minutes: PositiveFloat | None = None  # between two of a branch's checkpoints
     workers: Annotated[int, Field(ge=0)] = 0  # processes that read and resize images ahead

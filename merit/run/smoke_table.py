@@ -19,7 +19,7 @@ from merit.train.dataset import TokenizedDataset
 from merit.train.distributed import process_group
 from merit.train.loop import train
 from merit.train.lora import add_adapters
-from merit.train.model import decoder, set_trainable
+from merit.train.model import recompute_layers, set_trainable
 
 IMAGE, VOCABULARY = 3, 96  # the token of images, of as many
 TEXT: dict[str, Any] = {
@@ -126,7 +126,7 @@ def outcome(
     else:
         parameters = set_trainable(model, settings.trainable)
     if cell.checkpointing:
-        decoder(model).activation_checkpointing_enable()
+        recompute_layers(model, every=1)
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if n not in parameters}
     records: list[Any] = []
     with process_group() as group:

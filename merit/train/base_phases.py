@@ -37,10 +37,10 @@ from merit.train.distributed import ProcessGroup
 from merit.train.images import image_reader, vision_features
 from merit.train.loop import train
 from merit.train.model import (
-    decoder,
     load_model,
     load_processor,
     project,
+    recompute_layers,
     set_trainable,
     use_one_thread,
     vision_hidden_states,
@@ -146,7 +146,7 @@ def train_phase(
     """
     parameters = set_trainable(model, phase.trainable)
     if phase.gradient_checkpointing:
-        decoder(model).activation_checkpointing_enable()
+        recompute_layers(model, phase.gradient_checkpointing)
     batch_size = phase.optimizer.batch_size
     order = data_order(len(data), phase.num_steps * batch_size / len(data), seed)
     train(

@@ -70,7 +70,7 @@ def train_branch(
     from merit.train.images import open_mixture
     from merit.train.loop import Diverged, train
     from merit.train.lora import add_adapters
-    from merit.train.model import decoder, load_model, set_trainable
+    from merit.train.model import load_model, recompute_layers, set_trainable
 
     branch = manifest["branch"]
     data = open_mixture(paths, Encoding.model_validate(manifest["encoding"]))
@@ -84,7 +84,7 @@ def train_branch(
     else:
         parameters = set_trainable(model, settings.trainable)
     if settings.gradient_checkpointing:
-        decoder(model).activation_checkpointing_enable()
+        recompute_layers(model, settings.gradient_checkpointing)
     summary: dict[str, Any] = {
         "branch": branch,
         "num_steps": num_steps,

@@ -174,6 +174,16 @@ def set_trainable(model: torch.nn.Module, chosen: Iterable[str]) -> dict[str, to
     return {name: named[name] for name in sorted(trainable)}
 
 
+def recompute_layers(model: Any, every: int) -> None:
+    """Compute every `every`-th layer of the decoder again in the backward pass, from the first on.
+
+    Their activations need no memory in between; values stay the same to the bit.
+    """
+    decoder(model).activation_checkpointing_enable()
+    for i, layer in enumerate(decoder(model).layers):
+        layer.gradient_checkpointing = i % every == 0
+
+
 def stored_tensors(
     model: Any, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:

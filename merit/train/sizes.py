@@ -70,6 +70,8 @@ def training_memory(
     tables = table * (2 - sizes.tied)
     layer = (sizes.decoder - tables) / max(1, sizes.layers)
     tokens = training.pack_tokens or 0
+    every = int(training.gradient_checkpointing) or 1
+    kept = 1 + sizes.layers - -(-sizes.layers // every)  # the one at hand, and those not recomputed
     return {
         "trained, cut over processes": states * cut / processes,
         "trained, whole": states * whole,
@@ -77,7 +79,7 @@ def training_memory(
         "gathered": (2 * (2 * layer + table * (2 - sizes.tied)) + 6 * max(layer, table))
         * bool(cut),
         "inputs of layers": 2.0 * tokens * sizes.hidden * sizes.layers,
-        "one layer": 2.0 * tokens * (4 * sizes.intermediate + 12 * sizes.hidden),
+        "layers kept": 2.0 * tokens * (4 * sizes.intermediate + 12 * sizes.hidden) * kept,
         "logits": 10.0 * min(tokens, CHUNK) * sizes.vocabulary,
     }
 
