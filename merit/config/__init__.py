@@ -9,4 +9,12 @@ from merit.config.evaluation import Evaluation, JudgeSettings
 from merit.config.experiment import EXPERIMENTS_DIR, Experiment, every_method, load_experiment
 from merit.config.methods import PARAMETERS, Method, Sweep, combinations, suffix
 from merit.config.params import PARAMS_FILE, Launch, Params, Tracking, load_params
-from merit.config.training import COMPONENTS, Encoding, Gradients, Lora, Optimizer, Runtime, Training
+from merit.config.training import (
+    COMPONENTS,
+    Encoding,
+    Gradients,
+    Lora,
+    Optimizer,
+    Runtime,
+    Training,
+)
