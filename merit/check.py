@@ -35,7 +35,7 @@ from merit.data.sources.public import PUBLIC
 from merit.errors import MeritError
 from merit.eval.benchmarks import benchmark
 from merit.io.artifacts import Artifacts, read_array, read_json
-from merit.run.access import set_access, uses_hub
+from merit.run.access import needs_hub, set_access, uses_hub
 from merit.train.sizes import STATES, Sizes, base_sizes, origin_sizes, origins, training_memory
 
 FILE = Path(__file__).with_suffix(".yaml")
@@ -375,7 +375,7 @@ def missing_benchmarks(experiment: Experiment, paths: Artifacts, off: str) -> It
 def check_questions(name: str) -> None:
     """Raises MeritError if questions are missing that would be asked after all training."""
     experiment = load_experiment(name)
-    set_access(uses_hub(experiment))
+    set_access(needs_hub(experiment, "evaluate"))
     off = hub_off() if lm_eval_benchmarks(experiment) else ""
     if lacking := "; ".join(missing_questions(experiment, off)):
         raise MeritError(f"{name}: missing before training: {lacking}")

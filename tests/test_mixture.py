@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import public_fixtures
@@ -21,7 +20,6 @@ from merit.data import drawing
 from merit.data.examples import Example, read_examples
 from merit.data.images import load_image
 from merit.data.sources import writer
-from merit.data.stage import run
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
@@ -343,19 +341,6 @@ def test_settings_that_cannot_be_met(entry: dict[str, Any], message: str) -> Non
     public_fixtures.lay(Path("sources"), "vision_flan_1k")
     with pytest.raises(MeritError, match=message):
         write(public(entry))
-
-
-def test_fewer_tasks_than_groups_are_refused_with_the_mixture(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Before the gradients are computed."""
-    lay(records("a", 3))
-    methods = {"soup": SimpleNamespace(num_groups=1), "merit-1d": SimpleNamespace(num_groups=2)}
-    experiment = SimpleNamespace(data=public(VISION), methods=methods)
-    monkeypatch.setattr("merit.data.stage.load_experiment", lambda name: experiment)
-    with pytest.raises(MeritError, match=r"`methods\.merit-1d`: 2 groups .* of 1 task\(s\)"):
-        run("x")
-    assert not TARGET.exists()
 
 
 # --- one's own folder ---------------------------------------------------------------------------
