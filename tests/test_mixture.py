@@ -23,7 +23,7 @@ from merit.data.sources import writer
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
-from merit.train.encode import task_examples, task_names
+from merit.train.encode import task_examples
 
 TARGET = Path("artifacts/x/data")
 VISION = {"name": "vision_flan_1k"}
@@ -53,7 +53,7 @@ def write(settings: PublicData | JsonlData) -> dict[str, Any]:
 def read_mixture() -> tuple[list[str], list[Example]]:
     """As the encode stage reads it."""
     folder = Artifacts("x").mixture
-    tasks = task_names(folder)
+    tasks = [entry["task"] for entry in read_json(folder / "tasks.json")]
     return tasks, [example for task in tasks for example in task_examples(folder, task)]
 
 

@@ -110,8 +110,6 @@ def rule_of(made: Recipe, paths: Artifacts, base: Checkpoint) -> tuple[Rule, dic
     try:
         weights = merge_weights(manifests, made["merge_weights"])
     except ValueError as error:  # no token of a group is supervised, say
-        raise MeritError(
-            f"key `merge_weights`: {made['model']}: {error}; weigh otherwise"
-        ) from None
+        raise MeritError(f"key `merge_weights`: {made['model']}: {error}") from None
     counts = {key: sum(manifest[key] for manifest in manifests) for key in TOKEN_COUNTS}
     return rules.average(branches[0].names, branches, weights), {"merge_weights": weights, **counts}
