@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -167,27 +168,14 @@ def public(entry: PublicSource) -> tuple[int, float]:
     return chosen, chosen * min(entry.max_examples or math.inf, told["examples"] / told["tasks"])
 
 
-def entries(data: DataSettings) -> list[PublicSource]:
-    """The public sources of the mixture and of the base's phases."""
+def sources(data: DataSettings) -> Iterator[tuple[PublicSource, Path, bool]]:
+    """(entry, folder, whether a file is missing there) of the mixture and of the base's phases."""
     if not isinstance(data, PublicData):
-        return []
-    return [*data.sources, *(entry for phase in data.pretraining.values() for entry in phase)]
-
-
-def absent(data: DataSettings) -> list[PublicSource]:
-    """Those of which a file is not in their folder."""
-    found = []
-    for entry in entries(data):
-        source = PUBLIC[entry.name]
+        return
+    for entry in chain(data.sources, *data.pretraining.values()):
+        source, folder = PUBLIC[entry.name], Path(entry.folder or f"{data.folder}/{entry.name}")
         wanted = None if isinstance(entry.tasks, TaskRule) else entry.tasks
-        if not files(folder_of(entry, data), [*source.patterns(wanted), *source.archives]):
-            found.append(entry)
-    return found
-
-
-def folder_of(entry: PublicSource, data: DataSettings) -> Path:
-    assert isinstance(data, PublicData)
-    return Path(entry.folder or f"{data.folder}/{entry.name}")
+        yield entry, folder, not files(folder, [*source.patterns(wanted), *source.archives])
 
 
 # --- what it takes ------------------------------------------------------------------------------
@@ -225,8 +213,8 @@ def disk(
 def downloads(experiment: Experiment, paths: Artifacts) -> dict[str, float | None]:
     """GB to fetch from the hub by name; None if nobody states them."""
     found: dict[str, float | None] = {}
-    for entry in absent(experiment.data):
-        if PUBLIC[entry.name].repository:
+    for entry, _, absent in sources(experiment.data):
+        if absent and PUBLIC[entry.name].repository:
             found[entry.name] = known()["sources"][entry.name]["gigabytes"]
     if not (paths.base / "config.json").is_file():
         for origin in origins(experiment.base):
@@ -319,33 +307,32 @@ def missing_data(
     fetched = list(downloads(experiment, paths))
     if off and (wanted := [name for name in fetched if name not in own_loader]):
         yield f"access to the hub, {off}: {', '.join(wanted)}"
-    lacking = absent(data)
-    gated: list[str] = [e.name for e in lacking if known()["sources"][e.name].get("gated")]
-    gated += [name for name in fetched if name in GATED]
+    told = known()["sources"]
+    gated = [name for name in fetched if name in GATED or told.get(name, {}).get("gated")]
     if gated and get_token() is None:
         yield (
             "a token of the hub (`hf auth login` or HF_TOKEN), and its conditions accepted: "
-            f"{', '.join(dict.fromkeys(gated))} (gated)"
+            f"{', '.join(gated)} (gated)"
         )
     if isinstance(data, JsonlData) and amount.examples == 0:
         yield f"examples: {data.folder} has none"
     most = max(method.num_groups for method in experiment.methods.values())
     if amount.tasks < most:
         yield f"tasks: {most} groups need as many, there are {amount.tasks}"
-    for entry in entries(data):
-        source, folder = PUBLIC[entry.name], folder_of(entry, data)
+    for entry, folder, absent in sources(data):
+        source = PUBLIC[entry.name]
         assert isinstance(data, PublicData)
-        if entry in lacking and source.repository is None:
+        if absent and source.repository is None:
             yield f"source {entry.name} in {folder}: {source.hint}"
-        elif entry in lacking and (entry.revision or source.revision) is None:
+        elif absent and (entry.revision or source.revision) is None:
             yield f"source {entry.name}: no revision is pinned; set `revision`"
-        elif entry in lacking and not data.download:
+        elif absent and not data.download:
             yield f"source {entry.name}: not in {folder}, and `data.download` is off"
         if entry.name == "laion_gpt4v" and not (folder / FETCHED).is_file():
             yield f"{folder / FETCHED} of {entry.name}: {FETCH_LINKS}"
         images = Path(entry.images or f"{data.folder}/images")
         if (entry.images or source.images == "shared") and not images.is_dir():
-            shared = known()["sources"][entry.name].get("images", "its own")
+            shared = told[entry.name].get("images", "its own")
             yield f"image folder {images} of {entry.name} ({shared})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import shutil
 import sys
@@ -15,7 +16,8 @@ from merit.io.artifacts import write_json
 
 
 class Progress:
-    """A bar on a terminal, gone at the end; elsewhere a line of text at most every ten seconds.
+    """A bar on a terminal, gone at the end; in a log, or of a process among others, a line of text
+    at most every ten seconds.
 
     `with Progress(label, total) as progress: ... progress.advance()`. The time left follows from
     the average speed: work that finishes in bursts would make a recent one jump.
@@ -27,7 +29,7 @@ class Progress:
             "mininterval": 0.2,
             "ncols": shutil.get_terminal_size().columns - 1,  # 79 if the terminal names none
         }
-        if not sys.stderr.isatty():
+        if multiprocessing.parent_process() or not sys.stderr.isatty():
             options = {
                 "file": _Lines(sys.stderr),
                 "mininterval": 10,

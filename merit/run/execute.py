@@ -18,7 +18,7 @@ from typing import Any
 
 from merit.config import Experiment, Launch, Params, load_experiment, load_params
 from merit.config.settings import nearest
-from merit.errors import MeritError
+from merit.errors import STOPPING, MeritError
 from merit.io.artifacts import (
     Artifacts,
     read_json,
@@ -31,7 +31,7 @@ from merit.io.machine import differences, visible_gpus
 from merit.io.progress import clock, write_timing
 from merit.run.access import needs_hub, uses_hub
 from merit.run.keys import code_hash
-from merit.run.pool import STOPPING, Pool, Task, describe_slots, gpu_slots, run_stage
+from merit.run.pool import Pool, Task, describe_slots, gpu_slots, run_stage
 from merit.run.preflight import check_base, check_place, check_tasks
 from merit.run.slurm import ON_NODE, train_branches
 from merit.run.stages import STAGES, Context, Stage, own_files
