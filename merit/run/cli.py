@@ -146,7 +146,7 @@ def _dispatch(options: argparse.Namespace) -> None:
         case "run" | "status":
             _run(options)
         case "check":
-            from merit.check import check
+            from merit.check.command import check
 
             check(options.experiment, options.gpu_tflops, options.mfu)
         case "partition":

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from merit.check.access import needs_hub, uses_hub
 from merit.config import Experiment, Launch, Params, load_experiment, load_params
 from merit.config.settings import nearest
 from merit.errors import STOPPING, MeritError
@@ -29,7 +30,6 @@ from merit.io.artifacts import (
 from merit.io.locks import exclusive
 from merit.io.machine import differences, visible_gpus
 from merit.io.progress import clock, write_timing
-from merit.run.access import needs_hub, uses_hub
 from merit.run.keys import code_hash
 from merit.run.pool import Pool, Task, describe_slots, gpu_slots, run_stage
 from merit.run.preflight import check_base, check_place, check_tasks
@@ -246,7 +246,7 @@ class Executor:
 
     def _missing(self, stages: Sequence[str]) -> dict[str, str]:
         """Why there is nothing to ask the models that would be trained."""
-        from merit.check import check_questions
+        from merit.check.missing import check_questions
         from merit.eval.benchmarks import benchmark
 
         if not any(benchmark(name).public for name in self.experiment.evaluation.benchmarks):

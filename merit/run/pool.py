@@ -157,7 +157,7 @@ def _end_with_parent() -> None:
 
 def run_stage(module: str, experiment: str, item: str | None, hub: bool) -> None:
     """What a child does: one stage of one experiment, for one of its items."""
-    from merit.run.access import set_access
+    from merit.check.access import set_access
 
     set_access(hub)
     importlib.import_module(module).run(experiment, item)
