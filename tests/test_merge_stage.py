@@ -198,10 +198,6 @@ RUN = f"artifacts/synthetic/branches/{MODEL}"
 LAST = f"{RUN}/{BRANCHES[1]}"
 
 
-def store(**tensors: torch.Tensor) -> Callable[[Place], Any]:
-    return lambda place: save_tensors(tensors, place.folder(1) / "model.safetensors")
-
-
 def change(**values: Any) -> Callable[[Place], Any]:
     return lambda place: rewrite(place.folder(1) / "manifest.json", **values)
 
@@ -212,19 +208,7 @@ def cut(place: Place) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Place], Any], str]] = {
-    "shape": (
-        store(a=torch.zeros(3, 3), b=torch.ones(4)),
-        f"{LAST}/model.safetensors: tensor 'a' has shape (3, 3)",
-    ),
-    "other tensors": (
-        store(a=BASE["a"]),
-        f"{LAST}/model.safetensors: tensors differ from the other",
-    ),
     "cut": (cut, f"{LAST}/model.safetensors: truncated"),
-    "no checkpoint": (
-        lambda place: (place.folder(1) / "model.safetensors").unlink(),
-        f"{LAST}/model.safetensors: checkpoint not found",
-    ),
     "no count": (
         change(num_tokens=None),
         f"key `merge_weights`: {MODEL}: every branch needs a positive `num_tokens`, found",
