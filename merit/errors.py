@@ -1,9 +1,13 @@
-"""The one exception that stands for a user's mistake or a broken input; others in plain words."""
+"""What a user's mistake or a broken input raises, and what a signal; others in plain words."""
 
 from __future__ import annotations
 
 import errno
+import os
+import signal
 
+STOPPED = os.EX_TEMPFAIL  # 75: the exit status of a training that was stopped and can resume
+STOPPING = (signal.SIGTERM, signal.SIGUSR2)  # Slurm says the second before a time limit
 BUG = (
     "merit: this is a bug of merit, or a library's that it does not know: please report the "
     "command and the lines above"
@@ -39,6 +43,10 @@ class MeritError(Exception):
 
     The command line prints only the message, without a traceback, and exits with status 2.
     """
+
+
+class Stopped(Exception):
+    """A signal asked the work to end; its checkpoint is written, and it resumes from there."""
 
 
 def message_of(error: BaseException) -> str | None:

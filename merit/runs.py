@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,59 +59,21 @@ class Run:
         return min((point.time for point in self.points), default=0)
 
 
-def keys(experiment: Experiment) -> set[str]:
-    """The keys of all runs that the experiment's methods may have, run or not."""
-    todo = plan(experiment)
-    methods = {key for model in todo.models.values() if (key := _method_key(model))}
-    return {*methods, *todo.models, *(f"branch/{branch}" for branch in todo.branches)}
-
-
-def _method_key(model: Model) -> str | None:
-    return None if model.rule == "base" else f"method/{model.method}"
-
-
-def runs(experiment: Experiment, artifacts: Artifacts) -> list[Run]:
+def runs(experiment: Experiment, paths: Artifacts) -> list[Run]:
     """Every run that has something to show, parents before children.
 
     A branch that several models share is one run, below the first of them. Raises MeritError if a
     record is unreadable.
     """
-    todo = plan(experiment)
-    trained = {
-        branch.id: _branch(experiment, artifacts, branch, users)
-        for branch in todo.branches.values()
-        if (artifacts.branch(branch.id) / "summary.json").is_file()
-        for users in [[model for model in todo.models.values() if branch.id in model.branches]]
-    }
-    scores = _optional(artifacts.evaluation / "scores.json").get("scores", {})
-    held_out = study_folder(experiment.name, "held_out") / "result.json"
-    told = _optional(held_out).get("summary", {})
-    models: dict[Model, Run] = {}
-    for model in todo.models.values():
-        values = dict(scores.get(model.id, {}))
-        values |= {"average": sum(values.values()) / len(values)} if values else {}
-        for key in ("loss", "accuracy"):
-            values |= {f"held_out_{key}": x for m, x in told.get(key, {}).items() if m == model.id}
-        own = [trained[branch] for branch in model.branches if branch in trained]
-        if run := _model(experiment, artifacts, model, own, values):
-            models[model] = run
-    times = (point.time for run in (*models.values(), *trained.values()) for point in run.points)
-    # MLflow's tables begin with the newest runs: the methods, in the order of the report
-    newest = max(times, default=0)
-    methods = [
-        _method(experiment, artifacts, key, models, newest - i)
-        for i, key in enumerate(dict.fromkeys(map(_method_key, models)))
-        if key
-    ]
-    return [*methods, *models.values(), *trained.values()]
+    return _Records(experiment, paths).runs()
 
 
-def mixture(experiment: Experiment, artifacts: Artifacts) -> dict[str, str] | None:
+def mixture(experiment: Experiment, paths: Artifacts) -> dict[str, str] | None:
     """What the branches train on, by MLflow's names for a dataset; None before it is written.
 
     The digest is that of the data's settings and of every task's name and number of examples.
     """
-    if not (path := artifacts.mixture / "tasks.json").is_file():
+    if not (path := paths.mixture / "tasks.json").is_file():
         return None
     tasks = read_json(path)
     counts = {"num_tasks": len(tasks), "num_examples": sum(task["num_examples"] for task in tasks)}
@@ -119,110 +81,155 @@ def mixture(experiment: Experiment, artifacts: Artifacts) -> dict[str, str] | No
         "name": f"{experiment.name}-mixture",
         "digest": value_hash([experiment.data.model_dump(mode="json"), tasks])[:16],
         "source_type": "local",
-        "source": json.dumps({"uri": artifacts.data.as_posix()}),
+        "source": json.dumps({"uri": paths.data.as_posix()}),
         "profile": json.dumps(counts),
     }
 
 
-def _branch(
-    experiment: Experiment, artifacts: Artifacts, branch: Branch, models: Sequence[Model]
-) -> Run:
-    """A branch's run, below the first of the `models` that have it."""
-    folder = artifacts.branch(branch.id)
-    manifest_file = folder / "manifest.json"  # what it was trained by, not what is planned by now
-    summary, manifest = read_json(folder / "summary.json"), read_json(manifest_file)
-    params, tags = _settings_and_tags(experiment, models[0], branch.seed)
-    hashes = {key: str(v) for key, v in (manifest | summary).items() if key.endswith("_hash")}
-    tags |= {f"merit.{key}": value for key, value in hashes.items()} | {
-        "merit.branch": branch.id,
-        "merit.models": ", ".join(model.id for model in models),
-        "merit.tasks": ", ".join(manifest.pop("tasks", [])),  # where too long, MLflow cuts it
-        "merit.checkpoint": _checkpoint(folder, summary),
-        "merit.failure": summary["failure"] or "",
-    }
-    timing = {row["step"]: row for row in _rows(artifacts.timing(branch.id))}
-    rows = [timing.get(row["step"], {}) | row for row in _rows(folder / "records.jsonl")]
-    points = _step_points(rows, artifacts.timing(branch.id))
-    if "displacement" in summary:
-        time = points[-1].time if points else 0
-        points.append(Point("displacement", summary["displacement"], 0, time))
-    params |= flatten({"manifest": manifest})
-    files = {f"manifests/{branch.id}/manifest.json": manifest_file}
-    # the id of a method's only branch reads like a model's
-    name = branch.id if branch.num_groups > 1 else f"branch {branch.id}"
-    return Run(f"branch/{branch.id}", name, models[0].id, params, tags, points, files)
+class _Records:
+    """One experiment's records, as runs."""
 
+    def __init__(self, experiment: Experiment, paths: Artifacts) -> None:
+        self.experiment, self.paths, self.plan = experiment, paths, plan(experiment)
+        self.scores = _optional(paths.evaluation / "scores.json").get("scores", {})
+        self.held_out = self._study("held_out")
+        found = (paths.report / "figures" / f"{name}.png" for name in FIGURES)
+        self.figures = {f"figures/{path.name}": path for path in found if path.is_file()}
 
-def _model(
-    experiment: Experiment,
-    artifacts: Artifacts,
-    model: Model,
-    trained: Sequence[Run],
-    values: Mapping[str, float],
-) -> Run | None:
-    """A model's run; None if there is nothing of it yet."""
-    merged, records = artifacts.model(model.id), artifacts.base / "records.jsonl"
-    merge = _optional(merged / "merge.json")
-    steps = _step_points(_rows(records), records) if model.rule == "base" else []
-    if not (trained or merge or steps or values):
-        return None
-    params, tags = _settings_and_tags(experiment, model, model.seed)
-    counts = ("num_tokens", "num_loss_tokens", "weighted_by", "alpha")
-    params |= flatten({"rule": model.rule, "num_branches": len(model.branches)})
-    params |= flatten({key: merge[key] for key in counts if key in merge})
-    hashes = {run.tags.get("merit.partition_hash", "") for run in trained} - {""}
-    lineage = {
-        "base_hash": _optional(artifacts.base / "base.json").get("base_hash"),
-        "partition_hash": ", ".join(sorted(hashes)),
-        "branches": ", ".join(run.tags["merit.branch"] for run in trained),
-        "source": model.source,
-        "match": model.match,
-        "checkpoint_hash": merge.get("checkpoint_hash"),
-        "checkpoint": _checkpoint(merged, merge),
-        "failure": merge.get("failure"),
-    }
-    tags |= {f"merit.{key}": str(value) for key, value in lineage.items() if value}
-    if "displacement" in merge:
-        values = {**values, "displacement": merge["displacement"]}
-    written = max(map(_modified, (merged / "merge.json", artifacts.evaluation / "scores.json")))
-    last = max((point.time for run in trained for point in run.points), default=written)
-    points = [*steps, *(Point(key, value, 0, last) for key, value in values.items())]
-    parent = _method_key(model)
-    name = model.id if parent is None else f"{model.method}, seed {model.seed}"
-    files = {} if parent else _figures(artifacts)
-    return Run(model.id, name, parent, params, tags, points, files)
+    def _study(self, name: str) -> Row:
+        result = _optional(study_folder(self.experiment.name, name) / "result.json")
+        return dict(result.get("summary", {}))
 
+    def runs(self) -> list[Run]:
+        models = self.plan.models.values()
+        branches = {
+            branch.id: self.branch(branch, [m for m in models if branch.id in m.branches])
+            for branch in self.plan.branches.values()
+            if (self.paths.branch(branch.id) / "summary.json").is_file()
+        }
+        shown = {}
+        for model in models:
+            if run := self.model(model, [branches[b] for b in model.branches if b in branches]):
+                shown[model] = run
+        found = [*shown.values(), *branches.values()]
+        # MLflow's tables begin with the newest runs: the methods, in the order of the report
+        newest = max((point.time for run in found for point in run.points), default=0)
+        names = dict.fromkeys(model.method for model in shown if model.rule != "base")
+        methods = [self.method(name, shown, newest - i) for i, name in enumerate(names)]
+        return [*methods, *found]
 
-def _method(
-    experiment: Experiment, artifacts: Artifacts, key: str, models: Mapping[Model, Run], time: int
-) -> Run:
-    """A method's run: the mean of every metric over its models, and the loss of their branches."""
-    mine = [model for model in models if _method_key(model) == key]
-    params, tags = _settings_and_tags(experiment, mine[0], None)
-    branches = dict.fromkeys(branch for model in mine for branch in model.branches)
-    params |= flatten({"num_models": len(mine), "num_branches": len(mine[0].branches)})
-    points = [point for model in mine for point in models[model].points]
-    means = {
-        name: float(np.mean([point.value for point in points if point.key == name]))
-        for name in dict.fromkeys(point.key for point in points)
-    }
-    shown = [Point(name, value, 0, time) for name, value in means.items()]
-    folders = [artifacts.branch(branch) for branch in branches]
-    done = [_optional(folder / "summary.json") for folder in folders]
-    if all(summary and not summary["failure"] for summary in done):  # half a curve is none
-        curve = loss_by_epoch(
-            [_rows(folder / "records.jsonl") for folder in folders],
-            [read_json(folder / "manifest.json")["num_tokens"] for folder in folders],
+    def branch(self, branch: Branch, models: Sequence[Model]) -> Run:
+        """A branch's run, below the first of the `models` that have it."""
+        folder, written = self.paths.branch(branch.id), self.paths.timing(branch.id)
+        file = folder / "manifest.json"  # what it was trained by, not what is planned by now
+        summary, manifest = read_json(folder / "summary.json"), read_json(file)
+        params, tags = self._settings_and_tags(models[0], branch.seed)
+        hashes = {key: str(v) for key, v in (manifest | summary).items() if key.endswith("_hash")}
+        tags |= {f"merit.{key}": value for key, value in hashes.items()} | {
+            "merit.branch": branch.id,
+            "merit.models": ", ".join(model.id for model in models),
+            "merit.tasks": ", ".join(manifest.pop("tasks", [])),  # where too long, MLflow cuts it
+            "merit.checkpoint": _checkpoint(folder, summary),
+            "merit.failure": summary["failure"] or "",
+        }
+        timing = {row["step"]: row for row in _rows(written)}
+        rows = [timing.get(row["step"], {}) | row for row in _rows(folder / "records.jsonl")]
+        points = _step_points(rows, written)
+        if "displacement" in summary:
+            time = points[-1].time if points else 0
+            points.append(Point("displacement", summary["displacement"], 0, time))
+        params |= flatten({"manifest": manifest})
+        files = {f"manifests/{branch.id}/manifest.json": file}
+        # the id of a method's only branch reads like a model's
+        name = branch.id if branch.num_groups > 1 else f"branch {branch.id}"
+        return Run(f"branch/{branch.id}", name, models[0].id, params, tags, points, files)
+
+    def model(self, model: Model, branches: Sequence[Run]) -> Run | None:
+        """A model's run; None if there is nothing of it yet."""
+        merged, records = self.paths.model(model.id), self.paths.base / "records.jsonl"
+        merge, is_base = _optional(merged / "merge.json"), model.rule == "base"
+        points = _step_points(_rows(records), records) if is_base else []
+        values = dict(self.scores.get(model.id, {}))
+        values |= {"average": sum(values.values()) / len(values)} if values else {}
+        for key in ("loss", "accuracy"):
+            found = self.held_out.get(key, {})
+            values |= {f"held_out_{key}": found[model.id]} if model.id in found else {}
+        if not (branches or merge or points or values):
+            return None
+        params, tags = self._settings_and_tags(model, model.seed)
+        counts = ("num_tokens", "num_loss_tokens", "weighted_by", "alpha")
+        params |= flatten({"rule": model.rule, "num_branches": len(model.branches)})
+        params |= flatten({key: merge.get(key) for key in counts})
+        hashes = {run.tags.get("merit.partition_hash", "") for run in branches} - {""}
+        lineage = {
+            "base_hash": _optional(self.paths.base / "base.json").get("base_hash"),
+            "partition_hash": ", ".join(sorted(hashes)),
+            "branches": ", ".join(run.tags["merit.branch"] for run in branches),
+            "source": model.source,
+            "match": model.match,
+            "checkpoint_hash": merge.get("checkpoint_hash"),
+            "checkpoint": _checkpoint(merged, merge),
+            "failure": merge.get("failure"),
+        }
+        tags |= {f"merit.{key}": str(value) for key, value in lineage.items() if value}
+        if "displacement" in merge:
+            values["displacement"] = merge["displacement"]
+        files = (merged / "merge.json", self.paths.evaluation / "scores.json")
+        times = [point.time for run in branches for point in run.points]
+        last = max(times or map(_modified, files))
+        points += [Point(key, value, 0, last) for key, value in values.items()]
+        if is_base:
+            return Run(model.id, model.id, None, params, tags, points, self.figures)
+        name, parent = f"{model.method}, seed {model.seed}", f"method/{model.method}"
+        return Run(model.id, name, parent, params, tags, points, {})
+
+    def method(self, method: str, models: Mapping[Model, Run], time: int) -> Run:
+        """The mean of every metric over the method's models, and the loss of their branches."""
+        mine = [model for model in models if model.method == method]
+        params, tags = self._settings_and_tags(mine[0], None)
+        params |= flatten({"num_models": len(mine), "num_branches": len(mine[0].branches)})
+        values: dict[str, list[float]] = {}
+        for point in (point for model in mine for point in models[model].points):
+            values.setdefault(point.key, []).append(point.value)
+        points = [Point(key, float(np.mean(found)), 0, time) for key, found in values.items()]
+        branches = dict.fromkeys(branch for model in mine for branch in model.branches)
+        folders = [self.paths.branch(branch) for branch in branches]
+        done = [_optional(folder / "summary.json") for folder in folders]
+        if all(summary and not summary["failure"] for summary in done):  # half a curve is none
+            curve = loss_by_epoch(
+                [_rows(folder / "records.jsonl") for folder in folders],
+                [read_json(folder / "manifest.json")["num_tokens"] for folder in folders],
+            )
+            points += [Point("training_loss", loss, step, time) for step, loss in curve]
+        return Run(f"method/{method}", method, None, params, tags, points, self.figures)
+
+    def _settings_and_tags(
+        self, model: Model, seed: int | None
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """All settings that the run depends on, flattened, and the tags that every run has.
+
+        `training.optimizer` is the run's own: the experiment's with what the method changes in it.
+        Other methods' blocks and the report's are not among the settings, so that adding a method
+        leaves the runs that exist as they are.
+        """
+        values = self.experiment.model_dump(mode="json", exclude=NOT_A_RUNS)
+        own = every_method(self.experiment)[model.method].model_dump(
+            mode="json", exclude={"seeds"}, exclude_defaults=True
         )
-        shown += [Point("training_loss", loss, step, time) for step, loss in curve]
-    name = mine[0].method
-    return Run(key, name, None, params, tags, shown, _figures(artifacts))
-
-
-def _figures(artifacts: Artifacts) -> dict[str, Path]:
-    """The partition's and the scores' figures, as the report drew them."""
-    found = (artifacts.report / "figures" / f"{name}.png" for name in FIGURES)
-    return {f"figures/{path.name}": path for path in found if path.is_file()}
+        values["training"]["optimizer"] |= own.get("optimizer", {})
+        settings = flatten({**values, "method": {"name": model.method, **own}, "seed": seed})
+        tags = {
+            "merit.experiment": self.experiment.name,
+            "merit.method": model.method,
+            "merit.model": model.id,
+            "merit.seed": "" if seed is None else str(seed),
+            "merit.params_hash": value_hash(settings),
+        }
+        readiness = self._study("readiness")
+        if "merge_ready" in readiness:
+            tags["merit.merge_ready"] = str(readiness["merge_ready"]).lower()
+            tags["merit.readiness"] = str(readiness["verdict"])
+        return settings, tags
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -256,52 +263,16 @@ def loss_by_epoch(
     """
     if not branches or not all(branches):
         return []
-    epochs = [np.array([row["epoch"] for row in rows], dtype=float) for rows in branches]
-    losses = [np.array([row["loss"] for row in rows], dtype=float) for rows in branches]
+    epochs = [[float(row["epoch"]) for row in rows] for rows in branches]
     first = math.ceil(round(max(e[0] for e in epochs) * steps_per_epoch, 6))
     last = math.ceil(round(max(e[-1] for e in epochs) * steps_per_epoch, 6))
     grid = np.arange(first, last + 1)
-    mean = mean_loss(grid / steps_per_epoch, zip(epochs, losses, strict=True), num_tokens)
+    losses = [
+        np.interp(grid / steps_per_epoch, e, [row["loss"] for row in rows])
+        for e, rows in zip(epochs, branches, strict=True)
+    ]
+    mean = np.average(losses, axis=0, weights=num_tokens)
     return [(int(step), float(value)) for step, value in zip(grid, mean, strict=True)]
-
-
-def mean_loss(
-    epochs: np.ndarray,
-    curves: Iterable[tuple[np.ndarray, np.ndarray]],
-    num_tokens: Sequence[float],
-) -> np.ndarray:
-    """sum_k N_k loss_k(p) / sum_k N_k at every p of `epochs`; a curve is (epochs, losses)."""
-    losses = np.stack([np.interp(epochs, *curve) for curve in curves])
-    return np.asarray(np.average(losses, axis=0, weights=num_tokens))
-
-
-def _settings_and_tags(
-    experiment: Experiment, model: Model, seed: int | None
-) -> tuple[dict[str, str], dict[str, str]]:
-    """All settings that the run depends on, flattened, and the tags that every run has.
-
-    `training.optimizer` is the run's own: the experiment's with what the method changes in it.
-    Other methods' blocks and the report's are not among the settings, so that adding a method
-    leaves the runs that exist as they are.
-    """
-    values = experiment.model_dump(mode="json", exclude=NOT_A_RUNS)
-    own = every_method(experiment)[model.method].model_dump(
-        mode="json", exclude={"seeds"}, exclude_defaults=True
-    )
-    values["training"]["optimizer"] |= own.get("optimizer", {})
-    settings = flatten({**values, "method": {"name": model.method, **own}, "seed": seed})
-    tags = {
-        "merit.experiment": experiment.name,
-        "merit.method": model.method,
-        "merit.model": model.id,
-        "merit.seed": "" if seed is None else str(seed),
-        "merit.params_hash": value_hash(settings),
-    }
-    readiness = study_folder(experiment.name, "readiness") / "result.json"
-    if "merge_ready" in (summary := _optional(readiness).get("summary", {})):
-        tags["merit.merge_ready"] = str(summary["merge_ready"]).lower()
-        tags["merit.readiness"] = str(summary["verdict"])
-    return settings, tags
 
 
 def _step_points(rows: Sequence[Row], written: Path) -> list[Point]:

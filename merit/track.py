@@ -5,10 +5,9 @@ takes 4 s.
 a run per model (seed), below that a run per branch.
 
 MLflow cannot change a parameter or take back a point. A run is therefore found by two tags,
-`merit.key` and the hash of its parameters, points, tags, files and mixture. If no run has both, a
-new one is logged with the notes and tags that users gave the old one, which goes to MLflow's trash;
-if the records return to what they were, so does the old run. The hash is set last: a run of a
-killed sync has none, and is logged again.
+`merit.key` and the hash of its parameters, points, tags, files and mixture. If no run has both, or
+its files are gone, a new one is logged with the notes and tags that users gave the old one, which
+goes to MLflow's trash. The hash is set last: a run of a killed sync has none, and is logged again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from merit.config import Experiment, Params
 from merit.errors import MeritError
 from merit.io.artifacts import ARTIFACTS_DIR, Artifacts, file_hash, value_hash
 from merit.io.locks import exclusive
-from merit.runs import Run, keys, mixture, runs
+from merit.runs import Run, mixture, runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,71 +106,70 @@ def _mirror(
     wanted: Sequence[Run],
     trained_on: dict[str, str] | None,
 ) -> Counter[str]:
-    experiment_id, versions = _open_experiment(client, experiment.name)
+    experiment_id, shown = _open_experiment(client, experiment.name)
     ids: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for run in wanted:  # parents come first
         inputs = [trained_on] if trained_on and run.key != "base" else []
-        content, old = _content_hash(run, inputs), versions.get(run.key, [])
-        same = [v for v in old if v.data.tags.get(CONTENT) == content]
-        same = [v for v in same if v.info.experiment_id == experiment_id]
+        content, versions = _content_hash(run, inputs), shown.pop(run.key, [])
+        same = [old for old in versions if _shows(client, old, run, content, experiment_id)]
         tags = {PARENT: ids[run.parent]} if run.parent else {}
-        if not same:
-            tags |= {"mlflow.source.git.commit": _git_commit()} | run.tags
-            tags |= _user_tags(old[0]) if old else {}
-            run_id = client.create_run(
-                experiment_id, run.start, {KEY: run.key}, run.name
-            ).info.run_id
-            _log(client, run_id, run, inputs, tags)
-            _log_files(client, run_id, run)
-            client.set_tag(run_id, CONTENT, content)
-            counts["updated" if old else "created"] += 1
+        if same:
+            ids[run.key] = same[0].info.run_id
+            moved = tags and same[0].data.tags.get(PARENT) != tags[PARENT]
+            if moved:
+                client.set_tag(ids[run.key], PARENT, tags[PARENT])
+            counts["updated" if moved else "unchanged"] += 1
         else:
-            run_id, changed = same[0].info.run_id, False
-            if _is_deleted(same[0]):
-                client.restore_run(run_id)
-                changed = True
-            if tags and same[0].data.tags.get(PARENT) != tags[PARENT]:
-                client.set_tag(run_id, PARENT, tags[PARENT])
-                changed = True
-            if _has_lost_files(client, run_id, run):
-                _log_files(client, run_id, run)
-                changed = True
-            counts["updated" if changed else "unchanged"] += 1
-        ids[run.key] = run_id
-    for key, each in versions.items():
-        for old_run in each:
-            if old_run.info.run_id != ids.get(key) and not _is_deleted(old_run):
-                client.delete_run(old_run.info.run_id)
-                counts["deleted"] += key not in keys(experiment)
+            tags |= {"mlflow.source.git.commit": _git_commit()} | run.tags
+            tags |= _user_tags(versions[0]) if versions else {}
+            new = client.create_run(experiment_id, run.start, {KEY: run.key}, run.name)
+            ids[run.key] = new.info.run_id
+            _log(client, ids[run.key], run, inputs, tags)
+            client.set_tag(ids[run.key], CONTENT, content)
+            counts["updated" if versions else "created"] += 1
+        for old in versions:
+            if old.info.run_id != ids[run.key]:
+                client.delete_run(old.info.run_id)
+    for old in (old for versions in shown.values() for old in versions):
+        client.delete_run(old.info.run_id)
+        counts["deleted"] += 1
     return +counts
 
 
 def _open_experiment(client: MlflowClient, name: str) -> tuple[str, dict[str, list[MlflowRun]]]:
-    """The id of the MLflow experiment and its runs by key, complete and undeleted ones first.
+    """The id of the MLflow experiment and its runs by key, complete ones first.
 
     If the database has been moved and the folder of its artifacts is gone, the old experiment is
     renamed and deleted, and a new one takes its place.
     """
-    from mlflow.entities import ViewType
-
     path, found = sqlite_path(client.tracking_uri), client.get_experiment_by_name(name)
     location = (path.parent.resolve() / "mlruns" / name).as_uri() if path else None
-    versions: dict[str, list[MlflowRun]] = {}
+    shown: dict[str, list[MlflowRun]] = {}
     if found is not None:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-        each = client.search_runs([found.experiment_id], "", ViewType.ALL, max_results=50_000)
-        for run in sorted(each, key=lambda run: (_is_deleted(run), CONTENT not in run.data.tags)):
+        runs_there = client.search_runs([found.experiment_id], max_results=50_000)
+        for run in sorted(runs_there, key=lambda run: CONTENT not in run.data.tags):
             if KEY in run.data.tags:
-                versions.setdefault(run.data.tags[KEY], []).append(run)
+                shown.setdefault(run.data.tags[KEY], []).append(run)
         place = Path(unquote(found.artifact_location.removeprefix("file://")))
         if location in (None, found.artifact_location) or place.is_dir():
-            return str(found.experiment_id), versions
+            return str(found.experiment_id), shown
         client.rename_experiment(found.experiment_id, f"{name}, moved ({found.experiment_id})")
         client.delete_experiment(found.experiment_id)
     kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens at the runs
-    return str(client.create_experiment(name, location, kind)), versions
+    return str(client.create_experiment(name, location, kind)), shown
+
+
+def _shows(
+    client: MlflowClient, old: MlflowRun, run: Run, content: str, experiment_id: str
+) -> bool:
+    """Whether MLflow's run is what `run` says, with its files."""
+    if (old.data.tags.get(CONTENT), old.info.experiment_id) != (content, experiment_id):
+        return False
+    there = {file.path for file in client.list_artifacts(old.info.run_id)} if run.files else set()
+    return {PurePosixPath(path).parts[0] for path in run.files} <= there
 
 
 def _content_hash(run: Run, inputs: Sequence[Mapping[str, str]]) -> str:
@@ -195,7 +193,7 @@ def _log(
     inputs: Sequence[Mapping[str, str]],
     tags: Mapping[str, str],
 ) -> None:
-    """The run's points, parameters, tags and mixture."""
+    """The run's points, parameters, tags, mixture and files."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     # MLflow's stores do not give NaN and infinity back as they were; such values stay records
@@ -209,21 +207,9 @@ def _log(
         shown = []
     context = [InputTag("mlflow.data.context", "training")]
     client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**one), context) for one in inputs])
-    client.set_terminated(run_id, "FINISHED", max((p.time for p in points), default=None))
-
-
-def _log_files(client: MlflowClient, run_id: str, run: Run) -> None:
     for path, file in run.files.items():
         client.log_artifact(run_id, str(file), str(PurePosixPath(path).parent))
-
-
-def _has_lost_files(client: MlflowClient, run_id: str, run: Run) -> bool:
-    there = {file.path for file in client.list_artifacts(run_id)} if run.files else set()
-    return not {PurePosixPath(path).parts[0] for path in run.files} <= there
-
-
-def _is_deleted(run: MlflowRun) -> bool:
-    return bool(run.info.lifecycle_stage == "deleted")
+    client.set_terminated(run_id, "FINISHED", max((p.time for p in points), default=None))
 
 
 @cache

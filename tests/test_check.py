@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from merit import check
+from merit.check import estimate, missing
 from merit.config import Lora, load_experiment, load_params
 from merit.config.data import SourceName
 from merit.errors import MeritError
@@ -163,14 +163,14 @@ def lacks(big: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 def test_questions_are_looked_for_before_training(big: Path) -> None:
     with pytest.raises(MeritError, match=r"missing before training: VLMEvalKit's MathVista_MINI"):
-        check.check_questions("big")
+        missing.check_questions("big")
 
 
 def test_a_folder_that_may_not_be_written_is_named(
     big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert next(check.missing_space([], {})) == f"the right to write into {big.resolve()}"
+    assert next(missing.missing_space([], {})) == f"the right to write into {big.resolve()}"
 
 
 def test_what_is_missing_is_named(
@@ -264,7 +264,7 @@ def test_gpus_that_are_asked_for_and_not_there(big: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr("torch.cuda.device_count", lambda: count)
         monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: room)
         changed = launch.model_copy(update=changes)
-        return "\n".join(check.missing_machine(experiment, SIZES, changed))
+        return "\n".join(missing.missing_machine(experiment, SIZES, changed))
 
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: False)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a V100")
@@ -285,7 +285,7 @@ def test_gpus_that_are_asked_for_and_not_there(big: Path, monkeypatch: pytest.Mo
 
 def test_a_mixture_is_assumed_then_counted(big: Path) -> None:
     experiment, paths = load_experiment("big"), Artifacts("big")
-    found = check.mixture(experiment, paths)
+    found = estimate.mixture(experiment, paths)
     examples = 136 * 500 + 2_000 + 222_711 + 300_000
     assert (found.tasks, found.examples) == (139, examples)
     assert found.text == 200 * examples
@@ -295,17 +295,17 @@ def test_a_mixture_is_assumed_then_counted(big: Path) -> None:
     write_json(paths.encoded / "meta.json", {"merge_size": 2})
     np.save(paths.encoded / "grids.npy", np.array([[1, 4, 4], [1, 2, 4]], dtype=np.int32))
     np.save(paths.encoded / "image_ids.npy", np.array([0, 1, 1], dtype=np.int32))
-    found = check.mixture(experiment, paths)
+    found = estimate.mixture(experiment, paths)
     assert (found.tasks, found.examples, found.text, found.image) == (2, 5, 92, 8)
-    assert set(get_args(SourceName)) <= set(check.known()["sources"])
+    assert set(get_args(SourceName)) <= set(estimate.known()["sources"])
 
 
 def test_generated_and_own_mixtures_are_counted_from_their_files(big: Path) -> None:
     mini = load_experiment("mini_text", ROOT / "experiments")
-    assert check.mixture(mini, Artifacts("x")).tasks == 136
+    assert estimate.mixture(mini, Artifacts("x")).tasks == 136
     written = [{"num_examples": 30}, {"num_examples": 12}]
     write_json(Artifacts("x").mixture / "tasks.json", written)
-    found = check.mixture(mini, Artifacts("x"))
+    found = estimate.mixture(mini, Artifacts("x"))
     assert (found.tasks, found.examples, found.image) == (2, 42, 0)
     folder = big / "mine"
     folder.mkdir()
@@ -313,15 +313,15 @@ def test_generated_and_own_mixtures_are_counted_from_their_files(big: Path) -> N
     (folder / "b.jsonl").write_text("z" * 8 + "\n")
     own = BIG | {"name": "own", "data": {"source": "jsonl", "folder": "mine"}}
     (big / "experiments" / "own.yaml").write_text(yaml.safe_dump(own))
-    found = check.mixture(load_experiment("own"), Artifacts("own"))
+    found = estimate.mixture(load_experiment("own"), Artifacts("own"))
     assert (found.tasks, found.examples) == (2, 3)
     assert found.text == pytest.approx(99 / 4.5)
 
 
 def test_disk_downloads_and_hours_by_hand(big: Path) -> None:
     experiment, paths = load_experiment("big"), Artifacts("big")
-    amount = check.Amount(139, 1000, 3e5, 7e5, "")
-    parts = check.disk(experiment, paths, SIZES, amount, load_params())
+    amount = estimate.Amount(139, 1000, 3e5, 7e5, "")
+    parts = estimate.disk(experiment, paths, SIZES, amount, load_params())
     model = 2 * (SIZES.decoder + SIZES.vision)
     assert {part.name: (part.number, part.size) for part in parts} == {
         "data": (1, 4.5 * 3e5),
@@ -335,7 +335,7 @@ def test_disk_downloads_and_hours_by_hand(big: Path) -> None:
     paths.base.mkdir(parents=True)
     (paths.base / "x").write_bytes(b"123")
     assert [part.there for part in parts] == [0, 3, 0, 0, 0, 0, 0]
-    assert check.downloads(experiment, paths) == {
+    assert estimate.downloads(experiment, paths) == {
         "vision_flan_1k": 36.4,
         "vlguard": None,
         "lvis_instruct4v": 0.36,
@@ -343,7 +343,7 @@ def test_disk_downloads_and_hours_by_hand(big: Path) -> None:
     }
     # 1,000 examples for the gradients, as many for the joint branch and for the eight together
     flop = 6 * DECODER * 1e6 + 2 * 4 * SIZES.vision * 7e5
-    text = check.hours(experiment, SIZES, amount, 500.0, 0.5)
+    text = estimate.hours(experiment, SIZES, amount, 500.0, 0.5)
     one = flop / (500e12 * 0.5) / 3600
     assert f"base 0, gradients {one:.3g}, branches {2 * one:.3g}; {3 * one:.3g} together" in text
     assert "peak 500 TFLOP/s (--gpu-tflops), MFU 0.5 (--mfu)" in text
@@ -351,14 +351,14 @@ def test_disk_downloads_and_hours_by_hand(big: Path) -> None:
 
 def test_disk_that_is_there_is_not_needed_again(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (big / "x").write_bytes(bytes(1000))
-    part = [check.Part("x", 1, 2e12, None)]
-    (line,) = check.missing_space(part, {"a": 5.0, "b": None})
+    part = [estimate.Part("x", 1, 2e12, None)]
+    (line,) = missing.missing_space(part, {"a": 5.0, "b": None})
     assert line.startswith("disk: 4,005.0 GB (DVC's cache keeps a copy), ")
     (big / ".dvc").mkdir()
     (big / ".dvc" / "config").write_text("[cache]\n    type = reflink,hardlink,copy\n")
-    (line,) = check.missing_space(part, {})
+    (line,) = missing.missing_space(part, {})
     assert line.startswith("disk: 2,000.0 GB, ")
-    assert list(check.missing_space([check.Part("x", 1, 1000, big)], {})) == []
+    assert list(missing.missing_space([estimate.Part("x", 1, 1000, big)], {})) == []
 
 
 @pytest.mark.parametrize(
@@ -366,8 +366,8 @@ def test_disk_that_is_there_is_not_needed_again(big: Path, monkeypatch: pytest.M
 )
 def test_the_papers_experiments_can_be_estimated(name: str, low: float, high: float) -> None:
     experiment, paths = load_experiment(name), Artifacts(name)
-    amount = check.mixture(experiment, paths)
-    text = check.hours(experiment, base_sizes(experiment.base, paths.base), amount, 989, 0.4)
+    amount = estimate.mixture(experiment, paths)
+    text = estimate.hours(experiment, base_sizes(experiment.base, paths.base), amount, 989, 0.4)
     total = float(text.partition(" together")[0].rpartition("; ")[2])
     assert low < total < high
 

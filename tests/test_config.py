@@ -108,47 +108,32 @@ SHRUNK = "methods.joint-shrunk"
         # misspelled, at every depth, with what was probably meant, or the known keys
         ("evalution", {}, "unknown key `evalution`. Did you mean `evaluation`?"),
         ("training.optimizer.betta", 1, "unknown key `training.optimizer.betta`. Did you mean `be"),
-        (f"{AT}.axis", 1, "unknown key `methods.merit-1d.axis`. Did you mean `axes`?"),
         ("report.zzz", 1, "unknown key `report.zzz`. Known here: also_tables, benchmarks, brief"),
-        ("sweeps", {"s": {"methods": ["base"], "batch_sizes": [2]}},
-         "unknown key `sweeps.s.batch_sizes`. Did you mean `batch_size`?"),
         # a key of another rule
         (AT, {"partition": "conflict", "groups": 2}, "key `methods.merit-1d`: `groups` is no key "
          "of `partition: conflict`. Known here: epochs, may_diverge, optimizer, partition, "
          "reading"),
-        (f"{SHRUNK}.epochs", 2.0, "key `methods.joint-shrunk`: `epochs` is no key of `partition: "
-         "shrunk`. Known here: match, partition, seeds, source."),
         ("methods.base.seeds", [2], "key `methods.base`: `seeds` is no key of `partition: base`."),
         # missing
         (f"{AT}.axes", None, "key `methods.merit-1d`: `axes` is missing; `partition: merit` needs"),
-        (f"{SHRUNK}.match", None, "key `methods.joint-shrunk`: `match` is missing; `partition: sh"),
         ("data.num_questions", None, "key `data.num_questions` is missing"),
-        ("training.optimizer.betas", [0.9], "key `training.optimizer.betas.1` is missing"),
         # wrong types and values: strict, so "8" is no integer
         ("data.num_examples", "8", "key `data.num_examples`: found '8': Input should be a valid i"),
         ("data.num_examples", 0, "key `data.num_examples`: found 0: Input should be greater than"),
-        ("methods.joint-1ep.seeds", 1, "key `methods.joint-1ep.seeds`: found 1: "),
-        ("methods.joint-1ep.seeds", [], "key `methods.joint-1ep.seeds`: found []: "),
         ("methods.joint-1ep.seeds", [-1], "key `methods.joint-1ep.seeds.0`: found -1: "),
-        (f"{AT}.axes", 11, "key `methods.merit-1d.axes`: found 11: "),
-        (AT, {"partition": "kmeans", "groups": 1}, "key `methods.merit-1d.groups`: found 1: Input"),
         (f"{AT}.partition", "kmean", "key `methods.merit-1d.partition`: found 'kmean'. Did you me"),
         ("training.trainable", ["decodr"], "key `training.trainable.0`: found 'decodr': neither"),
         ("merge_weights", "token", "key `merge_weights`: found 'token': Input should be 'tokens',"),
-        ("methods", {}, "key `methods`: found {}: "),
         # contradictions
         ("base", {}, "key `base`: give exactly one of `architecture`, `checkpoint`, `hub`, `assem"),
-        ("base.hub", "a/b", "key `base`: give exactly one of `architecture`, `checkpoint`, `hub`"),
         (f"{SHRUNK}.match", "merit-9d", f"{SHRUNK}.match: no method is called 'merit-9d'"),
         (f"{SHRUNK}.source", "merit-1d", f"{SHRUNK}.source: 'merit-1d' is not a joint method"),
         (f"{SHRUNK}.seeds", [1, 2], f"{SHRUNK}.seeds: [2] are not seeds of 'merit-1d'"),
         ("methods.joint-1ep.seeds", [1, 2, 1], "key `methods.joint-1ep`: `seeds`: [1] are listed "),
         ("report.curves", ["joint-9ep"], "report: no method is called 'joint-9ep'"),
-        ("report.partition", "merit-9d", "report: no method is called 'merit-9d'"),
         ("report.also_tables", {"t": ["b"]}, "report: benchmark 'b' is not in evaluation.benchma"),
         (f"{AT}.optimizer", {"learning_rat": 1}, f"{AT}.optimizer.learning_rat: extra inputs are "
          "not permitted. Did you mean `learning_rate`?"),
-        (f"{AT}.optimizer", {"batch_size": 0}, f"{AT}.optimizer.batch_size: input should be great"),
         ("sweeps", {"s": {"methods": ["j"]}}, "sweeps.s.methods: no method is called 'j'"),
         ("sweeps", {"s": {"methods": ["base"]}}, "sweeps.s.methods: 'base' is the base, which has"),
         ("sweeps", {"s": {"methods": ["joint-1ep", "joint-shrunk"]}},
@@ -230,11 +215,10 @@ def test_a_parent_that_cannot_be_taken(tmp_path: Path, files: dict[str, Any], me
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["Tiny", "tiny-2", "2tiny"])
-def test_a_name_is_lower_case_letters_digits_and_underscores(tmp_path: Path, name: str) -> None:
+def test_a_name_is_lower_case_letters_digits_and_underscores(tmp_path: Path) -> None:
     values = settings()
     del values["name"]
-    assert refusal(tmp_path, values, name).startswith(f"key `name`: found '{name}': ")
+    assert refusal(tmp_path, values, "tiny-2").startswith("key `name`: found 'tiny-2': ")
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
@@ -339,9 +323,6 @@ def test_the_other_bases_of_mini_vision(monkeypatch: pytest.MonkeyPatch) -> None
     ("name", "message"),
     [
         ("m@1", "found 'm@1'"),
-        ("my method", "found 'my method'"),
-        ("it's", 'found "it\'s"'),
-        ("${x}", "found '${x}'"),
         ("../x", "found '../x'"),
         ("null", "name 'null': a value in YAML"),
     ],
@@ -384,15 +365,11 @@ def test_a_missing_experiment_suggests_the_nearest(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("experiment: [a]", "unknown key `experiment`. Did you mean `experiments`?"),
-        ("experiments: [a]\ntracking: {url: x}", "unknown key `tracking.url`. Did you mean `uri`?"),
         ("workers: 2", "key `experiments` is missing"),
-        ("experiments: []", "key `experiments`: found []: "),
-        ("experiments: [a]\nlevel: full", "unknown key `level`. Known here: experiments, "),
         ("experiments: [a]\nworkers: true", "key `workers`: found True: "),
         ("- a\n- b", "expected keys and values, found list"),
         ("experiments: [a", "not valid YAML: "),
         ("experiments: [a]\nlaunch: {slots: 1, slots: 2}", "key `slots` is there twice"),
-        ("experiments: [null]", "key `experiments.0`: found None"),
         (b"experiments: [\xe9]", "not valid YAML: 'utf-8' codec can't decode"),
     ],
 )

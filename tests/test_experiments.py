@@ -11,7 +11,8 @@ import yaml
 
 from merit.config import EXPERIMENTS_DIR, Experiment, load_experiment, load_params
 from merit.config.branches import plan
-from merit.config.data import PublicData
+from merit.config.data import PublicData, TaskRule
+from merit.config.rehearsal import rehearsed
 from merit.data.sources.public import PUBLIC
 from merit.errors import MeritError
 from merit.eval.benchmarks import BENCHMARKS, engine_of
@@ -144,6 +145,25 @@ def test_a_rehearsal_is_the_experiment_cut_down(name: str) -> None:
     # the settings hold together, as if they stood in a file
     again = found.model_dump(mode="json") | {"name": "again"}
     assert Experiment.model_validate(yaml.safe_load(yaml.safe_dump(again))).methods == found.methods
+
+
+def test_a_rehearsal_of_public_sources_by_hand() -> None:
+    data = PublicData.model_validate(
+        {
+            "source": "public",
+            "sources": [
+                {"name": "vision_flan", "tasks": {"minimum": 50, "draw": 136}, "max_examples": 9},
+                {"name": "the_cauldron", "tasks": ["ai2d", "nlvr2"]},
+            ],
+            "pretraining": {"captions": [{"name": "llava_pretrain"}]},
+        }
+    )
+    found = rehearsed(load("vision_176_7b").model_copy(update={"data": data})).data
+    assert isinstance(found, PublicData)
+    assert [entry.tasks for entry in found.sources] == [TaskRule(minimum=50, draw=1), ["ai2d"]]
+    assert [entry.max_examples for entry in found.sources] == [9, 50]
+    [captions] = found.pretraining["captions"]
+    assert (captions.max_examples, captions.max_records) == (50, 1000)
 
 
 def test_a_generated_mixture_is_not_rehearsed() -> None:

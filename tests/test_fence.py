@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from merit.data.sources import SOURCES, writer
-from merit.errors import MeritError
+from merit.data.sources import SOURCES
 from merit.train.registry import INITIALISERS, PRETRAINING
 
 ROOT = Path(__file__).parents[1]
@@ -66,9 +65,3 @@ def test_what_a_registry_names_is_there(location: str) -> None:
     path = ROOT / f"{module.replace('.', '/')}.py"
     defined = ast.parse(path.read_text(encoding="utf-8")).body
     assert function in [node.name for node in defined if isinstance(node, ast.FunctionDef)]
-
-
-def test_an_unknown_source_is_refused_with_the_known_ones() -> None:
-    message = r"`data\.source`: found 'vision_flan', expected one of \['jsonl', 'mini_text', "
-    with pytest.raises(MeritError, match=message):
-        writer("vision_flan")

@@ -252,7 +252,7 @@ def test_a_merged_model_is_the_average(vision: Run, llama: Run) -> None:
 
 
 def tables_of(done: Run, name: str) -> dict[str, Any]:
-    folder = done.paths.root.parent / "reports/studies" / NAME / name
+    folder = done.paths.folder.parents[1] / "reports/studies" / NAME / name
     tables: dict[str, Any] = read_json(folder / "result.json")["tables"]
     return tables
 

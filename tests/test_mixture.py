@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import public_fixtures
@@ -21,11 +20,10 @@ from merit.data import drawing
 from merit.data.examples import Example, read_examples
 from merit.data.images import load_image
 from merit.data.sources import writer
-from merit.data.stage import run
 from merit.data.tasks import choose, task_file, task_of_file
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, read_json
-from merit.train.encode import task_examples, task_names
+from merit.train.encode import task_examples
 
 TARGET = Path("artifacts/x/data")
 VISION = {"name": "vision_flan_1k"}
@@ -55,7 +53,7 @@ def write(settings: PublicData | JsonlData) -> dict[str, Any]:
 def read_mixture() -> tuple[list[str], list[Example]]:
     """As the encode stage reads it."""
     folder = Artifacts("x").mixture
-    tasks = task_names(folder)
+    tasks = [entry["task"] for entry in read_json(folder / "tasks.json")]
     return tasks, [example for task in tasks for example in task_examples(folder, task)]
 
 
@@ -238,19 +236,8 @@ def test_turns_can_be_split_with_the_images_before_each_part() -> None:
     }
 
 
-def test_a_rehearsal_is_the_same_sources_cut_down() -> None:
-    settings = public(
-        {**VISION, "tasks": {"minimum": 50, "draw": 136}, "max_examples": 1000},
-        {"name": "the_cauldron", "tasks": ["ai2d", "nlvr2"]},
-        pretraining={"captions": [{"name": "llava_pretrain"}]},
-    )
-    small = settings.cut_down(2, 50)
-    assert [entry.tasks for entry in small.sources] == [TaskRule(minimum=50, draw=1), ["ai2d"]]
-    sizes = [(entry.max_examples, entry.max_records) for entry in small.sources]
-    assert sizes == [(50, None)] * 2
-    [captions] = small.pretraining["captions"]
-    assert (captions.max_examples, captions.max_records) == (50, 1000)
-    lay(records("a", 40))  # reading ends there
+def test_reading_may_end_early() -> None:
+    lay(records("a", 40))
     manifest = write(public({**VISION, "max_examples": 5, "max_records": 8}))["mixture"][0]
     assert (manifest["num_records"], manifest["tasks"][0]["num_available"]) == (8, 8)
 
@@ -343,19 +330,6 @@ def test_settings_that_cannot_be_met(entry: dict[str, Any], message: str) -> Non
     public_fixtures.lay(Path("sources"), "vision_flan_1k")
     with pytest.raises(MeritError, match=message):
         write(public(entry))
-
-
-def test_fewer_tasks_than_groups_are_refused_with_the_mixture(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Before the gradients are computed."""
-    lay(records("a", 3))
-    methods = {"soup": SimpleNamespace(num_groups=1), "merit-1d": SimpleNamespace(num_groups=2)}
-    experiment = SimpleNamespace(data=public(VISION), methods=methods)
-    monkeypatch.setattr("merit.data.stage.load_experiment", lambda name: experiment)
-    with pytest.raises(MeritError, match=r"`methods\.merit-1d`: 2 groups .* of 1 task\(s\)"):
-        run("x")
-    assert not TARGET.exists()
 
 
 # --- one's own folder ---------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
 
 
 def test_a_mixture_and_a_model_as_if_they_were_ones_own(done: Artifacts) -> None:
-    own = done.root.parent / "own"
+    own = done.folder.parents[1] / "own"
     files = sorted(path.name for path in (own / "mixture").glob("*.jsonl"))
     assert len(files) == 4
     lines = (own / "mixture" / files[0]).read_text(encoding="utf-8").splitlines()
@@ -65,7 +65,7 @@ def test_a_mixture_and_a_model_as_if_they_were_ones_own(done: Artifacts) -> None
 
 
 def test_the_report_recommends_one_of_the_models(done: Artifacts) -> None:
-    folder = done.root.parent
+    folder = done.folder.parents[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         experiment = load_experiment("mine")
@@ -93,11 +93,11 @@ def test_the_report_recommends_one_of_the_models(done: Artifacts) -> None:
 
 def test_nothing_of_benchmarks_is_made(done: Artifacts) -> None:
     assert not done.evaluation.exists()
-    assert not (done.root.parent / "params.yaml").exists()
+    assert not (done.folder.parents[1] / "params.yaml").exists()
 
 
 def test_the_pages_files_are_where_it_says(done: Artifacts) -> None:
-    folder = done.root.parent
+    folder = done.folder.parents[1]
     for named in re.findall(r"`((?:artifacts|reports|experiments)/mine[\w./-]*)`", PAGE):
         assert (folder / named).exists(), named
     assert (folder / "artifacts/mine/models/merit-1d-s1/README.md").is_file()

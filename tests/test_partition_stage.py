@@ -137,24 +137,3 @@ def test_gradients_of_other_tasks_are_refused(paths: Artifacts) -> None:
     write_json(paths.gradients / "tasks.json", {"tasks": ["another"]})
     with pytest.raises(MeritError, match=r"gradients: made for other tasks; run the gradients"):
         run("tiny", paths)
-
-
-@pytest.mark.parametrize(
-    ("key", "bad"), [("num_tokens", None), ("num_loss_tokens", "many"), ("num_tokens", 1.5)]
-)
-def test_a_task_of_unknown_token_counts_is_refused(paths: Artifacts, key: str, bad: Any) -> None:
-    """By one line that names file, task and key; nothing is written."""
-    path = paths.encoded / "tasks.json"
-    tasks = read_json(path)
-    if bad is None:
-        del tasks[4][key]
-    else:
-        tasks[4][key] = bad
-    write_json(path, tasks)
-    with pytest.raises(MeritError) as caught:
-        run("tiny", paths)
-    assert str(caught.value) == (
-        f"{path}: task 'task-04': key `{key}`: found {bad!r}, expected a number of tokens; run "
-        "the encode stage again"
-    )
-    assert not paths.partition.exists()

@@ -10,7 +10,7 @@ import public_fixtures
 import pytest
 from public_fixtures import said
 
-from merit.check import known
+from merit.check.estimate import known
 from merit.config.data import SourceName
 from merit.data.examples import BadRecord, Example
 from merit.data.images import ImageFinder, load_image

@@ -213,7 +213,6 @@ class Things:
             outputs=lambda paths, name: (paths.folder / "things" / name,),
             basis=self.basis,
             names=lambda context: self.names,
-            looped=False,
         )
         executor = object.__new__(Executor)
         executor.name, executor.params = "x", Params(experiments=["x"], workers=workers)

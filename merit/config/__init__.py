@@ -3,40 +3,12 @@
 Every key is a field of a class in one of these modules, with its default.
 """
 
-from merit.config.base import (
-    Architecture,
-    Base,
-    Origin,
-    Phase,
-)
-from merit.config.data import (
-    MiniWorldData,
-)
-from merit.config.evaluation import (
-    Evaluation,
-    JudgeSettings,
-)
-from merit.config.experiment import (
-    EXPERIMENTS_DIR,
-    REHEARSAL,
-    Experiment,
-    every_method,
-    load_experiment,
-)
-from merit.config.methods import (
-    PARAMETERS,
-    Method,
-    Sweep,
-    combinations,
-    suffix,
-)
-from merit.config.params import (
-    PARAMS_FILE,
-    Launch,
-    Params,
-    Tracking,
-    load_params,
-)
+from merit.config.base import Architecture, Base, Origin, Phase
+from merit.config.data import MiniWorldData
+from merit.config.evaluation import Evaluation, JudgeSettings
+from merit.config.experiment import EXPERIMENTS_DIR, Experiment, every_method, load_experiment
+from merit.config.methods import PARAMETERS, Method, Sweep, combinations, suffix
+from merit.config.params import PARAMS_FILE, Launch, Params, Tracking, load_params
 from merit.config.training import (
     COMPONENTS,
     Encoding,
@@ -46,35 +18,3 @@ from merit.config.training import (
     Runtime,
     Training,
 )
-
-__all__ = [
-    "COMPONENTS",
-    "EXPERIMENTS_DIR",
-    "PARAMETERS",
-    "PARAMS_FILE",
-    "REHEARSAL",
-    "Architecture",
-    "Base",
-    "Encoding",
-    "Evaluation",
-    "Experiment",
-    "Gradients",
-    "JudgeSettings",
-    "Launch",
-    "Lora",
-    "Method",
-    "MiniWorldData",
-    "Optimizer",
-    "Origin",
-    "Params",
-    "Phase",
-    "Runtime",
-    "Sweep",
-    "Tracking",
-    "Training",
-    "combinations",
-    "every_method",
-    "load_experiment",
-    "load_params",
-    "suffix",
-]

@@ -96,38 +96,6 @@ class PublicData(_Read):
                 raise ValueError(f"pretraining.{name}: letters, digits and _ only")
         return self
 
-    def cut_down(self, num_tasks: int, num_examples: int) -> PublicData:
-        """The same sources with few tasks of few examples, for a rehearsal.
-
-        `num_tasks` are spread over the sources, at least one of each. Base phases keep
-        `num_examples` per task of the first 20 `num_examples` records, some of which are broken:
-        their files have up to three million.
-        """
-        share = max(1, num_tasks // len(self.sources))
-
-        def smaller(entry: PublicSource, tasks: int | None) -> PublicSource:
-            update: dict[str, object] = {
-                "max_examples": min(num_examples, entry.max_examples or num_examples)
-            }
-            if tasks and isinstance(entry.tasks, list):
-                update["tasks"] = entry.tasks[:tasks]
-            elif tasks and isinstance(entry.tasks, TaskRule):
-                drawn = min(tasks, entry.tasks.draw or tasks)
-                update["tasks"] = entry.tasks.model_copy(update={"draw": drawn})
-            if tasks is None and entry.tasks == TaskRule():  # a listed task may stand anywhere
-                update["max_records"] = 20 * num_examples
-            return entry.model_copy(update=update)
-
-        return self.model_copy(
-            update={
-                "sources": [smaller(entry, share) for entry in self.sources],
-                "pretraining": {
-                    name: [smaller(entry, None) for entry in entries]
-                    for name, entries in self.pretraining.items()
-                },
-            }
-        )
-
 
 class Columns(Settings):
     """A record's keys, where they are not the usual ones (merit.data.forms)."""
@@ -149,16 +117,6 @@ class JsonlData(_Read):
     columns: Columns = Columns()
     tasks: TaskChoice = TaskRule()
     max_examples: PositiveInt | None = None
-
-    def cut_down(self, num_tasks: int, num_examples: int) -> JsonlData:
-        """The first `num_tasks` of a list of tasks, else as many drawn, with few examples each."""
-        few = min(num_examples, self.max_examples or num_examples)
-        if isinstance(self.tasks, list):
-            tasks: TaskChoice = self.tasks[:num_tasks]
-        else:
-            drawn = min(num_tasks, self.tasks.draw or num_tasks)
-            tasks = self.tasks.model_copy(update={"draw": drawn})
-        return self.model_copy(update={"tasks": tasks, "max_examples": few})
 
 
 class MiniWorldData(Settings):

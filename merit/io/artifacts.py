@@ -23,7 +23,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,40 +38,22 @@ KEY = "key.json"  # beside an item's result: what it was made from (merit.run.st
 WORK = ".work"  # of an experiment's folder: unfinished results
 
 
-@dataclass(frozen=True)
 class Artifacts:
     """The paths of one experiment."""
 
-    experiment: str
-    root: Path = ARTIFACTS_DIR
-
-    @property
-    def folder(self) -> Path:
-        return self.root / self.experiment
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def mixture(self) -> Path:
-        return self.data / "mixture"
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
-
-    @property
-    def encoded(self) -> Path:
-        return self.folder / "encoded"
-
-    @property
-    def gradients(self) -> Path:
-        return self.folder / "gradients"
-
-    @property
-    def partition(self) -> Path:
-        return self.folder / "partition"
+    def __init__(self, experiment: str, root: Path = ARTIFACTS_DIR) -> None:
+        self.experiment, self.folder = experiment, root / experiment
+        self.data = self.folder / "data"
+        self.mixture = self.data / "mixture"
+        self.base = self.folder / "base"
+        self.encoded = self.folder / "encoded"
+        self.gradients = self.folder / "gradients"
+        self.partition = self.folder / "partition"
+        self.evaluation = self.folder / "evaluation"
+        self.questions = self.evaluation / "questions"
+        # what a judge was asked and answered: no output, but replayed where it is
+        self.judgements = self.folder / "judgements.jsonl"
+        self.report = REPORTS_DIR / experiment
 
     def manifest(self, branch: str) -> Path:
         return self.partition / "manifests" / f"{branch}.json"
@@ -85,21 +66,8 @@ class Artifacts:
     def model(self, model: str) -> Path:
         return self.folder / "models" / model
 
-    @property
-    def evaluation(self) -> Path:
-        return self.folder / "evaluation"
-
-    @property
-    def questions(self) -> Path:
-        return self.evaluation / "questions"
-
     def answers(self, model: str) -> Path:
         return self.evaluation / "answers" / f"{model}.json"
-
-    @property
-    def judgements(self) -> Path:
-        """What a judge was asked and answered: no output, but replayed where it is."""
-        return self.folder / "judgements.jsonl"
 
     def predictions(self, model: str) -> Path:
         return self.evaluation / "predictions" / f"{model}.jsonl"
@@ -107,10 +75,6 @@ class Artifacts:
     def timing(self, branch: str) -> Path:
         """Wall-clock records of a branch's steps: no output, they differ from run to run."""
         return self.folder / "timings" / f"{branch}.jsonl"
-
-    @property
-    def report(self) -> Path:
-        return REPORTS_DIR / self.experiment
 
 
 def study_folder(experiment: str, study: str) -> Path:

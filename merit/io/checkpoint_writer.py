@@ -22,7 +22,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from merit.errors import MeritError
 from merit.io.checkpoint_files import INDEX
 from merit.io.checkpoints import DTYPES, TensorInfo
-from merit.io.disk import NO_SPACE
+from merit.io.disk import writing
 
 MAX_SHARD_BYTES = 5 * 10**9
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -57,8 +57,13 @@ class CheckpointWriter:
         )
 
     def __enter__(self) -> CheckpointWriter:
-        if shutil.disk_usage(self.folder).free < self.num_bytes:
-            raise self._no_space()
+        free = shutil.disk_usage(self.folder).free
+        if free < self.num_bytes:
+            raise MeritError(
+                f"{self.folder.parent}: no space left on the disk: the checkpoint takes "
+                f"{self.num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Free some and run "
+                "the same command again"
+            )
         try:
             for file, names in self._split.filename_to_tensors.items():
                 head, starts = header({name: self.layout[name] for name in names})
@@ -83,14 +88,10 @@ class CheckpointWriter:
             self._written[name] += len(data)
 
     def _put(self, descriptor: int, data: memoryview, offset: int) -> None:
-        try:
+        with writing(self.folder.parent):
             while data:
                 count = os.pwrite(descriptor, data, offset)
                 data, offset = data[count:], offset + count
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            raise self._no_space() from None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._close()
@@ -109,14 +110,6 @@ class CheckpointWriter:
         for descriptor in {descriptor for descriptor, _ in self._place.values()}:
             os.close(descriptor)
         self._place.clear()
-
-    def _no_space(self) -> MeritError:
-        free = shutil.disk_usage(self.folder).free
-        return MeritError(
-            f"{self.folder.parent}: no space left on the disk: the checkpoint takes "
-            f"{self.num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; nothing was written. "
-            "Free some and run the same command again"
-        )
 
 
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:

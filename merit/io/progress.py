@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import shutil
 import sys
@@ -14,12 +15,15 @@ from tqdm import tqdm
 from merit.io.artifacts import write_json
 
 
-class Progress:
-    """A bar on a terminal, gone at the end; elsewhere a line of text at most every ten seconds.
+class Progress(tqdm):
+    """A bar on a terminal, gone at the end; in a log, or of a process among others, a line of text
+    at most every ten seconds.
 
     `with Progress(label, total) as progress: ... progress.advance()`. The time left follows from
     the average speed: work that finishes in bursts would make a recent one jump.
     """
+
+    monitor_interval = 0  # no watching thread: with miniters=1 every advance looks at the clock
 
     def __init__(self, label: str, total: int) -> None:
         options: dict[str, Any] = {
@@ -27,7 +31,7 @@ class Progress:
             "mininterval": 0.2,
             "ncols": shutil.get_terminal_size().columns - 1,  # 79 if the terminal names none
         }
-        if not sys.stderr.isatty():
+        if multiprocessing.parent_process() or not sys.stderr.isatty():
             options = {
                 "file": _Lines(sys.stderr),
                 "mininterval": 10,
@@ -35,28 +39,13 @@ class Progress:
                 "bar_format": "{desc}: {n_fmt}/{total_fmt}, about {remaining} left",
             }
         # `disable` is said, or TQDM_DISABLE, which quiets the libraries' bars, would decide
-        self._bar = _Bar(
+        super().__init__(
             desc=label, total=total, leave=False, miniters=1, smoothing=0, disable=False, **options
         )
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    @property
-    def n(self) -> int:
-        """How many are done."""
-        return self._bar.n
-
     def advance(self, count: int = 1) -> None:
-        """`count` more are done."""
-        self._bar.update(count)
-
-
-class _Bar(tqdm):
-    monitor_interval = 0  # no watching thread: with miniters=1 every advance looks at the clock
+        """`count` more are done, `n` in all."""
+        self.update(count)
 
 
 class _Lines:

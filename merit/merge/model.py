@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from merit.config import Experiment, load_experiment
 from merit.config.branches import Model, plan
-from merit.config.settings import nearest
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, atomic_folder, atomic_write, read_json, write_json
 
@@ -47,11 +46,7 @@ def run(name: str, item: str | None = None) -> None:
     """
     assert item is not None
     experiment = load_experiment(name)
-    models = plan(experiment).models
-    if item not in models:
-        raise MeritError(f"merge: {name} has no model {item!r}.{nearest(item, list(models))}")
-    made, paths = recipe(experiment, models[item]), Artifacts(name)
-    check_branches(made, paths)
+    made, paths = recipe(experiment, plan(experiment).models[item]), Artifacts(name)
     failure = failed(made, paths)
     with atomic_folder(paths.model(item)) as folder:
         record = {key: made[key] for key in ("model", "method", "seed", "rule", "branches")}
@@ -81,18 +76,10 @@ def manifests_of(made: Recipe, paths: Artifacts) -> list[dict[str, Any]]:
 
 
 def failed(made: Recipe, paths: Artifacts) -> str | None:
-    """Why one of the model's parts diverged; None where none did.
-
-    Raises MeritError where a model that it is derived from is missing.
-    """
+    """Why one of the model's parts diverged; None where none did."""
     parts = [paths.branch(branch) / "summary.json" for branch in made["branches"]]
-    for model in (made[key] for key in ("source", "match") if made[key]):
-        parts.append(paths.model(model) / "merge.json")
-        if not parts[-1].is_file():
-            raise MeritError(
-                f"merge of {made['model']}: model {model} is missing in {paths.model(model)}; "
-                "merge it first"
-            )
+    models = (made[key] for key in ("source", "match") if made[key])
+    parts += [paths.model(model) / "merge.json" for model in models]
     return next((why for part in parts if (why := read_json(part)["failure"])), None)
 
 
@@ -122,50 +109,7 @@ def rule_of(made: Recipe, paths: Artifacts, base: Checkpoint) -> tuple[Rule, dic
             check_same_tensors(branch, base, set(branches[0].names))
     try:
         weights = merge_weights(manifests, made["merge_weights"])
-        counts = {key: sum(manifest[key] for manifest in manifests) for key in TOKEN_COUNTS}
-    except (ValueError, KeyError) as error:
-        missing = f"key `{error.args[0]}` is missing"
-        cause = missing if isinstance(error, KeyError) else error
-        raise MeritError(
-            f"{paths.branch(made['branches'][0]).parent}: {made['model']}: {cause}; run the "
-            "partition stage again"
-        ) from None
+    except ValueError as error:  # no token of a group is supervised, say
+        raise MeritError(f"key `merge_weights`: {made['model']}: {error}") from None
+    counts = {key: sum(manifest[key] for manifest in manifests) for key in TOKEN_COUNTS}
     return rules.average(branches[0].names, branches, weights), {"merge_weights": weights, **counts}
-
-
-def check_branches(made: Recipe, paths: Artifacts) -> None:
-    """Raises MeritError, naming the branch, unless these branches are what is to be merged.
-
-    None may be missing, foreign (of another base or another partition than the others) or surplus
-    (in the folder of a split's branches, but not of them).
-    """
-    what, first = f"merge of {made['model']}", None
-    for branch in made["branches"]:
-        folder = paths.branch(branch)
-        if not (folder / "summary.json").is_file() or not (folder / "manifest.json").is_file():
-            raise MeritError(f"{what}: branch {branch} is missing in {folder}; train it first")
-        manifest = read_json(folder / "manifest.json")
-        first = first or manifest
-        if manifest["branch"] != branch:
-            raise MeritError(
-                f"{what}: {folder} holds branch {manifest['branch']!r}, not {branch}; train it "
-                "again"
-            )
-        if manifest["base_hash"] != read_json(paths.base / "base.json")["base_hash"]:
-            raise MeritError(
-                f"{what}: branch {branch} was trained from another base than {paths.base}; train "
-                "it again"
-            )
-        if manifest["partition_hash"] != first["partition_hash"]:
-            raise MeritError(
-                f"{what}: branch {branch} is of another partition than {first['branch']}; train "
-                "it again"
-            )
-    if first and first["num_groups"] > 1:
-        runs = paths.branch(first["branch"]).parent
-        present = {path.name for path in runs.iterdir() if not path.name.startswith(".")}
-        if surplus := sorted(present - set(made["branches"])):
-            raise MeritError(
-                f"{what}: {runs} holds {', '.join(surplus)} besides its branches; remove what an "
-                "earlier plan has left there"
-            )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from merit.config import Experiment, load_experiment
-from merit.config.branches import Branch, Model, Plan, optimizer_of, plan
+from merit.config.branches import Plan, optimizer_of, plan
 from merit.errors import MeritError
 from merit.io.artifacts import (
     Artifacts,
@@ -36,7 +36,6 @@ def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/partition."""
     experiment, paths = load_experiment(name), Artifacts(name)
     tasks = read_json(paths.encoded / "tasks.json")
-    check_token_counts(tasks, paths.encoded / "tasks.json")
     if read_json(paths.gradients / "tasks.json")["tasks"] != [entry["task"] for entry in tasks]:
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
     planned = plan(experiment)
@@ -47,7 +46,6 @@ def run(name: str, item: str | None = None) -> None:
         planned, evidence(tasks, gradients, similarity, components.embedding)
     )
     manifests = build_manifests(experiment, planned, tasks, partitions)
-    check_budgets(planned, manifests, tasks)
     origin = {
         "base_hash": read_json(paths.base / "base.json")["base_hash"],
         "encoded_hash": folder_hash(paths.encoded),
@@ -59,17 +57,6 @@ def run(name: str, item: str | None = None) -> None:
         write_table(folder / "partitions.csv", tasks, partitions)
         for manifest in manifests.values():
             write_json(folder / "manifests" / f"{manifest['branch']}.json", manifest | origin)
-
-
-def check_token_counts(tasks: list[Task], path: Path) -> None:
-    """Raise MeritError, naming `path`, if a task's token counts are unknown."""
-    for entry in tasks:
-        for key in TOKEN_COUNTS:
-            if not isinstance(entry.get(key), int):
-                raise MeritError(
-                    f"{path}: task {entry.get('task')!r}: key `{key}`: found {entry.get(key)!r}, "
-                    "expected a number of tokens; run the encode stage again"
-                )
 
 
 def num_axes(planned: Plan, num_tasks: int) -> int:
@@ -145,29 +132,6 @@ def build_manifests(
             "partition_hash": value_hash(groups),
         }
     return manifests
-
-
-def check_budgets(planned: Plan, manifests: dict[str, dict[str, Any]], tasks: list[Task]) -> None:
-    """Every model's branches spend one mixture's tokens per epoch (a soup's, one per member).
-
-    Raises AssertionError, which no settings can bring about: groups cover every task once.
-    """
-    for key in TOKEN_COUNTS:
-        one_epoch = sum(entry[key] for entry in tasks)
-        for model in planned.models.values():
-            if model.rule != "merge":
-                continue
-            spent = sum(manifests[branch][key] for branch in model.branches)
-            due = budget(model, planned.branches, one_epoch)
-            if abs(spent - due) > len(model.branches):  # rounding
-                raise AssertionError(f"{model.id}: `{key}` is {spent}, its budget {due}")
-
-
-def budget(model: Model, branches: dict[str, Branch], one_epoch: float) -> float:
-    """Tokens that a model may spend: epochs x mixture, once per run over the whole mixture."""
-    first = branches[model.branches[0]]
-    passes = len(model.branches) if first.partition == "joint" else 1
-    return one_epoch * first.epochs * passes
 
 
 def write_table(path: Path, tasks: list[Task], partitions: Groups) -> None:

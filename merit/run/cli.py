@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from merit import __version__
-from merit.errors import BUG, MeritError, message_of
+from merit.errors import BUG, STOPPED, MeritError, Stopped, message_of
 from merit.merge.command import add_command as add_merge
 from merit.run.stages import STAGES
 
@@ -43,10 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("merit: interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)
+    except Stopped:
+        print("merit: stopped; the same command resumes", file=sys.stderr)
+        sys.exit(STOPPED)
     except Exception as error:
-        if type(error).__name__ == "Stopped":  # of merit.run.pool, which is not imported for this
-            print("merit: stopped; the same command resumes", file=sys.stderr)
-            sys.exit(os.EX_TEMPFAIL)
         if (text := message_of(error)) is None:
             traceback.print_exc()
             print(BUG, file=sys.stderr)
@@ -146,7 +146,7 @@ def _dispatch(options: argparse.Namespace) -> None:
         case "run" | "status":
             _run(options)
         case "check":
-            from merit.check import check
+            from merit.check.command import check
 
             check(options.experiment, options.gpu_tflops, options.mfu)
         case "partition":

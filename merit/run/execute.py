@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from merit.check.access import needs_hub, uses_hub
 from merit.config import Experiment, Launch, Params, load_experiment, load_params
 from merit.config.settings import nearest
-from merit.errors import MeritError
+from merit.errors import STOPPING, MeritError
 from merit.io.artifacts import (
     Artifacts,
     read_json,
@@ -29,12 +30,11 @@ from merit.io.artifacts import (
 from merit.io.locks import exclusive
 from merit.io.machine import differences, visible_gpus
 from merit.io.progress import clock, write_timing
-from merit.run.access import needs_hub, set_access, uses_hub
 from merit.run.keys import code_hash
-from merit.run.pool import STOPPING, Pool, Task, describe_slots, gpu_slots, run_stage
+from merit.run.pool import Pool, Task, describe_slots, gpu_slots, run_stage
 from merit.run.preflight import check_base, check_place, check_tasks
 from merit.run.slurm import ON_NODE, train_branches
-from merit.run.stages import STAGES, Context, Stage, own_files, prune_outputs
+from merit.run.stages import STAGES, Context, Stage, own_files
 from merit.run.store import Item, Key, NotReady
 
 SETTINGS_DIR = Path("experiments/settings")
@@ -168,53 +168,53 @@ class Executor:
         done = kept = 0
         with guard:
             if not only:
-                for path in prune_outputs(stage, self.context):
+                for path in stage.prune(self.context):
                     print(f"removed: {path}, which the plan does not name", file=sys.stderr)
             pending = [i for i in stage.items(self.context) if not only or i.name in only]
             while True:
-                ready, lacking = self._ready(stage, pending)
-                pending = list(lacking)
-                todo = [(item, key) for item, key in ready if not self._keep(stage, item, key)]
-                kept += len(ready) - len(todo)
+                todo, num_current, lacking = self._sorted(stage, pending)
+                pending, kept = list(lacking), kept + num_current
                 asked = stage.name == "train" and "evaluate" in stages and todo
                 if asked and (unasked := self._missing(stages)):
                     return unasked, {}, done, kept
                 failed = self._compute(stage, stages, todo) if todo else {}
                 failures |= failed
                 done += len(todo) - len(failed)
-                if not pending or not ready:
+                if not pending or not (todo or num_current):
                     waiting = {item.label: why for item, why in lacking.items()}
                     return failures, waiting, done, kept
 
-    def _ready(
+    def _sorted(
         self, stage: Stage, items: Sequence[Item]
-    ) -> tuple[list[tuple[Item, Key]], dict[Item, str]]:
-        """The items whose inputs are there, with their keys; the others, with what they lack.
+    ) -> tuple[list[tuple[Item, Key]], int, dict[Item, str]]:
+        """Items to make, with their keys; the number of current ones; what others lack.
 
         What is out of date is removed at once, so that nothing is made of it.
         """
-        ready: list[tuple[Item, Key]] = []
-        others: dict[Item, str] = {}
+        todo: list[tuple[Item, Key]] = []
+        num_current, lacking = 0, {}
         for item in items:
             try:
                 key = stage.key(self.context, item.name)
             except NotReady as missing:
-                others[item] = str(missing)
+                lacking[item] = str(missing)
                 continue
-            if stage.stored and not item.is_current(key):
+            current = item.is_current(key)
+            if stage.stored and not current:
                 item.adopt()
                 item.remove()
-            ready.append((item, key))
-        return ready, others
-
-    def _keep(self, stage: Stage, item: Item, key: Key) -> bool:
-        return item.is_current(key) or (stage.stored and item.take(key))
+                current = item.take(key)
+            num_current += current
+            todo += [] if current else [(item, key)]
+        return todo, num_current, lacking
 
     def _compute(
         self, stage: Stage, stages: Sequence[str], todo: Sequence[tuple[Item, Key]]
     ) -> dict[str, str]:
         if stage.name == "train":
-            todo = sorted(todo, key=self._num_tokens, reverse=True)  # slots end together
+            manifests = {item: self.context.paths.manifest(item.name) for item, _ in todo}
+            tokens = {item: read_json(file)["num_tokens"] for item, file in manifests.items()}
+            todo = sorted(todo, key=lambda pair: tokens[pair[0]], reverse=True)  # end together
             if self.params.launch.backend == "slurm":
                 return train_branches(self.name, todo, self.params)
         pool, hub = self.pool(stages), needs_hub(self.experiment, stage.name)
@@ -222,7 +222,11 @@ class Executor:
         slots = self._slots(stage, pool.slots)
         if stage.name == "gradients" and len(slots) > 1:
             n = len(slots)
-            shares = [_share(stage, self.name, f"{i}/{n}", hub) for i in range(1, n + 1)]
+            parts = [f"{i}/{n}" for i in range(1, n + 1)]
+            shares: list[Task] = [
+                (f"gradients {part}", run_stage, (stage.module, self.name, part, hub))
+                for part in parts
+            ]
             if failed := pool.run(label, shares, slots):
                 return failed
         tasks: list[Task] = [
@@ -236,23 +240,19 @@ class Executor:
         gpus = [gpu for slot in slots for gpu in slot]
         if not gpus or stage.name == "train":
             return slots
-        if _shares(self.experiment, stage.name):
+        if _trains(self.experiment, stage.name):
             return [gpus]
         return slots if self.experiment.model.spread else [[gpu] for gpu in gpus]
 
     def _missing(self, stages: Sequence[str]) -> dict[str, str]:
         """Why there is nothing to ask the models that would be trained."""
-        from merit.check import check_questions
+        from merit.check.missing import check_questions
         from merit.eval.benchmarks import benchmark
 
         if not any(benchmark(name).public for name in self.experiment.evaluation.benchmarks):
             return {}
-        hub = needs_hub(self.experiment, "evaluate")
-        task = ("questions", _in_access, (check_questions, self.name, hub))
+        task: Task = ("questions", check_questions, (self.name,))
         return self.pool(stages).run(f"{self.name}, questions", [task])
-
-    def _num_tokens(self, pair: tuple[Item, Key]) -> int:
-        return read_json(Artifacts(self.name).manifest(pair[0].name))["num_tokens"]
 
     # --- what would be done ---------------------------------------------------------------------
 
@@ -282,20 +282,11 @@ class Executor:
         return f"{why}; kept in the store" if why and item.place(key).is_dir() else why
 
 
-def _share(stage: Stage, experiment: str, share: str, hub: bool) -> Task:
-    return f"{stage.name} {share}", run_stage, (stage.module, experiment, share, hub)
-
-
-def _in_access(function: Callable[[str], None], name: str, hub: bool) -> None:
-    set_access(hub)
-    function(name)
-
-
 def make_item(module: str, item: Item, key: Key, hub: bool, stored: bool) -> None:
     """Make one item and record it. Runs in a process of its own."""
     began = time.monotonic()
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if len(gpus) > 1 and _shares(load_experiment(item.experiment), item.stage):
+    if len(gpus) > 1 and _trains(load_experiment(item.experiment), item.stage):
         _run_on_ranks(item, len(gpus))
     else:
         run_stage(module, item.experiment, item.name or None, hub)
@@ -303,7 +294,7 @@ def make_item(module: str, item: Item, key: Key, hub: bool, stored: bool) -> Non
     write_timing(Artifacts(item.experiment).folder, item.stage, item.name or None, began)
 
 
-def _shares(experiment: Experiment, stage: str) -> bool:
+def _trains(experiment: Experiment, stage: str) -> bool:
     """Whether an item of the stage trains, which the GPUs of its slot share as processes."""
     return stage == "train" or (stage == "base" and bool(experiment.base.phases))
 

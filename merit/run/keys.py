@@ -17,6 +17,7 @@ from typing import Any
 from merit.io.artifacts import value_hash
 
 PACKAGE = Path(__file__).parents[1]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # Settings decide through their values, which are in the key; the others word messages and find
 # files.
 NOT_CODE = (
@@ -114,16 +115,7 @@ def fingerprint(file: Path) -> str:
     if file.suffix == ".py":
         tree = ast.parse(content)
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and _is_text(body[0]):
-                body[:1] = [] if len(body) > 1 else [ast.Pass()]
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+                node.body[:1] = [] if len(node.body) > 1 else [ast.Pass()]
         content = ast.dump(tree).encode()
     return hashlib.sha256(content).hexdigest()
-
-
-def _is_text(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )

@@ -68,7 +68,8 @@ def new(name: str, data: str, base: str) -> None:
         processor = load_processor(folder)
         tokenizer = getattr(processor, "tokenizer", processor)
         template: Literal["chat", "plain"]
-        template = "chat" if tokenizer.chat_template or _has_template(processor) else "plain"
+        written = tokenizer.chat_template or getattr(processor, "chat_template", None)
+        template = "chat" if written else "plain"
         template_of(processor, template)  # refuses one that training cannot use
         if template == "plain" and tokenizer.eos_token is None:
             raise MeritError(f"{base}: its tokenizer has no end mark, so it cannot end an answer")
@@ -89,10 +90,6 @@ def new(name: str, data: str, base: str) -> None:
     if found.bad:
         print(f"{len(found.bad)} records are no examples: mend them, or set `on_bad_record: skip`")
     print(f"written: {path}; look at it, then `merit run {name}`")
-
-
-def _has_template(processor: Any) -> bool:
-    return getattr(processor, "chat_template", None) is not None
 
 
 def look_at_base(base: str, scratch: Path, name: str) -> tuple[Path, dict[str, str]]:

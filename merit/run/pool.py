@@ -21,13 +21,11 @@ from typing import Any
 import psutil
 
 from merit.config import PARAMS_FILE, Params
-from merit.errors import BUG, MeritError, message_of
+from merit.errors import BUG, STOPPED, STOPPING, MeritError, Stopped, message_of
 from merit.io.machine import visible_gpus
 from merit.io.progress import Progress
 
 Task = tuple[str, Callable[..., None], tuple[Any, ...]]  # label, function, arguments
-STOPPED = os.EX_TEMPFAIL  # 75: training was stopped by a signal and can resume
-STOPPING = (signal.SIGTERM, signal.SIGUSR2)  # Slurm says the second before a time limit
 
 
 def gpu_slots(params: Params) -> list[list[str]]:
@@ -113,10 +111,6 @@ class Pool:
         return failures
 
 
-class Stopped(Exception):
-    """A signal asked the command to end; the trainings have written their checkpoints."""
-
-
 def _stop(number: int, frame: object) -> None:
     for again in STOPPING:  # Slurm and its job both send one; checkpoints are waited for
         signal.signal(again, signal.SIG_IGN)
@@ -132,19 +126,6 @@ def _ending(code: int) -> str:
     return f"ended by signal {-code}{memory}"
 
 
-class _Lines:
-    """Standard error of a process among others: progress in lines, not as a bar."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def isatty(self) -> bool:
-        return False
-
-
 def _child(gpus: list[str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run the function in this process; a user's mistake is one line and exit status 2."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes Ctrl-C on as SIGTERM
@@ -152,7 +133,6 @@ def _child(gpus: list[str], function: Callable[..., None], arguments: tuple[Any,
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    sys.stderr = _Lines(sys.stderr)
     try:
         function(*arguments)
     except Exception as error:  # not the exit status of a training that was stopped
@@ -177,7 +157,7 @@ def _end_with_parent() -> None:
 
 def run_stage(module: str, experiment: str, item: str | None, hub: bool) -> None:
     """What a child does: one stage of one experiment, for one of its items."""
-    from merit.run.access import set_access
+    from merit.check.access import set_access
 
     set_access(hub)
     importlib.import_module(module).run(experiment, item)

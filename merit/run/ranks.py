@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from merit.run.pool import STOPPED
+from merit.errors import STOPPED, STOPPING
 
 
 def main(num_ranks: str, experiment: str, stage: str, *items: str) -> int:
@@ -24,7 +24,7 @@ def main(num_ranks: str, experiment: str, stage: str, *items: str) -> int:
         for rank in psutil.Process().children():  # their own children read images: no concern
             rank.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in STOPPING:
         signal.signal(number, pass_on)
     own = "--signals_to_handle=SIGINT,SIGHUP,SIGQUIT"
     command = ["-m", "merit", "run", experiment, stage]

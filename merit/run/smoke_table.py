@@ -23,12 +23,7 @@ from merit.train.model import recompute_layers, set_trainable
 
 IMAGE, VOCABULARY = 3, 96  # the token of images, of as many
 TEXT: dict[str, Any] = {
-    **{
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "vocab_size": VOCABULARY,
-    },
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
     **{"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.1},
     **{"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
 }

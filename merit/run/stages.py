@@ -40,8 +40,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `names` lists its items; `outputs` and `basis` say where one lies, what decides
-    it.
+    """One stage: `outputs` says where an item lies, `basis` what decides it, `names` lists all.
+
+    `code` names the modules that decide an item, by default only `module`. Below `roots` lie the
+    items of a stage that has several, and nothing else.
     """
 
     name: str
@@ -50,8 +52,8 @@ class Stage:
     outputs: Callable[[Artifacts, str], tuple[Path, ...]]
     basis: Callable[[Context, str], Basis]
     names: Callable[[Context], list[str]] = lambda context: [""]
-    code: Callable[[Context, str], list[str]] = lambda context, item: []  # modules besides `module`
-    looped: bool = False
+    code: Callable[[Context, str], list[str]] | None = None
+    roots: Callable[[Artifacts], tuple[Path, ...]] = lambda paths: ()
     record_beside: bool = False  # the record is the last output, not a file of the first
     stored: bool = True
     preload: tuple[str, ...] = ()
@@ -65,16 +67,41 @@ class Stage:
         return [self.item(context, name) for name in self.names(context)]
 
     def code_of(self, context: Context, name: str) -> str:
-        own = [] if self.name == "studies" else [self.module]  # this one imports every study
-        return code_hash([*own, *self.code(context, name)])
+        return code_hash(self.code(context, name) if self.code else [self.module])
 
     def key(self, context: Context, name: str) -> dict[str, str]:
         """What decides the item. Raises NotReady if one of its inputs is not there."""
         settings, inputs = self.basis(context, name)
         return make_key(settings, inputs, self.code_of(context, name))
 
+    def prune(self, context: Context) -> list[Path]:
+        """Remove the results of items that the plan does not name any more; returns which."""
+        expected = [output for item in self.items(context) for output in item.outputs]
+        return [path for root in self.roots(context.paths) for path in prune(root, expected)]
 
-# --- what decides an item -------------------------------------------------------------------------
+
+STAGES: dict[str, Stage] = {}
+
+
+def stage(module: str, outputs: Any, **options: Any) -> Callable[[Any], Any]:
+    """Add a stage behind those above it: the decorated function is its basis and has its name."""
+
+    def add(basis: Callable[[Context, str], Basis]) -> Callable[[Context, str], Basis]:
+        name = basis.__name__.strip("_")
+        STAGES[name] = Stage(name, str(basis.__doc__), module, outputs, basis, **options)
+        return basis
+
+    return add
+
+
+# --- inputs and code that several stages have in common -------------------------------------------
+
+_TORCH = (
+    *("torch", "transformers", "merit.train.model", "merit.train.loop"),
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.qwen2.modeling_qwen2",
+)
+_ANSWERING = (*_TORCH, "merit.eval.answering.generate")
 
 
 def _current(c: Context, stage: str, name: str) -> str:
@@ -90,85 +117,9 @@ def _base_hash(paths: Artifacts) -> str:
     return read_json(paths.base / "base.json")["base_hash"]
 
 
-def _data(c: Context, _: str) -> Basis:
-    return c.block("data"), {"files": own_files(c.experiment)["data"]}
-
-
-def _base(c: Context, _: str) -> Basis:
-    settings = c.block("base", "model", "encoding")
-    lessons = hash_of(c.paths.data / KEY, "data/pretraining") if c.experiment.base.phases else None
-    return settings, {"lessons": lessons, "files": own_files(c.experiment)["base"]}
-
-
-def _encode(c: Context, _: str) -> Basis:
-    mixture = hash_of(c.paths.data / KEY, "data/mixture")
-    return c.block("model", "encoding"), {"mixture": mixture, "base": _base_hash(c.paths)}
-
-
-def _gradients(c: Context, _: str) -> Basis:
-    settings = c.block("gradients", "model") | {"trainable": c.dump["training"]["trainable"]}
-    return settings, {"encoded": hash_of(c.paths.encoded / KEY), "base": _base_hash(c.paths)}
-
-
-def _partition(c: Context, _: str) -> Basis:
-    settings = c.block("methods", "sweeps", "training", "model", "encoding")
-    inputs = {
-        "gradients": hash_of(c.paths.gradients / KEY),
-        "encoded": hash_of(c.paths.encoded / KEY),
-        "base": _base_hash(c.paths),
-    }
-    return settings, inputs
-
-
-def _train(c: Context, branch: str) -> Basis:
-    manifest = c.paths.manifest(branch)
-    if not manifest.is_file():
-        raise NotReady(f"{manifest} is not there yet")
-    return read_json(manifest), {}
-
-
-def _merge(c: Context, model: str) -> Basis:
-    from merit.merge.model import recipe
-
-    made_of = recipe(c.experiment, c.plan.models[model])
-    branches = {name: _current(c, "train", name) for name in made_of["branches"]}
-    keys = [key for key in ("source", "match") if made_of[key]]
-    others = {key: _current(c, "merge", made_of[key]) for key in keys}
-    return made_of, {"base": _base_hash(c.paths), "branches": branches, **others}
-
-
-def _prompts(c: Context, _: str) -> Basis:
-    from merit.eval.stages.prompts import asking
-
-    questions = hash_of(c.paths.data / KEY, "data/benchmarks")
-    return asking(c.experiment), {"questions": questions, "base": _base_hash(c.paths)}
-
-
-def _evaluate(c: Context, model: str) -> Basis:
-    made = c.paths.model(model)
-    hash_of(made / KEY)
-    merged = read_json(made / "merge.json")
-    inputs = {
-        "questions": hash_of(c.paths.questions / KEY),
-        "model": [merged.get("checkpoint_hash"), merged["failure"]],
-    }
-    return None, inputs
-
-
-def _score(c: Context, _: str) -> Basis:
-    answers = {model: _current(c, "evaluate", model) for model in c.plan.models}
-    settings = c.block("evaluation")
-    return settings, {"questions": hash_of(c.paths.questions / KEY), "answers": answers}
-
-
-def _study(c: Context, study: str) -> Basis:
-    settings = c.block(
-        *("model", "gradients", "training", "merge_weights", "methods", "sweeps", "evaluation")
-    )
-    settings |= {"study": c.dump["studies"][study], "readiness": c.dump["studies"].get("readiness")}
-    from merit.eval.studies import settings_of
-
-    return settings, _results(c, settings_of(c.experiment)[study].reads_scores)
+def _if_asked(c: Context) -> list[str]:
+    """One item, none without benchmarks."""
+    return [""] if c.experiment.evaluation.benchmarks else []
 
 
 def _results(c: Context, with_scores: bool = True) -> dict[str, Any]:
@@ -183,48 +134,16 @@ def _results(c: Context, with_scores: bool = True) -> dict[str, Any]:
     return {"models": models, "scores": scores, "encoded": encoded, "data": data}
 
 
-def _studies(c: Context) -> list[str]:
-    from merit.eval.studies import reported
-
-    return sorted(reported(c.experiment), key="control".__ne__)  # which takes longest
-
-
-def _report(c: Context, _: str) -> Basis:
-    settings = c.block("data", "methods", "sweeps", "evaluation", "report", "studies")
-    inputs: dict[str, Any] = _results(c) | {"partition": hash_of(c.paths.partition / KEY)}
-    inputs["studies"] = {s: hash_of(_study_record(c.paths, s)) for s in _studies(c)}
-    paper = Path("reports/paper")
-    inputs["paper"] = {file.name: file_hash(file) for file in sorted(paper.glob("*.csv"))}
-    from merit.eval.report.bases import scores_hashes
-
-    inputs["bases"] = scores_hashes(c.experiment)
-    return settings, inputs
-
-
-def _study_record(paths: Artifacts, study: str) -> Path:
-    return paths.folder / "studies" / f"{study}.json"
-
-
-def _if_asked(c: Context) -> list[str]:
-    """One item, none without benchmarks."""
-    return [""] if c.experiment.evaluation.benchmarks else []
-
-
-def _models(c: Context) -> list[str]:
-    """Those made of branches first: shrunk models are made of them."""
-    return sorted(c.plan.models, key=lambda model: c.plan.models[model].rule == "shrunk")
-
-
 def _source_code(c: Context, _: str) -> list[str]:
     from merit.data.sources import SOURCES
 
-    return [SOURCES[c.experiment.data.source].partition(":")[0]]
+    return ["merit.data.stage", SOURCES[c.experiment.data.source].partition(":")[0]]
 
 
 def _base_code(c: Context, _: str) -> list[str]:
     from merit.train.registry import INITIALISERS, PRETRAINING
 
-    base, places = c.experiment.base, []
+    base, places = c.experiment.base, ["merit.train.base"]
     if base.architecture is not None:
         world = "world" if base.architecture.has_vision else "text"
         places += [*INITIALISERS.values(), f"merit.mini.{world}"]  # with its vocabulary
@@ -251,149 +170,167 @@ def _listing(place: Path) -> str:
     )
 
 
-# --- the table ------------------------------------------------------------------------------------
+# --- the stages -----------------------------------------------------------------------------------
 
-_TORCH = (
-    *("torch", "transformers", "merit.train.model", "merit.train.loop"),
-    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-    "transformers.models.qwen2.modeling_qwen2",
+
+@stage("merit.data.stage", lambda paths, _: (paths.data,), code=_source_code)
+def _data(c: Context, _: str) -> Basis:
+    """Mixture, the base's lessons, benchmarks."""
+    return c.block("data"), {"files": own_files(c.experiment)["data"]}
+
+
+@stage("merit.train.base", lambda paths, _: (paths.base,), code=_base_code, preload=_TORCH)
+def _base(c: Context, _: str) -> Basis:
+    """Build or load theta0."""
+    settings = c.block("base", "model", "encoding")
+    lessons = hash_of(c.paths.data / KEY, "data/pretraining") if c.experiment.base.phases else None
+    return settings, {"lessons": lessons, "files": own_files(c.experiment)["base"]}
+
+
+@stage("merit.train.encode", lambda paths, _: (paths.encoded,), preload=_TORCH)
+def _encode(c: Context, _: str) -> Basis:
+    """Tokenise the mixture, cache its image embeddings."""
+    mixture = hash_of(c.paths.data / KEY, "data/mixture")
+    return c.block("model", "encoding"), {"mixture": mixture, "base": _base_hash(c.paths)}
+
+
+@stage("merit.train.task_gradients", lambda paths, _: (paths.gradients,), preload=_TORCH)
+def _gradients(c: Context, _: str) -> Basis:
+    """Mean gradient of every task at theta0."""
+    settings = c.block("gradients", "model") | {"trainable": c.dump["training"]["trainable"]}
+    return settings, {"encoded": hash_of(c.paths.encoded / KEY), "base": _base_hash(c.paths)}
+
+
+@stage("merit.partition.stage", lambda paths, _: (paths.partition,))
+def _partition(c: Context, _: str) -> Basis:
+    """Cosines, PCA, groups, a manifest per branch."""
+    settings = c.block("methods", "sweeps", "training", "model", "encoding")
+    inputs = {"gradients": c.paths.gradients, "encoded": c.paths.encoded}
+    hashes = {name: hash_of(folder / KEY) for name, folder in inputs.items()}
+    return settings, {**hashes, "base": _base_hash(c.paths)}
+
+
+@stage(
+    "merit.train.branch",
+    lambda paths, branch: (paths.branch(branch),),
+    names=lambda c: list(c.plan.branches),
+    roots=lambda paths: (paths.folder / "branches",),
+    preload=(*_TORCH, "merit.train.branch"),
 )
+def _train(c: Context, branch: str) -> Basis:
+    """Train every branch."""
+    manifest = c.paths.manifest(branch)
+    if not manifest.is_file():
+        raise NotReady(f"{manifest} is not there yet")
+    return read_json(manifest), {}
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            "data",
-            "mixture, the base's lessons, benchmarks",
-            "merit.data.stage",
-            lambda paths, _: (paths.data,),
-            _data,
-            code=_source_code,
-        ),
-        Stage(
-            "base",
-            "build or load theta0",
-            "merit.train.base",
-            lambda paths, _: (paths.base,),
-            _base,
-            code=_base_code,
-            preload=_TORCH,
-        ),
-        Stage(
-            "encode",
-            "tokenise the mixture, cache its image embeddings",
-            "merit.train.encode",
-            lambda paths, _: (paths.encoded,),
-            _encode,
-            preload=_TORCH,
-        ),
-        Stage(
-            "gradients",
-            "mean gradient of every task at theta0",
-            "merit.train.task_gradients",
-            lambda paths, _: (paths.gradients,),
-            _gradients,
-            preload=_TORCH,
-        ),
-        Stage(
-            "partition",
-            "cosines, PCA, groups, a manifest per branch",
-            "merit.partition.stage",
-            lambda paths, _: (paths.partition,),
-            _partition,
-        ),
-        Stage(
-            "train",
-            "train every branch",
-            "merit.train.branch",
-            lambda paths, branch: (paths.branch(branch),),
-            _train,
-            lambda c: list(c.plan.branches),
-            looped=True,
-            preload=(*_TORCH, "merit.train.branch"),
-        ),
-        Stage(
-            "merge",
-            "merge every model from its branches",
-            "merit.merge.model",
-            lambda paths, model: (paths.model(model),),
-            _merge,
-            _models,
-            looped=True,
-            preload=("torch", "merit.merge.model", "merit.merge.write"),
-        ),
-        Stage(
-            "prompts",
-            "the benchmarks' questions as models are asked them",
-            "merit.eval.stages.prompts",
-            lambda paths, _: (paths.questions,),
-            _prompts,
-            _if_asked,
-            preload=_TORCH,
-        ),
-        Stage(
-            "evaluate",
-            "every model's answers to all benchmarks",
-            "merit.eval.stages.evaluate",
-            lambda paths, model: (
-                paths.answers(model),
-                paths.answers(model).with_suffix(".key.json"),
-            ),
-            _evaluate,
-            lambda c: list(c.plan.models) if _if_asked(c) else [],
-            looped=True,
-            record_beside=True,
-            preload=(*_TORCH, "merit.eval.answering.generate"),
-        ),
-        Stage(
-            "score",
-            "score all answers",
-            "merit.eval.stages.score",
-            lambda paths, _: (paths.predictions("x").parent, paths.evaluation / "scores.json"),
-            _score,
-            _if_asked,
-        ),
-        Stage(
-            "studies",
-            "the measurements besides the main tables",
-            "merit.eval.stages.study",
-            lambda paths, study: (
-                study_folder(paths.experiment, study),
-                _study_record(paths, study),
-            ),
-            _study,
-            _studies,
-            lambda c, study: [f"merit.eval.studies.{study}.measure"],
-            looped=True,
-            record_beside=True,
-            preload=(*_TORCH, "pandas", "scipy.stats", "merit.eval.answering.generate"),
-        ),
-        Stage(
-            "report",
-            "tables, figures and pages",
-            "merit.eval.stages.report",
-            lambda paths, _: (
-                Path("reports", paths.experiment),
-                Path("artifacts/reports", f"{paths.experiment}.json"),
-            ),
-            _report,
-            record_beside=True,
-            stored=False,
-        ),
+
+@stage(
+    "merit.merge.model",
+    lambda paths, model: (paths.model(model),),
+    # those made of branches first: shrunk models are made of them
+    names=lambda c: sorted(c.plan.models, key=lambda m: c.plan.models[m].rule == "shrunk"),
+    roots=lambda paths: (paths.folder / "models",),
+    preload=("torch", "merit.merge.model", "merit.merge.write"),
+)
+def _merge(c: Context, model: str) -> Basis:
+    """Merge every model from its branches."""
+    from merit.merge.model import recipe
+
+    made_of = recipe(c.experiment, c.plan.models[model])
+    branches = {name: _current(c, "train", name) for name in made_of["branches"]}
+    keys = [key for key in ("source", "match") if made_of[key]]
+    others = {key: _current(c, "merge", made_of[key]) for key in keys}
+    return made_of, {"base": _base_hash(c.paths), "branches": branches, **others}
+
+
+@stage(
+    "merit.eval.stages.prompts",
+    lambda paths, _: (paths.questions,),
+    names=_if_asked,
+    preload=_TORCH,
+)
+def _prompts(c: Context, _: str) -> Basis:
+    """The benchmarks' questions as models are asked them."""
+    from merit.eval.stages.prompts import asking
+
+    questions = hash_of(c.paths.data / KEY, "data/benchmarks")
+    return asking(c.experiment), {"questions": questions, "base": _base_hash(c.paths)}
+
+
+@stage(
+    "merit.eval.stages.evaluate",
+    lambda paths, model: (paths.answers(model), paths.answers(model).with_suffix(".key.json")),
+    names=lambda c: list(c.plan.models) if _if_asked(c) else [],
+    roots=lambda paths: (paths.evaluation / "answers",),
+    record_beside=True,
+    preload=_ANSWERING,
+)
+def _evaluate(c: Context, model: str) -> Basis:
+    """Every model's answers to all benchmarks."""
+    made = c.paths.model(model)
+    hash_of(made / KEY)
+    merged = read_json(made / "merge.json")
+    model_hash = [merged.get("checkpoint_hash"), merged["failure"]]
+    return None, {"questions": hash_of(c.paths.questions / KEY), "model": model_hash}
+
+
+@stage(
+    "merit.eval.stages.score",
+    lambda paths, _: (paths.predictions("x").parent, paths.evaluation / "scores.json"),
+    names=_if_asked,
+)
+def _score(c: Context, _: str) -> Basis:
+    """Score all answers."""
+    answers = {model: _current(c, "evaluate", model) for model in c.plan.models}
+    settings = c.block("evaluation")
+    return settings, {"questions": hash_of(c.paths.questions / KEY), "answers": answers}
+
+
+def _reported(c: Context) -> list[str]:
+    from merit.eval.studies import reported
+
+    return sorted(reported(c.experiment), key="control".__ne__)  # which takes longest
+
+
+def _study_record(paths: Artifacts, study: str) -> Path:
+    return paths.folder / "studies" / f"{study}.json"
+
+
+@stage(
+    "merit.eval.stages.study",
+    lambda p, study: (study_folder(p.experiment, study), _study_record(p, study)),
+    names=_reported,
+    code=lambda c, study: [f"merit.eval.studies.{study}.measure"],  # the module imports them all
+    roots=lambda p: (_study_record(p, "x").parent, study_folder(p.experiment, "x").parent),
+    record_beside=True,
+    preload=(*_ANSWERING, "pandas", "scipy.stats"),
+)
+def _studies(c: Context, study: str) -> Basis:
+    """The measurements besides the main tables."""
+    from merit.eval.studies import settings_of
+
+    settings = c.block(
+        *("model", "gradients", "training", "merge_weights", "methods", "sweeps", "evaluation")
     )
-}
+    settings |= {"study": c.dump["studies"][study], "readiness": c.dump["studies"].get("readiness")}
+    return settings, _results(c, settings_of(c.experiment)[study].reads_scores)
 
 
-def prune_outputs(stage: Stage, context: Context) -> list[Path]:
-    """Remove the results of items that the plan does not name any more."""
-    if not stage.looped:
-        return []
-    expected = [output for item in stage.items(context) for output in item.outputs]
-    paths = context.paths
-    roots = {
-        "train": [paths.folder / "branches"],
-        "merge": [paths.folder / "models"],
-        "evaluate": [paths.evaluation / "answers"],
-        "studies": [paths.folder / "studies", study_folder(paths.experiment, "x").parent],
-    }
-    return [path for root in roots[stage.name] for path in prune(root, expected)]
+@stage(
+    "merit.eval.stages.report",
+    lambda p, _: (Path("reports", p.experiment), Path(f"artifacts/reports/{p.experiment}.json")),
+    record_beside=True,
+    stored=False,
+)
+def _report(c: Context, _: str) -> Basis:
+    """Tables, figures and pages."""
+    from merit.eval.report.bases import scores_hashes
+
+    settings = c.block("data", "methods", "sweeps", "evaluation", "report", "studies")
+    inputs: dict[str, Any] = _results(c) | {"partition": hash_of(c.paths.partition / KEY)}
+    inputs["studies"] = {s: hash_of(_study_record(c.paths, s)) for s in _reported(c)}
+    paper = Path("reports/paper")
+    inputs["paper"] = {file.name: file_hash(file) for file in sorted(paper.glob("*.csv"))}
+    inputs["bases"] = scores_hashes(c.experiment)
+    return settings, inputs

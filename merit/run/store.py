@@ -13,14 +13,13 @@ import errno
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merit.errors import MeritError
-from merit.io.artifacts import file_hash, read_json, value_hash, write_json
+from merit.io.artifacts import atomic_folder, file_hash, read_json, value_hash, write_json
 
 STORE = ".store"
 Key = Mapping[str, str]
@@ -97,7 +96,7 @@ class Item:
         """Link the outputs into the store, unless they are there."""
         place = self.place(key)
         if not place.is_dir():
-            with _new_folder(place) as new:
+            with atomic_folder(place) as new:
                 for output in self.outputs:
                     link(output, new / output.name)
 
@@ -126,27 +125,6 @@ class Item:
         record = self.read_record()
         if record and self.is_whole(record):
             self.put(record["key"])
-
-
-class _new_folder:
-    """A folder that appears under its name at the end of the block, whole or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.new = Path(tempfile.mkdtemp(prefix=".new.", dir=self.path.parent))
-        return self.new
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            try:
-                os.replace(self.new, self.path)
-            except OSError as error:  # another process has just stored the same
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-        shutil.rmtree(self.new, ignore_errors=True)
 
 
 _copied = False

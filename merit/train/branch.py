@@ -216,12 +216,6 @@ def branch_order(paths: Artifacts, manifest: dict[str, Any]) -> np.ndarray:
     from merit.train.dataset import example_tasks
 
     task_of, tasks = example_tasks(paths.encoded)
-    chosen = set(manifest["tasks"])
-    unknown = sorted(chosen - set(tasks))
-    indices = np.flatnonzero(np.isin(task_of, [i for i, t in enumerate(tasks) if t in chosen]))
-    if unknown or len(indices) == 0:
-        problem = f"unknown tasks {unknown[:3]}" if unknown else "its tasks have zero examples"
-        raise MeritError(
-            f"{paths.manifest(manifest['branch'])}: {problem}; run the partition stage again"
-        )
+    chosen = [i for i, task in enumerate(tasks) if task in manifest["tasks"]]
+    indices = np.flatnonzero(np.isin(task_of, chosen))
     return indices[data_order(len(indices), manifest["epochs"], manifest["seed"])]

@@ -26,40 +26,34 @@ from typing import Any
 
 import torch
 
-from merit.errors import MeritError
+from merit.errors import STOPPED, STOPPING, MeritError, Stopped
 from merit.io.artifacts import read_json
 from merit.io.disk import writing
 from merit.io.progress import Progress
 from merit.train.distributed import ProcessGroup
 
-RESUMABLE = 75  # exit status of a training that was asked to stop and can resume (EX_TEMPFAIL)
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends USR2 before the time is up
 STATE = "state.json"
 Record = dict[str, float]
 
 
-class Stopped(Exception):
-    """Training was asked to stop; its checkpoint is written, and it resumes from there."""
-
-
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGUSR2 sets; on `Stopped` the process exits with `RESUMABLE`."""
+    """An event that SIGTERM or SIGUSR2 sets; on `Stopped` the process exits with `STOPPED`."""
     stop = threading.Event()
 
     def set_stop(number: int, frame: Any) -> None:
         stop.set()
-        for again in SIGNALS:  # Slurm and the job may both send one, and the second would end a
+        for again in STOPPING:  # Slurm and the job may both send one, and the second would end a
             signal.signal(again, signal.SIG_IGN)  # process that is about to exit
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, set_stop) for number in SIGNALS}
+        before = {number: signal.signal(number, set_stop) for number in STOPPING}
     try:
         yield stop
     except Stopped as stopped:
         print(f"{stopped}; the same command resumes it", file=sys.stderr)
-        sys.exit(RESUMABLE)
+        sys.exit(STOPPED)
     finally:
         if not stop.is_set():
             for number, handler in before.items():

@@ -49,15 +49,7 @@ class TokenizedDataset:
     @classmethod
     def load(cls, folder: Path, read_images: ReadImages | None = None) -> TokenizedDataset:
         """Memory-mapped. Raises MeritError for an array that is missing or truncated."""
-        arrays = {}
-        for name in ARRAYS:
-            path = array_file(folder, name)
-            try:
-                arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise MeritError(
-                    f"{path}: cannot be read ({error}); run the encode stage again"
-                ) from None
+        arrays = {name: read_array(array_file(folder, name)) for name in ARRAYS}
         return cls(**arrays, **read_json(folder / "meta.json"), read_images=read_images)
 
     def __len__(self) -> int:

@@ -49,9 +49,9 @@ PARTS = "tasks"  # the folder of the encoded tasks until all are there
 def run(name: str, item: str | None = None) -> None:
     """Write artifacts/<name>/encoded."""
     experiment, paths = load_experiment(name), Artifacts(name)
-    tasks = task_names(paths.mixture)
+    tasks = [entry["task"] for entry in read_json(paths.mixture / "tasks.json")]
     settings = experiment.encoding
-    hashes = {task: file_hash(existing_file(paths.mixture, task)) for task in tasks}
+    hashes = {task: file_hash(task_file(paths.mixture, task)) for task in tasks}
     base = read_json(paths.base / "base.json")["base_hash"]
     key = value_hash([hashes, base, settings.model_dump(mode="json", exclude={"workers"})])
     with partial_folder(paths.encoded, key) as folder:
@@ -63,34 +63,13 @@ def run(name: str, item: str | None = None) -> None:
         shutil.rmtree(folder / PARTS)
 
 
-def task_names(mixture: Path) -> list[str]:
-    """The tasks in the mixture's order. Raises MeritError for a task that is listed twice."""
-    tasks = [entry["task"] for entry in read_json(mixture / "tasks.json")]
-    if len(set(tasks)) != len(tasks):
-        raise MeritError(f"{mixture}/tasks.json: a task is listed twice")
-    return tasks
-
-
-def existing_file(mixture: Path, task: str) -> Path:
-    """The task's file. Raises MeritError if it is missing."""
-    path = task_file(mixture, task)
-    if not path.is_file():
-        raise MeritError(f"{path}: file not found; the data stage writes it")
-    return path
-
-
 def task_examples(mixture: Path, task: str) -> Iterator[Example]:
     """The task's examples, one in memory at a time.
 
-    Raises MeritError for a file that is empty or malformed or holds another task's examples, and
-    for an image that does not exist.
+    Raises MeritError for a file that is empty or malformed, and for an image that does not exist.
     """
     path = task_file(mixture, task)
     for number, example in enumerate(iter_examples(path), start=1):
-        if example.task != task:
-            raise MeritError(
-                f"{path}, line {number}: key `task`: found {example.task!r}, expected {task!r}"
-            )
         for image in example.images:
             if not has_image(mixture / image):
                 raise MeritError(f"{path}, line {number}: image {mixture / image} does not exist")

@@ -2,8 +2,9 @@
 
 What a source holds, its licence and its quirks stand above it. Formats were taken from stored
 copies of the hub, not from the live one; whatever differs is refused when it is read. To add a
-source, add its name to `SourceName` (merit.config.data), what it holds to merit/check.yaml,
-and a record here; a format that no record has yet takes a function in `convert`.
+source, add its name to `SourceName` (merit.config.data), what it holds to
+merit/check/estimate.yaml, and a record here; a format that no record has yet takes a function in
+`convert`.
 """
 
 from __future__ import annotations

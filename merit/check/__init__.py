@@ -1,0 +1,1 @@
+"""`merit check NAME`: what an experiment takes and lacks, before anything is computed."""
