@@ -141,8 +141,7 @@ def draw_scatter(view: PartitionView) -> Figure:
                 label=view.tasks[task],
             )
         _split_lines(axes, view.splits, vertical)
-        axes.set_xlabel("PC1 score")
-        axes.set_ylabel(f"PC{vertical + 1} score")
+        axes.set(xlabel="PC1 score", ylabel=f"PC{vertical + 1} score")
     grid[0].set_title(f"{len(view.tasks)} tasks, splits of {view.method}")
     legend(figure, columns=4)
     return figure
