@@ -159,10 +159,7 @@ def load_trajectories(experiment: Experiment, artifacts: Artifacts, method: str)
     model = next(model for model in todo.models.values() if model.method == method)
     joint = _joint_model(experiment, todo, method, model.seed)
     ids = [*model.branches, *(joint.branches if joint else ())]
-    gram = displacement_gram(
-        artifacts.base,
-        [artifacts.branch(branch) for branch in ids],
-    )
+    gram = displacement_gram(artifacts.base, [artifacts.branch(branch) for branch in ids])
     k = len(model.branches)
     values, vectors = np.linalg.eigh(gram[:k, :k])
     values, vectors = values[::-1][:2].clip(min=0), vectors[:, ::-1][:, :2]

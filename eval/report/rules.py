@@ -122,10 +122,7 @@ def difference(
 
 
 def growth(
-    case: Case,
-    wide: tuple[str, str],
-    narrow: tuple[str, str],
-    kept: Sequence[int] | None = None,
+    case: Case, wide: tuple[str, str], narrow: tuple[str, str], kept: Sequence[int] | None = None
 ) -> Link:
     """(wide[0] - wide[1]) - (narrow[0] - narrow[1]) > 0, all four on the same questions."""
     # a method may stand on both sides: one term, so that its seeds are drawn once

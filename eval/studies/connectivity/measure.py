@@ -13,13 +13,7 @@ import numpy as np
 import torch
 
 from merit.config import Experiment
-from merit.eval.measuring.losses import (
-    Losses,
-    LossEvaluator,
-    barrier_columns,
-    open_evaluator,
-    walk,
-)
+from merit.eval.measuring.losses import Losses, LossEvaluator, barrier_columns, open_evaluator, walk
 from merit.eval.measuring.models import branch_folders, planned_model
 from merit.eval.measuring.scores import Row
 from merit.eval.studies.connectivity.settings import Connectivity

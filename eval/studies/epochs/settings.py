@@ -13,11 +13,7 @@ class Epochs(Study):
     title = "Joint and merged over epochs"
 
     joint: Methods = ["joint-1ep", "joint-2ep", "joint-3ep"]
-    merged: Methods = [
-        "merit-3d",
-        "merit-3d-2ep",
-        "merit-3d-3ep",
-    ]
+    merged: Methods = ["merit-3d", "merit-3d-2ep", "merit-3d-3ep"]
     seed: int = 1
     num_examples: PositiveInt = 512  # of the full mixture, on which the loss is measured
     sigmas: Scales = [0.01, 0.05, 0.1]

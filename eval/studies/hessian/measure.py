@@ -146,11 +146,7 @@ def _measure(
                 return product(v)
 
             spectra[name] = lanczos(
-                counted,
-                dim,
-                settings.num_steps,
-                num_vectors=settings.num_eigenvectors,
-                empty=empty,
+                counted, dim, settings.num_steps, num_vectors=settings.num_eigenvectors, empty=empty
             )
     eigenvalues, eigenvectors = spectra["exact"]
     products = empty(len(eigenvectors), dim)
