@@ -39,9 +39,8 @@ def contrast(
         num_resamples=NUM_RESAMPLES,
         confidence=LEVEL,
     )
-    return found._replace(
-        difference=100 * found.difference, low=100 * found.low, high=100 * found.high
-    )
+    percent = {key: 100 * getattr(found, key) for key in ("difference", "low", "high")}
+    return found._replace(**percent)
 
 
 def _shared(own: Results, other: Results, method: str) -> bool:
@@ -115,7 +114,7 @@ def frame(main: str, found: Mapping[str, Comparison]) -> pd.DataFrame:
                 "num_questions": cell.num_questions,
                 "p_bootstrap": f"{cell.p_value:.4g}",
                 "p_holm": f"{adjusted[name]:.4g}",
-                "share_of_gain": "" if (share := shares[name]) is None else f"{share:.4f}",
+                "share_of_gain": "" if shares[name] is None else f"{shares[name]:.4f}",
             }
             for name, cell in cells.items()
         ]

@@ -140,18 +140,8 @@ def _link(
     kept: Sequence[int] | None,
     bound: float = 0.0,
 ) -> Link:
-    found = contrast(list(case.bases.values()), coefficients, kept)
-    return Link(
-        label=label,
-        value=found.difference,
-        low=found.low,
-        high=found.high,
-        n=found.num_questions,
-        bound=bound,
-        refuted=0.0,
-        unit="points",
-        num_bases=found.num_bases,
-    )
+    value, low, high, _, n, num_bases = contrast(list(case.bases.values()), coefficients, kept)
+    return Link(label, value, n, low, high, bound, refuted=0.0, unit="points", num_bases=num_bases)
 
 
 def seeds_note(case: Case, ours: str, theirs: str, kept: Sequence[int] | None = None) -> str:
