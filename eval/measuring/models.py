@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,23 @@ from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
 
 
-def by_method(experiment: Experiment) -> dict[str, list[Model]]:
-    """{method: its models, seed by seed}, in the order of the YAML; models of sweeps come last."""
+def by_method(models: Iterable[Model]) -> dict[str, list[Model]]:
+    """{method: its models, seed by seed}, in the order of `models`."""
     found: dict[str, list[Model]] = {}
-    for model in plan(experiment).models.values():
+    for model in models:
         found.setdefault(model.method, []).append(model)
     return found
+
+
+def models_of(experiment: Experiment) -> dict[str, list[Model]]:
+    """{method: its models}, in the order of the YAML; models of sweeps come last."""
+    return by_method(plan(experiment).models.values())
+
+
+def finished_models(experiment: Experiment, paths: Artifacts) -> list[Model]:
+    """All models but those that diverged."""
+    models = plan(experiment).models.values()
+    return [model for model in models if merge_record(paths, model.id)["failure"] is None]
 
 
 def planned_model(

@@ -10,7 +10,6 @@ from merit.config import Experiment
 from merit.eval.report.cells import AVERAGE, CLOSED, columns
 from merit.eval.results import Results
 from merit.eval.statistics import (
-    LEVEL,
     NUM_RESAMPLES,
     Difference,
     contrast_bootstrap,
@@ -37,7 +36,6 @@ def contrast(
         *([(c, base.by_name(m, names, seeds[m])) for m, c in terms.items()] for base in pool),
         paired_seeds=len({tuple(s) for s in seeds.values() if len(s) > 1}) == 1,
         num_resamples=NUM_RESAMPLES,
-        confidence=LEVEL,
     )
     percent = {key: 100 * getattr(found, key) for key in ("difference", "low", "high")}
     return found._replace(**percent)

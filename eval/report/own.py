@@ -8,7 +8,7 @@ from typing import Any
 
 from merit.config import Experiment
 from merit.config.branches import plan
-from merit.eval.measuring.models import by_method
+from merit.eval.measuring.models import models_of
 from merit.eval.measuring.scores import interval
 from merit.eval.report.figures import write_figures
 from merit.eval.report.figures_partition import load_partition
@@ -88,7 +88,7 @@ def groups(experiment: Experiment, artifacts: Artifacts, method: str) -> dict[st
 
 def shipping(experiment: Experiment, artifacts: Artifacts, told: Mapping[str, Any]) -> str:
     """Where the recommended checkpoint lies, or the command that writes it."""
-    folder = artifacts.model(by_method(experiment)[told["method"]][0].id)
+    folder = artifacts.model(models_of(experiment)[told["method"]][0].id)
     if told["c"] == 1:
         return str(folder)
     dtype = "" if experiment.merge_dtype == "base" else f" --dtype {experiment.merge_dtype}"

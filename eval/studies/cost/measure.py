@@ -16,7 +16,7 @@ from merit.config import Experiment
 from merit.config.branches import Model
 from merit.errors import MeritError
 from merit.eval.measuring.means import mean_interval, sample_std
-from merit.eval.measuring.models import by_method
+from merit.eval.measuring.models import models_of
 from merit.eval.measuring.scores import Row, columns
 from merit.eval.studies.cost.settings import Cost
 from merit.eval.verdict import Link, Verdict
@@ -69,7 +69,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[st
     `first_overhead_percent` compares the means and counts them, too.
     Raises MeritError where the experiment has no such method.
     """
-    models = {name: found for name, found in by_method(experiment).items() if found[0].branches}
+    models = {name: found for name, found in models_of(experiment).items() if found[0].branches}
     chosen = dict.fromkeys((settings.joint, *settings.methods))
     for method in chosen:
         if method not in models:

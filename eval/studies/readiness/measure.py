@@ -24,7 +24,7 @@ from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, score_candidates
 from merit.eval.measuring.held_out import match_scores
 from merit.eval.measuring.losses import open_evaluator
-from merit.eval.measuring.models import branch_folders, by_method
+from merit.eval.measuring.models import branch_folders, models_of
 from merit.eval.measuring.scores import Interval, Row, difference, num_questions
 from merit.eval.studies.readiness.geometry import Split, conditions, geometry, of_kind
 from merit.eval.studies.readiness.settings import Readiness
@@ -79,7 +79,7 @@ def reference_models(
                 f"{name!r}, which is no {key} method that is run; readiness is measured on joint "
                 "training and random splits, so add one"
             )
-        found.append(by_method(experiment)[name])
+        found.append(models_of(experiment)[name])
     return found[0], found[1]
 
 
