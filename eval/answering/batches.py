@@ -68,13 +68,10 @@ def split(processor: Any, prompts: Sequence[Prompt], batch_size: int) -> list[li
     """
     by_limits: dict[tuple[int, tuple[int, int]], list[tuple[int, int]]] = {}
     for i, prompt in enumerate(prompts):
-        by_limits.setdefault(_limits(prompt), []).append((_length(processor, prompt), i))
+        limits = prompt.max_new_tokens, prompt.pixels or (0, 0)
+        by_limits.setdefault(limits, []).append((_length(processor, prompt), i))
     orders = [[i for _, i in sorted(by_limits[limits])] for limits in sorted(by_limits)]
     return [o[i : i + batch_size] for o in orders for i in range(0, len(o), batch_size)]
-
-
-def _limits(prompt: Prompt) -> tuple[int, tuple[int, int]]:
-    return prompt.max_new_tokens, prompt.pixels or (0, 0)
 
 
 def _length(processor: Any, prompt: Prompt) -> int:

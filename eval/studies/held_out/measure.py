@@ -6,7 +6,8 @@ of the other half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,22 +53,23 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
     tested = {task: {i: s for i, s in x.items() if i % 2 == 0} for task, x in starts.items()}
     asked = {task: found for task, found in tested.items() if found}
 
-    def at(point: Point) -> Any:
-        """The model with the tensors of this point in it."""
-        name, c = point
-        tensors = dict(Checkpoint(paths.model(name)).items())
-        place(model, paths.base, Tensors(name, lambda: moved(paths.base, tensors, c)))
-        return model
+    def measured(points: Sequence[Point], label: str, each: Callable[[], Values]) -> dict[Any, Any]:
+        """{point: `each`()} with the tensors of the point in the model."""
+        found: dict[Point, Values] = {}
+        with Progress(f"{experiment.name}, held-out {label}", len(points)) as progress:
+            for name, c in points:
+                tensors = dict(Checkpoint(paths.model(name)).items())
+                place(model, paths.base, Tensors(name, partial(moved, paths.base, tensors, c)))
+                found[name, c] = each()
+                progress.advance()
+        return found
 
     methods = by_method(finished_models(experiment, paths))
     scales = {n: _scales(found[0], settings) for n, found in methods.items()}
     points = [(m.id, c) for name, found in methods.items() for m in found for c in scales[name]]
-    losses: dict[Point, Values] = {}
-    with Progress(f"{experiment.name}, held-out loss", len(points)) as progress:
-        for point in points:
-            here = at(point)
-            losses[point] = {task: example_losses(here, found) for task, found in data.items()}
-            progress.advance()
+    losses = measured(
+        points, "loss", lambda: {t: example_losses(model, x) for t, x in data.items()}
+    )
     candidates, path = [], []
     for name, found in methods.items():
         curve = [_candidate(found, c, losses) for c in scales[name]]
@@ -84,16 +86,12 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
             for one in curve
         ]
     chosen = recommend(candidates)
-    matches: dict[Point, Values] = {}
     points = [(m.id, one.c) for one in candidates for m in methods[one.method]] if asked else []
-    with Progress(f"{experiment.name}, held-out answers", len(points)) as progress:
-        for point in points:
-            here = at(point)
-            matches[point] = {
-                task: exact_matches(here, processor, data[task], found)
-                for task, found in asked.items()
-            }
-            progress.advance()
+    matches = measured(
+        points,
+        "answers",
+        lambda: {t: exact_matches(model, processor, data[t], x) for t, x in asked.items()},
+    )
     whole_losses = {m.id: losses[m.id, WHOLE] for found in methods.values() for m in found}
     return {
         "tables": {

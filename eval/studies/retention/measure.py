@@ -64,13 +64,10 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Retention) -> di
             for row, answer in zip(shown, own, strict=True):
                 row[model.id] = answer
             progress.advance()
+    means = {key: {row["model"]: row[key] for row in rows} for key in ("loss", "words")}
     return {
         "tables": {"retention": rows, "answers": shown},
-        "summary": {
-            "num_prompts": len(prompts),
-            "loss": {row["model"]: row["loss"] for row in rows},
-            "words": {row["model"]: row["words"] for row in rows},
-        },
+        "summary": {"num_prompts": len(prompts), **means},
     }
 
 
