@@ -42,9 +42,9 @@ def write_questions(path: Path, models: Iterable[Model]) -> None:
 def models_of(results: Results) -> list[Model]:
     """Every model of the results, seed by seed."""
     return [
-        (method, seed, {name: results.answers[method][b][s] for b, name in order})
-        for order in [list(enumerate(results.benchmarks))]
+        (method, seed, {name: values[s] for name, values in answers.items()})
         for method in results.methods
+        for answers in [results.by_name(method, results.benchmarks)]
         for s, seed in enumerate(results.seeds[method] or [None])
     ]
 
@@ -85,17 +85,12 @@ def from_models(models: Iterable[Model]) -> Results:
         method: [np.array([scores[name] for scores in by_seed.values()]) for name in shapes]
         for method, by_seed in found.items()
     }
-    return Results(
-        benchmarks=tuple(shapes),
-        open_ended=open_ended(shapes),
-        num_questions=shapes,
-        seeds={m: tuple(s for s in seeds if s is not None) for m, seeds in found.items()},
-        scores={
-            method: 100 * np.stack([values.mean(axis=1) for values in by_benchmark], axis=1)
-            for method, by_benchmark in answers.items()
-        },
-        answers=answers,
-    )
+    scores = {
+        method: 100 * np.stack([values.mean(axis=1) for values in by_benchmark], axis=1)
+        for method, by_benchmark in answers.items()
+    }
+    seeds = {m: tuple(s for s in by_seed if s is not None) for m, by_seed in found.items()}
+    return Results(tuple(shapes), open_ended(shapes), shapes, seeds, scores, answers)
 
 
 def packed(values: Sequence[float]) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merit.config import Experiment
-from merit.config.branches import Model, plan
+from merit.config.branches import Model
 from merit.errors import MeritError
 from merit.eval.benchmarks import BENCHMARKS
+from merit.eval.measuring.models import models_of
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 
 # points by which a stored score may differ from the mean of its questions: VLMEvalKit rounds
@@ -85,24 +86,18 @@ def load_results(
     path = artifacts.evaluation / "scores.json"
     stored = read_json(path)
     benchmarks = tuple(experiment.table_benchmarks if benchmarks is None else benchmarks)
-    models: dict[str, list[Model]] = defaultdict(list)
-    for model in plan(experiment).models.values():
-        models[model.method].append(model)
+    models = models_of(experiment)
     questions: dict[str, list[Any]] = {}
     scores: dict[str, NDArray[np.float64]] = {}
     answers: dict[str, list[NDArray[np.float64]]] = {}
     for method in experiment.methods:
-        rows, by_model = [], []
-        for model in models[method]:
-            rows.append(_stored_scores(path, stored, model.id, benchmarks))
-            by_model.append(
-                _answers(artifacts.predictions(model.id), benchmarks, questions, rows[-1])
-            )
-        scores[method] = np.array(rows)
-        answers[method] = [
-            np.stack([model_answers[b] for model_answers in by_model])
-            for b in range(len(benchmarks))
+        rows = [_stored_scores(path, stored, model.id, benchmarks) for model in models[method]]
+        by_model = [
+            _answers(artifacts.predictions(model.id), benchmarks, questions, row)
+            for model, row in zip(models[method], rows, strict=True)
         ]
+        scores[method] = np.array(rows)
+        answers[method] = [np.stack(arrays) for arrays in zip(*by_model, strict=True)]
     return Results(
         benchmarks=benchmarks,
         open_ended=open_ended(benchmarks),
@@ -127,9 +122,8 @@ def _beside(
 
 
 def _stored_scores(path: Path, stored: Any, model: str, benchmarks: Sequence[str]) -> list[float]:
-    table, failures = (
-        stored.get(key, {}) if isinstance(stored, dict) else {} for key in ("scores", "failures")
-    )
+    known = stored if isinstance(stored, dict) else {}
+    table, failures = (known.get(key, {}) for key in ("scores", "failures"))
     if model in failures:
         raise MeritError(
             f"{path}: key `failures`: {failures[model]}; so {model!r} is no row of a table: lower "

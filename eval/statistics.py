@@ -110,7 +110,7 @@ def contrast_bootstrap(
     paired_seeds: bool = True,
     num_resamples: int = 10_000,
     seed: int = 0,
-    confidence: float = 0.95,
+    confidence: float = LEVEL,
 ) -> tuple[dict[str, Difference], Difference]:
     """sum_i c_i (mean score of i), terms (c_i, scores of i): for each benchmark and the average.
 
@@ -176,7 +176,7 @@ def paired_bootstrap(
     paired_seeds: bool = True,
     num_resamples: int = 10_000,
     seed: int = 0,
-    confidence: float = 0.95,
+    confidence: float = LEVEL,
 ) -> tuple[dict[str, Difference], Difference]:
     """`contrast_bootstrap` of ours - theirs.
 
@@ -192,7 +192,7 @@ def paired_bootstrap(
 
 
 def bootstrap_interval(
-    scores: Scores, *, num_resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
+    scores: Scores, *, num_resamples: int = 10_000, seed: int = 0, confidence: float = LEVEL
 ) -> Interval:
     """Interval of one method's average over benchmarks (of one benchmark: give only that one).
 

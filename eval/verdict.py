@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Direction = Literal["ahead", "behind", "undecided"]  # of a difference
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 Side = Literal["above", "below"]
 Verdict = Literal["holds", "fails", "undecided", "not tested"]  # of a claim
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

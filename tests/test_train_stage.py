@@ -16,7 +16,7 @@ import torch
 
 from merit.config import Optimizer, Training
 from merit.errors import MeritError
-from merit.eval.measuring.losses import flatten, make_evaluator, vector
+from merit.eval.measuring.losses import flatten, make_evaluator
 from merit.io.artifacts import (
     Artifacts,
     file_hash,
@@ -220,4 +220,4 @@ def test_adapters_are_stored_as_peft_reads_them(paths: Artifacts, tiny: Tiny) ->
     # and so do the studies that measure branches read them
     meter = make_evaluator(copy.deepcopy(tiny.model), ["decoder"], tiny.encoded, 4)
     whole = flatten(expected[name] for name in meter.parameters)
-    torch.testing.assert_close(vector(meter, paths, paths.branch(BRANCH)), whole)
+    torch.testing.assert_close(meter.vector(paths, paths.branch(BRANCH)), whole)

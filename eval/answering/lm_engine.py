@@ -63,7 +63,11 @@ def answer_all(
     for name in files:
         samples = results["samples"][name]
         metric = next(m for m in METRICS if m in samples[0])
-        found[name] = collect(results, name, {name: samples}, metric, _row_index, _option)
+        found[name] = collect(
+            *(results, name, {name: samples}, metric),
+            index_of=lambda _, sample: str(sample["doc"]["index"]),
+            option_of=lambda sample, best: str(sample["doc"]["options"][best]),
+        )
     return found
 
 
@@ -149,14 +153,6 @@ def collect(
                 best = likelihoods.index(max(likelihoods))
                 predictions[index] = option_of(sample, best)
     return Answers(100 * score, predictions, questions)
-
-
-def _row_index(subtask: str, sample: Any) -> str:
-    return str(sample["doc"]["index"])
-
-
-def _option(sample: Any, position: int) -> str:
-    return str(sample["doc"]["options"][position])
 
 
 @contextlib.contextmanager

@@ -59,15 +59,12 @@ def answer_public(
                 log_samples=True,
             )
         assert results is not None
-        subtasks = results["samples"]
         found[record.name] = collect(
-            results, record.dataset, subtasks, record.key, _index, lambda sample, best: str(best)
+            *(results, record.dataset, results["samples"], record.key),
+            index_of=lambda subtask, sample: f"{subtask}/{sample['doc_id']}",
+            option_of=lambda _, best: str(best),
         )
     return found
-
-
-def _index(subtask: str, sample: Any) -> str:
-    return f"{subtask}/{sample['doc_id']}"
 
 
 def check_data(record: Benchmark, settings: Evaluation) -> None:

@@ -7,7 +7,7 @@ order of `LossEvaluator.parameters`. The base is loaded once; every other model 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from merit.config import Experiment
-from merit.config.branches import Model, plan
 from merit.errors import MeritError
 from merit.io.adapters import CONFIG
-from merit.io.artifacts import Artifacts, read_json
+from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
+from merit.io.progress import Progress
 from merit.io.rows import scratch_rows
 from merit.merge.sources import open_branch
 from merit.method.diagnostics import barrier
@@ -74,6 +74,24 @@ class LossEvaluator:
                     f"{tuple(parameter.shape)}; train or merge it again from this base"
                 )
         return flatten(checkpoint.read(name) for name in self.parameters)
+
+    def vector(self, paths: Artifacts, folder: Path) -> torch.Tensor:
+        """theta (P,) of the base, a model or a branch; adapters are added to the base."""
+        if not (folder / CONFIG).is_file():
+            return self.read(folder)
+        base = Checkpoint(paths.base)
+        adapter = open_branch(folder, base, paths.base)
+        return flatten((adapter if adapter.has(n) else base).read(n) for n in self.parameters)
+
+    @contextlib.contextmanager
+    def vectors(self, paths: Artifacts, folders: Sequence[Path]) -> Iterator[list[torch.Tensor]]:
+        """theta of every folder, (P,) each, memory-mapped: one at a time is in memory."""
+        size = sum(parameter.numel() for parameter in self.parameters.values())
+        with scratch_rows(paths.folder, len(folders), size) as rows:
+            stored = torch.from_numpy(rows)
+            for row, folder in zip(stored, folders, strict=True):
+                row.copy_(self.vector(paths, folder))
+            yield list(stored)
 
     @torch.no_grad()
     def place(self, theta: torch.Tensor) -> None:
@@ -159,41 +177,33 @@ def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors])
 
 
-def vector(evaluator: LossEvaluator, paths: Artifacts, folder: Path) -> torch.Tensor:
-    """theta (P,) of the base, a model or a branch; adapters are added to the base."""
-    if not (folder / CONFIG).is_file():
-        return evaluator.read(folder)
-    base = Checkpoint(paths.base)
-    adapter = open_branch(folder, base, paths.base)
-    return flatten((adapter if adapter.has(n) else base).read(n) for n in evaluator.parameters)
-
-
-def branch_folders(paths: Artifacts, model: Model) -> list[Path]:
-    return [paths.branch(name) for name in model.branches]
-
-
-@contextlib.contextmanager
-def vectors_on_disk(
-    evaluator: LossEvaluator, paths: Artifacts, folders: Sequence[Path]
-) -> Iterator[list[torch.Tensor]]:
-    """theta of every folder, (P,) each, memory-mapped: one at a time is in memory."""
-    size = sum(parameter.numel() for parameter in evaluator.parameters.values())
-    with scratch_rows(paths.folder, len(folders), size) as rows:
-        stored = torch.from_numpy(rows)
-        for row, folder in zip(stored, folders, strict=True):
-            row.copy_(vector(evaluator, paths, folder))
-        yield list(stored)
-
-
-def path_losses(
-    losses: Callable[[torch.Tensor], Losses],
-    ends: tuple[torch.Tensor, torch.Tensor],
-    known: tuple[Losses, Losses],
+def walk(
+    evaluator: LossEvaluator,
+    points: Mapping[str, torch.Tensor],
+    pairs: Sequence[tuple[str, str]],
     alphas: NDArray[np.float64],
-) -> list[Losses]:
-    """Losses at (1 - alpha) a + alpha b for the two `ends`, where they are `known`."""
-    inner = [losses(torch.lerp(ends[0], ends[1], float(x))) for x in alphas[1:-1]]
-    return [known[0], *inner, known[1]]
+    label: str,
+) -> tuple[dict[str, Losses], dict[tuple[str, str], list[Losses]]]:
+    """Losses of every point, and at (1 - alpha) a + alpha b of every pair; each end once.
+
+    Raises MeritError where a loss is not finite.
+    """
+    with Progress(label, len(points) + len(pairs) * (len(alphas) - 2)) as progress:
+
+        def losses(theta: torch.Tensor, what: str) -> Losses:
+            progress.advance()
+            found = evaluator.losses(theta)
+            if not np.isfinite(found).all():
+                raise MeritError(f"the loss of {what} on the mixture is not finite")
+            return found
+
+        known = {name: losses(theta, name) for name, theta in points.items()}
+        curves = {}
+        for a, b in pairs:
+            steps = (torch.lerp(points[a], points[b], float(x)) for x in alphas[1:-1])
+            between = [losses(theta, f"{a} to {b}") for theta in steps]
+            curves[a, b] = [known[a], *between, known[b]]
+    return known, curves
 
 
 def barrier_columns(alphas: NDArray[np.float64], curve: NDArray[np.float64]) -> dict[str, float]:
@@ -201,43 +211,3 @@ def barrier_columns(alphas: NDArray[np.float64], curve: NDArray[np.float64]) -> 
     # exactly zero at the ends; a barrier of 1e-17 would be rounding
     height = max(0.0, barrier(alphas, curve))
     return {"barrier": height, "barrier_share": height / float(curve[[0, -1]].mean())}
-
-
-def planned_model(
-    experiment: Experiment, key: str, method: str, seed: int, branches: int = 1
-) -> Model:
-    """The method's model of this seed, of at least `branches` branches.
-
-    `key` names the settings (`studies.<key>`) in the MeritError that is raised where there is none.
-    """
-    models = plan(experiment).models
-    where = f"experiments/{experiment.name}.yaml: key `studies.{key}`"
-    if f"{method}-s{seed}" not in models:
-        raise MeritError(
-            f"{where}: found {method!r} with seed {seed}, which is not run; the "
-            f"models are {', '.join(models)}"
-        )
-    model = models[f"{method}-s{seed}"]
-    if len(model.branches) < branches:
-        raise MeritError(
-            f"{where}: {method!r} has {len(model.branches)} branches, at least {branches} are "
-            "needed; name a method that merges more"
-        )
-    return model
-
-
-def failed(paths: Artifacts, model: Model) -> bool:
-    """Whether a branch of the model diverged, so that there is none."""
-    return read_json(paths.model(model.id) / "merge.json")["failure"] is not None
-
-
-def mean_loss(model: Any, data: TokenizedDataset, batch_size: int) -> float:
-    """Mean loss per supervised token, in nats: sum_b m_b L_b / sum_b m_b over batches b."""
-    total, count = 0.0, 0
-    for start in range(0, len(data), batch_size):
-        indices = np.arange(start, min(start + batch_size, len(data)))
-        targets = int(data.num_targets(indices).sum())
-        with torch.inference_mode():
-            total += targets * forward_loss(model, data.batch(indices), None).item()
-        count += targets
-    return total / count

@@ -36,13 +36,13 @@ def base_rows(
     experiment: Experiment, shown: ShownTable, paper: PaperTable
 ) -> list[tuple[str, float, float]]:
     """(benchmark or "avg", ours, the paper's); [] where the paper has no such row."""
-    bases = [name for name, method in experiment.methods.items() if method.partition == "base"]
-    theirs = paper.by_method().get(bases[0], {}) if bases and shown.rows else {}
-    if not theirs:
-        return []
-    header, *rows = shown.rows
-    ours = [dict(zip(header, row, strict=True)) for row in rows]
-    own = next((row for row in ours if row["method"] == bases[0]), {})
+    base = next((n for n, m in experiment.methods.items() if m.partition == "base"), None)
+    theirs = paper.by_method().get(base, {}) if base and shown.rows else {}
+    header, *rows = shown.rows or [[]]
+    own = next(
+        (row for row in (dict(zip(header, r, strict=True)) for r in rows) if row["method"] == base),
+        {},
+    )
     return [
         (head, float(own[head]), float(theirs[head]))
         for head in (*paper.columns, "avg")

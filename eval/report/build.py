@@ -158,16 +158,13 @@ def write_pages(
 def comparison_table(compared: Mapping[str, Comparison]) -> list[list[str]]:
     """The main method minus each opponent: a row per column of the results table, and verdicts."""
     first = next(iter(compared.values()))
-    averages = [name for name in (AVERAGE, CLOSED) if name in first]
-    order = [*averages, *(name for name in first if name not in averages)]
-    return [
-        ["minus", *compared],
-        ["verdict", *(f"**{c[AVERAGE].direction}**" for c in compared.values())],
-        *(
-            [HEADINGS.get(name, name), *(points(*c[name][:3]) for c in compared.values())]
-            for name in order
-        ),
+    order = sorted(first, key=lambda name: {AVERAGE: 0, CLOSED: 1}.get(name, 2))
+    rows = [
+        [HEADINGS.get(name, name), *(points(*c[name][:3]) for c in compared.values())]
+        for name in order
     ]
+    verdicts = [f"**{c[AVERAGE].direction}**" for c in compared.values()]
+    return [["minus", *compared], ["verdict", *verdicts], *rows]
 
 
 def averages(experiment: Experiment, bases: Sequence[Results]) -> dict[str, dict[str, Any]]:
@@ -177,16 +174,12 @@ def averages(experiment: Experiment, bases: Sequence[Results]) -> dict[str, dict
         return {}
     others = opponents(experiment, main)
     named = {"main": main} | {kind: names[0] for kind, names in others.items() if names}
-    found = {role: (name, contrast(bases, {name: 1.0})) for role, name in named.items()}
-    return {
-        role: {
-            "method": name,
-            "value": round(average.difference, 4),
-            "low": round(max(0.0, average.low), 4),
-            "high": round(min(100.0, average.high), 4),
-        }
-        for role, (name, average) in found.items()
-    }
+    found = {}
+    for role, name in named.items():
+        value, low, high, *_ = contrast(bases, {name: 1.0})
+        interval = {"value": value, "low": max(0.0, low), "high": min(100.0, high)}
+        found[role] = {"method": name} | {key: round(x, 4) for key, x in interval.items()}
+    return found
 
 
 def merge_ready(experiment: Experiment, reports_dir: Path) -> bool | None:

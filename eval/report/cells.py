@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from merit.eval.measuring.means import sample_std
 from merit.eval.results import Results
-from merit.eval.statistics import LEVEL, NUM_RESAMPLES, bootstrap_interval
+from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval
 
 AVERAGE = "avg"
 CLOSED = "avg_closed"  # without the open-ended benchmarks
@@ -50,23 +48,11 @@ def table_cells(results: Results) -> Cells:
 
 
 def _cell(results: Results, method: str, kept: list[int]) -> Cell:
-    values = results.averages(method, kept)
-    names = [results.benchmarks[b] for b in kept]
-    low, high = bootstrap_interval(
-        results.by_name(method, names), num_resamples=NUM_RESAMPLES, confidence=LEVEL
-    )
-    return Cell(
-        mean=float(values.mean()),
-        spread=spread(values),
-        low=100 * low,
-        high=100 * high,
-        num_questions=sum(results.num_questions[name] for name in names),
-    )
-
-
-def spread(values: NDArray[np.float64]) -> float | None:
-    """Standard deviation (n - 1) over seeds; None with fewer than two."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+    values, names = results.averages(method, kept), [results.benchmarks[b] for b in kept]
+    answers = results.by_name(method, names)
+    low, high = bootstrap_interval(answers, num_resamples=NUM_RESAMPLES)
+    num_questions = sum(results.num_questions[name] for name in names)
+    return Cell(float(values.mean()), sample_std(values), 100 * low, 100 * high, num_questions)
 
 
 def one_seed(results: Results) -> list[str]:
@@ -76,10 +62,8 @@ def one_seed(results: Results) -> list[str]:
 
 def resampled(results: Results) -> str:
     """What the intervals are over, in words that follow "bootstrap"."""
-    single = one_seed(results)
     if not any(len(seeds) > 1 for seeds in results.seeds.values()):
         return "over questions only: no method has several seeds, and others are not spoken of"
+    single = ", ".join(one_seed(results))
     words = "over seeds and questions together"
-    if single:
-        words += f" (over questions only for {', '.join(single)}: one seed each)"
-    return words
+    return words + (f" (over questions only for {single}: one seed each)" if single else "")

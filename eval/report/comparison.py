@@ -10,7 +10,6 @@ from merit.config import Experiment
 from merit.eval.report.cells import AVERAGE, CLOSED, columns
 from merit.eval.results import Results
 from merit.eval.statistics import (
-    LEVEL,
     NUM_RESAMPLES,
     Difference,
     contrast_bootstrap,
@@ -37,11 +36,9 @@ def contrast(
         *([(c, base.by_name(m, names, seeds[m])) for m, c in terms.items()] for base in pool),
         paired_seeds=len({tuple(s) for s in seeds.values() if len(s) > 1}) == 1,
         num_resamples=NUM_RESAMPLES,
-        confidence=LEVEL,
     )
-    return found._replace(
-        difference=100 * found.difference, low=100 * found.low, high=100 * found.high
-    )
+    percent = {key: 100 * getattr(found, key) for key in ("difference", "low", "high")}
+    return found._replace(**percent)
 
 
 def _shared(own: Results, other: Results, method: str) -> bool:
@@ -115,7 +112,7 @@ def frame(main: str, found: Mapping[str, Comparison]) -> pd.DataFrame:
                 "num_questions": cell.num_questions,
                 "p_bootstrap": f"{cell.p_value:.4g}",
                 "p_holm": f"{adjusted[name]:.4g}",
-                "share_of_gain": "" if (share := shares[name]) is None else f"{share:.4f}",
+                "share_of_gain": "" if shares[name] is None else f"{shares[name]:.4f}",
             }
             for name, cell in cells.items()
         ]

@@ -94,18 +94,12 @@ def export(name: str, kind: str, out: Path) -> None:
 
 def _scores_frame(cells: Cells) -> pd.DataFrame:
     """A row a method: `score` is the average, then its interval and the single columns."""
-    return pd.DataFrame(
-        [
-            {
-                "method": method,
-                "score": row[AVERAGE].mean,
-                "score_low": row[AVERAGE].low,
-                "score_high": row[AVERAGE].high,
-                **{column: cell.mean for column, cell in row.items() if column != AVERAGE},
-            }
-            for method, row in cells.items()
-        ]
-    )
+    rows = []
+    for method, row in cells.items():
+        average, others = row[AVERAGE], {c: cell.mean for c, cell in row.items() if c != AVERAGE}
+        score = {"score": average.mean, "score_low": average.low, "score_high": average.high}
+        rows.append({"method": method, **score, **others})
+    return pd.DataFrame(rows)
 
 
 def _partition_frame(view: figures_partition.PartitionView) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from merit.config import Experiment
 from merit.config.branches import plan
 from merit.errors import MeritError
+from merit.eval.measuring.models import models_of
 from merit.eval.report.style import BLACK, WIDTH, legend, panels, scatter
 from merit.io.artifacts import Artifacts, read_json
 
@@ -37,11 +38,10 @@ class PartitionView:
 
 def load_partition(experiment: Experiment, artifacts: Artifacts, method: str) -> PartitionView:
     """Groups of the method's first seed. Raises MeritError where files disagree on the tasks."""
-    todo = plan(experiment)
-    model = next(model for model in todo.models.values() if model.method == method)
+    model = models_of(experiment)[method][0]
     if not model.branches:
         raise MeritError(f"report.partition: {method!r} trains no branches, so it has no groups")
-    key = todo.branches[model.branches[0]].partition
+    key = plan(experiment).branches[model.branches[0]].partition
     entries = read_json(artifacts.mixture / "tasks.json")
     tasks = [entry["task"] for entry in entries]
     path = artifacts.partition / "partitions.json"
@@ -50,12 +50,7 @@ def load_partition(experiment: Experiment, artifacts: Artifacts, method: str) ->
         raise MeritError(f"{path}: no partition {key!r}; run the partition stage again")
     if set(assignment) != set(tasks):
         raise MeritError(f"{path}: {key}: other tasks than data/tasks.json; run it again")
-    similarity = _array(artifacts, "similarity")
-    embedding = _array(artifacts, "embedding")
-    for name, array in (("similarity", similarity), ("embedding", embedding)):
-        if len(array) != len(tasks):
-            file = artifacts.partition / f"{name}.npy"
-            raise MeritError(f"{file}: {len(array)} rows for {len(tasks)} tasks; run it again")
+    similarity, embedding = (_array(artifacts, n, len(tasks)) for n in ("similarity", "embedding"))
     if embedding.shape[1] < 2:
         embedding = np.pad(embedding, ((0, 0), (0, 2 - embedding.shape[1])))
     return PartitionView(
@@ -69,12 +64,15 @@ def load_partition(experiment: Experiment, artifacts: Artifacts, method: str) ->
     )
 
 
-def _array(artifacts: Artifacts, name: str) -> NDArray[np.float64]:
+def _array(artifacts: Artifacts, name: str, num_tasks: int) -> NDArray[np.float64]:
     path = artifacts.partition / f"{name}.npy"
     try:
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+        found = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
     except (OSError, ValueError) as error:
         raise MeritError(f"{path}: not readable ({error}); run the partition stage again") from None
+    if len(found) != num_tasks:
+        raise MeritError(f"{path}: {len(found)} rows for {num_tasks} tasks; run it again")
+    return found
 
 
 def draw_similarity(view: PartitionView) -> Figure:
@@ -131,18 +129,10 @@ def draw_scatter(view: PartitionView) -> Figure:
         for number, task in enumerate(ends, 1):
             place = points[task : task + 1].T
             axes.plot(*place, "o", ms=8, mfc="white", mec=BLACK, mew=0.6)
-            axes.plot(
-                *place,
-                ls="",
-                marker=f"${number}$",
-                ms=4,
-                mew=0.2,
-                color=BLACK,
-                label=view.tasks[task],
-            )
+            digit: dict[str, Any] = {"marker": f"${number}$", "ms": 4, "mew": 0.2, "color": BLACK}
+            axes.plot(*place, ls="", label=view.tasks[task], **digit)
         _split_lines(axes, view.splits, vertical)
-        axes.set_xlabel("PC1 score")
-        axes.set_ylabel(f"PC{vertical + 1} score")
+        axes.set(xlabel="PC1 score", ylabel=f"PC{vertical + 1} score")
     grid[0].set_title(f"{len(view.tasks)} tasks, splits of {view.method}")
     legend(figure, columns=4)
     return figure
@@ -153,15 +143,10 @@ def draw_tsne(view: PartitionView, seed: int = 0) -> Figure:
     points = tsne(view.similarity, seed)
     figure, grid = panels(1, 2, 3.9, sharex=True, sharey=True)
     groups = [f"group {g}" for g in view.groups]
-    for axes, kinds, title in zip(
-        grid,
-        (view.families, groups),
-        ("t-SNE, by family", f"By group of {view.method}"),
-        strict=True,
-    ):
+    titles = {"t-SNE, by family": view.families, f"By group of {view.method}": groups}
+    for axes, (title, kinds) in zip(grid, titles.items(), strict=True):
         scatter(axes, points, kinds)
-        axes.set_title(title)
-        axes.set(xticks=[], yticks=[])
+        axes.set(title=title, xticks=[], yticks=[])
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
     return figure
 

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from merit.config import Experiment
-from merit.config.branches import Model, Plan, plan
+from merit.config.branches import Model
 from merit.errors import MeritError
+from merit.eval.measuring.models import models_of
 from merit.eval.report.style import (
     BLACK,
     GREY,
@@ -41,10 +42,9 @@ def load_curves(experiment: Experiment, artifacts: Artifacts) -> pd.DataFrame:
     the mean over the method's branches at the same epoch, weighted by their tokens; its num_tokens
     are those of all branches together.
     """
-    todo = plan(experiment)
-    frames = []
+    frames, models = [], models_of(experiment)
     for method in experiment.report.curves:
-        model = next(model for model in todo.models.values() if model.method == method)
+        model = models[method][0]
         curves, tokens = [], []
         for branch in model.branches:
             path = artifacts.branch(branch) / "records.jsonl"
@@ -63,12 +63,8 @@ def load_curves(experiment: Experiment, artifacts: Artifacts) -> pd.DataFrame:
 
 def _curve(path: Path, records: list[dict[str, float]]) -> pd.DataFrame:
     try:
-        frame = pd.DataFrame(
-            {
-                key: [float(r[key]) for r in records]
-                for key in ("step", "epoch", "num_tokens", "loss")
-            }
-        )
+        names = ("step", "epoch", "num_tokens", "loss")
+        frame = pd.DataFrame({key: [float(r[key]) for r in records] for key in names})
     except KeyError as error:
         raise MeritError(f"{path}: a record has no key {error}; train the branch again") from None
     window = max(1, round(WINDOW * len(frame)))
@@ -155,14 +151,10 @@ def load_trajectories(experiment: Experiment, artifacts: Artifacts, method: str)
     Sign: the branch that lies farthest along an axis lies on its positive side. Merging is linear
     (docs/method.md, eq. (14)), so the merged model's coordinates are the same weighted average.
     """
-    todo = plan(experiment)
-    model = next(model for model in todo.models.values() if model.method == method)
-    joint = _joint_model(experiment, todo, method, model.seed)
+    model = models_of(experiment)[method][0]
+    joint = _joint_model(experiment, method, model.seed)
     ids = [*model.branches, *(joint.branches if joint else ())]
-    gram = displacement_gram(
-        artifacts.base,
-        [artifacts.branch(branch) for branch in ids],
-    )
+    gram = displacement_gram(artifacts.base, [artifacts.branch(branch) for branch in ids])
     k = len(model.branches)
     values, vectors = np.linalg.eigh(gram[:k, :k])
     values, vectors = values[::-1][:2].clip(min=0), vectors[:, ::-1][:, :2]
@@ -210,16 +202,16 @@ def _flat(checkpoint: Checkpoint, name: str) -> NDArray[np.float64]:
     return np.asarray(checkpoint.read(name).double().numpy().reshape(-1))
 
 
-def _joint_model(experiment: Experiment, todo: Plan, method: str, seed: int | None) -> Model | None:
+def _joint_model(experiment: Experiment, method: str, seed: int | None) -> Model | None:
     """The joint run of the same epochs, of the same seed where there is one."""
-    epochs = experiment.methods[method].epochs
-    found = [
+    found, epochs = models_of(experiment), experiment.methods[method].epochs
+    alike = [
         model
-        for model in todo.models.values()
-        if (joint := experiment.methods.get(model.method)) is not None
-        and (joint.partition, joint.epochs) == ("joint", epochs)
+        for name, joint in experiment.methods.items()
+        if (joint.partition, joint.epochs) == ("joint", epochs)
+        for model in found[name]
     ]
-    return next((m for m in found if m.seed == seed), found[0] if found else None)
+    return next((m for m in alike if m.seed == seed), alike[0] if alike else None)
 
 
 def draw_trajectories(view: Trajectories) -> Figure:

@@ -24,12 +24,8 @@ from merit.io.artifacts import atomic_write, read_json
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KINDS = {  # of methods -> heading
-    "base": "base",
-    "joint": "joint",
-    "random": "random",
-    "main": "MERIT",
-    "shrunk": "joint shrunk",
-}
+    "base": "base", "joint": "joint", "random": "random", "main": "MERIT", "shrunk": "joint shrunk",
+}  # fmt: skip
 PICTURE = "pca"  # the figure that stands in the top README
 
 Summary = Mapping[str, Any]
@@ -62,9 +58,7 @@ def build_index(
         folder=reports_dir.name,
         picture=next((n for n, s in found.items() if PICTURE in s["figures"]), None),
         picture_name=PICTURE,
-        holds=sentences(shown, "holds"),
-        fails=sentences(shown, "fails"),
-        undecided=sentences(shown, "undecided"),
+        **{verdict: sentences(shown, verdict) for verdict in VERDICTS[:3]},
     )
     replaced = _replace_block(readme, block) if readme.is_file() else None
     write_bases({name: s for name, s in found.items() if s["family"] == name}, reports_dir)

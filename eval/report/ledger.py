@@ -110,18 +110,9 @@ def _on(claim: Claim, case: Case, name: str) -> Record:
 
 
 def _link_record(link: Link) -> Record:
-    return {
-        "label": link.label,
-        "value": link.value,
-        "low": link.low,
-        "high": link.high,
-        "n": link.n,
-        "num_bases": link.num_bases,
-        "claimed": f"{link.side} {link.bound:g}",
-        "unit": link.unit,
-        "verdict": link.verdict,
-        "text": link.text(),
-    }
+    keys = ("label", "value", "low", "high", "n", "num_bases", "unit", "verdict")
+    found = {key: getattr(link, key) for key in keys}
+    return found | {"claimed": f"{link.side} {link.bound:g}", "text": link.text()}
 
 
 def _precondition_note(case: Case) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from merit.config import Experiment
 from merit.config.branches import plan
+from merit.eval.measuring.models import models_of
 from merit.eval.measuring.scores import interval
 from merit.eval.report.figures import write_figures
 from merit.eval.report.figures_partition import load_partition
@@ -47,6 +48,9 @@ def write_held_out_report(
         told = found["recommendation"] = studies["held_out"].summary["recommendation"]
         rows = found["methods"] = list(studies["held_out"].tables["held_out"])
         command = found["command"] = shipping(experiment, artifacts, told)
+    other = None  # the main method at its best distance, the last of its rows, if not shipped
+    if told and main != told["method"]:
+        other = next((row for row in reversed(rows) if row["method"] == main), None)
     ready = studies.get("readiness")
     conditions = {
         CONDITIONS[row["condition"]]: row["holds"]
@@ -59,7 +63,7 @@ def write_held_out_report(
         title=experiment.report.title,
         told=told,
         command=command,
-        other=behind_of(main, rows) if told and main != told["method"] else None,
+        other=other,
         branches=studies["held_out"].summary["branches"] if told else [],
         table=markdown_table([HEADER, *map(shown, rows)]) if rows else "",
         verdict=ready.summary["verdict"] if ready else "",
@@ -75,16 +79,16 @@ def write_held_out_report(
 
 def groups(experiment: Experiment, artifacts: Artifacts, method: str) -> dict[str, list[str]]:
     """{group: its tasks} of the method's first seed."""
-    view, found = load_partition(experiment, artifacts, method), {}
-    for group in range(experiment.methods[method].num_groups):
-        found[str(group)] = [t for t, g in zip(view.tasks, view.groups, strict=True) if g == group]
+    view = load_partition(experiment, artifacts, method)
+    found: dict[str, list[str]] = {str(g): [] for g in range(experiment.methods[method].num_groups)}
+    for task, group in zip(view.tasks, view.groups, strict=True):
+        found[str(group)].append(task)
     return found
 
 
 def shipping(experiment: Experiment, artifacts: Artifacts, told: Mapping[str, Any]) -> str:
     """Where the recommended checkpoint lies, or the command that writes it."""
-    model = next(m for m in plan(experiment).models.values() if m.method == told["method"])
-    folder = artifacts.model(model.id)
+    folder = artifacts.model(models_of(experiment)[told["method"]][0].id)
     if told["c"] == 1:
         return str(folder)
     dtype = "" if experiment.merge_dtype == "base" else f" --dtype {experiment.merge_dtype}"
@@ -92,11 +96,6 @@ def shipping(experiment: Experiment, artifacts: Artifacts, told: Mapping[str, An
         f"merit merge --base {artifacts.base} --branches {folder} --scale {told['c']:g}{dtype} "
         f"--out {experiment.name}_shipped"
     )
-
-
-def behind_of(method: str | None, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The row of this method at its best distance, the last of its rows."""
-    return next((row for row in reversed(rows) if row["method"] == method), None)
 
 
 def shown(row: Mapping[str, Any]) -> list[str]:

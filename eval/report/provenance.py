@@ -51,17 +51,7 @@ def load_provenance(experiment: Experiment, artifacts: Artifacts) -> Provenance:
 
     Raises MeritError where the branches were trained from different bases.
     """
-    return Provenance(
-        parameter_hash=value_hash(experiment.model_dump(mode="json")),
-        base_hash=_base_hash(experiment, artifacts),
-        studies=tuple(settings_of(experiment)),
-        may_differ=differences(),
-    )
-
-
-def _base_hash(experiment: Experiment, artifacts: Artifacts) -> str:
-    """The base that every branch started from. Raises MeritError where they differ."""
-    hashes: dict[str, str] = {}
+    hashes: dict[str, str] = {}  # of the bases -> the first branch that started there
     for branch in plan(experiment).branches:
         path = artifacts.branch(branch) / "summary.json"
         hashes.setdefault(str(read_json(path).get("base_hash")), branch)
@@ -71,4 +61,9 @@ def _base_hash(experiment: Experiment, artifacts: Artifacts) -> str:
             f"{artifacts.branch(second) / 'summary.json'}: key `base_hash`: another base than "
             f"{first!r} was trained from; `dvc repro` trains the outdated branch again"
         )
-    return next(iter(hashes), None) or read_json(artifacts.base / "base.json")["base_hash"]
+    return Provenance(
+        parameter_hash=value_hash(experiment.model_dump(mode="json")),
+        base_hash=next(iter(hashes), "") or read_json(artifacts.base / "base.json")["base_hash"],
+        studies=tuple(settings_of(experiment)),
+        may_differ=differences(),
+    )

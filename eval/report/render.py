@@ -26,8 +26,7 @@ def with_verdict(
 
     Rows without a difference are none of these.
     """
-    known = [row for row in rows if row[key] is not None]
-    return [row for row in known if verdict(interval(row, key)) == wanted]
+    return [r for r in rows if r[key] is not None and verdict(interval(r, key)) == wanted]
 
 
 def numbers(values: Iterable[float | None], form: str) -> str:
@@ -51,8 +50,8 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["fmt"] = format  # {{ share | fmt(".1%") }}
-_ENVIRONMENT.filters["with_verdict"] = with_verdict  # {{ rows | with_verdict("ahead", "gain") }}
-_ENVIRONMENT.filters["numbers"] = numbers  # {{ losses | numbers(".2f") }}
-_ENVIRONMENT.filters["rate_label"] = rate_label  # {{ learning_rate | rate_label }}
+# {{ share | fmt(".1%") }}, {{ rows | with_verdict("ahead", "gain") }}, {{ x | numbers(".2f") }}
+_ENVIRONMENT.filters |= {
+    "fmt": format, "with_verdict": with_verdict, "numbers": numbers, "rate_label": rate_label,
+}  # fmt: skip
 _ENVIRONMENT.globals["points"] = points

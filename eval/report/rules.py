@@ -122,10 +122,7 @@ def difference(
 
 
 def growth(
-    case: Case,
-    wide: tuple[str, str],
-    narrow: tuple[str, str],
-    kept: Sequence[int] | None = None,
+    case: Case, wide: tuple[str, str], narrow: tuple[str, str], kept: Sequence[int] | None = None
 ) -> Link:
     """(wide[0] - wide[1]) - (narrow[0] - narrow[1]) > 0, all four on the same questions."""
     # a method may stand on both sides: one term, so that its seeds are drawn once
@@ -143,18 +140,8 @@ def _link(
     kept: Sequence[int] | None,
     bound: float = 0.0,
 ) -> Link:
-    found = contrast(list(case.bases.values()), coefficients, kept)
-    return Link(
-        label=label,
-        value=found.difference,
-        low=found.low,
-        high=found.high,
-        n=found.num_questions,
-        bound=bound,
-        refuted=0.0,
-        unit="points",
-        num_bases=found.num_bases,
-    )
+    value, low, high, _, n, num_bases = contrast(list(case.bases.values()), coefficients, kept)
+    return Link(label, value, n, low, high, bound, refuted=0.0, unit="points", num_bases=num_bases)
 
 
 def seeds_note(case: Case, ours: str, theirs: str, kept: Sequence[int] | None = None) -> str:

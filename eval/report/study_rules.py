@@ -63,14 +63,9 @@ def above_and_growing(claim: Claim, case: Case) -> Evidence:
     if len(found.links) < 2:
         raise NotTestable(f"the study `{claim.study}` has only one number of epochs")
     rows = case.studies[claim.study].tables[claim.table]
-    epochs = [f"{row['epoch']:g}" for row in rows]
-    links = [
-        replace(link, label=f"{link.label} at epoch {epoch}")
-        for link, epoch in zip(found.links, epochs, strict=True)
-    ]
-    for (a, b), (before, after) in zip(
-        itertools.pairwise(epochs), itertools.pairwise(found.links), strict=True
-    ):
+    named = [(f"{row['epoch']:g}", link) for row, link in zip(rows, found.links, strict=True)]
+    links = [replace(link, label=f"{link.label} at epoch {epoch}") for epoch, link in named]
+    for (a, before), (b, after) in itertools.pairwise(named):
         label = f"growth of the {after.label}, epoch {a} to {b}"
         links.append(Link(label, after.value - before.value, after.n))
     return replace(found, links=links)
@@ -120,16 +115,8 @@ def _link(claim: Claim, study: StudyResult, reading: Reading, row: Row) -> Link:
     elif (error := row.get(reading.error or reading.deviation)) is not None:
         error = error / math.sqrt(n) if reading.deviation else error
         low, high = value - 1.96 * error, value + 1.96 * error
-    return Link(
-        label=_filled(reading.label, row),
-        value=value,
-        n=n,
-        low=low,
-        high=high,
-        bound=claim.bound,
-        side=reading.side,
-        unit=reading.unit,
-    )
+    label = _filled(reading.label, row)
+    return Link(label, value, n, low, high, claim.bound, reading.side, unit=reading.unit)
 
 
 def _number(study: StudyResult, row: Row, key: str) -> float:

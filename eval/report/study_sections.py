@@ -54,13 +54,10 @@ def load_studies(
     """
     found = {}
     for name in names:
-        folder = reports_dir / "studies" / experiment / name
-        drawn = f"studies/{name}/figures"
-        file = folder / "result.json"
+        file, drawn = _result_file(reports_dir, experiment, name), f"studies/{name}/figures"
         stored = read_json(file)
         if not isinstance(stored, dict) or not isinstance(stored.get("tables"), dict):
             raise MeritError(f"{file}: key `tables` is missing; run the study {name!r} again")
-        provenance = stored.get("provenance", {})
         found[name] = StudyResult(
             name=name,
             title=stored.get("title", STUDIES[name].title),
@@ -71,9 +68,13 @@ def load_studies(
             figures=tuple(sorted(path.stem for path in (report / drawn).glob("*.png"))),
             path=f"../studies/{experiment}/{name}",
             drawn=drawn,
-            base_hash=provenance.get("base_hash", ""),
+            base_hash=stored.get("provenance", {}).get("base_hash", ""),
         )
     return found
+
+
+def _result_file(reports_dir: Path, experiment: str, study: str) -> Path:
+    return reports_dir / "studies" / experiment / study / "result.json"
 
 
 def sentences(name: str, result: Mapping[str, Any]) -> str:
@@ -92,7 +93,7 @@ def sentences(name: str, result: Mapping[str, Any]) -> str:
 
 def draw_study(experiment: str, study: str, reports_dir: Path) -> dict[str, Figure]:
     """The study's figures by name, drawn from what it stored and nothing else."""
-    stored = read_json(reports_dir / "studies" / experiment / study / "result.json")
+    stored = read_json(_result_file(reports_dir, experiment, study))
     with styled():
         figures: dict[str, Figure] = draw_of(study)(stored)
     return figures
@@ -100,7 +101,5 @@ def draw_study(experiment: str, study: str, reports_dir: Path) -> dict[str, Figu
 
 def studies_part(studies: Mapping[str, StudyResult], base_hash: str) -> str:
     """Markdown: every study's sentences with links to its figures and tables; "" without any."""
-    if not studies:
-        return ""
     shown = [(study, study.caveat(base_hash)) for study in studies.values()]
-    return render("studies.md.j2", studies=shown)
+    return render("studies.md.j2", studies=shown) if shown else ""

@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from merit.eval.benchmarks import BENCHMARKS
+from merit.eval.measuring.means import sample_std
 from merit.eval.paper import LABELS, PaperTable
-from merit.eval.report.cells import AVERAGE, CLOSED, Cells, columns, resampled, spread
+from merit.eval.report.cells import AVERAGE, CLOSED, Cells, columns, resampled
 from merit.eval.report.provenance import Provenance
 from merit.eval.results import Results
 from merit.eval.table_files import latex_table, markdown_table
@@ -41,9 +42,9 @@ class ShownTable:
     title: str
     ours: str
     laid_out: str
-    caption: str
     beside: str
     published: str
+    caption: str
     paper_caption: str
     rows: Rows
 
@@ -58,34 +59,21 @@ def write_table(
     out: Path,
 ) -> ShownTable:
     """Write the table's CSV and LaTeX files; returns its parts. Args: label: LaTeX's."""
-    stem = paper.stem
+    stem, laid_out = paper.stem, layout(results, cells, paper)
     write_csv(out / f"{stem}.csv", wide_table(results, cells, paper))
     write_csv(out / f"{stem}_tidy.csv", tidy_table(results, cells, paper, provenance))
-    laid_out = layout(results, cells, paper)
     if laid_out:
         table = pd.DataFrame(laid_out[1:], columns=laid_out[0])
         write_csv(out / f"{stem}_paper_layout.csv", table)
-    ours, words = text_table(results, cells, paper), caption(results)
-    theirs, published = (
-        paper_caption(paper, bool(laid_out)),
-        [list(paper.header), *map(list, paper.rows)],
-    )
+    ours, words, beside = text_table(results, cells, paper), caption(results), beside_table(results)
+    published = [list(row) for row in (paper.header, *paper.rows)] if paper.published else []
+    theirs = paper_caption(paper, bool(laid_out))
     latex = latex_table(ours, f"{title}. {words}", label)
-    if paper.published:
+    if published:
         latex += "\n" + latex_table(published, theirs, f"{label}-paper")
     atomic_write(out / f"{stem}.tex", latex)
-    beside = beside_table(results)
-    return ShownTable(
-        stem=stem,
-        title=title,
-        ours=markdown_table(ours),
-        laid_out=markdown_table(laid_out) if laid_out else "",
-        caption=words,
-        beside=markdown_table(beside) if beside else "",
-        published=markdown_table(published) if paper.published else "",
-        paper_caption=theirs,
-        rows=laid_out,
-    )
+    shown = [markdown_table(rows) if rows else "" for rows in (ours, laid_out, beside, published)]
+    return ShownTable(stem, title, *shown, caption=words, paper_caption=theirs, rows=laid_out)
 
 
 def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:
@@ -103,14 +91,15 @@ def tidy_table(
     """
     rows: list[dict[str, str]] = []
     for method, row in cells.items():
-        named = {"source": "ours", "scale": "this experiment", "method": method}
-        known = {
-            "num_seeds": str(max(1, len(results.seeds[method]))),
-            "seeds": " ".join(map(str, results.seeds[method])),
+        seeds = results.seeds[method]
+        named = {
+            **{"source": "ours", "scale": "this experiment", "method": method},
+            **{"num_seeds": str(max(1, len(seeds))), "seeds": " ".join(map(str, seeds))},
             "parameter_hash": provenance.parameter_hash,
         }
-        for column, cell in row.items():
-            numbers = {
+        rows += [
+            {
+                **named,
                 "benchmark": column,
                 "stands_for": stands_for([column]).get(column, ""),
                 "mean": f"{cell.mean:.4f}",
@@ -119,18 +108,17 @@ def tidy_table(
                 "ci_high": f"{cell.high:.4f}",
                 "num_questions": str(cell.num_questions),
             }
-            rows.append(named | numbers | known)
-        for name, values in results.also.get(method, {}).items():  # no questions' mean
-            numbers = {"mean": f"{values.mean():.4f}", "spread": _number(spread(values), 4)}
-            rows.append(named | {"benchmark": name} | numbers | known)
-    for line in paper.rows:
-        labels = [c for c, head in zip(line, paper.header, strict=True) if head in LABELS]
-        named = {"source": "paper", "scale": paper.scale, "method": " ".join(labels)}
-        rows += [
-            named | {"benchmark": head, "mean": text}
-            for head, text in zip(paper.header, line, strict=True)
-            if head not in LABELS
+            for column, cell in row.items()
         ]
+        for name, values in results.also.get(method, {}).items():  # no questions' mean
+            numbers = {"mean": f"{values.mean():.4f}", "spread": _number(sample_std(values), 4)}
+            rows.append({**named, "benchmark": name, **numbers})
+    for line in paper.rows:
+        cells_of = dict(zip(paper.header, line, strict=True))
+        method = " ".join(text for head, text in cells_of.items() if head in LABELS)
+        named = {"source": "paper", "scale": paper.scale, "method": method}
+        scores = {head: text for head, text in cells_of.items() if head not in LABELS}
+        rows += [{**named, "benchmark": head, "mean": text} for head, text in scores.items()]
     return pd.DataFrame(rows, columns=list(TIDY)).fillna("")
 
 
@@ -150,18 +138,17 @@ def wide_table(results: Results, cells: Cells, paper: PaperTable) -> pd.DataFram
     rows = []
     for method, row in cells.items():
         average = row[AVERAGE]
-        rows.append(
-            {"method": method}
-            | {column: f"{cell.mean:.2f}" for column, cell in row.items()}
-            | {
-                "avg_spread": _number(average.spread, 2),
-                "avg_ci_low": f"{average.low:.2f}",
-                "avg_ci_high": f"{average.high:.2f}",
-                "num_seeds": str(max(1, len(results.seeds[method]))),
-                "num_questions": str(average.num_questions),
-            }
-            | ({"paper_avg_other_scale": published.get(method, "")} if paper.published else {})
-        )
+        found = {
+            "method": method,
+            **{column: f"{cell.mean:.2f}" for column, cell in row.items()},
+            "avg_spread": _number(average.spread, 2),
+            "avg_ci_low": f"{average.low:.2f}",
+            "avg_ci_high": f"{average.high:.2f}",
+            "num_seeds": str(max(1, len(results.seeds[method]))),
+            "num_questions": str(average.num_questions),
+        }
+        theirs = {"paper_avg_other_scale": published.get(method, "")} if paper.published else {}
+        rows.append(found | theirs)
     return pd.DataFrame(rows)
 
 
@@ -189,7 +176,7 @@ def beside_table(results: Results) -> Rows:
     names = list(dict.fromkeys(name for values in results.also.values() for name in values))
     rows = [["reported beside", *names]]
     for method, found in results.also.items():
-        means = {name: _with_spread(x.mean(), spread(x)) for name, x in found.items()}
+        means = {name: _with_spread(x.mean(), sample_std(x)) for name, x in found.items()}
         rows.append([method, *(means.get(name, DASH) for name in names)])
     return rows if names else []
 
@@ -200,7 +187,8 @@ def layout(results: Results, cells: Cells, paper: PaperTable) -> Rows:
     A cell that we have no number for is empty, and so is the average of a row that has such a cell
     among the benchmarks. [] where a benchmark is none of the paper's own.
     """
-    if not _same_benchmarks(results, paper):
+    records = [BENCHMARKS.get(name) for name in results.benchmarks]
+    if not all(r and r.public and r.paper_column in paper.columns for r in records):
         return []
     ours = {BENCHMARKS[name].paper_column: name for name in results.benchmarks}
     beside = {name for values in results.also.values() for name in values}
@@ -217,28 +205,16 @@ def layout(results: Results, cells: Cells, paper: PaperTable) -> Rows:
     return [list(paper.header), *rows]
 
 
-def _same_benchmarks(results: Results, paper: PaperTable) -> bool:
-    """Whether the numbers are of the benchmarks of the paper's table, and not of others."""
-    return all(
-        name in BENCHMARKS
-        and BENCHMARKS[name].public
-        and BENCHMARKS[name].paper_column in paper.columns
-        for name in results.benchmarks
-    )
-
-
 def caption(results: Results) -> str:
     """What the numbers of the table mean."""
     counts = results.num_questions.values()
     num = " to ".join(map(str, sorted({min(counts), max(counts)})))
     others = [n for n in results.benchmarks if n in BENCHMARKS and not BENCHMARKS[n].public]
     meant = [f"{name} ({other})" for name, other in stands_for(others).items()]
-    words = [
-        "Scores in percent: mean ± standard deviation over seeds",
-        f"{num} questions a benchmark",
-        f"intervals by bootstrap {resampled(results)}.",
-    ]
-    text = "; ".join(words)
+    text = (
+        "Scores in percent: mean ± standard deviation over seeds; "
+        f"{num} questions a benchmark; intervals by bootstrap {resampled(results)}."
+    )
     if CLOSED in columns(results):
         text += f" Without open-ended: all but {', '.join(results.open_ended)}."
     if meant:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from merit.config.settings import Settings
+from pydantic import Field
+
+from merit.config.settings import PositiveFloat, Settings
+
+Methods = Annotated[list[str], Field(min_length=1)]
+Seeds = Annotated[list[int], Field(min_length=1)]
+Scales = Annotated[list[PositiveFloat], Field(min_length=1)]
+NumPoints = Annotated[int, Field(ge=3)]  # along a path, ends included
 
 
 class Study(Settings):

@@ -59,14 +59,12 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Calibration) -> 
             cosines[unit, draw] = cosines_to_last(sums(), rows)
     table = calibration_table(cosines, sizes)
     row = min(table[:-1], key=lambda row: abs(row["n"] - CLAIMED))
+    keys = ("n", "num_units", "num_draws", "mean_cosine", "std", "low", "high", "std_draws")
     summary = {
-        "n": row["n"],
         "reference": settings.reference,
         "unit": settings.unit,
-        "num_units": len(units),
-        "num_draws": settings.num_draws,
         "stride": experiment.gradients.stride,
-        **{key: row[key] for key in ("mean_cosine", "std", "low", "high", "std_draws")},
+        **{key: row[key] for key in keys},
     }
     return {
         "tables": {TABLE: table},

@@ -27,8 +27,7 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
             axes.plot(alphas, rises[path], ms=2.5, lw=1, label=path, **mark(i))
         axes.axhline(0, color=BLACK, lw=0.8)
         few = "" if len(shown) == len(paths) else f", highest {len(shown)} of {len(paths)}"
-        axes.set_title(title + few)
-        axes.set_xlabel("alpha (0: first model, 1: second model)")
+        axes.set(title=title + few, xlabel="alpha (0: first model, 1: second model)")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     grid[0].set_ylabel("loss above the straight line\n(a barrier is above 0)")
     return {"connectivity": figure}

@@ -13,20 +13,11 @@ import numpy as np
 import torch
 
 from merit.config import Experiment
-from merit.eval.measuring.losses import (
-    Losses,
-    LossEvaluator,
-    barrier_columns,
-    branch_folders,
-    open_evaluator,
-    path_losses,
-    planned_model,
-    vector,
-    vectors_on_disk,
-)
+from merit.eval.measuring.losses import Losses, LossEvaluator, barrier_columns, open_evaluator, walk
+from merit.eval.measuring.models import branch_folders, planned_model
+from merit.eval.measuring.scores import Row
 from merit.eval.studies.connectivity.settings import Connectivity
 from merit.io.artifacts import Artifacts
-from merit.io.progress import Progress
 
 TABLE = "table05_linear_mode_connectivity"
 TOLERANCE = 0.01  # a barrier below this share of the path's mean end-point loss counts as zero
@@ -39,43 +30,37 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Connectivity) ->
     names = [*(f"b{k}" for k in range(len(model.branches))), "merged"]
     alphas = np.linspace(0, 1, settings.num_points)
     folders = [*branch_folders(paths, model), paths.model(model.id)]
-    with vectors_on_disk(evaluator, paths, folders) as vectors:
+    with evaluator.vectors(paths, folders) as vectors:
         curves = all_paths(evaluator, dict(zip(names, vectors, strict=True)), alphas)
-    loss_base = evaluator.loss(vector(evaluator, paths, paths.base))
+    loss_base = evaluator.loss(evaluator.vector(paths, paths.base))
     rows = [path_row(evaluator, path, alphas, losses) for path, losses in curves.items()]
-    summary = summarise(rows, loss_base) | {
-        "model": model.id,
-        "num_branches": len(model.branches),
-        "num_points": settings.num_points,
-        **evaluator.sample,
+    return {
+        "tables": {TABLE: rows},
+        "summary": {
+            **summarise(rows, loss_base),
+            "model": model.id,
+            "num_branches": len(model.branches),
+            "num_points": settings.num_points,
+            **evaluator.sample,
+        },
+        "alphas": alphas.tolist(),
+        "curves": {path: [evaluator.mean(x) for x in points] for path, points in curves.items()},
     }
-    means = {path: [evaluator.mean(losses) for losses in points] for path, points in curves.items()}
-    return {"tables": {TABLE: rows}, "summary": summary, "alphas": alphas.tolist(), "curves": means}
 
 
 def all_paths(
     evaluator: LossEvaluator, points: dict[str, torch.Tensor], alphas: np.ndarray
 ) -> dict[str, list[Losses]]:
-    """{"a-b": losses at (1 - alpha) a + alpha b} for every pair of points; each end once."""
-    pairs = list(combinations(points, 2))
-    with Progress("connectivity", len(points) + len(pairs) * (len(alphas) - 2)) as progress:
+    """{"a-b": losses at (1 - alpha) a + alpha b} for every pair of points.
 
-        def losses(theta: torch.Tensor) -> Losses:
-            progress.advance()
-            return evaluator.losses(theta)
-
-        ends = {name: losses(theta) for name, theta in points.items()}
-        curves = {
-            f"{a}-{b}": path_losses(losses, (points[a], points[b]), (ends[a], ends[b]), alphas)
-            for a, b in pairs
-        }
-    # the paper's order: pairs of branches, then the branches' ways to the merged model
-    return dict(sorted(curves.items(), key=lambda item: item[0].endswith("merged")))
+    In the paper's order: pairs of branches, then the branches' ways to the merged model.
+    """
+    pairs = sorted(combinations(points, 2), key=lambda pair: pair[1] == "merged")
+    _, curves = walk(evaluator, points, pairs, alphas, "connectivity")
+    return {f"{a}-{b}": curve for (a, b), curve in curves.items()}
 
 
-def path_row(
-    evaluator: LossEvaluator, path: str, alphas: np.ndarray, curve: list[Losses]
-) -> dict[str, Any]:
+def path_row(evaluator: LossEvaluator, path: str, alphas: np.ndarray, curve: list[Losses]) -> Row:
     """The paper's columns; the barrier also as a share of the mean end-point loss.
 
     `excess_se` is the standard error, over the sample's batches, of the largest inner excess over
@@ -97,13 +82,13 @@ def path_row(
     }
 
 
-def summarise(rows: list[dict[str, Any]], loss_base: float) -> dict[str, Any]:
+def summarise(rows: list[Row], loss_base: float) -> Row:
     """What claim C7 is decided by."""
-    share = max(row["barrier_share"] for row in rows)
-    height = max(row["barrier"] for row in rows)
+    share, height = (max(row[key] for row in rows) for key in ("barrier_share", "barrier"))
     nearest = max(rows, key=lambda row: row["largest_inner_excess"])
+    merged = [row for row in rows if row["path"].endswith("merged")]
     return {
-        "num_pairs": sum(not row["path"].endswith("merged") for row in rows),
+        "num_pairs": len(rows) - len(merged),
         "num_paths": len(rows),
         "tolerance": TOLERANCE,
         "max_barrier": height,
@@ -115,5 +100,5 @@ def summarise(rows: list[dict[str, Any]], loss_base: float) -> dict[str, Any]:
         "num_zero": sum(row["barrier_share"] <= TOLERANCE for row in rows),
         "all_zero": share <= TOLERANCE,
         "loss_base": loss_base,
-        "loss_merged": next((r["loss_at_1"] for r in rows if r["path"].endswith("merged")), None),
+        "loss_merged": merged[0]["loss_at_1"] if merged else None,
     }

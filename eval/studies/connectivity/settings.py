@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from merit.config.settings import PositiveInt
-from merit.eval.studies.study import Study
+from merit.eval.studies.study import NumPoints, Study
 
 
 class Connectivity(Study):
@@ -15,5 +11,5 @@ class Connectivity(Study):
 
     method: str = "merit-2d"
     seed: int = 1
-    num_points: Annotated[int, Field(ge=3)] = 21
+    num_points: NumPoints = 21
     num_examples: PositiveInt = 512  # of the full mixture, on which the loss is measured

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.eval.benchmarks import benchmark
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
-from merit.eval.measuring.losses import LossEvaluator, open_evaluator, planned_model, vector
+from merit.eval.measuring.losses import open_evaluator
+from merit.eval.measuring.models import planned_models
 from merit.eval.measuring.scores import mean, num_questions
 from merit.eval.studies.control.settings import Control
 from merit.eval.studies.control.tables import (
@@ -34,48 +35,49 @@ from merit.io.checkpoints import Checkpoint
 from merit.io.progress import Progress
 from merit.method.average import interpolate, matching_alpha
 
-if TYPE_CHECKING:
-    import torch
-
 SAME = 1e-12  # scales that differ by less are one point
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict[str, Any]:
     """Validation scores over c; test scores at c = 1, at the best c, and at one distance."""
     models = chosen_models(experiment, settings)
+    every = [(name, model.id) for name, found in models.items() for model in found]
+    main = [settings.joint, settings.random, settings.method]
     scales = sorted({*settings.scales, WHOLE})
     evaluator = open_evaluator(experiment, paths, settings.num_examples)
-    base = vector(evaluator, paths, paths.base)
-    every = [(name, model) for name, found in models.items() for model in found]
-    distances = {
-        model.id: float(
-            (vector(evaluator, paths, paths.model(model.id)).double() - base.double()).norm()
-        )
-        for _, model in every
-    }
-    matched = matched_scales(models, distances, settings, scales)
-    main = [settings.joint, settings.random, settings.method]
-    losses = measure_losses(
-        evaluator,
-        paths,
-        base,
-        [(models[name][0].id, c) for name in main for c in scales]
-        + [(model.id, matched[model.id]) for name in main for model in models[name]],
-    )
-    validation = _score(
-        experiment, paths, "validation", [(m.id, c) for _, m in every for c in scales]
-    )
+    base = evaluator.vector(paths, paths.base)
+
+    def theta(model: str) -> Any:
+        return evaluator.vector(paths, paths.model(model))
+
+    distances = {m: float((theta(m).double() - base.double()).norm()) for _, m in every}
+    matched = matched_scales(models, distances, main, scales)
+    points = [(models[name][0].id, c) for name in main for c in scales]
+    points = list(dict.fromkeys([*points, *matched.items()]))
+    losses = {("base", 0.0): evaluator.loss(base)}
+    with Progress("control, losses", len(points)) as progress:
+        for model, c in points:
+            losses[model, c] = evaluator.loss(interpolate(base, theta(model), c))
+            progress.advance()
+
+    def score(split: str, wanted: Sequence[Point]) -> Pool:
+        """Scores of every point and of the base on this split's questions."""
+        found = [Candidate("base", model="base"), *(candidate(paths, *point) for point in wanted)]
+        return score_candidates(experiment, paths, split, found, f"control, {split}")
+
+    validation = score("validation", [(model, c) for _, model in every for c in scales])
     best = {
         name: best_scale(scales, [mean(scores_at(validation, found, c)) for c in scales])
         for name, found in models.items()
     }
-    wanted = [
-        (model.id, c)
-        for name, model in every
-        for c in sorted({WHOLE, best[name], matched.get(model.id, WHOLE)})
-    ]
-    test = _score(experiment, paths, "test", wanted)
-
+    test = score(
+        "test",
+        [
+            (model, c)
+            for name, model in every
+            for c in sorted({WHOLE, best[name], matched.get(model, WHOLE)})
+        ],
+    )
     kinds = {kind: part for kind, part in benchmark_kinds(experiment).items() if part}
     norm = float(base.double().norm())
     found = Measured(models, distances, matched, losses, best, validation, test, kinds, norm)
@@ -100,12 +102,20 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict
         "best": best,
         "partitions": {name: experiment.methods[name].partition for name in models},
         "questions": [  # at each method's best distance
-            (name, model.seed, test[point_name(model.id, best[name])]) for name, model in every
+            (name, model.seed, test[point_name(model.id, best[name])])
+            for name, found in models.items()
+            for model in found
         ],
     }
 
 
-# --- which models, at which scale -------------------------------------------------------------
+def candidate(paths: Artifacts, model: str, c: float) -> Candidate:
+    """theta0 + c (theta - theta0) of a model; at c = 1 the model of the tables itself."""
+    return Candidate(
+        point_name(model, c),
+        lambda: moved(paths.base, dict(Checkpoint(paths.model(model)).items()), c),
+        model if c == WHOLE else None,
+    )
 
 
 def chosen_models(experiment: Experiment, settings: Control) -> Models:
@@ -116,10 +126,9 @@ def chosen_models(experiment: Experiment, settings: Control) -> Models:
     keys = {settings.joint: "joint", settings.random: "random", settings.method: "method"}
     keys |= {name: "others" for name in settings.others if name not in keys}
     models = {
-        name: [
-            planned_model(experiment, f"control.{key}", name, seed, 2 if key == "method" else 1)
-            for seed in settings.seeds
-        ]
+        name: planned_models(
+            experiment, f"control.{key}", name, settings.seeds, 2 if key == "method" else 1
+        )
         for name, key in keys.items()
     }
     where = f"experiments/{experiment.name}.yaml: key `studies.control"
@@ -135,16 +144,16 @@ def chosen_models(experiment: Experiment, settings: Control) -> Models:
 
 
 def matched_scales(
-    models: Models, distances: Mapping[str, float], settings: Control, scales: Sequence[float]
+    models: Models, distances: Mapping[str, float], main: Sequence[str], scales: Sequence[float]
 ) -> dict[str, float]:
-    """Model id -> c that takes it to the distance of the method's model of the same seed.
+    """Model id -> c that takes it to the distance of the last method's model of the same seed.
 
-    c = d_method / d, for joint and random; 1 for the method itself. A c of the grid is taken as
-    the grid has it, so that no point is scored twice.
+    c = d_method / d, and 1 for the last method itself. A c of the grid is taken as the grid has it,
+    so that no point is scored twice.
     """
     found = {}
-    for name in (settings.joint, settings.random, settings.method):
-        for model, target in zip(models[name], models[settings.method], strict=True):
+    for name in main:
+        for model, target in zip(models[name], models[main[-1]], strict=True):
             try:
                 c = matching_alpha(distances[target.id], distances[model.id])
             except ValueError as error:
@@ -191,38 +200,7 @@ def comparisons(
 
 def benchmark_kinds(experiment: Experiment) -> dict[str, list[str]]:
     """The benchmarks with closed and with open-ended answers; either may be empty."""
-    names = experiment.evaluation.benchmarks
-    return {
-        "closed": [name for name in names if not benchmark(name).open_ended],
-        "open": [name for name in names if benchmark(name).open_ended],
-    }
-
-
-# --- measuring --------------------------------------------------------------------------------
-
-
-def measure_losses(
-    evaluator: LossEvaluator, paths: Artifacts, base: torch.Tensor, points: Sequence[Point]
-) -> dict[Point, float]:
-    """Loss on the mixture of every point, and of ("base", 0)."""
-    losses: dict[Point, float] = {("base", 0.0): evaluator.loss(base)}
-    todo = list(dict.fromkeys(points))
-    with Progress("control, losses", len(todo)) as progress:
-        for model, c in todo:
-            theta = vector(evaluator, paths, paths.model(model))
-            losses[model, c] = evaluator.loss(interpolate(base, theta, c))
-            progress.advance()
-    return losses
-
-
-def _score(experiment: Experiment, paths: Artifacts, split: str, points: Sequence[Point]) -> Pool:
-    """Scores of every point and of the base on this split's questions."""
-
-    def candidate(model: str, c: float) -> Candidate:
-        def tensors() -> dict[str, torch.Tensor]:
-            return moved(paths.base, dict(Checkpoint(paths.model(model)).items()), c)
-
-        return Candidate(point_name(model, c), tensors, model if c == WHOLE else None)
-
-    candidates = [Candidate("base", model="base"), *(candidate(*point) for point in points)]
-    return score_candidates(experiment, paths, split, candidates, f"control, {split}")
+    found: dict[str, list[str]] = {"closed": [], "open": []}
+    for name in experiment.evaluation.benchmarks:
+        found["open" if benchmark(name).open_ended else "closed"].append(name)
+    return found

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from merit.config.settings import PositiveFloat, PositiveInt
-from merit.eval.studies.study import Study
+from merit.eval.studies.study import Seeds, Study
 
 
 class Control(Study):
@@ -20,6 +20,6 @@ class Control(Study):
     random: str = "random-8"
     method: str = "merit-3d"
     others: list[str] = []  # further methods that get a best distance
-    seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
+    seeds: Seeds = [1, 2, 3]
     scales: Annotated[list[PositiveFloat], Field(min_length=2)] = [0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
     num_examples: PositiveInt = 640  # of the full mixture, on which the loss is measured

@@ -88,11 +88,9 @@ class Measured:
 
     def difference_row(self, claim: str, ours: str, theirs: str) -> Row:
         """One row of `control_differences`: both at their own best distance, and both at c = 1."""
+        at, models = scores_at, self.models
         scaled, whole = (
-            difference(
-                scores_at(self.test, self.models[ours], a),
-                scores_at(self.test, self.models[theirs], b),
-            )
+            difference(at(self.test, models[ours], a), at(self.test, models[theirs], b))
             for a, b in ((self.best[ours], self.best[theirs]), (WHOLE, WHOLE))
         )
         return {
@@ -141,9 +139,9 @@ class Measured:
         The loss is that of the first seed's model, which lies at `loss_distance`; None for methods
         whose losses are not measured.
         """
-        first, rows = self.models[name][0].id, []
+        models, pool, rows = self.models[name], self.validation, []
+        first = models[0].id
         for c in (0.0, *scales):
-            models, pool = self.models[name], self.validation
             scores = scores_at(pool, models, c) if c else [pool["base"]]
             rows.append(
                 {

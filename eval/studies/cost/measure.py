@@ -8,14 +8,16 @@ that DVC restored from its cache took no time here and has no file; its row says
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from merit.config import Experiment
-from merit.config.branches import Model, plan
+from merit.config.branches import Model
 from merit.errors import MeritError
-from merit.eval.measuring.means import mean_interval
-from merit.eval.measuring.scores import Row
+from merit.eval.measuring.means import mean_interval, sample_std
+from merit.eval.measuring.models import models_of
+from merit.eval.measuring.scores import Row, columns
 from merit.eval.studies.cost.settings import Cost
 from merit.eval.verdict import Link, Verdict
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
@@ -23,8 +25,38 @@ from merit.io.artifacts import Artifacts, read_json, read_jsonl
 TABLE = "table15_wall_clock"
 RESTORED = "restored from the cache: no time taken here"
 LOOPS = "only training loops: some stages were restored from the cache"
+MERGES = "merges restored from the cache count nothing"
 MAX_OVERHEAD = 0.25  # of joint training, what the claim calls small: table 15 has 24 % at 3B
-Run = tuple[Sequence[float | None], float | None]  # seconds of every branch, of the merge
+STEPS = {
+    "basin preparation": "base",
+    "gradient extraction": "gradients",
+    "cosine similarity matrix, pca, split": "partition",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of one model: of every branch, and of the merge, which takes a fraction of one.
+
+    None where a time is unknown.
+    """
+
+    branches: list[float | None]
+    merge: float | None
+
+    @property
+    def known(self) -> list[float]:
+        """The branches' seconds; [] if one of them is unknown."""
+        known = [seconds for seconds in self.branches if seconds is not None]
+        return known if len(known) == len(self.branches) else []
+
+    @property
+    def total(self) -> float:
+        return sum(self.known) + (self.merge or 0.0)
+
+    @property
+    def wall(self) -> float:
+        return max(self.known) + (self.merge or 0.0)
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[str, Any]:
@@ -37,45 +69,36 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[st
     `first_overhead_percent` compares the means and counts them, too.
     Raises MeritError where the experiment has no such method.
     """
-    models: dict[str, list[Model]] = {}
-    for model in plan(experiment).models.values():
-        if model.branches:
-            models.setdefault(model.method, []).append(model)
-    for method in (settings.joint, *settings.methods):
+    models = {name: found for name, found in models_of(experiment).items() if found[0].branches}
+    chosen = dict.fromkeys((settings.joint, *settings.methods))
+    for method in chosen:
         if method not in models:
             raise MeritError(
                 f"studies.cost: {method!r} is no method that trains branches; "
                 f"there are {', '.join(models)}"
             )
-    steps = [
-        stage_row(step, _stage_seconds(paths, stage))
-        for step, stage in (
-            ("basin preparation", "base"),
-            ("gradient extraction", "gradients"),
-            ("cosine similarity matrix, pca, split", "partition"),
-        )
-    ]
-    chosen = {method: models[method] for method in (settings.joint, *settings.methods)}
+    steps = [row(step, _stage_seconds(paths, stage)) for step, stage in STEPS.items()]
+    branches = [branch for method in chosen for m in models[method] for branch in m.branches]
     # one basis for every method, so that loops are never compared with whole stages
-    whole = all(
-        _stage_seconds(paths, f"train-{branch}") is not None
-        for those in chosen.values()
-        for model in those
-        for branch in model.branches
-    )
-    runs = {
-        method: {model.seed: _training(paths, model, whole) for model in those}
-        for method, those in chosen.items()
-    }
-    rows = {
-        method: method_row(method, list(those.values()), whole) for method, those in runs.items()
-    }
-    joint = rows[settings.joint]
-    once = [row["seconds"] for row in steps[1:]]
-    shares = {m: overheads(runs[m], runs[settings.joint]) for m in settings.methods}
+    whole = all(_stage_seconds(paths, f"train-{branch}") is not None for branch in branches)
+    runs = {m: {model.seed: _run(paths, model, whole) for model in models[m]} for m in chosen}
+    rows = {method: method_row(method, list(runs[method].values()), whole) for method in chosen}
+    joint, once = rows[settings.joint], [step["seconds"] for step in steps[1:]]
+    shares: list[float] = []
     for method in settings.methods:
-        add_overhead(rows[method], joint, once, shares[method])
+        pairs = [
+            (run, runs[settings.joint][seed])
+            for seed, run in runs[method].items()
+            if seed in runs[settings.joint]
+        ]
+        shares = [a.total / b.total - 1 for a, b in pairs if a.known and b.known and b.total]
+        if shares:
+            rows[method]["overhead_percent"] = 100 * statistics.fmean(shares)
+            if None not in once:
+                total = rows[method]["seconds"] + sum(once)
+                rows[method]["first_overhead_percent"] = 100 * (total / joint["seconds"] - 1)
     last = rows[settings.methods[-1]]
+    interval = overhead_interval(shares)
     summary = {
         "method": settings.methods[-1],
         "joint": settings.joint,
@@ -85,10 +108,10 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Cost) -> dict[st
         "partition_seconds": once[1],
         **{key: last[key] for key in ("seconds", "wall_seconds", "first_overhead_percent")},
         "overhead_percent": {m: rows[m]["overhead_percent"] for m in settings.methods},
-        **overhead_interval(shares[settings.methods[-1]]),
+        **interval,
         "max_overhead": MAX_OVERHEAD,
+        "overhead_verdict": overhead_verdict(interval),
     }
-    summary["overhead_verdict"] = overhead_verdict(summary)
     return {"tables": {TABLE: steps + list(rows.values())}, "summary": summary}
 
 
@@ -98,26 +121,24 @@ def _stage_seconds(paths: Artifacts, name: str) -> float | None:
     return float(read_json(path)["seconds"]) if path.is_file() else None
 
 
-def _loop_seconds(paths: Artifacts, branch: str) -> float | None:
-    """Only the branch's training loop; None where it did not run here."""
-    path = paths.timing(branch)
-    records = read_jsonl(path) if path.is_file() else []
-    return float(records[-1]["seconds"]) if records else None
+def _run(paths: Artifacts, model: Model, whole: bool) -> Run:
+    """The times of one model: of whole stages, or of only the training loops."""
+
+    def seconds(branch: str) -> float | None:
+        if whole:
+            return _stage_seconds(paths, f"train-{branch}")
+        path = paths.timing(branch)
+        records = read_jsonl(path) if path.is_file() else []
+        return float(records[-1]["seconds"]) if records else None
+
+    merge = _stage_seconds(paths, f"merge-{model.id}")
+    return Run([seconds(branch) for branch in model.branches], merge)
 
 
-def _training(paths: Artifacts, model: Model, whole: bool) -> Run:
-    """(seconds of every branch, of the merge) of one model."""
-    seconds = [
-        _stage_seconds(paths, f"train-{branch}") if whole else _loop_seconds(paths, branch)
-        for branch in model.branches
-    ]
-    return seconds, _stage_seconds(paths, f"merge-{model.id}")
-
-
-def stage_row(step: str, seconds: float | None) -> Row:
-    """A step that runs once."""
+def row(stage: str, seconds: float | None, **more: Any) -> Row:
+    """A step that runs once, but for what `more` says."""
     return {
-        "stage": step,
+        "stage": stage,
         "seconds": seconds,
         "std": None,
         "wall_seconds": seconds,
@@ -126,63 +147,33 @@ def stage_row(step: str, seconds: float | None) -> Row:
         "overhead_percent": None,
         "first_overhead_percent": None,
         "note": RESTORED if seconds is None else "",
-    }
+    } | more
 
 
 def method_row(method: str, runs: Sequence[Run], whole: bool) -> Row:
-    """Branches + merge of one method, from (seconds of the branches, of the merge) per seed.
-
-    A seed with a branch of unknown time does not count. A merge of unknown time counts nothing: it
-    takes a fraction of a second.
-    """
-    row = stage_row(f"{method}: branches + merge", None) | {"branches": len(runs[0][0])}
-    known = [run for run in runs if compute(run) is not None]
+    """Branches + merge of one method, the mean over seeds whose branches' times are known."""
+    stage, branches = f"{method}: branches + merge", len(runs[0].branches)
+    known = [run for run in runs if run.known]
     if not known:
-        return row
-    totals = [compute(run) or 0.0 for run in known]
+        return row(stage, None, branches=branches)
+    totals = [run.total for run in known]
     notes = [] if whole else [LOOPS]
-    if any(merge is None for _, merge in runs):
-        notes.append("merges restored from the cache count nothing")
-    return row | {
-        "seconds": statistics.fmean(totals),
-        "std": statistics.stdev(totals) if len(totals) > 1 else None,
-        "wall_seconds": statistics.fmean(max(b or 0.0 for b in bs) + (m or 0.0) for bs, m in known),
-        "runs": len(known),
-        "note": "; ".join(notes),
-    }
-
-
-def compute(run: Run) -> float | None:
-    """Branches and merge added up; None where a branch's time is unknown."""
-    branches, merge = run
-    known = [seconds for seconds in branches if seconds is not None]
-    return sum(known) + (merge or 0.0) if len(known) == len(branches) else None
-
-
-def overheads(ours: Mapping[int | None, Run], joint: Mapping[int | None, Run]) -> list[float]:
-    """method / joint - 1 of every common seed whose times are known on both sides."""
-    pairs = [(compute(run), compute(joint[seed])) for seed, run in ours.items() if seed in joint]
-    return [a / b - 1 for a, b in pairs if a is not None and b]
+    notes += [MERGES] if any(run.merge is None for run in runs) else []
+    return row(
+        stage,
+        statistics.fmean(totals),
+        std=sample_std(totals),
+        wall_seconds=statistics.fmean(run.wall for run in known),
+        branches=branches,
+        runs=len(known),
+        note="; ".join(notes),
+    )
 
 
 def overhead_interval(shares: Sequence[float]) -> Row:
     """The mean over seeds with its t interval; no interval for one seed."""
-    found = mean_interval(shares) if shares else (None, None, None)
-    names = ("overhead_share", "overhead_share_low", "overhead_share_high")
-    return dict(zip(names, found, strict=True)) | {"num_seeds": len(shares)}
-
-
-def add_overhead(
-    row: Row, joint: Row, once: Sequence[float | None], shares: Sequence[float]
-) -> None:
-    """100 (method / joint - 1), without and with the steps that are paid once per mixture."""
-    if not shares:
-        return
-    row["overhead_percent"] = 100 * statistics.fmean(shares)
-    paid = [seconds for seconds in once if seconds is not None]
-    if len(paid) == len(once):
-        total = row["seconds"] + sum(paid)
-        row["first_overhead_percent"] = 100 * (total / joint["seconds"] - 1)
+    found = mean_interval(shares) if shares else None
+    return columns("overhead_share", found) | {"num_seeds": len(shares)}
 
 
 def overhead_verdict(found: Row) -> Verdict | None:

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from merit.eval.studies.study import Study
+from merit.eval.studies.study import Methods, Study
 
 
 class Cost(Study):
@@ -14,4 +10,4 @@ class Cost(Study):
     timed = True
 
     joint: str = "joint-1ep"
-    methods: Annotated[list[str], Field(min_length=1)] = ["merit-1d", "merit-2d", "merit-3d"]
+    methods: Methods = ["merit-1d", "merit-2d", "merit-3d"]

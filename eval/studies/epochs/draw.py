@@ -38,9 +38,7 @@ def _lines(axes: Axes, rows: list[dict[str, Any]], key: str, title: str, label: 
     epochs = [row["epoch"] for row in rows]
     for kind, look in LOOKS.items():
         axes.plot(epochs, [row[f"{key}_{kind}"] for row in rows], label=kind, **look)
-    axes.set_title(title)
-    axes.set_ylabel(label)
-    axes.set_xlabel("epochs")
+    axes.set(title=title, ylabel=label, xlabel="epochs")
     axes.set_xticks(epochs)
 
 

@@ -18,18 +18,13 @@ from numpy.typing import NDArray
 from merit.config import Experiment
 from merit.config.branches import Model
 from merit.errors import MeritError
-from merit.eval.measuring.losses import (
-    LossEvaluator,
-    open_evaluator,
-    planned_model,
-    vector,
-    vectors_on_disk,
-)
+from merit.eval.measuring.losses import LossEvaluator, open_evaluator
 from merit.eval.measuring.means import sample_std
-from merit.eval.measuring.scores import Row, difference
+from merit.eval.measuring.models import displacement, planned_model
+from merit.eval.measuring.scores import Row, columns, difference
 from merit.eval.results import Results, load_results
 from merit.eval.studies.epochs.settings import Epochs
-from merit.io.artifacts import Artifacts, read_json
+from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.method.diagnostics import flatness_auc
 
@@ -39,9 +34,10 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
     pairs = paired_models(experiment, settings)
     results = load_results(experiment, paths)
     evaluator = open_evaluator(experiment, paths, settings.num_examples)
-    models = dict.fromkeys(model.id for _, joint, merged in pairs for model in (joint, merged))
-    with vectors_on_disk(evaluator, paths, [paths.model(model) for model in models]) as stored:
-        base = vector(evaluator, paths, paths.base)
+    mean = evaluator.mean
+    models = dict.fromkeys(model.id for _, *pair in pairs for model in pair)
+    with evaluator.vectors(paths, [paths.model(model) for model in models]) as stored:
+        base = evaluator.vector(paths, paths.base)
         vectors = {"base": base, **dict(zip(models, stored, strict=True))}
         losses = {name: evaluator.losses(theta) for name, theta in vectors.items()}
         increases = perturbed(evaluator, vectors, settings.sigmas, settings.num_draws)
@@ -50,10 +46,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
 
     rows = []
     for epoch, joint, merged in pairs:
-        far, near = (
-            read_json(paths.model(model.id) / "merge.json")["displacement"]
-            for model in (joint, merged)
-        )
+        far, near = (displacement(paths, model.id) for model in (joint, merged))
         gap = losses[merged.id] - losses[joint.id]
         flatter = aucs[joint.id] - aucs[merged.id]
         rows.append(
@@ -62,9 +55,9 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
                 "displacement_joint": far,
                 "displacement_merged": near,
                 "displacement_ratio": far / near if near else None,
-                "train_loss_joint": evaluator.mean(losses[joint.id]),
-                "train_loss_merged": evaluator.mean(losses[merged.id]),
-                "train_loss_gap": evaluator.mean(gap),
+                "train_loss_joint": mean(losses[joint.id]),
+                "train_loss_merged": mean(losses[merged.id]),
+                "train_loss_gap": mean(gap),
                 "train_loss_gap_se": evaluator.standard_error(gap),
                 **score_columns(results, joint, merged),
                 "flatness_auc_joint": float(aucs[joint.id].mean()),
@@ -74,20 +67,20 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
             }
         )
     noise = perturbation_rows(["base", *models], settings.sigmas, increases, rms)
-    summary = summarise(rows, aucs["base"]) | {
-        "joint": settings.joint,
-        "merged": settings.merged,
-        "seed": settings.seed,
-        "loss_base": evaluator.mean(losses["base"]),
-        "weight_rms_base": rms["base"],
-        "sigmas": settings.sigmas,
-        "num_draws": settings.num_draws,
-        **evaluator.sample,
-        "num_questions": sum(results.num_questions.values()),
-    }
     return {
         "tables": {"table01_merge_readiness": rows, "epochs_perturbation": noise},
-        "summary": summary,
+        "summary": {
+            **summarise(rows, aucs["base"]),
+            "joint": settings.joint,
+            "merged": settings.merged,
+            "seed": settings.seed,
+            "loss_base": mean(losses["base"]),
+            "weight_rms_base": rms["base"],
+            "sigmas": settings.sigmas,
+            "num_draws": settings.num_draws,
+            **evaluator.sample,
+            "num_questions": sum(results.num_questions.values()),
+        },
         "models": [[joint.id, merged.id] for _, joint, merged in pairs],
     }
 
@@ -175,16 +168,11 @@ def score_columns(results: Results, joint: Model, merged: Model) -> Row:
     for model in (joint, merged):
         position = results.seeds[model.method].index(model.seed)
         averages.append(float(results.averages(model.method)[position]))
-        mine = results.answers[model.method]
-        answers.append({name: mine[b][position] for b, name in enumerate(results.benchmarks)})
+        mine = results.by_name(model.method, results.benchmarks)
+        answers.append({name: values[position] for name, values in mine.items()})
     _, low, high = difference([answers[1]], [answers[0]])
-    return {
-        "score_joint": averages[0],
-        "score_merged": averages[1],
-        "score_gap": averages[1] - averages[0],
-        "score_gap_low": low,
-        "score_gap_high": high,
-    }
+    gap = columns("score_gap", (averages[1] - averages[0], low, high))
+    return {"score_joint": averages[0], "score_merged": averages[1], **gap}
 
 
 def summarise(rows: list[Row], base_aucs: NDArray[np.float64]) -> Row:
@@ -192,13 +180,13 @@ def summarise(rows: list[Row], base_aucs: NDArray[np.float64]) -> Row:
 
     The columns of table 1 as lists, one entry per training length, and whether all agree in sign.
     """
-    columns: Row = {key: [row[key] for row in rows] for key in rows[0]}
-    ratios = [ratio for ratio in columns["displacement_ratio"] if ratio is not None]
-    return columns | {
+    table: Row = {key: [row[key] for row in rows] for key in rows[0]}
+    ratios = [ratio for ratio in table["displacement_ratio"] if ratio is not None]
+    return table | {
         "ratio_grows": all(a < b for a, b in pairwise(ratios)) if len(ratios) > 1 else None,
         "merged_nearer": all(ratio > 1 for ratio in ratios),
-        "merged_loss_higher": all(gap > 0 for gap in columns["train_loss_gap"]),
-        "merged_score_higher": all(gap > 0 for gap in columns["score_gap"]),
-        "merged_flatter": all(gap > 0 for gap in columns["flatness_auc_gap"]),
+        "merged_loss_higher": all(gap > 0 for gap in table["train_loss_gap"]),
+        "merged_score_higher": all(gap > 0 for gap in table["score_gap"]),
+        "merged_flatter": all(gap > 0 for gap in table["flatness_auc_gap"]),
         "flatness_auc_base": float(base_aucs.mean()),
     }

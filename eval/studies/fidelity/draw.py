@@ -35,8 +35,7 @@ def _draw_fidelity(result: dict[str, Any]) -> Figure:
         label = f"trimmed {100 * trim:g} % at either end"
         for end in (kept[0], kept[-1]):
             right.axvline(end, color=VERMILION, ls=dashes, lw=1, label=label)
-    right.set_xlabel("norm of the full task gradient")
-    right.set_ylabel("tasks")
+    right.set(xlabel="norm of the full task gradient", ylabel="tasks")
     raw = summary["coefficient_of_variation_raw"]
     right.set_title(f"Norms of {len(norms)} task gradients: CV {raw:.2f}")
     legend(figure)
@@ -69,8 +68,7 @@ def _draw_sketches(rows: list[dict[str, Any]]) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("entries kept per task")
     left.set_yscale("log")
-    left.set_ylabel("RMSE of the cosines")
-    left.set_title("Error against full gradients")
+    left.set(ylabel="RMSE of the cosines", title="Error against full gradients")
     right.set_ylabel("adjusted Rand index")
     right.set_ylim(top=1.0)
     right.set_title(f"Partition, {finest.removeprefix('rand_index_')}")

@@ -55,9 +55,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
     def groups_of(matrix: Array, axes: int) -> Groups:
         return merit_groups(pca(matrix, axes).embedding, counts, base.tasks, axes)[0]
 
-    groups = {
-        every: groups_of(matrix, num_axes) for every, matrix in [(1, full), *matrices.items()]
-    }
+    groups = {n: groups_of(matrix, num_axes) for n, matrix in cosines.by_stride.items()}
     table16 = fidelity_table(full, matrices, groups, stride)
     table19 = norm_table(cosines.norms, settings.trims)
     finest = range(min(2, num_axes), num_axes + 1)  # merit-2d and finer
@@ -78,24 +76,21 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
     if settings.num_resamples:
         table.append(row("resampled examples", whole, cosines.resampled, None))
 
-    values = {row["metric"]: row["value"] for row in table16}
-    errors = {row["metric"]: row["std_error"] for row in table16}
-    by_norm = {row["metric"]: row for row in table19}
+    by_metric = {row["metric"]: row for row in table16}
+    by_norm = {row.pop("metric"): row for row in norm_table(cosines.norms, settings.trims)}
+    own = ("pearson", "spearman", "mean_absolute_difference", "rmse", "tasks_in_another_group")
     summary = {
         "stride": stride,
         "num_tasks": len(base.tasks),
         "num_parameters": whole,
-        **{metric: values[metric] for metric in ("pearson", "spearman")},
-        **{f"{metric}_std_error": errors[metric] for metric in ("pearson", "spearman")},
-        **{metric: values[metric] for metric in ("mean_absolute_difference", "rmse")},
+        **{metric: by_metric[metric]["value"] for metric in own},
+        **{f"{m}_std_error": by_metric[m]["std_error"] for m in ("pearson", "spearman")},
         "num_axes": num_axes,
-        "tasks_in_another_group": values["tasks_in_another_group"],
         "stored_relative_difference": cosines.difference,
         **{
-            f"{metric}_{column}": by_norm[metric][column]
+            f"{metric}_{column}": value
             for metric in ("coefficient_of_variation", "max_over_min")
-            for column in table19[0]
-            if column != "metric"
+            for column, value in by_norm[metric].items()
         },
         **({} if fits else {"reference_size": settings.reference_size}),
     }

@@ -18,17 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from merit.config import Experiment
-from merit.eval.measuring.losses import (
-    LossEvaluator,
-    branch_folders,
-    open_evaluator,
-    planned_model,
-    vector,
-    vectors_on_disk,
-)
+from merit.eval.measuring.losses import LossEvaluator, open_evaluator
+from merit.eval.measuring.models import branch_folders, merge_record, planned_model
 from merit.eval.measuring.scores import Row
 from merit.eval.studies.gain.settings import Gain
-from merit.io.artifacts import Artifacts, read_json
+from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows
 from merit.method.average import weighted_average
@@ -40,33 +34,23 @@ CLOSE = 0.1  # the quadratic model "holds" where the prediction is off by at mos
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Gain) -> dict[str, Any]:
     """A row per method and shrinkage t; predictions by exact Hessian-vector products."""
-    models = [
-        planned_model(experiment, "gain.methods", method, settings.seed, 2)
-        for method in settings.methods
-    ]
+    seed, shrinkages = settings.seed, settings.shrinkages
+    models = [planned_model(experiment, "gain.methods", m, seed, 2) for m in settings.methods]
     evaluator = open_evaluator(experiment, paths, settings.num_examples, curvature=True)
-    base = vector(evaluator, paths, paths.base)
+    base = evaluator.vector(paths, paths.base)
     rows = []
-    num_products = sum(len(model.branches) for model in models) * (1 + len(settings.shrinkages))
+    num_products = sum(len(model.branches) for model in models) * (1 + len(shrinkages))
     with Progress("gain", num_products) as progress:
         for model in models:
-            weights = read_json(paths.model(model.id) / "merge.json")["merge_weights"]
-            count = len(model.branches)
+            weights, count = merge_record(paths, model.id)["merge_weights"], len(model.branches)
             with (
-                vectors_on_disk(evaluator, paths, branch_folders(paths, model)) as branches,
-                scratch_rows(paths.folder, count, len(base)) as room,
+                evaluator.vectors(paths, branch_folders(paths, model)) as branches,
+                scratch_rows(paths.folder, count, len(base)) as scratch,
             ):
-                found = gains(
-                    evaluator,
-                    base,
-                    branches,
-                    weights,
-                    settings.shrinkages,
-                    progress,
-                    torch.from_numpy(room),
-                )
+                room = torch.from_numpy(scratch)
+                found = gains(evaluator, base, branches, weights, shrinkages, progress, room)
             rows += [{"method": model.method, "num_branches": count} | row for row in found]
-    summary = summarise(rows) | {"seed": settings.seed, **evaluator.sample}
+    summary = summarise(rows) | {"seed": seed, **evaluator.sample}
     return {"tables": {"gain": rows}, "summary": summary}
 
 
@@ -102,20 +86,19 @@ def gains(
     for t in shrinkages:
         for row, branch in zip(room, branches, strict=True):
             row.copy_(torch.lerp(base, branch, t))
-        merged = torch.cat(
-            [weighted_average(list(block), merge_weights) for block in room.split(BLOCK, dim=1)]
-        )
+        blocks = room.split(BLOCK, dim=1)
+        merged = torch.cat([weighted_average(list(block), merge_weights) for block in blocks])
         losses = [evaluator.losses(theta) for theta in [*room, merged]]
         # batch by batch, so that the error is that of the difference
         difference = np.tensordot(merge_weights, losses[:-1], axes=1) - losses[-1]
-        means = [evaluator.mean(values) for values in losses]
-        measured = measured_gain(means[:-1], means[-1], merge_weights)
+        *means, merged_mean = [evaluator.mean(values) for values in losses]
+        measured = measured_gain(means, merged_mean, merge_weights)
         predicted = predicted_gain(merged)
         rows.append(
             {
                 "t": t,
-                "loss_branches": float(np.dot(merge_weights, means[:-1])),
-                "loss_merged": means[-1],
+                "loss_branches": float(np.dot(merge_weights, means)),
+                "loss_merged": merged_mean,
                 "measured": measured,
                 "measured_se": evaluator.standard_error(difference),
                 "predicted": predicted,
@@ -128,10 +111,10 @@ def gains(
 
 def summarise(rows: list[Row]) -> Row:
     """Signs of the measured gains, and prediction over measurement at every t."""
-    shrinkages = sorted({row["t"] for row in rows})
-    ratios = {
-        t: [row["predicted_over_measured"] for row in rows if row["t"] == t] for t in shrinkages
-    }
+    ratios: dict[float, list[float | None]] = {t: [] for t in sorted({row["t"] for row in rows})}
+    for row in rows:
+        ratios[row["t"]].append(row["predicted_over_measured"])
+    shrinkages = list(ratios)
 
     def close(t: float) -> bool:
         return all(ratio is not None and abs(ratio - 1) <= CLOSE for ratio in ratios[t])

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from merit.config.settings import PositiveFloat, PositiveInt
-from merit.eval.studies.study import Study
+from merit.config.settings import PositiveInt
+from merit.eval.studies.study import Methods, Scales, Study
 
 
 class Gain(Study):
@@ -13,7 +9,7 @@ class Gain(Study):
 
     title = "Merging gain, predicted and measured"
 
-    methods: Annotated[list[str], Field(min_length=1)] = ["merit-1d", "merit-2d", "merit-3d"]
+    methods: Methods = ["merit-1d", "merit-2d", "merit-3d"]
     seed: int = 1
-    shrinkages: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.1, 0.25, 0.5, 1.0]
+    shrinkages: Scales = [0.1, 0.25, 0.5, 1.0]
     num_examples: PositiveInt = 256  # every branch takes a Hessian product a shrinkage

@@ -6,13 +6,14 @@ of the other half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from merit.config import Experiment
-from merit.config.branches import Model, plan
+from merit.config.branches import Model
 from merit.eval.measuring.candidates import Candidate as Tensors
 from merit.eval.measuring.candidates import moved, place
 from merit.eval.measuring.held_out import (
@@ -22,7 +23,7 @@ from merit.eval.measuring.held_out import (
     load_held_out,
     short_answers,
 )
-from merit.eval.measuring.losses import failed
+from merit.eval.measuring.models import by_method, displacement, finished_models
 from merit.eval.measuring.scores import Row, columns
 from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval
 from merit.eval.studies.held_out.recommend import Candidate, mean_loss, recommend, strata
@@ -49,25 +50,26 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
     processor = load_processor(paths.base)
     model = load_model(paths.base, experiment.model, generates=True)
     starts = {task: short_answers(found, processor) for task, found in data.items()}
-    asked = {task: {i: s for i, s in found.items() if i % 2 == 0} for task, found in starts.items()}
-    asked = {task: found for task, found in asked.items() if found}
+    tested = {task: {i: s for i, s in x.items() if i % 2 == 0} for task, x in starts.items()}
+    asked = {task: found for task, found in tested.items() if found}
 
-    def at(point: Point) -> Any:
-        """The model with the tensors of this point in it."""
-        name, c = point
-        tensors = dict(Checkpoint(paths.model(name)).items())
-        place(model, paths.base, Tensors(name, lambda: moved(paths.base, tensors, c)))
-        return model
+    def measured(points: Sequence[Point], label: str, each: Callable[[], Values]) -> dict[Any, Any]:
+        """{point: `each`()} with the tensors of the point in the model."""
+        found: dict[Point, Values] = {}
+        with Progress(f"{experiment.name}, held-out {label}", len(points)) as progress:
+            for name, c in points:
+                tensors = dict(Checkpoint(paths.model(name)).items())
+                place(model, paths.base, Tensors(name, partial(moved, paths.base, tensors, c)))
+                found[name, c] = each()
+                progress.advance()
+        return found
 
-    methods = _methods(experiment, paths)
+    methods = by_method(finished_models(experiment, paths))
     scales = {n: _scales(found[0], settings) for n, found in methods.items()}
     points = [(m.id, c) for name, found in methods.items() for m in found for c in scales[name]]
-    losses: dict[Point, Values] = {}
-    with Progress(f"{experiment.name}, held-out loss", len(points)) as progress:
-        for point in points:
-            here = at(point)
-            losses[point] = {task: example_losses(here, found) for task, found in data.items()}
-            progress.advance()
+    losses = measured(
+        points, "loss", lambda: {t: example_losses(model, x) for t, x in data.items()}
+    )
     candidates, path = [], []
     for name, found in methods.items():
         curve = [_candidate(found, c, losses) for c in scales[name]]
@@ -77,23 +79,19 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
         path += [
             {
                 **{"method": name, "partition": experiment.methods[name].partition, "c": one.c},
-                "distance": one.c * _mean(displacement(paths, m) for m in found),
+                "distance": one.c * _mean(displacement(paths, m.id) for m in found),
                 "loss_validation": one.validation,
                 "loss": mean_loss(one.test),
             }
             for one in curve
         ]
     chosen = recommend(candidates)
-    matches: dict[Point, Values] = {}
     points = [(m.id, one.c) for one in candidates for m in methods[one.method]] if asked else []
-    with Progress(f"{experiment.name}, held-out answers", len(points)) as progress:
-        for point in points:
-            here = at(point)
-            matches[point] = {
-                task: exact_matches(here, processor, data[task], found)
-                for task, found in asked.items()
-            }
-            progress.advance()
+    matches = measured(
+        points,
+        "answers",
+        lambda: {t: exact_matches(model, processor, data[t], x) for t, x in asked.items()},
+    )
     whole_losses = {m.id: losses[m.id, WHOLE] for found in methods.values() for m in found}
     return {
         "tables": {
@@ -128,15 +126,6 @@ def measure(experiment: Experiment, paths: Artifacts, settings: HeldOut) -> dict
     }  # fmt: skip
 
 
-def _methods(experiment: Experiment, paths: Artifacts) -> dict[str, list[Model]]:
-    """Every method's models, seed by seed, without those that diverged."""
-    found: dict[str, list[Model]] = {}
-    for model in plan(experiment).models.values():
-        if not failed(paths, model):
-            found.setdefault(model.method, []).append(model)
-    return found
-
-
 def _scales(model: Model, settings: HeldOut) -> list[float]:
     return [WHOLE] if model.rule == "base" else sorted({*settings.scales, WHOLE})
 
@@ -151,19 +140,12 @@ def _candidate(models: Sequence[Model], c: float, losses: Mapping[Point, Values]
     return Candidate(models[0].method, c, effort, mean_loss(kept or test), test)
 
 
-def displacement(paths: Artifacts, model: Model) -> float:
-    """||theta - theta0||, as the merge has measured it; 0 of the base."""
-    return float(read_json(paths.model(model.id) / "merge.json").get("displacement", 0.0))
-
-
 def _row(
     one: Candidate, models: Sequence[Model], matches: Mapping[Point, Values], compared: Row
 ) -> Row:
     """Loss and exact matches in percent on the test half, and the loss minus the shipped one's."""
     found = [matches[m.id, one.c] for m in models] if matches else []
-    told = (
-        {task: np.stack([values[task] for values in found]) for task in found[0]} if found else {}
-    )
+    told = {task: np.stack([values[task] for values in found]) for task in (found or [{}])[0]}
     low, high = bootstrap_interval(strata(told), num_resamples=NUM_RESAMPLES) if told else (0, 0)
     interval = (100 * mean_loss(told), 100 * low, min(100.0, 100 * high)) if told else None
     return {**compared, "loss": mean_loss(one.test), **columns("matches", interval)}
@@ -180,7 +162,7 @@ def branches(
     that still falls beyond their distance; else "".
     """
     joint = [
-        displacement(paths, model)
+        displacement(paths, model.id)
         for name, found in methods.items()
         for model in found
         if experiment.methods[name].partition == "joint"

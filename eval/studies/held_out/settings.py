@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from merit.config.settings import PositiveFloat, PositiveInt
-from merit.eval.studies.study import Study
+from merit.config.settings import PositiveInt
+from merit.eval.studies.study import Scales, Study
 
 
 class HeldOut(Study):
@@ -20,4 +16,4 @@ class HeldOut(Study):
     without_benchmarks = True
 
     num_examples: PositiveInt = 1000  # over all tasks
-    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
+    scales: Scales = [0.25, 0.5, 0.75, 1.0, 1.5, 2.0]

@@ -63,7 +63,6 @@ def _draw_cosines(result: dict[str, Any]) -> Figure:
     ):
         label = f"eigenvalues: {name.replace('_', ' ')}"
         right.plot(range(1, len(values) + 1), values, look, color=color, ms=3, label=label)
-    right.set_xlabel("Hessian eigenvector")
-    right.set_title("Leading eigenvalues")
+    right.set(xlabel="Hessian eigenvector", title="Leading eigenvalues")
     legend(figure)
     return figure

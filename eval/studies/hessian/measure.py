@@ -146,11 +146,7 @@ def _measure(
                 return product(v)
 
             spectra[name] = lanczos(
-                counted,
-                dim,
-                settings.num_steps,
-                num_vectors=settings.num_eigenvectors,
-                empty=empty,
+                counted, dim, settings.num_steps, num_vectors=settings.num_eigenvectors, empty=empty
             )
     eigenvalues, eigenvectors = spectra["exact"]
     products = empty(len(eigenvectors), dim)
@@ -270,7 +266,6 @@ def tier_table(null: tuple[float, float, int], aligned: dict[str, list[float]]) 
     favours whatever is made of their gradients over another task's.
     """
     rows = [("random unit vector", *null)]
-    for name, values in aligned.items():
-        rows.append((name, float(np.mean(values)), float(np.std(values, ddof=1)), len(values)))
+    rows += [(n, float(np.mean(x)), float(np.std(x, ddof=1)), len(x)) for n, x in aligned.items()]
     columns = ("direction", "mean_max_abs_cos", "std", "n")
     return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -9,15 +9,15 @@ scale chosen on the validation questions and judged on the test questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
+from merit.eval.measuring.models import merge_record
 from merit.eval.measuring.scores import (
-    Interval,
     Row,
     Scores,
     average,
@@ -28,8 +28,8 @@ from merit.eval.measuring.scores import (
     verdict,
 )
 from merit.eval.studies.mergers.settings import Mergers
-from merit.eval.verdict import Direction
-from merit.io.artifacts import Artifacts, read_json
+from merit.eval.verdict import DIRECTIONS
+from merit.io.artifacts import Artifacts
 from merit.method.mergers import by_publication
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ TABLE = "table12_posthoc_merging_7b"
 MERGERS = ("token-weighted", "uniform", *by_publication())
 REFERENCE = "token-weighted"
 DEFAULT_SCALE = 1.0
+Pool = dict[tuple[str, float], list[Scores]]  # (merger, scale) -> scores, seed by seed
 NOTE = (
     "Defaults: TIES density 0.2 and scale 1 (trimmed over the whole model), STAR eta 0.4, TSV-M "
     "scale 1, Iso-C and Iso-CTS scale 1 (common share 0.8). Every matrix is merged by the rule, "
@@ -75,7 +76,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict
     scales, seeds = sorted({*settings.scales, DEFAULT_SCALE}), settings.seeds
 
     def candidate(merger: str, scale: float, seed: int) -> Candidate:
-        record = _merge_record(paths, settings.method, seed)
+        record = merged_of_branches(paths, settings.method, seed)
         files = [paths.branch(branch) for branch in record["branches"]]
 
         def tensors() -> dict[str, torch.Tensor]:
@@ -85,29 +86,36 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict
 
         return Candidate(_name(merger, scale, seed), tensors)
 
-    def score(split: str, wanted: dict[str, list[float]]) -> dict[str, Scores]:
-        models = [
-            candidate(merger, scale, seed)
-            for merger, chosen in wanted.items()
-            for scale in chosen
-            for seed in seeds
-        ]
+    def score(split: str, wanted: dict[str, list[float]]) -> Pool:
+        points = [(merger, scale) for merger, chosen in wanted.items() for scale in chosen]
+        models = [candidate(*point, seed) for point in points for seed in seeds]
         models.append(Candidate("base", model="base"))
-        return score_candidates(experiment, paths, split, models, f"mergers, {split}")
+        found = score_candidates(experiment, paths, split, models, f"mergers, {split}")
+        pool = {point: [found[_name(*point, seed)] for seed in seeds] for point in points}
+        return pool | {("base", 0.0): [found["base"]]}
 
     validation = score("validation", dict.fromkeys(MERGERS, scales))
-    curves = {
-        merger: [average(_at(validation, merger, scale, seeds)) for scale in scales]
-        for merger in MERGERS
-    }
+    curves = {m: [average(validation[m, scale]) for scale in scales] for m in MERGERS}
     best = {merger: best_scale(scales, [v for v, _, _ in curves[merger]]) for merger in MERGERS}
     test = score("test", {merger: sorted({DEFAULT_SCALE, best[merger]}) for merger in MERGERS})
-    rows = [
-        table_row(m, tuning, chosen, test, curves[m][scales.index(chosen[m])][0], seeds)
-        for tuning, chosen in (("default", dict.fromkeys(MERGERS, DEFAULT_SCALE)), ("best", best))
-        for m in MERGERS
-    ]
-    base = {"validation": average([validation["base"]]), "test": average([test["base"]])}
+    rows: list[Row] = []
+    for tuning, chosen in (("default", dict.fromkeys(MERGERS, DEFAULT_SCALE)), ("best", best)):
+        for merger, scale in chosen.items():
+            ours, theirs = test[merger, scale], test[REFERENCE, chosen[REFERENCE]]
+            by_seed = zip(seeds, ours, strict=True)
+            rows.append(
+                {
+                    "merge": merger,
+                    "tuning": tuning,
+                    "scale": scale,
+                    **{f"seed{seed}": average([scores])[0] for seed, scores in by_seed},
+                    **dict(zip(("mean", "low", "high"), average(ours), strict=True)),
+                    **columns("difference", difference(ours, theirs)),
+                    "validation": curves[merger][scales.index(scale)][0],
+                    "num_questions": num_questions(ours[0]),
+                }
+            )
+    base = {"validation": average(validation["base", 0.0]), "test": average(test["base", 0.0])}
     by_scale = [
         {"merge": merger, "scale": scale, "validation": v, "low": low, "high": high}
         for merger, points in curves.items()
@@ -115,7 +123,8 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict
     ]
     return {
         "tables": {TABLE: rows, "mergers_scales": by_scale},
-        "summary": summary(rows, base["test"], settings),
+        "summary": summary(rows, base["test"][0], settings)
+        | {"at_edge": [merger for merger, c in best.items() if c in (scales[0], scales[-1])]},
         "note": NOTE,
         "scales": scales,
         "curves": curves,
@@ -130,36 +139,15 @@ def best_scale(scales: Sequence[float], averages: Sequence[float]) -> float:
     return min(ranked, key=lambda pair: (-pair[0], abs(math.log(pair[1])), pair[1]))[1]
 
 
-def table_row(
-    merger: str,
-    tuning: str,
-    chosen: dict[str, float],
-    test: Mapping[str, Scores],
-    validation: float,
-    seeds: Sequence[int],
-) -> Row:
-    """One row of table 12, its difference to token-weighted averaging under the same tuning."""
-    ours, theirs = (_at(test, m, chosen[m], seeds) for m in (merger, REFERENCE))
-    return {
-        "merge": merger,
-        "tuning": tuning,
-        "scale": chosen[merger],
-        **{f"seed{s}": average([scores])[0] for s, scores in zip(seeds, ours, strict=True)},
-        **dict(zip(("mean", "low", "high"), average(ours), strict=True)),
-        **columns("difference", difference(ours, theirs)),
-        "validation": validation,
-        "num_questions": num_questions(ours[0]),
-    }
-
-
-def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str, Any]:
+def summary(rows: Sequence[Row], base: float, settings: Mergers) -> dict[str, Any]:
     """Which mergers token-weighted averaging beats, by tuning; the numbers behind the claim."""
     found: dict[str, Any] = {
         "method": settings.method,
         "seeds": settings.seeds,
         "num_questions": rows[0]["num_questions"],
-        "base": base[0],
+        "base": base,
     }
+    found |= {f"{word}_{tuning}": [] for tuning in ("default", "best") for word in DIRECTIONS}
     for row in rows:
         # the claims read the defaults' differences (merit.eval.report.study_rules)
         tag = "" if row["tuning"] == "default" else "_best"
@@ -169,36 +157,17 @@ def summary(rows: Sequence[Row], base: Interval, settings: Mergers) -> dict[str,
         key = f"token_weighted_minus_{row['merge'].replace('-', '_')}{tag}"
         value, low, high = interval(row, "difference")
         found |= columns(key, (-value, -high, -low)) | {f"{key}_n": row["num_questions"]}
-    found["at_edge"] = at_edge(rows, settings)
-    for tuning in ("default", "best"):
-        others = [r for r in rows if r["tuning"] == tuning and r["merge"] != REFERENCE]
-        for word in get_args(Direction):  # of the merger
-            found[f"{word}_{tuning}"] = [
-                row["merge"] for row in others if verdict(interval(row, "difference")) == word
-            ]
+        found[f"{verdict((value, low, high))}_{row['tuning']}"].append(row["merge"])
     return found
-
-
-def at_edge(rows: Sequence[Row], settings: Mergers) -> list[str]:
-    """Mergers whose chosen scale is the sweep's smallest or largest: a wider one may do better."""
-    scales = {*settings.scales, DEFAULT_SCALE}
-    ends = (min(scales), max(scales))
-    return [row["merge"] for row in rows if row["tuning"] == "best" and row["scale"] in ends]
-
-
-def _at(
-    scores: Mapping[str, Scores], merger: str, scale: float, seeds: Sequence[int]
-) -> list[Scores]:
-    return [scores[_name(merger, scale, seed)] for seed in seeds]
 
 
 def _name(merger: str, scale: float, seed: int) -> str:
     return f"{merger}-x{scale:g}-s{seed}"
 
 
-def _merge_record(paths: Artifacts, method: str, seed: int) -> dict[str, Any]:
+def merged_of_branches(paths: Artifacts, method: str, seed: int) -> dict[str, Any]:
     """merge.json of the method's merged model: its branches and their merge weights."""
-    record = read_json(paths.model(f"{method}-s{seed}") / "merge.json")
+    record = merge_record(paths, f"{method}-s{seed}")
     if record["rule"] != "merge" or len(record["branches"]) < 2:
         raise MeritError(
             f"studies.mergers: {method}-s{seed} is not merged from branches; name such a method"

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from merit.config.settings import PositiveFloat
-from merit.eval.studies.study import Study
+from merit.eval.studies.study import Scales, Seeds, Study
 
 
 class Mergers(Study):
@@ -14,5 +9,5 @@ class Mergers(Study):
     title = "Post-hoc mergers"
 
     method: str = "merit-2d"
-    seeds: Annotated[list[int], Field(min_length=1)] = [1]
-    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.125, 0.25, 0.5, 1.0, 2.0]
+    seeds: Seeds = [1]
+    scales: Scales = [0.125, 0.25, 0.5, 1.0, 2.0]

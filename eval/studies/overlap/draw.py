@@ -19,7 +19,6 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
         shares = [100 * row[key] / row["num_questions"] for row in rows]
         places = [i + offset for i in range(len(rows))]
         axes.barh(places, shares, 0.24, color=color, label=key.replace("_", " "))
-    axes.set_xlabel("% of the benchmark's questions")
-    axes.set_title("Benchmarks in the training data")
+    axes.set(xlabel="% of the benchmark's questions", title="Benchmarks in the training data")
     legend(figure)
     return {"overlap": figure}

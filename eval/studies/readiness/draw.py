@@ -40,7 +40,6 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
             band(right, result["curves"][0]["alpha"], curves, color=color, label=labels[to_merged])
     right.axhline(0, color=BLACK, lw=0.8)
     right.set_xticks((0, 0.5, 1), ("one model", "half", "the other"))
-    right.set_title("Barriers: none where below 0")
-    right.set_ylabel("loss above the straight line")
+    right.set(title="Barriers: none where below 0", ylabel="loss above the straight line")
     legend(figure, columns=3)
     return {"readiness": figure}

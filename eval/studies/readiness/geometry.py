@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from merit.errors import MeritError
-from merit.eval.measuring.losses import Losses, LossEvaluator, barrier_columns, path_losses
+from merit.eval.measuring.losses import LossEvaluator, barrier_columns, walk
 from merit.eval.measuring.scores import Interval, Row
 from merit.eval.studies.readiness.settings import Thresholds
-from merit.io.progress import Progress
 
 CONDITIONS = {
     "a": "no barrier: largest barrier, share of the mean loss at the path's ends",
@@ -45,55 +43,33 @@ def geometry(
 
     Paths run round the branches (0-1, 1-2, ..., back to 0) and from every branch to the average.
     """
-    models: list[tuple[str, str, torch.Tensor]] = [("base", "base", base)]
-    models += [("joint", name, theta) for name, theta in joints.items()]
+    points = {"base": base, **joints}
+    kinds = {"base": "base"} | dict.fromkeys(joints, "joint")
     for split in splits:
-        for k, theta in enumerate(split.branches):
-            models.append(("branch", f"{split.name}-g{k}", theta))
-        models.append(("merged", split.name, split.merged))
-    first = splits[0]
-    count = len(first.branches)
-    ends = [(f"{first.name}-g{k}", theta) for k, theta in enumerate(first.branches)]
+        branches = {f"{split.name}-g{k}": theta for k, theta in enumerate(split.branches)}
+        points |= {**branches, split.name: split.merged}
+        kinds |= {**dict.fromkeys(branches, "branch"), split.name: "merged"}
+    first, count = splits[0].name, len(splits[0].branches)
+    ends = [f"{first}-g{k}" for k in range(count)]
     pairs = [(ends[k], ends[(k + 1) % count]) for k in range(count if count > 2 else 1)]
-    pairs += [(end, (first.name, first.merged)) for end in ends]
+    pairs += [(end, first) for end in ends]
     alphas = np.linspace(0.0, 1.0, num_points)
-    with Progress("readiness, losses", len(models) + len(pairs) * (num_points - 2)) as progress:
-
-        def losses(theta: torch.Tensor, what: str) -> Losses:
-            progress.advance()
-            found = evaluator.losses(theta)
-            if not np.isfinite(found).all():
-                raise MeritError(f"readiness: the loss of {what} on the mixture is not finite")
-            return found
-
-        known = {name: losses(theta, name) for _, name, theta in models}
-        paths: list[Row] = []
-        curves: list[Row] = []
-        for (a, theta_a), (b, theta_b) in pairs:
-            path = f"{a} to {b}"
-            points = path_losses(
-                lambda theta, path=path: losses(theta, path),  # type: ignore[misc]
-                (theta_a, theta_b),
-                (known[a], known[b]),
-                alphas,
-            )
-            curve = np.array([evaluator.mean(x) for x in points])
-            curves.append({"path": path, "alpha": alphas.tolist(), "loss": curve.tolist()})
-            paths.append(
-                {
-                    "path": path,
-                    "loss_at_0": float(curve[0]),
-                    "loss_max": float(curve.max()),
-                    "loss_at_1": float(curve[-1]),
-                    **barrier_columns(alphas, curve),
-                }
-            )
+    known, walked = walk(evaluator, points, pairs, alphas, "readiness, losses")
+    paths: list[Row] = []
+    curves: list[Row] = []
+    for (a, b), points_between in walked.items():
+        curve = np.array([evaluator.mean(x) for x in points_between])
+        path = f"{a} to {b}"
+        curves.append({"path": path, "alpha": alphas.tolist(), "loss": curve.tolist()})
+        ends_and_top = {"loss_at_0": curve[0], "loss_max": curve.max(), "loss_at_1": curve[-1]}
+        numbers = {key: float(value) for key, value in ends_and_top.items()}
+        paths.append({"path": path, **numbers, **barrier_columns(alphas, curve)})
     norm, rows = float(base.double().norm()), []
-    for kind, name, theta in models:
+    for name, theta in points.items():
         distance = float((theta.double() - base.double()).norm())
         rows.append(
             {
-                "kind": kind,
+                "kind": kinds[name],
                 "model": name,
                 "displacement": distance,
                 "relative_displacement": distance / norm,

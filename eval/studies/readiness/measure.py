@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from merit.config import Experiment
-from merit.config.branches import Model, plan
+from merit.config.branches import Model
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, score_candidates
 from merit.eval.measuring.held_out import match_scores
-from merit.eval.measuring.losses import branch_folders, open_evaluator, vector, vectors_on_disk
+from merit.eval.measuring.losses import open_evaluator
+from merit.eval.measuring.models import branch_folders, models_of
 from merit.eval.measuring.scores import Interval, Row, difference, num_questions
 from merit.eval.studies.readiness.geometry import Split, conditions, geometry, of_kind
 from merit.eval.studies.readiness.settings import Readiness
@@ -35,11 +36,11 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Readiness) -> di
     """Losses, barriers, displacements and validation scores; the verdict in `summary`."""
     joints, randoms = reference_models(experiment, settings)
     evaluator = open_evaluator(experiment, paths, settings.num_examples)
-    base = vector(evaluator, paths, paths.base)
+    base = evaluator.vector(paths, paths.base)
     folders = [paths.model(m.id) for m in joints]
     for m in randoms:
         folders += [*branch_folders(paths, m), paths.model(m.id)]
-    with vectors_on_disk(evaluator, paths, folders) as vectors:
+    with evaluator.vectors(paths, folders) as vectors:
         rest = iter(vectors)
         at_joint = {model.id: next(rest) for model in joints}
         splits = [Split(m.id, [next(rest) for _ in m.branches], next(rest)) for m in randoms]
@@ -68,7 +69,6 @@ def reference_models(
 
     Raises MeritError where the experiment has no such method.
     """
-    models = plan(experiment).models.values()
     found = []
     for key in ("joint", "random"):
         name = getattr(settings, key)
@@ -79,7 +79,7 @@ def reference_models(
                 f"{name!r}, which is no {key} method that is run; readiness is measured on joint "
                 "training and random splits, so add one"
             )
-        found.append([model for model in models if model.method == name])
+        found.append(models_of(experiment)[name])
     return found[0], found[1]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from merit.config.settings import PositiveFloat, PositiveInt, Settings
-from merit.eval.studies.study import Study
+from merit.eval.studies.study import NumPoints, Study
 
 
 class Thresholds(Settings):
@@ -26,5 +26,5 @@ class Readiness(Study):
     joint: str = "joint-1ep"
     random: str = "random-8"
     num_examples: PositiveInt = 640  # of the full mixture, on which the loss is measured
-    num_points: Annotated[int, Field(ge=3)] = 5  # along every path, ends included
+    num_points: NumPoints = 5  # along every path, ends included
     thresholds: Thresholds = Thresholds()

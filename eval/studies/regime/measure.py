@@ -15,10 +15,19 @@ from merit.config import Experiment, Sweep, load_experiment, suffix
 from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.eval.answering.answers import stored_questions
-from merit.eval.measuring.scores import Row, average, columns, difference, num_questions, verdict
+from merit.eval.measuring.models import displacement, merge_record
+from merit.eval.measuring.scores import (
+    Interval,
+    Row,
+    average,
+    columns,
+    difference,
+    num_questions,
+    verdict,
+)
 from merit.eval.studies.readiness.settings import Readiness, Thresholds
 from merit.eval.studies.regime.settings import Regime
-from merit.io.artifacts import Artifacts, read_json
+from merit.io.artifacts import Artifacts
 
 OWN, OTHER = "has the skills", "must learn them"  # said of the base
 KINDS = ("joint", "random", "merit")  # what is trained, in this order
@@ -29,7 +38,6 @@ PAIRS = (
     ("merit", "shrunk"),
     ("random", "shrunk"),
 )
-VERDICTS = ("ahead", "behind", "undecided", "not finite")
 
 
 def measure(experiment: Experiment, paths: Artifacts, settings: Regime) -> dict[str, Any]:
@@ -122,26 +130,22 @@ def read_models(
 
     None where a training did not stay finite: such a cell has no models.
     """
-    own, paths = experiment.training.optimizer.learning_rate, Artifacts(experiment.name)
+    own, known = experiment.training.optimizer.learning_rate, plan(experiment).models
     tag = "" if rate == own else suffix({"learning_rate": rate})
     names = (settings.joint, settings.random, settings.method, settings.shrunk)
     models = {
         kind: [f"{name}{tag}-s{seed}" for seed in sweep.seeds]
         for kind, name in zip((*KINDS, "shrunk"), names, strict=True)
     }
-    known = plan(experiment).models
-    for model in (model for some in models.values() for model in some):
+    every = [model for some in models.values() for model in some]
+    for model in every:
         if model not in known:
             raise MeritError(
                 f"experiments/{experiment.name}.yaml: key `methods`: no model {model!r}, which the "
                 f"study regime reads; it takes the methods of `sweeps.{settings.sweep}`"
             )
-    records = [merge_record(paths, model) for some in models.values() for model in some]
-    return None if any(record["failure"] for record in records) else models
-
-
-def merge_record(paths: Artifacts, model: str) -> dict[str, Any]:
-    return read_json(paths.model(model) / "merge.json")
+    paths = Artifacts(experiment.name)
+    return None if any(merge_record(paths, model)["failure"] for model in every) else models
 
 
 def base_norm(paths: Artifacts, joint: str) -> float:
@@ -165,8 +169,8 @@ def cell(
 ) -> Row:
     """One cell: averages, differences with intervals, distances, and whether it is merge-ready.
 
-    `merge_ready` is None where a training did not stay finite. Args: found: as `read_models` has
-    it; paths: of the cell's base.
+    All are None where a training did not stay finite. Args: found: as `read_models` has it; paths:
+    of the cell's base.
     """
     where: Row = {"base": base, "learning_rate": rate}
     if found is None:
@@ -176,7 +180,7 @@ def cell(
     models["base"] = [stored_questions(paths, "base")]
     differences = {f"{a}-{b}": difference(models[a], models[b]) for a, b in PAIRS}
     distances = {
-        kind: float(np.mean([merge_record(paths, model)["displacement"] for model in found[kind]]))
+        kind: float(np.mean([displacement(paths, model) for model in found[kind]]))
         for kind in KINDS
     }
     distances |= {"shrunk": distances["merit"], "base": 0.0}
@@ -200,46 +204,43 @@ def merge_ready(joint_displacement: float, random_minus_joint: float, limits: Th
 
 def tables(cells: Sequence[Row]) -> dict[str, list[Row]]:
     """Tidy: a row a cell and difference, a row a cell and model, a row a cell."""
-    differences, models, each = [], [], []
+    found: dict[str, list[Row]] = {
+        "regime_differences": [], "regime_models": [], "regime_cells": [],
+    }  # fmt: skip
+    names = ("difference", "low", "high")
     for entry in cells:
         where = {key: entry[key] for key in ("base", "learning_rate")}
-        for a, b in PAIRS:
-            value, low, high = (entry["differences"] or {}).get(f"{a}-{b}", (None, None, None))
-            differences.append(
-                where
-                | {"ours": a, "theirs": b, "difference": value, "low": low, "high": high}
-                | {"verdict": _verdict(entry, a, b)}
+        for (a, b), (gap, word) in differences_of(entry).items():
+            values = dict(zip(names, gap or (None, None, None), strict=True))
+            found["regime_differences"].append(
+                where | {"ours": a, "theirs": b} | values | {"verdict": word}
             )
-        each.append(where | _readiness(entry))
-        if entry["averages"] is None:
-            continue
-        for kind in ("base", *KINDS, "shrunk"):
+        found["regime_cells"].append(where | readiness_of(entry))
+        for kind in ("base", *KINDS, "shrunk") if entry["averages"] else ():
             value, low, high = entry["averages"][kind]
-            models.append(
+            found["regime_models"].append(
                 where
                 | {"model": kind, "avg": value, "low": low, "high": high}
                 | {"distance": entry["distances"][kind]}
                 | {"relative_displacement": entry["relative_displacements"][kind]}
             )
-    kept = {"regime_differences": differences, "regime_models": models, "regime_cells": each}
-    return {stem: rows for stem, rows in kept.items() if rows}
+    return {stem: rows for stem, rows in found.items() if rows}
 
 
-def _readiness(entry: Row) -> Row:
+def differences_of(entry: Row) -> dict[tuple[str, str], tuple[Interval | None, str]]:
+    """{pair: its difference and verdict}; None and "not finite" of a cell without models."""
+    gaps = {pair: (entry["differences"] or {}).get("-".join(pair)) for pair in PAIRS}
+    return {pair: (gap, verdict(gap) if gap else "not finite") for pair, gap in gaps.items()}
+
+
+def readiness_of(entry: Row) -> Row:
     """What decides whether the cell is merge-ready; None where it has no models."""
-    relative = entry["relative_displacements"] or {}
-    behind = (entry["differences"] or {}).get("random-joint")
+    relative, (behind, _) = entry["relative_displacements"], differences_of(entry)[PAIRS[2]]
     return {
-        **{f"relative_displacement_{kind}": relative.get(kind) for kind in KINDS},
+        **{f"relative_displacement_{kind}": relative and relative[kind] for kind in KINDS},
         "random_minus_joint": behind and behind[0],
         "merge_ready": entry["merge_ready"],
     }
-
-
-def _verdict(entry: Row, ours: str, theirs: str) -> str:
-    if entry["differences"] is None:
-        return "not finite"
-    return verdict(entry["differences"][f"{ours}-{theirs}"])
 
 
 def summary(
@@ -256,17 +257,13 @@ def summary(
         "thresholds": limits.model_dump(mode="json"),
         "cells": [],
     }
-    for a, b in PAIRS:  # in how many cells the difference is ahead, ...
-        words = [_verdict(entry, a, b) for entry in cells]
-        for word in VERDICTS:
-            found[f"{a}_minus_{b}_{word.replace(' ', '_')}"] = words.count(word)
+    words = ("ahead", "behind", "undecided", "not_finite")
+    found |= {f"{a}_minus_{b}_{word}": 0 for a, b in PAIRS for word in words}  # numbers of cells
     for entry in cells:
-        one = {key: entry[key] for key in ("base", "learning_rate")} | _readiness(entry)
-        for kind, (value, _, _) in (entry["averages"] or {}).items():
-            one[f"avg_{kind}"] = value
-        for a, b in PAIRS:
-            key = f"{a}_minus_{b}"
-            one |= columns(key, (entry["differences"] or {}).get(f"{a}-{b}"))
-            one[f"{key}_verdict"] = _verdict(entry, a, b)
+        one = {key: entry[key] for key in ("base", "learning_rate")} | readiness_of(entry)
+        one |= {f"avg_{kind}": value for kind, (value, _, _) in (entry["averages"] or {}).items()}
+        for (a, b), (gap, word) in differences_of(entry).items():
+            one |= columns(f"{a}_minus_{b}", gap) | {f"{a}_minus_{b}_verdict": word}
+            found[f"{a}_minus_{b}_{word.replace(' ', '_')}"] += 1
         found["cells"].append(one)
     return found

@@ -23,6 +23,5 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
     words.axvline(rows[0]["words"], color=GREY, ls="--", lw=0.8)
     loss.set_title(f"Loss on the base's answers to {len(answers)} prompts")
     loss.set_xlabel("loss per token (nats)")
-    words.set_title("Length of the model's own answers")
-    words.set_xlabel("words, mean with 95 % interval")
+    words.set(title="Length of the model's own answers", xlabel="words, mean with 95 % interval")
     return {"retention": figure}

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from merit.config import Encoding, Experiment
-from merit.config.branches import plan
 from merit.data.examples import make_example
 from merit.eval.answering.batches import Prompt, prepared, split
 from merit.eval.answering.generate import generate
-from merit.eval.measuring.losses import failed
 from merit.eval.measuring.means import mean_interval
+from merit.eval.measuring.models import finished_models
 from merit.eval.measuring.scores import Row, columns
 from merit.eval.studies.retention.settings import Retention
 from merit.io.artifacts import Artifacts
@@ -45,7 +44,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Retention) -> di
     data = encoded(processor, prompts, reference, experiment.encoding)
     rows: list[Row] = []
     shown: list[Row] = [{"prompt": p, "base": a} for p, a in zip(prompts, reference, strict=True)]
-    models = [m for m in plan(experiment).models.values() if not failed(paths, m)]
+    models = finished_models(experiment, paths)
     with Progress(f"{experiment.name}, retention", len(models)) as progress:
         for model in models:
             loaded, own = base, reference
@@ -65,13 +64,10 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Retention) -> di
             for row, answer in zip(shown, own, strict=True):
                 row[model.id] = answer
             progress.advance()
+    means = {key: {row["model"]: row[key] for row in rows} for key in ("loss", "words")}
     return {
         "tables": {"retention": rows, "answers": shown},
-        "summary": {
-            "num_prompts": len(prompts),
-            "loss": {row["model"]: row["loss"] for row in rows},
-            "words": {row["model"]: row["words"] for row in rows},
-        },
+        "summary": {"num_prompts": len(prompts), **means},
     }
 
 

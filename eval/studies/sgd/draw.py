@@ -25,7 +25,6 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
     axes.set_xscale("log")
     axes.set_xticks(result["learning_rates"], map(rate_label, result["learning_rates"]))
     axes.minorticks_off()
-    axes.set_xlabel("learning rate (SGD)")
-    axes.set_ylabel("average score (%), 95 % interval")
+    axes.set(xlabel="learning rate (SGD)", ylabel="average score (%), 95 % interval")
     legend(figure, columns=5)
     return {"sgd": figure}

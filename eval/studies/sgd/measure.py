@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from merit.config import Experiment, Sweep, combinations, suffix
 from merit.errors import MeritError
 from merit.eval.answering.answers import stored_questions
+from merit.eval.measuring.models import merge_record
 from merit.eval.measuring.scores import (
     Row,
     Scores,
@@ -22,7 +23,7 @@ from merit.eval.measuring.scores import (
     verdict,
 )
 from merit.eval.studies.sgd.settings import Sgd
-from merit.io.artifacts import Artifacts, read_json
+from merit.io.artifacts import Artifacts
 
 Point = tuple[str, float]  # method, learning rate
 
@@ -42,18 +43,29 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Sgd) -> dict[str
         return only([stored_questions(paths, model)], experiment.table_benchmarks)[0]
 
     base = read("base")
-    scores: dict[Point, Scores] = {}
-    displacements: dict[Point, float] = {}
-    for method, rate in itertools.product(sweep.methods, rates):
-        model = f"{method}{tags[rate]}-s{seed}"
-        record = read_json(paths.model(model) / "merge.json")
+    scores: dict[Point, Scores] = {}  # without those that did not stay finite
+    rows: list[Row] = []
+    records = {
+        (method, rate): (model, merge_record(paths, model))
+        for method, rate in product(sweep.methods, rates)
+        for model in [f"{method}{tags[rate]}-s{seed}"]
+    }
+    for point, (model, record) in records.items():
         if record["failure"] is None:
-            scores[method, rate] = read(model)
-            displacements[method, rate] = record["displacement"]
-    rows = [
-        sweep_row(point, scores, base, displacements, reference)
-        for point in itertools.product(sweep.methods, rates)
-    ]
+            scores[point] = read(model)
+    for (method, rate), (_, record) in records.items():
+        ours, theirs = scores.get((method, rate)), scores.get((reference, rate))
+        rows.append(
+            {
+                "method": method,
+                "learning_rate": rate,
+                **columns("avg", average([ours]) if ours else None),
+                **columns("minus_joint", difference([ours], [theirs]) if ours and theirs else None),
+                **columns("minus_base", difference([ours], [base]) if ours else None),
+                "displacement": record["displacement"] if ours else None,
+                "num_questions": num_questions(base),
+            }
+        )
     at_base = average([base])
     return {
         "tables": {"table18_sgd_lr_sweep": paper_table(rows, at_base[0], rates), "sgd_sweep": rows},
@@ -80,27 +92,6 @@ def check_sweep(experiment: Experiment, settings: Sgd) -> tuple[Sweep, str]:
     if not joint:
         raise MeritError(f"{where} has no joint method to compare with; add one")
     return sweep, "joint-1ep" if "joint-1ep" in joint else joint[0]
-
-
-def sweep_row(
-    point: Point,
-    scores: Mapping[Point, Scores],
-    base: Scores,
-    displacements: Mapping[Point, float],
-    reference: str,
-) -> Row:
-    """One method at one rate; None wherever a training did not stay finite."""
-    method, rate = point
-    ours, theirs = ([scores[p]] if p in scores else None for p in (point, (reference, rate)))
-    return {
-        "method": method,
-        "learning_rate": rate,
-        **columns("avg", average(ours) if ours else None),
-        **columns("minus_joint", difference(ours, theirs) if ours and theirs else None),
-        **columns("minus_base", difference(ours, [base]) if ours else None),
-        "displacement": displacements.get(point),
-        "num_questions": num_questions(base),
-    }
 
 
 def paper_table(rows: Sequence[Row], base: float, rates: Sequence[float]) -> list[Row]:
@@ -144,9 +135,10 @@ def summary(
             found.update(columns(key, difference([a], [b])))
             found[f"{key}_n"] = rows[0]["num_questions"]
 
-    last = [row for row in rows if row["learning_rate"] == rates[-1] and row["method"] in merit]
-    if any(row["avg"] is not None for row in last):
-        best = max(last, key=lambda row: row["avg"] if row["avg"] is not None else -1.0)["method"]
+    averages = {row["method"]: row["avg"] for row in rows if row["learning_rate"] == rates[-1]}
+    finite = {name: averages[name] for name in merit if averages[name] is not None}
+    if finite:
+        best = max(finite, key=lambda name: finite[name])
         found["best_at_largest_rate"] = best
         compare("gain_at_largest_rate", rates[-1], best, reference)
     if len(merit) > 1:

@@ -14,14 +14,8 @@ from numpy.typing import NDArray
 
 from merit.config import Experiment
 from merit.errors import MeritError
-from merit.eval.measuring.losses import (
-    LossEvaluator,
-    branch_folders,
-    open_evaluator,
-    planned_model,
-    vector,
-    vectors_on_disk,
-)
+from merit.eval.measuring.losses import LossEvaluator, open_evaluator
+from merit.eval.measuring.models import branch_folders, planned_model
 from merit.eval.measuring.scores import Row
 from merit.eval.studies.surface.settings import Surface
 from merit.io.artifacts import Artifacts
@@ -37,10 +31,10 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Surface) -> dict
     joint = planned_model(experiment, "surface.joint", settings.joint, settings.seed)
     merged = planned_model(experiment, "surface.method", settings.method, settings.seed, 2)
     evaluator = open_evaluator(experiment, paths, settings.num_examples)
-    base = vector(evaluator, paths, paths.base)
+    base = evaluator.vector(paths, paths.base)
     folders = [paths.model(joint.id), paths.model(merged.id), *branch_folders(paths, merged)]
     names = ["joint", "merged", *(f"b{k}" for k in range(len(merged.branches)))]
-    with vectors_on_disk(evaluator, paths, folders) as vectors:
+    with evaluator.vectors(paths, folders) as vectors:
         axes = plane(vectors[0] - base, vectors[1] - base)
         points = {"base": base, **dict(zip(names, vectors, strict=True))}
         rows = [point_row(evaluator, name, theta, base, axes) for name, theta in points.items()]
@@ -74,17 +68,12 @@ def plane(joint: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
 
 
 def point_row(
-    evaluator: LossEvaluator,
-    name: str,
-    theta: torch.Tensor,
-    base: torch.Tensor,
-    axes: torch.Tensor,
+    evaluator: LossEvaluator, name: str, theta: torch.Tensor, base: torch.Tensor, axes: torch.Tensor
 ) -> Row:
     """A point's own loss, its projection, and how much of its squared displacement that holds."""
     delta = (theta - base).double()
     x, y = (float(axis.double() @ delta) for axis in axes)
-    length = float(delta.norm())
-    losses = evaluator.losses(theta)
+    length, losses = float(delta.norm()), evaluator.losses(theta)
     return {
         "point": name,
         "x": x,

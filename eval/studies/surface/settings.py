@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from merit.config.settings import PositiveInt
-from merit.eval.studies.study import Study
+from merit.eval.studies.study import NumPoints, Study
 
 
 class Surface(Study):
@@ -16,5 +12,5 @@ class Surface(Study):
     joint: str = "joint-1ep"
     method: str = "merit-3d"
     seed: int = 1
-    resolution: Annotated[int, Field(ge=3)] = 21  # points a side
+    resolution: NumPoints = 21  # points a side
     num_examples: PositiveInt = 256

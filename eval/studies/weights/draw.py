@@ -34,7 +34,6 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
     left.set_title("Merge weight of every branch, first seed")
     right.axvline(summary["joint_average"][0], color=GREY, ls="--", lw=1, label=summary["joint"])
     right.grid(axis="y", visible=False)
-    right.set_xlabel("average score, test (%)")
-    right.set_title("Average, 95 % interval")
+    right.set(xlabel="average score, test (%)", title="Average, 95 % interval")
     legend(figure, columns=5)
     return {"merge_weights": figure}

@@ -17,11 +17,10 @@ from merit.config import Experiment
 from merit.config.branches import Model
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, average_files, score_candidates
-from merit.eval.measuring.losses import branch_folders, planned_model
+from merit.eval.measuring.models import branch_folders, planned_models
 from merit.eval.measuring.scores import (
     Interval,
     Row,
-    Scores,
     average,
     columns,
     difference,
@@ -45,26 +44,18 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Weights) -> dict
     own = experiment.merge_weights
     shares = {model.id: readings(paths, model) for found in models.values() for model in found}
 
-    def candidate(model: Model, reading: str) -> Candidate:
-        weights, table = shares[model.id], None
-        if scored_as(weights)[own] == reading:
-            table = model.id  # merged by its own reading, it is the model of the tables
-        return Candidate(
-            f"{model.id}-{reading}",
-            lambda: average_files(branch_folders(paths, model), weights[reading]),
-            table,
-        )
-
-    def own_candidate(model: Model) -> Candidate:
+    def candidate(model: Model, name: str, weights: list[float], table: str | None) -> Candidate:
         folders = branch_folders(paths, model)
-        return Candidate(model.id, lambda: average_files(folders, [1.0]), model.id)
+        return Candidate(name, lambda: average_files(folders, weights), table)
 
-    wanted = [
-        candidate(model, reading)
-        for found in models.values()
-        for model in found
-        for reading in dict.fromkeys(scored_as(shares[model.id]).values())
-    ] + [own_candidate(m) for m in joint]
+    wanted = [candidate(model, model.id, [1.0], model.id) for model in joint]
+    for model in (model for found in models.values() for model in found):
+        same = scored_as(shares[model.id])
+        for reading in dict.fromkeys(same.values()):
+            # merged by its own reading, it is the model of the tables
+            table = model.id if same[own] == reading else None
+            weights = shares[model.id][reading]
+            wanted.append(candidate(model, f"{model.id}-{reading}", weights, table))
     scores = score_candidates(experiment, paths, "test", wanted, "weights")
     by_method = {
         method: {
@@ -74,30 +65,41 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Weights) -> dict
         for method, found in models.items()
     }
     reference = [scores[model.id] for model in joint]
-    rows = [
-        score_row(
-            method,
-            reading,
-            own,
-            by_method,
-            reference,
-            partner(experiment, models, method),
-            [shares[model.id][reading] for model in models[method]],
-        )
-        for method in models
-        for reading in READINGS
-    ]
-    branches = [
-        row for first, *_ in models.values() for row in branch_rows(paths, first, shares[first.id])
-    ]
-    found = summary(rows, own, average(reference), joint[0].method) | {
-        "seeds": settings.seeds,
-        "num_questions": num_questions(reference[0]),
-        "largest_methods": largest(experiment, models),
-    }
+    rows: list[Row] = []
+    for method, found in models.items():
+        random = partner(experiment, models, method)
+        for reading, ours in by_method[method].items():
+            theirs = by_method[random][reading] if random else None
+            rows.append(
+                {
+                    "method": method,
+                    "reading": reading,
+                    **dict(zip(("avg", "low", "high"), average(ours), strict=True)),
+                    **columns(
+                        "minus_own",
+                        None if reading == own else difference(ours, by_method[method][own]),
+                    ),
+                    **columns("minus_joint", difference(ours, reference)),
+                    "random": random or None,
+                    **columns("minus_random", difference(ours, theirs) if theirs else None),
+                    **weight_columns([shares[model.id][reading] for model in found]),
+                }
+            )
     return {
-        "tables": {"merge_weights_scores": rows, "merge_weights": branches},
-        "summary": found,
+        "tables": {
+            "merge_weights_scores": rows,
+            "merge_weights": [
+                row
+                for first, *_ in models.values()
+                for row in branch_rows(paths, first, shares[first.id])
+            ],
+        },
+        "summary": summary(rows, own, average(reference), joint[0].method)
+        | {
+            "seeds": settings.seeds,
+            "num_questions": num_questions(reference[0]),
+            "largest_methods": largest(experiment, models),
+        },
         "readings": list(READINGS),
     }
 
@@ -118,9 +120,7 @@ def chosen_models(experiment: Experiment, settings: Weights) -> dict[str, list[M
                 "soup, whose members all see the whole mixture: it has one reading; leave it out"
             )
     return {
-        name: [
-            planned_model(experiment, "weights.methods", name, seed, 2) for seed in settings.seeds
-        ]
+        name: planned_models(experiment, "weights.methods", name, settings.seeds, 2)
         for name in dict.fromkeys(settings.methods)
     }
 
@@ -129,7 +129,7 @@ def joint_models(experiment: Experiment, settings: Weights) -> list[Model]:
     """The models of the first joint method that is trained for one epoch."""
     for name, method in experiment.methods.items():
         if method.partition == "joint" and method.epochs == 1:
-            return [planned_model(experiment, "weights.seeds", name, s) for s in settings.seeds]
+            return planned_models(experiment, "weights.seeds", name, settings.seeds)
     raise MeritError(
         f"experiments/{experiment.name}.yaml: key `studies.weights` compares with joint "
         "training for one epoch; add such a method to `methods`"
@@ -156,11 +156,8 @@ def largest(experiment: Experiment, models: Models) -> list[str]:
         [name for name in models if experiment.methods[name].partition == kind]
         for kind in ("merit", "random")
     ]
-    return [
-        max(names, key=lambda name: _num_branches(models, name))
-        for names in (kinds if any(kinds) else [list(models)])
-        if names
-    ]
+    kinds = [names for names in kinds if names] or [list(models)]
+    return [max(names, key=lambda name: _num_branches(models, name)) for names in kinds]
 
 
 def _num_branches(models: Models, method: str) -> int:
@@ -204,36 +201,15 @@ def branch_rows(paths: Artifacts, model: Model, shares: Shares) -> list[Row]:
     ]
 
 
-# --- tables -----------------------------------------------------------------------------------
+def weight_columns(weights: Sequence[Sequence[float]]) -> Row:
+    """Extremes and effective number, 1 / sum_k w_k^2, of merge weights (S, K), seed by seed.
 
-
-def score_row(
-    method: str,
-    reading: str,
-    own: str,
-    scores: Mapping[str, Mapping[str, Sequence[Scores]]],
-    joint: Sequence[Scores],
-    random: str,
-    weights: Sequence[Sequence[float]],
-) -> Row:
-    """One row of `merge_weights_scores`; `weights` are this reading's, seed by seed (S, K).
-
-    `own` is the experiment's reading, `random` the method to compare with at equal K or "".
+    The effective number is K for uniform merge weights, 1 where one branch has all.
     """
-    ours = scores[method][reading]
-    flat = [weight for parts in weights for weight in parts]
-    # 1 / sum_k w_k^2: K for uniform merge weights, 1 where one branch has all
     effective = [1 / sum(weight**2 for weight in parts) for parts in weights]
     return {
-        "method": method,
-        "reading": reading,
-        **dict(zip(("avg", "low", "high"), average(ours), strict=True)),
-        **columns("minus_own", None if reading == own else difference(ours, scores[method][own])),
-        **columns("minus_joint", difference(ours, joint)),
-        "random": random or None,
-        **columns("minus_random", difference(ours, scores[random][reading]) if random else None),
-        "smallest_weight": min(flat),
-        "largest_weight": max(flat),
+        "smallest_weight": min(map(min, weights)),
+        "largest_weight": max(map(max, weights)),
         "effective_branches": sum(effective) / len(weights),
         "num_branches": len(weights[0]),
     }
@@ -241,18 +217,18 @@ def score_row(
 
 def summary(rows: Sequence[Row], own: str, joint: Interval, joint_name: str) -> dict[str, Any]:
     """Averages by method and reading, and by how much another reading than `own` changes them."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
 
     def by_reading(read: Callable[[Row], Any]) -> dict[str, dict[str, Any]]:
-        return {m: {r["reading"]: read(r) for r in rows if r["method"] == m} for m in methods}
+        found: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            found.setdefault(row["method"], {})[row["reading"]] = read(row)
+        return found
 
-    def change(method: str) -> dict[str, Any]:
-        others = [r for r in rows if r["method"] == method and r["reading"] != own]
-        row = max(others, key=lambda row: abs(row["minus_own"]))
+    changes = {}
+    for method, others in by_reading(lambda row: row).items():
+        row = max((others[r] for r in others if r != own), key=lambda row: abs(row["minus_own"]))
         found = dict(zip(("difference", "low", "high"), interval(row, "minus_own"), strict=True))
-        return {"method": method, "reading": row["reading"], **found}
-
-    changes = {method: change(method) for method in methods}
+        changes[method] = {"method": method, "reading": row["reading"], **found}
     return {
         "own_reading": own,
         "joint": joint_name,

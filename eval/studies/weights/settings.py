@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from merit.eval.studies.study import Study
+from merit.eval.studies.study import Methods, Seeds, Study
 
 
 class Weights(Study):
@@ -12,5 +8,5 @@ class Weights(Study):
 
     title = "What a merge weight counts"
 
-    methods: Annotated[list[str], Field(min_length=1)]
-    seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
+    methods: Methods
+    seeds: Seeds = [1, 2, 3]
