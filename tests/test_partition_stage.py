@@ -158,3 +158,14 @@ def test_a_task_of_unknown_token_counts_is_refused(paths: Artifacts, key: str, b
         "the encode stage again"
     )
     assert not paths.partition.exists()
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_a_gradient_without_direction_is_refused(paths: Artifacts, bad: float) -> None:
+    file = paths.gradients / "gradients.npy"
+    gradients = np.load(file)
+    gradients[4] = bad
+    np.save(file, gradients)
+    with pytest.raises(MeritError, match=r"gradients\.npy: the gradient of task 4"):
+        run("tiny", paths)
+    assert not paths.partition.exists()
