@@ -102,7 +102,10 @@ def packed(values: Sequence[float]) -> str:
 def unpacked(text: str) -> NDArray[np.float64]:
     """(num_questions,) scores. Raises ValueError where the text holds no numbers."""
     parts: Sequence[str] = text if set(text) <= {"0", "1"} else text.split()
-    return np.array([float(Fraction(part)) for part in parts])
+    values = [float(Fraction(part) if "/" in part else part) for part in parts]
+    if not np.isfinite(values).all():
+        raise ValueError(f"not a score: {text:.80}")
+    return np.array(values)
 
 
 def _short(value: float) -> str:

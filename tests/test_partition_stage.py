@@ -137,3 +137,14 @@ def test_gradients_of_other_tasks_are_refused(paths: Artifacts) -> None:
     write_json(paths.gradients / "tasks.json", {"tasks": ["another"]})
     with pytest.raises(MeritError, match=r"gradients: made for other tasks; run the gradients"):
         run("tiny", paths)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_a_gradient_without_direction_is_refused(paths: Artifacts, bad: float) -> None:
+    file = paths.gradients / "gradients.npy"
+    gradients = np.load(file)
+    gradients[4] = bad
+    np.save(file, gradients)
+    with pytest.raises(MeritError, match=r"gradients\.npy: the gradient of task 4"):
+        run("tiny", paths)
+    assert not paths.partition.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> None:
         ("import os; assert not {'HOME', 'USER', 'PYTEST_CURRENT_TEST'} & set(os.environ)", True),
         ("import os; os.system('mount -o remount,rw /') and exit(1)", False),
         ("import socket; socket.create_connection(('127.0.0.1', 80), 1)", False),
+        ("import socket; socket.getaddrinfo('localhost.localdomain', 80)", False),
+        ("for i in range(40): print('x' * 10**6, flush=True)", False),  # 16 MiB of output
+        ("for i in range(9): open(str(i), 'wb').write(bytes(10**7))", False),  # 64 MiB in all
+        ("open('/dev/shm/x', 'w')", False),
+        (f"open('/proc/{os.getpid()}/environ').read()", False),
     ],
 )
 def test_a_program_passes_or_fails(program: str, passed: bool) -> None:

@@ -52,7 +52,7 @@ def test_sums_are_float64_and_chunked_on_a_memory_map(
     assert_allclose(cosine_matrix(mapped)[0, 1], 4096 / np.sqrt((2**24 + 1) * 5), rtol=1e-15)
 
 
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, 1e200, 1e-161])  # squares over-, underflow
 def test_a_gradient_without_direction_is_named(bad: float) -> None:
     gradients = np.ones((3, 2))
     gradients[2] = bad

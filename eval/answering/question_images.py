@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import base64
 import csv
 import io
@@ -19,10 +18,7 @@ from merit.errors import MeritError
 
 csv.field_size_limit(1 << 30)  # a cell holds an image
 MAX_REFERENCE = 64  # VLMEvalKit takes a shorter `image` for the index of the row that holds it
-UNREADABLE = (
-    *(LookupError, ValueError, TypeError, SyntaxError, OSError, RecursionError, MemoryError),
-    *(StopIteration, csv.Error),
-)
+UNREADABLE = (*(LookupError, ValueError, OSError, MemoryError, StopIteration, csv.Error),)
 T = TypeVar("T")
 
 
@@ -53,7 +49,8 @@ class Picture:
             cell = _read_cell(self.path, str(self.index))
             if len(cell) <= MAX_REFERENCE:  # several questions about one image
                 cell = _read_cell(self.path, cell)
-            cells = ast.literal_eval(cell) if cell.startswith("[") else [cell]
+            listed = cell.startswith("[")  # as Python writes a list
+            cells = [c.strip(" '\"") for c in cell[1:-1].split(",")] if listed else [cell]
             content = io.BytesIO(base64.b64decode(cells[self.position], validate=True))
         except UNREADABLE as error:
             raise MeritError(

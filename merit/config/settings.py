@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -22,6 +22,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use accepts
+DEEPEST, LARGEST = 100, 300_000  # of a YAML file
 
 
 class Settings(BaseModel):
@@ -55,14 +56,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise MeritError(f"{path}: file not found; run from the repository's root")
     try:
         with path.open(encoding="utf-8-sig") as file:
+            _check_bounds(yaml.parse(file, Loader=_Loader))
+            file.seek(0)
             values = yaml.load(file, Loader=_Loader)
         json.dumps(values, ensure_ascii=False, default=str).encode()  # half a surrogate pair
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise MeritError(f"{path}: not valid YAML: {' '.join(str(why).split())}") from None
     if not isinstance(values, dict):
         raise MeritError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values
+
+
+def _check_bounds(events: Iterable[yaml.Event]) -> None:
+    """Raise ValueError for what libyaml would not survive: depth, and aliases of aliases."""
+    sizes: dict[str, int] = {}  # of what an anchor names, in characters and nodes
+    nodes: list[tuple[str | None, int]] = [(None, 0)]  # open ones: anchor, size so far
+    for event in events:
+        size = 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            nodes.append((event.anchor, 1))
+        elif isinstance(event, yaml.CollectionEndEvent | yaml.ScalarEvent):
+            scalar = isinstance(event, yaml.ScalarEvent)
+            anchor, size = (event.anchor, 1 + len(event.value)) if scalar else nodes.pop()
+            sizes[anchor or ""] = size
+        elif isinstance(event, yaml.AliasEvent):  # one within its own anchor has no size yet
+            size = sizes.get(event.anchor, LARGEST)
+        nodes[-1] = (nodes[-1][0], nodes[-1][1] + size)
+        if len(nodes) > DEEPEST or nodes[-1][1] >= LARGEST:
+            raise ValueError(
+                f"nested more than {DEEPEST} deep, or larger than {LARGEST} characters with its "
+                "aliases written out"
+            )
 
 
 def load_yaml(path: Path, model: type[AnySettings]) -> AnySettings:

@@ -194,13 +194,13 @@ def example_from(value: dict[str, Any], where: str) -> Example:
         role = "system" if system and i == 0 else ("user", "assistant")[(i - system) % 2]
         if roles[i] != role or not isinstance(message.get("content"), str):
             raise MeritError(
-                f"{where}: messages[{i}] must have role {role!r} and text, found {message!r}"
+                f"{where}: messages[{i}] must have role {role!r} and text, found {message!r:.80}"
             )
     if (len(messages) - system) % 2:
         raise MeritError(f"{where}: the last message must be the assistant's answer")
     images = value["images"]
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise MeritError(f"{where}: `images` must be a list of paths, found {images!r}")
+        raise MeritError(f"{where}: `images` must be a list of paths, found {images!r:.80}")
     marks = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if marks != len(images):
         raise MeritError(f"{where}: {marks} `{IMAGE_TOKEN}` marks but {len(images)} images")

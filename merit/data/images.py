@@ -23,6 +23,7 @@ from merit.data.examples import BadRecord
 from merit.errors import MeritError
 
 LONGEST_NAME = 255  # bytes of a file name, on any file system in use
+LARGEST_FILE = 2**29  # bytes of an image that is read from an archive
 Result = TypeVar("Result")
 # what zipfile raises for a broken archive or member
 UNREADABLE = (
@@ -57,6 +58,8 @@ def open_image(content: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
     """The image, not decoded yet. Raises MeritError that begins with `where` if it is broken."""
     try:
         with Image.open(content) as image:
+            if image.format == "EPS":  # Pillow would have Ghostscript run it
+                raise ValueError("PostScript, which is a program")
             yield image
     except FileNotFoundError:
         raise MeritError(f"{where}: image not found; an example refers to it") from None
@@ -140,7 +143,10 @@ def _read_member(archive: Path, member: str) -> bytes:
     if archive.suffix == ".parquet":
         return parquet.read_image(archive, member)
     try:
-        return _open_archive(archive, member).read(member)
+        opened = _open_archive(archive, member)
+        if opened.getinfo(member).file_size > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
+        return opened.read(member)
     except KeyError:
         raise MeritError(
             f"{archive}: image {member!r} not found in it; an example refers to it"

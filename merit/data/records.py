@@ -186,9 +186,12 @@ def _open(path: Path) -> TextIO:
 
 def _read(file: TextIO, path: Path, line: bool = False) -> str:
     try:
-        return file.readline() if line else file.read(CHUNK)
+        text = file.readline(LONGEST) if line else file.read(CHUNK)
     except UnicodeDecodeError as error:
         raise MeritError(f"{path}: not UTF-8 text ({error.reason})") from None
+    if len(text) == LONGEST:
+        raise MeritError(f"{path}: a line of {LONGEST} characters or more; write a record a line")
+    return text
 
 
 def _refuse_pointer(path: Path, text: str) -> None:

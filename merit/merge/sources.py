@@ -108,7 +108,9 @@ def stored_names(folder: Path, names: Sequence[str]) -> dict[str, str]:
     from merit.train.model import stored_tensors
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         with torch.device("meta"):
             model = getattr(transformers, config.architectures[0])(config)
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 _CHUNK = 1 << 16  # entries of each gradient widened to float64 at a time: 71 MB for 136 tasks
 _NORM_CHUNK = 1 << 20  # as many of one gradient
+SMALLEST = 1e-290  # |g|^2 from which its sum has no subnormal part: float32 is far above
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def extend_cosine_matrix(
 
 
 def _norms(squares: np.ndarray, offset: int) -> np.ndarray:
-    usable = (squares > 0) & np.isfinite(squares)
+    usable = (squares > SMALLEST) & np.isfinite(squares)
     if not usable.all():
         index = offset + int(np.flatnonzero(~usable)[0])
         raise ValueError(

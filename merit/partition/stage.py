@@ -40,7 +40,13 @@ def run(name: str, item: str | None = None) -> None:
         raise MeritError(f"{paths.gradients}: made for other tasks; run the gradients stage again")
     planned = plan(experiment)
     gradients = read_array(paths.gradients / "gradients.npy")
-    similarity = cosine_matrix(gradients)
+    try:
+        similarity = cosine_matrix(gradients)
+    except ValueError as error:
+        raise MeritError(
+            f"{paths.gradients / 'gradients.npy'}: {error} (tasks are counted from 0); leave the "
+            "task out, or run the gradients stage again"
+        ) from None
     components = pca(similarity, num_axes(planned, len(tasks)))
     partitions, splits = assign(
         planned, evidence(tasks, gradients, similarity, components.embedding)

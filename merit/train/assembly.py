@@ -58,7 +58,10 @@ def assembled_config(vision: Path, decoder: Path) -> Any:
     """The encoder's configuration with the decoder's sizes. Raises MeritError as `assemble`."""
     from transformers import AutoConfig, Qwen2_5_VLConfig
 
-    eyes, words = (AutoConfig.from_pretrained(f, local_files_only=True) for f in (vision, decoder))
+    eyes, words = (
+        AutoConfig.from_pretrained(f, local_files_only=True, trust_remote_code=False)
+        for f in (vision, decoder)
+    )
     for key, folder, kind, expected in (
         ("vision", vision, eyes.model_type, "qwen2_5_vl"),
         ("decoder", decoder, words.model_type, "qwen2"),

@@ -31,6 +31,7 @@ SPECIAL_TOKENS = {
     "unknown": "<|unk|>",
 }
 ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", "LlamaForCausalLM")
+MAX_LAYERS = 1000  # each is built before the weights show that it is not there
 
 
 def has_vision(model: Any) -> bool:
@@ -61,6 +62,13 @@ def check_architecture(folder: Path) -> str:
             f"{folder}/config.json: key `architectures`: found {names}, expected "
             f"{' or '.join(ARCHITECTURES)}"
         )
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        for key in ("num_hidden_layers", "depth") if isinstance(part, dict) else ():
+            if (part.get(key) or 1) not in range(1, MAX_LAYERS + 1):
+                raise MeritError(
+                    f"{folder}/config.json: key `{key}`: found {part[key]!r:.80}, expected 1 to "
+                    f"{MAX_LAYERS}"
+                )
     return str(names[0])
 
 
@@ -73,7 +81,6 @@ def load_model(folder: Path, runtime: Runtime | None = None, generates: bool = F
     architecture.
     """
     import transformers
-    from safetensors import SafetensorError
 
     runtime = runtime or Runtime()
     architecture = check_architecture(folder)
@@ -92,7 +99,7 @@ def load_model(folder: Path, runtime: Runtime | None = None, generates: bool = F
     except ImportError as error:  # an attention of another package
         why = str(error).splitlines()[0]
         raise MeritError(f"key `model.attention`: {runtime.attention!r}: {why}") from None
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a config.json may hold anything
         if text := message_of(error):
             raise MeritError(f"{folder}: {text}") from None
         why = next(iter(str(error).splitlines()), type(error).__name__)
@@ -131,13 +138,23 @@ def load_processor(folder: Path) -> Any:
     if not (folder / "tokenizer.json").is_file():
         raise MeritError(f"{folder}: no processor here (tokenizer.json is missing)")
     known = ("processor_config.json", "preprocessor_config.json")
-    if any((folder / name).is_file() for name in known):
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
-    kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class", "")
-    if kind in ("PreTrainedTokenizerFast", "TokenizersBackend"):
-        # AutoTokenizer would choose Qwen2's class by the model, and with it another pre-tokenizer
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    kind: Any = AutoTokenizer
+    try:
+        stated = read_json(folder / "tokenizer_config.json").get("tokenizer_class", "")
+        if any((folder / name).is_file() for name in known):
+            kind = AutoProcessor
+        elif stated in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+            # AutoTokenizer would choose Qwen2's class by the model, and with it another splitting
+            kind = PreTrainedTokenizerFast
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except MeritError:
+        raise
+    except Exception as error:  # tokenizers raises plain ones
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MeritError(
+            f"{folder}: its tokenizer or processor cannot be read ({why}); take a whole copy of "
+            "it, and a class of transformers: code in the folder is not run"
+        ) from None
 
 
 def component_of(name: str) -> str:

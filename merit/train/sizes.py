@@ -131,7 +131,7 @@ def origin_sizes(origin: Base | Origin) -> Sizes:
 
     try:
         found = AutoConfig.from_pretrained(
-            place.parent, gguf_file=place.name, local_files_only=True
+            place.parent, gguf_file=place.name, local_files_only=True, trust_remote_code=False
         )
     except (ImportError, OSError, ValueError, struct.error) as error:
         reason = str(error).splitlines()[0]

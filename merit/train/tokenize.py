@@ -6,11 +6,15 @@ What people wrote is text: `<|im_end|>` in it is no end mark.
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import resource
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +74,7 @@ class Template:
 
 PROBES = {role: f"\x02{role}\x03" for role in ("system", "user", "assistant")}
 TURNS = ("user", "assistant") * 2
+SECONDS, MEMORY = 5, 2**30  # of processor and beyond what is in use, for a chat template
 BLANKS = "\x0b\t"  # around a probe: what is left of them tells whether the template trims
 
 
@@ -89,6 +94,41 @@ def template_of(processor: Any, kind: Literal["chat", "plain"]) -> Template:
             "the base has no chat template; set `encoding.template: plain`, or put a "
             "chat_template.jinja beside its tokenizer"
         )
+    return _bounded(partial(_taken_apart, processor))
+
+
+def _bounded(render: Callable[[], Template]) -> Template:
+    """What `render` returns, run in a forked process: a template may loop or fill the memory.
+
+    Raises MeritError for what it raises, and where it takes more than `SECONDS` or `MEMORY`.
+    """
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (used * resource.getpagesize() + MEMORY,) * 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+            try:
+                found: Template | str = render()
+            except Exception as error:
+                found = str(error) or type(error).__name__
+            with os.fdopen(send, "wb") as file:
+                pickle.dump(found, file)
+        finally:
+            os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, "rb") as file:
+        content = file.read()
+    os.waitpid(child, 0)
+    result = pickle.loads(content) if content else f"it takes over {SECONDS} s or {MEMORY} bytes"
+    if isinstance(result, Template):
+        return result
+    raise MeritError(f"the base's chat template cannot be used: {' '.join(result.split())}")
+
+
+def _taken_apart(processor: Any) -> Template:
+    tokenizer = getattr(processor, "tokenizer", processor)
     pieces, trimmed = _around(processor, TURNS)
     opening, to_answer, after, again, last = (*pieces, *[""] * 5)[:5]
     space = after[: len(after) - len(after.lstrip())]  # Llama 2 has one before its end mark
@@ -96,8 +136,8 @@ def template_of(processor: Any, kind: Literal["chat", "plain"]) -> Template:
     end = next((e for e in ends if after.startswith(e) and last.startswith(e)), None)
     if len(pieces) != 5 or again != to_answer or end is None:
         raise MeritError(
-            "the base's chat template does not put the turns one behind the other, each answer "
-            f"ended by a special token; it wrote {'[...]'.join(pieces)!r}"
+            "it does not put the turns one behind the other, each answer ended by a special "
+            f"token; it wrote {'[...]'.join(pieces)!r:.200}"
         )
     system = None
     try:

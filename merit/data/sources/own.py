@@ -109,8 +109,7 @@ def data_files(folder: Path) -> list[Path]:
             raise MeritError(f"{folder}: no split `train`; name one: {', '.join(splits)}")
         folder /= "train" if "train" in splits else splits[0]
     if (folder / "state.json").is_file():
-        files = _stated(folder / "state.json", "_data_files")
-        return [folder / str(file.get("filename")) for file in files]
+        return [folder / name for name in _stated(folder / "state.json", "_data_files")]
     for suffixes in ((".jsonl", ".parquet"), (".json",)):
         files = [p for p in sorted(folder.iterdir()) if p.suffix in suffixes and p.is_file()]
         files = [file for file in files if not file.name.startswith(".")]
@@ -122,13 +121,17 @@ def data_files(folder: Path) -> list[Path]:
     return []
 
 
-def _stated(path: Path, key: str) -> list[Any]:
-    """A list in one of `datasets`' own files. Raises MeritError if it is missing or empty."""
+def _stated(path: Path, key: str) -> list[str]:
+    """Names in one of `datasets`' own files. Raises MeritError for none, or one elsewhere."""
     found = read_json(path)
     value = found.get(key) if isinstance(found, dict) else None
     if not isinstance(value, list) or not value:
         raise MeritError(f"{path}: key `{key}`: expected a list, found {value!r:.80}")
-    return value
+    names = [item.get("filename") if isinstance(item, dict) else item for item in value]
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            raise MeritError(f"{path}: key `{key}`: {name!r:.80} does not lie in the folder itself")
+    return names
 
 
 def _stem(file: Path) -> str:
