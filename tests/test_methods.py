@@ -140,14 +140,6 @@ def test_soups_of_every_size_share_the_joint_runs() -> None:
     assert list(planned.partitions) == ["joint"]
 
 
-def test_the_base_and_the_control_assign_no_tasks() -> None:
-    with pytest.raises(ValueError, match="base methods assign no tasks"):
-        partition_of(Method(partition="base"), 1)
-    shrunk = Method(partition="shrunk", source="joint-1ep", match="merit-1d")
-    with pytest.raises(ValueError, match="shrunk methods assign no tasks"):
-        partition_of(shrunk, 1)
-
-
 @pytest.mark.parametrize(
     ("method", "key", "groups"),
     [

@@ -6,14 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from merit.check.access import set_access, uses_hub
-from merit.check.estimate import (
-    Amount,
-    Part,
-    disk,
-    downloads,
-    hours,
-    mixture,
-)
+from merit.check.estimate import Amount, Part, disk, downloads, hours, mixture
 from merit.check.missing import (
     hub_off,
     missing_benchmarks,

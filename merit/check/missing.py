@@ -13,20 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from merit.check.access import needs_hub, set_access
-from merit.check.estimate import (
-    Amount,
-    Part,
-    downloads,
-    gpus,
-    known,
-    lm_eval_benchmarks,
-    sources,
-)
+from merit.check.estimate import Amount, Part, downloads, gpus, known, lm_eval_benchmarks, sources
 from merit.config import Experiment, Launch, load_experiment
-from merit.config.data import (
-    JsonlData,
-    PublicData,
-)
+from merit.config.data import JsonlData, PublicData
 from merit.data.sources.convert import FETCH_LINKS, FETCHED
 from merit.data.sources.public import PUBLIC
 from merit.errors import MeritError

@@ -78,12 +78,10 @@ class Plan:
 
 
 def partition_of(method: Method, seed: int) -> Partition:
-    """How the method, run with this seed, assigns tasks. Raises ValueError if it trains nothing.
+    """How a method that trains, run with this seed, assigns tasks.
 
     The seed draws the groups of some rules; for the others it is a data order only.
     """
-    if not method.trained:
-        raise ValueError(f"{method.partition} methods assign no tasks")
     rule, parameters = RULES[method.rule], method.parameters
     label = rule.label.format(**parameters)
     drawn = seed if rule.draws else None

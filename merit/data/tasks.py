@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from merit.config.data import TaskRule
 from merit.config.settings import nearest
@@ -27,11 +27,6 @@ def file_stem(task: str) -> str:
     if not task or len(name) > 240:
         raise MeritError(f"task {task!r}: a task's name has 1 to 240 bytes, as a file's")
     return name
-
-
-def task_of_file(path: Path) -> str:
-    """The task whose file this is; the inverse of `task_file`."""
-    return unquote(path.name.removesuffix(".jsonl"))
 
 
 def choose(

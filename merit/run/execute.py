@@ -20,13 +20,7 @@ from merit.check.access import needs_hub, uses_hub
 from merit.config import Experiment, Launch, Params, load_experiment, load_params
 from merit.config.settings import nearest
 from merit.errors import STOPPING, MeritError
-from merit.io.artifacts import (
-    Artifacts,
-    read_json,
-    value_hash,
-    work_place,
-    write_json,
-)
+from merit.io.artifacts import Artifacts, read_json, value_hash, work_place, write_json
 from merit.io.locks import exclusive
 from merit.io.machine import differences, visible_gpus
 from merit.io.progress import clock, write_timing

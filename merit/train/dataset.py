@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class TokenizedDataset:
     @classmethod
     def load(cls, folder: Path, read_images: ReadImages | None = None) -> TokenizedDataset:
         """Memory-mapped. Raises MeritError for an array that is missing or truncated."""
-        arrays = {name: read_array(array_file(folder, name)) for name in ARRAYS}
+        arrays: dict[str, Any] = {name: read_array(array_file(folder, name)) for name in ARRAYS}
         return cls(**arrays, **read_json(folder / "meta.json"), read_images=read_images)
 
     def __len__(self) -> int:
