@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from merit.eval.benchmarks import BENCHMARKS
-from merit.eval.measuring.means import sample_std
+from merit.eval.measuring.scores import sample_std
 from merit.eval.paper import LABELS, PaperTable
 from merit.eval.report.cells import AVERAGE, CLOSED, Cells, columns, resampled
 from merit.eval.report.provenance import Provenance
