@@ -22,7 +22,7 @@ from merit.eval.measuring.losses import LossEvaluator, open_evaluator
 from merit.eval.measuring.models import displacement, planned_model
 from merit.eval.measuring.scores import Row, columns, difference, sample_std
 from merit.eval.results import Results, load_results
-from merit.eval.studies.epochs.settings import Epochs
+from merit.eval.studies.epochs import Epochs
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.method.diagnostics import flatness_auc

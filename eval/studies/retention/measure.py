@@ -19,7 +19,7 @@ from merit.eval.answering.batches import Prompt, prepared, split
 from merit.eval.answering.generate import generate
 from merit.eval.measuring.models import finished_models
 from merit.eval.measuring.scores import Row, columns, mean_interval
-from merit.eval.studies.retention.settings import Retention
+from merit.eval.studies.retention import Retention
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.train.dataset import TokenizedDataset
