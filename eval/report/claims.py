@@ -106,8 +106,8 @@ def load_claims(rules: Collection[str], path: Path = CLAIMS_FILE) -> tuple[Claim
         raise MeritError(f"{path}: not valid YAML: {error}") from None
     except ValidationError as error:
         where = [".".join(map(str, e["loc"])) or "(top level)" for e in error.errors()]
-        words = [e["msg"] for e in error.errors()]
-        lines = [f"{path}: key `{key}`: {word}" for key, word in zip(where, words, strict=True)]
+        found = zip(where, error.errors(), strict=True)
+        lines = [f"{path}: key `{key}`: {e['msg']}" for key, e in found]
         raise MeritError("\n".join(lines)) from None
     level = f"{100 * LEVEL:g} %"
     words = {"level": level, "paired": stated.paired.format(level=level)}
