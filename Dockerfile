@@ -8,7 +8,8 @@
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends ca-certificates git make python3 python3-venv \
+ && apt-get install --yes --no-install-recommends \
+    ca-certificates gcc git libc6-dev make python3 python3-dev python3-venv \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /merit
 COPY . .

@@ -77,6 +77,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  rm -f $(STAMP); \
 	else \
 	  $(FIND_PYTHON); \
+	  command -v cc >/dev/null || { echo "make: A C compiler is needed, which builds one of VLMEvalKit's dependencies." >&2; \
+	    echo "      Install one (Debian, Ubuntu: apt install gcc python3-dev) and run make again." >&2; exit 1; }; \
 	  echo "Installing torch (with its CUDA libraries), transformers, VLMEvalKit, DVC, MLflow and what"; \
 	  echo "they need into $(VENV): about 7 GB on disk, 3 to 5 minutes. Nothing outside it changes."; \
 	  rm -rf $(VENV); \

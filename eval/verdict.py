@@ -46,7 +46,15 @@ class Link:
 
     @property
     def verdict(self) -> Verdict:
-        return verdict([self])
+        """Holds where the interval lies wholly on the claim's side of `bound`, fails where wholly
+        on the other side of `refuted`. Without an interval the point decides, strictly."""
+        if self.low is None or self.high is None:
+            return "holds" if self.margin > 0 else "fails"
+        right, wrong = ("ahead", "behind") if self.sign > 0 else ("behind", "ahead")
+        if direction(self.low, self.high, self.bound) == right:
+            return "holds"
+        refuted = self.bound if self.refuted is None else self.refuted
+        return "fails" if direction(self.low, self.high, refuted) == wrong else "undecided"
 
     @property
     def sign(self) -> int:
@@ -66,26 +74,11 @@ class Link:
 
 
 def verdict(links: Sequence[Link]) -> Verdict:
-    """The verdict of a chain, which holds if all of its links do; one that fails breaks it.
-
-    A link holds where its interval lies wholly on its side of `bound`, fails where it lies wholly
-    on the other side of `refuted`, and is undecided otherwise. Without an interval the point
-    decides, strictly.
-    """
-    found = {_verdict(link) for link in links}
+    """The verdict of a chain, which holds if all of its links do; one that fails breaks it."""
+    found = {link.verdict for link in links}
     if "fails" in found:
         return "fails"
     return "holds" if found == {"holds"} else "undecided"
-
-
-def _verdict(link: Link) -> Verdict:
-    if link.low is None or link.high is None:
-        return "holds" if link.margin > 0 else "fails"
-    right, wrong = ("ahead", "behind") if link.sign > 0 else ("behind", "ahead")
-    if direction(link.low, link.high, link.bound) == right:
-        return "holds"
-    refuted = link.bound if link.refuted is None else link.refuted
-    return "fails" if direction(link.low, link.high, refuted) == wrong else "undecided"
 
 
 @dataclass(frozen=True)

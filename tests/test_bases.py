@@ -226,9 +226,7 @@ def test_bases_that_cannot_be_compared_are_named(family: Experiment) -> None:
 def test_the_pages_over_bases(family: Experiment, num: int) -> None:
     bases = {name: results(merit) for name, merit in list(MERIT.items())[:num]}
     records = ledger(Case(family, bases, {}, "a"))
-    summary = {
-        **{"title": "A", "bases": list(bases), "records": {r["id"]: r for r in records}},
-    }
+    summary = {**{"title": "A", "bases": list(bases), "records": {r["id"]: r for r in records}}}
     write_bases({"a": summary}, Path("reports"))
     folder = Path("reports/bases")
     rows = pd.read_csv(folder / "differences.csv")

@@ -15,14 +15,7 @@ from merit.errors import MeritError
 from merit.eval.report import study_sections
 from merit.eval.report.claims import CLAIMS_FILE, Case, load_claims
 from merit.eval.report.comparison import compare
-from merit.eval.report.ledger import (
-    RULES,
-    claims,
-    counts,
-    ledger,
-    readiness,
-    write_ledger,
-)
+from merit.eval.report.ledger import RULES, claims, counts, ledger, readiness, write_ledger
 from merit.eval.report.rules import growth
 from merit.eval.report.study_sections import StudyResult, load_studies, studies_part
 from merit.eval.results import Results
@@ -396,12 +389,7 @@ def ready_study(**summary: Any) -> StudyResult:
 def test_the_ledger_is_written_in_full(tmp_path: Path) -> None:
     case = make_case()
     records = ledger(case)
-    assert counts(records) == {
-        "holds": 5,
-        "fails": 1,
-        "undecided": 2,
-        "not tested": 15,
-    }
+    assert counts(records) == {"holds": 5, "fails": 1, "undecided": 2, "not tested": 15}
     write_ledger(records, case, tmp_path)
     assert read_json(tmp_path / "claims.json") == records
     page = (tmp_path / "claims.md").read_text(encoding="utf-8")

@@ -147,7 +147,7 @@ def test_shots_and_metric_are_the_records(
     monkeypatch.setitem(BENCHMARKS, "arc_challenge", with_shots("arc_challenge", 2))
     seen: list[Any] = []
     real = lm_public.collect
-    monkeypatch.setattr(lm_public, "collect", lambda *a: seen.append(a[0]) or real(*a))
+    monkeypatch.setattr(lm_public, "collect", lambda *a, **k: seen.append(a[0]) or real(*a, **k))
     answer_public(model, tokenizer, ["arc_challenge"], settings(hub, "arc_challenge"))
     assert seen[0]["n-shot"]["arc_challenge"] == 2
     sample = seen[0]["samples"]["arc_challenge"][0]

@@ -155,10 +155,7 @@ def test_an_unknown_name_and_two_engines_are_refused(names: list[str], message: 
 
 
 def test_a_missing_or_another_file_is_refused_with_its_address_and_md5(
-    engine: ScoringEngine,
-    files: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: ScoringEngine, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LMUData", str(tmp_path))
     found = question_files(Artifacts("x", tmp_path / "a"), Evaluation(benchmarks=["textvqa"]))

@@ -10,10 +10,10 @@ import pytest
 
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate
+from merit.eval.studies.readiness import Readiness, Thresholds
 from merit.eval.studies.readiness import measure as readiness
 from merit.eval.studies.readiness.geometry import CONDITIONS, Split, conditions, geometry
 from merit.eval.studies.readiness.measure import outcome, reference_models
-from merit.eval.studies.readiness.settings import Readiness, Thresholds
 from merit.io.artifacts import Artifacts
 from tests import synthetic
 from tests.evaluators import toy, vector

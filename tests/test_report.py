@@ -46,11 +46,7 @@ ANSWERS: dict[str, tuple[list[float], list[float]]] = {
 
 def make(root: Path) -> tuple[Experiment, Artifacts]:
     experiment = synthetic.build(
-        root,
-        seeds=(1, 2),
-        methods=METHODS,
-        benchmarks=BENCHMARKS,
-        num_questions=4,
+        root, seeds=(1, 2), methods=METHODS, benchmarks=BENCHMARKS, num_questions=4
     )
     curves = ["joint-1ep", "random-8", "merit-3d"]
     report = experiment.report.model_copy(update={"paper_table": PAPER_TABLE, "curves": curves})
@@ -369,10 +365,7 @@ def test_sweeps_are_no_rows_and_a_row_that_diverged_is_named(tmp_path: Path) -> 
     """joint-1ep in two seeds, and a sweep of it over one more learning rate."""
     sweep = {"methods": ["joint-1ep"], "seeds": [1, 2], "learning_rate": [0.1]}
     experiment = synthetic.experiment(
-        seeds=(1, 2),
-        methods=("base", "joint-1ep"),
-        benchmarks=BENCHMARKS,
-        sweeps={"rates": sweep},
+        seeds=(1, 2), methods=("base", "joint-1ep"), benchmarks=BENCHMARKS, sweeps={"rates": sweep}
     )
     artifacts = {}
     for diverged in ("joint-1ep-lr0.1-s2", "joint-1ep-s2"):

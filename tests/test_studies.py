@@ -67,10 +67,7 @@ def test_held_out_losses_are_drawn_against_the_base(tmp_path: Path) -> None:
         for c in (0.5, 1.0)
     ]
     tables = {"held_out_models": models, "held_out_tasks": tasks, "held_out_path": path}
-    result = {
-        "tables": tables,
-        "summary": {"recommendation": {"method": "joint", "c": 0.5}},
-    }
+    result = {"tables": tables, "summary": {"recommendation": {"method": "joint", "c": 0.5}}}
     distance = drawn("held_out", result, tmp_path, ("png", "pdf", "svg")).axes[0]
     line, star = distance.lines
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1.0, 2.0], [1.5, 1.0])

@@ -303,7 +303,7 @@ def test_fidelity_compares_strides_sketches_and_resamples(
     assert result["summary"]["stored_relative_difference"] == 0.0
     rows = {row["gradients"]: row for row in result["tables"]["gradient_representations"]}
     assert list(rows) == [
-        *("stride 2", "stride 5", "sketch 256", "sketch 4096", "resampled examples"),
+        *("stride 2", "stride 5", "sketch 256", "sketch 4096", "resampled examples")
     ]
     assert rows["stride 5"]["num_entries"] == -(-base.num_parameters // 5)
     assert rows["stride 5"]["rmse"] == result["summary"]["rmse"]

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from merit.errors import MeritError
 from merit.eval.measuring.losses import LossEvaluator, flatten, make_evaluator
-from merit.eval.measuring.means import sample_std
 from merit.eval.measuring.models import planned_model
+from merit.eval.measuring.scores import sample_std
 from merit.eval.studies import Epochs, Gain, Surface
 from merit.eval.studies.connectivity import measure as connectivity
 from merit.eval.studies.epochs import measure as epochs

@@ -15,7 +15,7 @@ from merit.config import Experiment, load_experiment
 from merit.errors import MeritError
 from merit.eval.report.study_sections import sentences
 from merit.eval.studies import Regime, draw_of
-from merit.eval.studies.readiness.settings import Thresholds
+from merit.eval.studies.readiness import Thresholds
 from merit.eval.studies.regime import measure as regime
 from merit.io.artifacts import Artifacts, read_json
 from tests import synthetic

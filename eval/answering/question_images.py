@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
@@ -75,25 +75,20 @@ def _read_cell(path: Path, index: str) -> str:
 def _scan(path: Path, *state: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
     """The columns, and {index: (first byte, last byte + 1) of its row}; a row may span lines."""
     offsets: dict[str, tuple[int, int]] = {}
+    read = 0
     with path.open("rb") as file:
-        lines = _Lines(file)
-        rows = csv.reader(lines, delimiter="\t")
+
+        def lines() -> Iterator[str]:
+            nonlocal read
+            for line in file:
+                read += len(line)
+                yield line.decode("utf-8")
+
+        rows = csv.reader(lines(), delimiter="\t")
         header = next(rows)
-        column, start = header.index("index"), lines.offset
+        column, start = header.index("index"), read
         for row in rows:
             if row:
-                offsets[row[column]] = (start, lines.offset)
-            start = lines.offset
+                offsets[row[column]] = (start, read)
+            start = read
     return header, offsets
-
-
-class _Lines:
-    """A file's lines, and how many bytes have been read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.offset = file, 0
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self.file:
-            self.offset += len(line)
-            yield line.decode("utf-8")

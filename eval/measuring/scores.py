@@ -1,11 +1,14 @@
-"""Scores of several models against each other, in percent: averages and paired differences."""
+"""Scores of several models against each other, in percent, and means over few units or seeds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
 from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval, paired_bootstrap
 from merit.eval.verdict import Direction, direction
@@ -68,3 +71,19 @@ def rate_label(rate: float) -> str:
     """The paper's way of writing rates: 0.00008 is "8e-5"."""
     mantissa, exponent = f"{rate:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def sample_std(values: Sequence[float] | NDArray[np.float64]) -> float | None:
+    """The standard deviation with n - 1; None for one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def mean_interval(
+    values: Sequence[float] | NDArray[np.float64],
+) -> tuple[float, float | None, float | None]:
+    """(mean, low, high): mean -+ t(0.975, n - 1) std / sqrt(n); no limits for one value."""
+    mean, std = float(np.mean(values)), sample_std(values)
+    if std is None:
+        return mean, None, None
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    return mean, mean - half, mean + half

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from merit.eval.measuring.means import sample_std
+from merit.eval.measuring.scores import sample_std
 from merit.eval.results import Results
 from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval
 

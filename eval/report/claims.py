@@ -105,7 +105,9 @@ def load_claims(rules: Collection[str], path: Path = CLAIMS_FILE) -> tuple[Claim
     except yaml.YAMLError as error:
         raise MeritError(f"{path}: not valid YAML: {error}") from None
     except ValidationError as error:
-        lines = [f"{path}: key `{_key(e['loc'])}`: {e['msg']}" for e in error.errors()]
+        where = [".".join(map(str, e["loc"])) or "(top level)" for e in error.errors()]
+        found = zip(where, error.errors(), strict=True)
+        lines = [f"{path}: key `{key}`: {e['msg']}" for key, e in found]
         raise MeritError("\n".join(lines)) from None
     level = f"{100 * LEVEL:g} %"
     words = {"level": level, "paired": stated.paired.format(level=level)}
@@ -125,7 +127,3 @@ def load_claims(rules: Collection[str], path: Path = CLAIMS_FILE) -> tuple[Claim
             ) from None
         claims[claim.id] = claim.model_copy(update={"statistic": statistic})
     return tuple(claims.values())
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location)) or "(top level)"

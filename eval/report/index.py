@@ -80,9 +80,6 @@ def sentences(shown: Mapping[str, Mapping[str, Any]], verdict: str) -> str:
     return text[:1].upper() + text[1:] + ("." if text else "")
 
 
-# --- over bases ----------------------------------------------------------------------------------
-
-
 def write_bases(families: Mapping[str, Summary], reports_dir: Path) -> None:
     """bases/: README.md, differences.csv, verdicts.csv and a forest plot per family."""
     folder, differences, verdicts = reports_dir / "bases", [], []
@@ -135,9 +132,6 @@ def forest_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             for base, found in (each | pooled).items()
         ]
     return rows
-
-
-# --- files ---------------------------------------------------------------------------------------
 
 
 def _summary(reports_dir: Path, name: str) -> dict[str, Any]:

@@ -122,9 +122,6 @@ def _precondition_note(case: Case) -> str:
     return note
 
 
-# --- pages --------------------------------------------------------------------------------------
-
-
 def readiness(case: Case) -> str:
     """One line on whether the base is merge-ready; "" if the study has not been run."""
     if "readiness" not in case.studies:

@@ -20,9 +20,6 @@ from merit.eval.verdict import Evidence, Link, NotTestable
 PAPER_AXES = 3  # the claims about chains speak of one to three axes
 
 
-# --- rules ---------------------------------------------------------------------------------------
-
-
 def beats(claim: Claim, case: Case) -> Evidence:
     """The main method against its opponent of the claim's kind."""
     main, results = main_method(case), case.results
@@ -111,9 +108,6 @@ def transfers_to_text(claim: Claim, case: Case) -> Evidence:
     return beats(claim, case)
 
 
-# --- one link of scores -------------------------------------------------------------------------
-
-
 def difference(
     case: Case, ours: str, theirs: str, kept: Sequence[int] | None = None, margin: float = 0.0
 ) -> Link:
@@ -163,9 +157,6 @@ def seeds_note(case: Case, ours: str, theirs: str, kept: Sequence[int] | None = 
 def table_of(case: Case) -> str:
     """The CSV with the experiment's results."""
     return f"{case.experiment.report.stem}.csv"
-
-
-# --- methods ------------------------------------------------------------------------------------
 
 
 def main_method(case: Case) -> str:

@@ -82,9 +82,6 @@ def falling_to_under(claim: Claim, case: Case) -> Evidence:
     return replace(found, links=[*links, replace(last, label=f"CV, {last.label}", side="below")])
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
 def _rows(claim: Claim, study: StudyResult, reading: Reading) -> Iterator[Row]:
     """The summary, or the table's rows: all of them, or the first one that has `rows`' values."""
     if claim.source == "summary":

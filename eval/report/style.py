@@ -76,9 +76,6 @@ def mark(index: int) -> dict[str, Any]:
     return {"color": CYCLE[index % MOST], "marker": MARKERS[index % MOST]}
 
 
-# --- shapes -------------------------------------------------------------------------------------
-
-
 def panels(
     rows: int, columns: int, height: float, *, width: float = WIDTH, **options: Any
 ) -> tuple[Figure, list[Axes]]:
@@ -140,9 +137,6 @@ def scatter(axes: Axes, points: NDArray[np.float64], kinds: Sequence[str]) -> No
         chosen = np.array([k == kind if kind in counts else k not in shown for k in kinds])
         if chosen.any():
             axes.plot(*points[chosen].T, ls="", ms=4.5, mec="white", mew=0.3, label=kind, **mark(i))
-
-
-# --- files --------------------------------------------------------------------------------------
 
 
 def styled() -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from merit.eval.benchmarks import BENCHMARKS
-from merit.eval.measuring.means import sample_std
+from merit.eval.measuring.scores import sample_std
 from merit.eval.paper import LABELS, PaperTable
 from merit.eval.report.cells import AVERAGE, CLOSED, Cells, columns, resampled
 from merit.eval.report.provenance import Provenance
@@ -72,8 +72,9 @@ def write_table(
     if published:
         latex += "\n" + latex_table(published, theirs, f"{label}-paper")
     atomic_write(out / f"{stem}.tex", latex)
-    shown = [markdown_table(rows) if rows else "" for rows in (ours, laid_out, beside, published)]
-    return ShownTable(stem, title, *shown, caption=words, paper_caption=theirs, rows=laid_out)
+    tables = {"ours": ours, "laid_out": laid_out, "beside": beside, "published": published}
+    shown = {name: markdown_table(rows) if rows else "" for name, rows in tables.items()}
+    return ShownTable(stem, title, caption=words, paper_caption=theirs, rows=laid_out, **shown)
 
 
 def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:

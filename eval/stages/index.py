@@ -17,11 +17,15 @@ def run() -> None:
         digest = report_digest(name)
         if not digest.is_file():
             raise MeritError(f"{digest}: {name} has no report; `dvc repro` writes it")
-    stated = sorted(path.stem for path in EXPERIMENTS_DIR.glob("*.yaml"))
-    once = [name for name in stated if name not in params.experiments and has_report(name)]
-    for name in [name for name in once if not is_current(name)]:
-        once.remove(name)
-        print(f"{REPORTS_DIR / name}: of an earlier version, left out of the pages over all")
+    once = []
+    for name in sorted(path.stem for path in EXPERIMENTS_DIR.glob("*.yaml")):
+        if name not in params.experiments and has_report(name):
+            if "bases" in read_json(REPORTS_DIR / name / SUMMARY):  # verdicts over bases
+                once.append(name)
+            else:
+                print(
+                    f"{REPORTS_DIR / name}: of an earlier version, left out of the pages over all"
+                )
     build_index(params.experiments, REPORTS_DIR, once=once)
 
 
@@ -31,8 +35,3 @@ def has_report(name: str) -> bool:
     That of another base is brief, without claims, and is part of its family's.
     """
     return all((REPORTS_DIR / name / file).is_file() for file in (SUMMARY, "claims.json"))
-
-
-def is_current(name: str) -> bool:
-    """Whether the report has what the pages read: the claims' verdicts over bases."""
-    return "bases" in read_json(REPORTS_DIR / name / SUMMARY)

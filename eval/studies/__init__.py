@@ -1,6 +1,6 @@
 """The studies: what the paper measures besides its main tables.
 
-A study is a folder here: settings.py (its block `studies.<name>` of an experiment's YAML, without
+A study is a folder here: its settings (the block `studies.<name>` of an experiment's YAML, without
 which it is not run), measure.py (numbers), draw.py (figures) and text.md.j2 (sentences); a `timed`
 one has only tables. To add one, add its folder and its line in `STUDIES`. Importing this module
 takes milliseconds.
@@ -17,24 +17,24 @@ from pydantic import create_model
 from merit.config import EXPERIMENTS_DIR, Experiment
 from merit.config.settings import Settings, checked
 from merit.errors import MeritError
-from merit.eval.studies.calibration.settings import Calibration
-from merit.eval.studies.connectivity.settings import Connectivity
-from merit.eval.studies.control.settings import Control
-from merit.eval.studies.cost.settings import Cost
-from merit.eval.studies.epochs.settings import Epochs
-from merit.eval.studies.fidelity.settings import Fidelity
-from merit.eval.studies.gain.settings import Gain
-from merit.eval.studies.held_out.settings import HeldOut
-from merit.eval.studies.hessian.settings import Hessian
-from merit.eval.studies.mergers.settings import Mergers
-from merit.eval.studies.overlap.settings import Overlap
-from merit.eval.studies.readiness.settings import Readiness
-from merit.eval.studies.regime.settings import Regime
-from merit.eval.studies.retention.settings import Retention
-from merit.eval.studies.sgd.settings import Sgd
+from merit.eval.studies.calibration import Calibration
+from merit.eval.studies.connectivity import Connectivity
+from merit.eval.studies.control import Control
+from merit.eval.studies.cost import Cost
+from merit.eval.studies.epochs import Epochs
+from merit.eval.studies.fidelity import Fidelity
+from merit.eval.studies.gain import Gain
+from merit.eval.studies.held_out import HeldOut
+from merit.eval.studies.hessian import Hessian
+from merit.eval.studies.mergers import Mergers
+from merit.eval.studies.overlap import Overlap
+from merit.eval.studies.readiness import Readiness
+from merit.eval.studies.regime import Regime
+from merit.eval.studies.retention import Retention
+from merit.eval.studies.sgd import Sgd
 from merit.eval.studies.study import Study
-from merit.eval.studies.surface.settings import Surface
-from merit.eval.studies.weights.settings import Weights
+from merit.eval.studies.surface import Surface
+from merit.eval.studies.weights import Weights
 
 STUDIES: dict[str, type[Study]] = {  # in the order of the pages
     "readiness": Readiness,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from merit.config import Experiment
 from merit.errors import MeritError
-from merit.eval.measuring.means import mean_interval, sample_std
-from merit.eval.studies.calibration.settings import Calibration
+from merit.eval.measuring.scores import mean_interval, sample_std
+from merit.eval.studies.calibration import Calibration
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows

@@ -16,7 +16,7 @@ from merit.config import Experiment
 from merit.eval.measuring.losses import Losses, LossEvaluator, barrier_columns, open_evaluator, walk
 from merit.eval.measuring.models import branch_folders, planned_model
 from merit.eval.measuring.scores import Row
-from merit.eval.studies.connectivity.settings import Connectivity
+from merit.eval.studies.connectivity import Connectivity
 from merit.io.artifacts import Artifacts
 
 TABLE = "table05_linear_mode_connectivity"

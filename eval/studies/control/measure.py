@@ -19,7 +19,7 @@ from merit.eval.measuring.candidates import Candidate, moved, score_candidates
 from merit.eval.measuring.losses import open_evaluator
 from merit.eval.measuring.models import planned_models
 from merit.eval.measuring.scores import mean, num_questions
-from merit.eval.studies.control.settings import Control
+from merit.eval.studies.control import Control
 from merit.eval.studies.control.tables import (
     WHOLE,
     Measured,

@@ -23,7 +23,7 @@ from merit.eval.measuring.scores import (
     only,
     verdict,
 )
-from merit.eval.studies.control.settings import Control
+from merit.eval.studies.control import Control
 
 Models = dict[str, list[Model]]  # method -> its models, seed by seed
 Point = tuple[str, float]  # a model's id and its c

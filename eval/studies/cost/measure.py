@@ -15,10 +15,9 @@ from typing import Any
 from merit.config import Experiment
 from merit.config.branches import Model
 from merit.errors import MeritError
-from merit.eval.measuring.means import mean_interval, sample_std
 from merit.eval.measuring.models import models_of
-from merit.eval.measuring.scores import Row, columns
-from merit.eval.studies.cost.settings import Cost
+from merit.eval.measuring.scores import Row, columns, mean_interval, sample_std
+from merit.eval.studies.cost import Cost
 from merit.eval.verdict import Link, Verdict
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 

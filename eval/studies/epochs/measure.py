@@ -19,11 +19,10 @@ from merit.config import Experiment
 from merit.config.branches import Model
 from merit.errors import MeritError
 from merit.eval.measuring.losses import LossEvaluator, open_evaluator
-from merit.eval.measuring.means import sample_std
 from merit.eval.measuring.models import displacement, planned_model
-from merit.eval.measuring.scores import Row, columns, difference
+from merit.eval.measuring.scores import Row, columns, difference, sample_std
 from merit.eval.results import Results, load_results
-from merit.eval.studies.epochs.settings import Epochs
+from merit.eval.studies.epochs import Epochs
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.method.diagnostics import flatness_auc

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from merit.config import Gradients
-from merit.eval.measuring.means import sample_std
+from merit.eval.measuring.scores import sample_std
 from merit.io.artifacts import Artifacts, read_array
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows

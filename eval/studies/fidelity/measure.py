@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from merit.config import Experiment
 from merit.errors import MeritError
 from merit.eval.measuring.scores import Row
+from merit.eval.studies.fidelity import Fidelity
 from merit.eval.studies.fidelity.full_gradients import exact, predicted_rmse, sketched, spread
-from merit.eval.studies.fidelity.settings import Fidelity
 from merit.io.artifacts import Artifacts, read_json
 from merit.method.diagnostics import matrix_fidelity, norm_concentration
 from merit.method.gradients import Sketch

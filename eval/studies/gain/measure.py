@@ -21,7 +21,7 @@ from merit.config import Experiment
 from merit.eval.measuring.losses import LossEvaluator, open_evaluator
 from merit.eval.measuring.models import branch_folders, merge_record, planned_model
 from merit.eval.measuring.scores import Row
-from merit.eval.studies.gain.settings import Gain
+from merit.eval.studies.gain import Gain
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows

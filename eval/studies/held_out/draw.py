@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from merit.eval.measuring.means import mean_interval
+from merit.eval.measuring.scores import mean_interval
 from merit.eval.report.style import (
     BLACK,
     BLUE,

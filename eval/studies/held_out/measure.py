@@ -26,8 +26,8 @@ from merit.eval.measuring.held_out import (
 from merit.eval.measuring.models import by_method, displacement, finished_models
 from merit.eval.measuring.scores import Row, columns
 from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval
+from merit.eval.studies.held_out import HeldOut
 from merit.eval.studies.held_out.recommend import Candidate, mean_loss, recommend, strata
-from merit.eval.studies.held_out.settings import HeldOut
 from merit.io.artifacts import Artifacts, read_json
 from merit.io.checkpoints import Checkpoint
 from merit.io.progress import Progress

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from merit.config import Experiment
 from merit.eval.measuring.scores import Row
-from merit.eval.studies.hessian.settings import Hessian
+from merit.eval.studies.hessian import Hessian
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.io.rows import scratch_rows

@@ -27,7 +27,7 @@ from merit.eval.measuring.scores import (
     num_questions,
     verdict,
 )
-from merit.eval.studies.mergers.settings import Mergers
+from merit.eval.studies.mergers import Mergers
 from merit.eval.verdict import DIRECTIONS
 from merit.io.artifacts import Artifacts
 from merit.method.mergers import by_publication

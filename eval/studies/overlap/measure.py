@@ -33,6 +33,7 @@ from merit.errors import MeritError
 from merit.eval.answering.answers import question_files
 from merit.eval.benchmarks import benchmark
 from merit.eval.measuring.scores import Row
+from merit.eval.studies.overlap import Overlap
 from merit.eval.studies.overlap.contamination import (
     difference_hash,
     near,
@@ -40,7 +41,6 @@ from merit.eval.studies.overlap.contamination import (
     pixel_hash,
     question_parts,
 )
-from merit.eval.studies.overlap.settings import Overlap
 from merit.io.artifacts import Artifacts, read_json, read_jsonl
 from merit.io.progress import Progress
 

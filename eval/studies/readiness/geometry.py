@@ -13,7 +13,7 @@ import torch
 
 from merit.eval.measuring.losses import LossEvaluator, barrier_columns, walk
 from merit.eval.measuring.scores import Interval, Row
-from merit.eval.studies.readiness.settings import Thresholds
+from merit.eval.studies.readiness import Thresholds
 
 CONDITIONS = {
     "a": "no barrier: largest barrier, share of the mean loss at the path's ends",

@@ -26,8 +26,8 @@ from merit.eval.measuring.held_out import match_scores
 from merit.eval.measuring.losses import open_evaluator
 from merit.eval.measuring.models import branch_folders, models_of
 from merit.eval.measuring.scores import Interval, Row, difference, num_questions
+from merit.eval.studies.readiness import Readiness
 from merit.eval.studies.readiness.geometry import Split, conditions, geometry, of_kind
-from merit.eval.studies.readiness.settings import Readiness
 from merit.io.artifacts import Artifacts
 from merit.io.checkpoints import Checkpoint
 

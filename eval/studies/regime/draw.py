@@ -26,10 +26,13 @@ from merit.eval.report.style import (
 )
 
 LOOKS: dict[str, dict[str, Any]] = {
-    "joint": {"color": VERMILION, "marker": "s"},
-    "random": {"color": SKY, "marker": "^"},
-    "merit": {"color": GREEN, "marker": "o"},
-    "shrunk": {"color": BLACK, "marker": "D", "ls": "--"},
+    "joint": {"color": VERMILION, "marker": "s", "label": "joint training"},
+    "random": {"color": SKY, "marker": "^", "label": "split at random, merged"},
+    "merit": {"color": GREEN, "marker": "o", "label": "MERIT: split by conflict, merged"},
+    "shrunk": {
+        **{"color": BLACK, "marker": "D", "ls": "--"},
+        "label": "joint training at MERIT's distance",
+    },
 }
 APART = 1.03  # lines lie side by side by this factor of the rate, so that bars stay readable
 TITLES = {"merit": "MERIT", "random": "random", "joint": "joint", "shrunk": "shrunk"}
@@ -75,7 +78,9 @@ def _draw_base(scores: Axes, moves: Axes, result: dict[str, Any], base: str) -> 
         rates = np.array([c["learning_rate"] for c in done]) * APART ** (i - 1.5)
         found = [c["averages"][kind] for c in done]
         values, bars = [value for value, _, _ in found], error_bars(found)
-        scores.errorbar(rates, values, bars, elinewidth=0.7, label=_name(result, kind), **look)
+        if kind == "random" and (draws := result["num_random"]) > 1:
+            look = look | {"label": f"{look['label']}, mean of {draws} draws"}
+        scores.errorbar(rates, values, bars, elinewidth=0.7, **look)
         if kind != "shrunk":  # it lies at MERIT's distance
             moves.plot(rates, [100 * c["relative_displacements"][kind] for c in done], **look)
     failed = [c["learning_rate"] for c in cells if not c["averages"]]
@@ -84,18 +89,6 @@ def _draw_base(scores: Axes, moves: Axes, result: dict[str, Any], base: str) -> 
         scores.plot(
             failed, [0.03] * len(failed), "x", color=BLACK, transform=place, label="not finite"
         )
-
-
-def _name(result: dict[str, Any], kind: str) -> str:
-    """What the legend says, for a reader who knows no method's name."""
-    draws = result["num_random"]
-    mean = f", mean of {draws} draws" if draws > 1 else ""
-    return {
-        "joint": "joint training",
-        "random": f"split at random, merged{mean}",
-        "merit": "MERIT: split by conflict, merged",
-        "shrunk": "joint training at MERIT's distance",
-    }[kind]
 
 
 def _title(base: dict[str, Any]) -> str:

@@ -25,8 +25,8 @@ from merit.eval.measuring.scores import (
     num_questions,
     verdict,
 )
-from merit.eval.studies.readiness.settings import Readiness, Thresholds
-from merit.eval.studies.regime.settings import Regime
+from merit.eval.studies.readiness import Readiness, Thresholds
+from merit.eval.studies.regime import Regime
 from merit.io.artifacts import Artifacts
 
 OWN, OTHER = "has the skills", "must learn them"  # said of the base

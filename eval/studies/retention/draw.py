@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from merit.eval.measuring.means import mean_interval
+from merit.eval.measuring.scores import mean_interval
 from merit.eval.report.style import BLUE, GREY, interval_row, name_rows, panels
 
 

@@ -17,10 +17,9 @@ from merit.config import Encoding, Experiment
 from merit.data.examples import make_example
 from merit.eval.answering.batches import Prompt, prepared, split
 from merit.eval.answering.generate import generate
-from merit.eval.measuring.means import mean_interval
 from merit.eval.measuring.models import finished_models
-from merit.eval.measuring.scores import Row, columns
-from merit.eval.studies.retention.settings import Retention
+from merit.eval.measuring.scores import Row, columns, mean_interval
+from merit.eval.studies.retention import Retention
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 from merit.train.dataset import TokenizedDataset

@@ -22,7 +22,7 @@ from merit.eval.measuring.scores import (
     rate_label,
     verdict,
 )
-from merit.eval.studies.sgd.settings import Sgd
+from merit.eval.studies.sgd import Sgd
 from merit.io.artifacts import Artifacts
 
 Point = tuple[str, float]  # method, learning rate

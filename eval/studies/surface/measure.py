@@ -17,7 +17,7 @@ from merit.errors import MeritError
 from merit.eval.measuring.losses import LossEvaluator, open_evaluator
 from merit.eval.measuring.models import branch_folders, planned_model
 from merit.eval.measuring.scores import Row
-from merit.eval.studies.surface.settings import Surface
+from merit.eval.studies.surface import Surface
 from merit.io.artifacts import Artifacts
 from merit.io.progress import Progress
 

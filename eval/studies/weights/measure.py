@@ -27,7 +27,7 @@ from merit.eval.measuring.scores import (
     interval,
     num_questions,
 )
-from merit.eval.studies.weights.settings import Weights
+from merit.eval.studies.weights import Weights
 from merit.io.artifacts import Artifacts, read_json
 from merit.method.average import BUDGETS, merge_weights
 
