@@ -25,6 +25,11 @@ settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
 
 
+# what the smoke run finds in its environment, and must write nowhere
+SECRET = "a-key-that-nobody-may-read"
+KEYS = ("HF_TOKEN", "OPENAI_API_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY")
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share a process, and its fixtures are made once; so do those of the smoke run,
@@ -158,5 +163,8 @@ def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from merit.run import smoke
 
     path = tmp_path_factory.mktemp("smoke")
-    smoke.run_all(path)
+    with pytest.MonkeyPatch.context() as environment:
+        for name in KEYS:
+            environment.setenv(name, SECRET)
+        smoke.run_all(path)
     return path

@@ -15,6 +15,7 @@ from merit.config import load_experiment
 from merit.config.branches import plan
 from merit.io.artifacts import Artifacts, file_hash, read_json
 from merit.run import keys, smoke, store
+from tests.conftest import SECRET
 
 ROOT = Path(__file__).parent.parent
 BRANCH = "merit-1d-s1-g0"
@@ -59,6 +60,13 @@ def test_every_method_model_and_branch_is_a_finished_run_in_mlflow(folder: Path)
         assert database.execute(query).fetchall() == [("FINISHED", num_runs)]
     finally:
         database.close()
+
+
+def test_no_key_is_written(folder: Path) -> None:
+    """Logs, artifacts, reports, DVC's and MLflow's files, git's objects apart (compressed)."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "mlflow.db" for path in files)
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
 # --- what users type; each test leaves the folder finished and committed --------------------------

@@ -124,6 +124,7 @@ FILES: dict[str, tuple[str, bytes | int, Callable[[Path], Any], str]] = {
     "objects": ("x.npy", array(np.save, np.array([Code()])), read_array, "not a .npy array"),
     "objects, npz": ("x.npy", array(np.savez, np.array([Code()])), read_array, "an archive"),
     "pickle as gguf": ("x.gguf", PICKLE, lambda p: unpack(p, p.parent, "k"), "GGUF"),
+    "cut gguf": ("x.gguf", b"GGUF" + bytes(20), lambda p: unpack(p, p.parent, "k"), "cannot be"),
     "pickle as image": ("x.png", PICKLE, load_image, "no known format"),
     "long header": ("x.safetensors", header({}, 2**60), tensors, "header too large"),
     "huge shape": ("x.safetensors", header({"a": tensor(2**60, at=(0, 2**62))}), tensors, "overfl"),

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from merit.errors import MeritError
+from merit.io.disk import writing
 from merit.io.locks import exclusive
 from merit.io.texts import parse_json, parse_object, read_text
 
@@ -91,13 +92,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary
-        _share(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            _share(temporary)
+            _take_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Move `new` to `path`. An older folder there is removed last, and back if that fails."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # a killed process left it
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -156,12 +171,11 @@ def partial_folder(path: Path, key: str, what: str = "is being written") -> Iter
     """
     with exclusive(work_place(path), what):
         partial = open_partial(path, key)
-        yield partial
+        with writing(path):
+            yield partial
         _share(partial)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        _take_place(partial, path)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -173,7 +187,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
             return
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with writing(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)

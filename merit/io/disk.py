@@ -26,6 +26,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in NO_SPACE:
+            if error.errno == errno.EIO and error.filename is None:
+                error.filename = str(path)
             raise  # merit.errors has a line for it
         free = shutil.disk_usage(path.parent).free
         raise MeritError(

@@ -38,7 +38,7 @@ def inner_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     for start in range(0, left.shape[1], _CHUNK):
         a = left[:, start : start + _CHUNK].astype(np.float64)
         b = a if right is left else right[:, start : start + _CHUNK].astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):  # refused by name where norms are taken
+        with np.errstate(over="ignore", invalid="ignore"):  # `_norms` names the gradient
             total += a @ b.T
     return total
 
