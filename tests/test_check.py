@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -343,10 +344,10 @@ def test_disk_downloads_and_hours_by_hand(big: Path) -> None:
     }
     # 1,000 examples for the gradients, as many for the joint branch and for the eight together
     flop = 6 * DECODER * 1e6 + 2 * 4 * SIZES.vision * 7e5
-    text = estimate.hours(experiment, SIZES, amount, 500.0, 0.5)
     one = flop / (500e12 * 0.5) / 3600
-    assert f"base 0, gradients {one:.3g}, branches {2 * one:.3g}; {3 * one:.3g} together" in text
-    assert "peak 500 TFLOP/s (--gpu-tflops), MFU 0.5 (--mfu)" in text
+    assert estimate.gpu_hours(experiment, SIZES, amount, 250.0) == pytest.approx(
+        {"base": 0, "gradients": one, "branches": 2 * one}
+    )
 
 
 def test_disk_that_is_there_is_not_needed_again(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,9 +368,8 @@ def test_disk_that_is_there_is_not_needed_again(big: Path, monkeypatch: pytest.M
 def test_the_papers_experiments_can_be_estimated(name: str, low: float, high: float) -> None:
     experiment, paths = load_experiment(name), Artifacts(name)
     amount = estimate.mixture(experiment, paths)
-    text = estimate.hours(experiment, base_sizes(experiment.base, paths.base), amount, 989, 0.4)
-    total = float(text.partition(" together")[0].rpartition("; ")[2])
-    assert low < total < high
+    hours = estimate.gpu_hours(experiment, base_sizes(experiment.base, paths.base), amount, 400)
+    assert low < sum(hours.values()) < high
 
 
 def test_a_miniature_lacks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,3 +377,7 @@ def test_a_miniature_lacks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     found = capsys.readouterr().out
     assert "Nothing is missing." in found
     assert "193,280 parameters in the decoder, 226,112 in the vision part" in found
+    main(["check", "mini_vision", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] == {"decoder": 193_280, "vision": 226_112}
+    assert (facts["mixture"]["tasks"], facts["missing"]) == (136, [])

@@ -123,7 +123,9 @@ def test_a_changed_method_trains_its_own_branches_and_changing_back_none(committ
     assert re.search(r"sweeps\.regime\.learning_rate +\[0\.001\] +\[0\.002\]", told)
     git(committed, "checkout", "--quiet", ".")
     smoke.check_unchanged(committed)
-    assert "up to date" in smoke.run_in(committed, "merit", "status")
+    rows = json.loads(smoke.run_in(committed, "merit", "status", "--json"))
+    assert {row["why"] for row in rows} == {None}
+    assert [row["item"] for row in rows if row["stage"] == "data"] == [None]
 
 
 def test_push_clone_pull_repro(committed: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from merit.check.access import set_access, uses_hub
-from merit.check.estimate import Amount, Part, disk, downloads, hours, mixture
+from merit.check.estimate import Amount, Part, disk, downloads, gpu_hours, mixture
 from merit.check.missing import (
     hub_off,
     missing_benchmarks,
@@ -18,8 +20,15 @@ from merit.config import Experiment, load_experiment, load_params
 from merit.io.artifacts import Artifacts
 from merit.train.sizes import Sizes, base_sizes
 
+ASSUMED = """\
+  6 N tokens / (peak x MFU): N parameters of the decoder; 2 per parameter and patch of the frozen \
+vision part.
+  Assumed: peak {:g} TFLOP/s (--gpu-tflops), MFU {:g} (--mfu), phases of the base read examples as \
+long as the mixture's.
+  Not in it: answers, merges, studies."""
 
-def check(name: str, gpu_tflops: float, mfu: float) -> None:
+
+def check(name: str, gpu_tflops: float, mfu: float, as_json: bool = False) -> None:
     """Print what the experiment takes and lacks; exit status 1 if something is missing.
 
     Raises MeritError for an unknown experiment or base.
@@ -30,19 +39,33 @@ def check(name: str, gpu_tflops: float, mfu: float) -> None:
     sizes, amount = base_sizes(experiment.base, paths.base), mixture(experiment, paths)
     parts = disk(experiment, paths, sizes, amount, params)
     fetched = downloads(experiment, paths)
-    print(page(experiment, sizes, amount, parts, fetched))
-    print(hours(experiment, sizes, amount, gpu_tflops, mfu))
+    hours = gpu_hours(experiment, sizes, amount, gpu_tflops * mfu)
     lacking = [
         *missing_data(experiment, paths, amount, off),
         *missing_benchmarks(experiment, paths, off),
         *missing_machine(experiment, sizes, params.launch),
         *missing_space(parts, fetched),
     ]
-    if not lacking:
-        print("\nNothing is missing.")
-        return
-    print(f"\nMissing ({len(lacking)}):\n" + "\n".join(f"- {line}" for line in lacking))
-    sys.exit(1)
+    if as_json:
+        facts = {
+            "experiment": name,
+            "parameters": {"decoder": sizes.decoder, "vision": sizes.vision},
+            "mixture": asdict(amount),
+            "disk_bytes": {p.name: [p.number, p.size, p.there] for p in parts},
+            "download_gb": fetched,
+            "gpu_hours": hours,
+            "missing": lacking,
+        }
+        print(json.dumps(facts, indent=1))
+    else:
+        print(page(experiment, sizes, amount, parts, fetched))
+        named = ", ".join(f"{part} {value:.3g}" for part, value in hours.items())
+        print(f"GPU-hours: {named}; {sum(hours.values()):.3g} together.")
+        print(ASSUMED.format(gpu_tflops, mfu))
+        print(f"\nMissing ({len(lacking)}):" if lacking else "\nNothing is missing.")
+        print(*(f"- {line}\n" for line in lacking), sep="", end="")
+    if lacking:
+        sys.exit(1)
 
 
 def page(

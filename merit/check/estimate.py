@@ -200,10 +200,10 @@ def gpus(experiment: Experiment) -> int:
     return 0 if experiment.model.device == "cpu" else torch.cuda.device_count()
 
 
-def hours(
-    experiment: Experiment, sizes: Sizes, amount: Amount, gpu_tflops: float, mfu: float
-) -> str:
-    """GPU-hours by one formula, with its assumptions."""
+def gpu_hours(
+    experiment: Experiment, sizes: Sizes, amount: Amount, tflops: float
+) -> dict[str, Any]:
+    """{part: GPU-hours}: 6 N FLOP per token, 2 per parameter and patch of the frozen vision part."""
     some = experiment.gradients.num_examples * amount.tasks
     examples = {
         "base": sum(p.num_steps * p.optimizer.batch_size for p in experiment.base.phases),
@@ -213,12 +213,5 @@ def hours(
     }
     seen = 0 if experiment.encoding.cache_images else 2 * sizes.vision * sizes.patches
     flop = 6 * sizes.decoder * (amount.text + amount.image) + seen * amount.image
-    each = flop / max(amount.examples, 1) / (gpu_tflops * 1e12 * mfu) / 3600
-    named = ", ".join(f"{name} {count * each:.3g}" for name, count in examples.items())
-    return (
-        f"GPU-hours: {named}; {sum(examples.values()) * each:.3g} together.\n"
-        "  6 N tokens / (peak x MFU): N parameters of the decoder; 2 per parameter and patch of "
-        f"the frozen vision part.\n  Assumed: peak {gpu_tflops:g} TFLOP/s (--gpu-tflops), MFU "
-        f"{mfu:g} (--mfu), phases of the base read examples as long as the mixture's.\n"
-        "  Not in it: answers, merges, studies."
-    )
+    each = flop / max(amount.examples, 1) / (tflops * 1e12) / 3600
+    return {name: count * each for name, count in examples.items()}

@@ -9,6 +9,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import shtab
+
 from merit import __version__
 from merit.errors import BUG, STOPPED, MeritError, Stopped, message_of
 from merit.merge.command import add_command as add_merge
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"merit {__version__}")
+    shtab.add_argument_to(parser, "--print-completion")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
@@ -87,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--rehearse", action="store_true", help="a copy cut down to minutes: <experiment>_rehearsal"
     )
-    _add_experiment(add("status", "which results are out of date, and why"))
+    command = add("status", "which results are out of date, and why")
+    _add_experiment(command)
+    command.add_argument("--json", action="store_true", help="for programs")
     command = add("check", "what an experiment lacks and takes, before anything is computed")
     command.add_argument("experiment", help="as in experiments/<name>.yaml")
     command.add_argument(
@@ -96,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--mfu", type=float, default=0.4, help="share of the peak in use; default: %(default)s"
     )
+    command.add_argument("--json", action="store_true", help="for programs")
     command = add("partition", "2^axes groups of any tasks, from gradients of your own")
     _add_rows(command)
     command.add_argument("--axes", type=int, default=2, metavar="r", help="default: 2")
@@ -148,7 +154,7 @@ def _dispatch(options: argparse.Namespace) -> None:
         case "check":
             from merit.check.command import check
 
-            check(options.experiment, options.gpu_tflops, options.mfu)
+            check(options.experiment, options.gpu_tflops, options.mfu, options.json)
         case "partition":
             from merit.partition.files import partition_files
 
@@ -200,7 +206,7 @@ def _run(options: argparse.Namespace) -> None:
 
     names = [options.experiment] if options.experiment else _params().experiments
     if options.command == "status":
-        execute.status(names)
+        execute.status(names, options.json)
         return
     if options.rehearse:
         if not options.experiment:

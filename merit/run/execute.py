@@ -6,6 +6,7 @@ the others. DVC calls it once per stage; without DVC and git one call runs all s
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -267,6 +268,15 @@ class Executor:
             print(f"{self.name} {name}: {num_current} up to date{unless}")
         return stale
 
+    def facts(self) -> list[dict[str, str | None]]:
+        """Every item with why it is out of date."""
+        return [
+            {"experiment": self.name, "stage": stage.name, "item": item.name or None}
+            | {"why": self._why(stage, item) or None}
+            for stage in STAGES.values()
+            for item in stage.items(self.context)
+        ]
+
     def _why(self, stage: Stage, item: Item) -> str:
         try:
             key = stage.key(self.context, item.name)
@@ -359,8 +369,12 @@ def stage_settings(context: Context) -> dict[str, Any]:
     }
 
 
-def status(names: Sequence[str]) -> None:
-    """Print which items are out of date, and why."""
+def status(names: Sequence[str], as_json: bool = False) -> None:
+    """Print which items are out of date, and why; as JSON a list of all, `why` null if current."""
     params = load_params()
-    stale = sum(Executor(load(name), params).describe(list(STAGES)) for name in names)
+    executors = [Executor(load(name), params) for name in names]
+    if as_json:
+        print(json.dumps([row for executor in executors for row in executor.facts()], indent=1))
+        return
+    stale = sum(executor.describe(list(STAGES)) for executor in executors)
     print(f"{stale} out of date" if stale else "everything is up to date")
