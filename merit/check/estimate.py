@@ -203,7 +203,7 @@ def gpus(experiment: Experiment) -> int:
 def gpu_hours(
     experiment: Experiment, sizes: Sizes, amount: Amount, tflops: float
 ) -> dict[str, Any]:
-    """{part: GPU-hours}: 6 N FLOP per token, 2 per parameter and patch of the frozen vision part."""
+    """{part: GPU-hours}: 6 N FLOP a token, 2 a parameter and patch of the frozen vision part."""
     some = experiment.gradients.num_examples * amount.tasks
     examples = {
         "base": sum(p.num_steps * p.optimizer.batch_size for p in experiment.base.phases),
