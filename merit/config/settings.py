@@ -71,17 +71,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _check_bounds(events: Iterable[yaml.Event]) -> None:
     """Raise ValueError for what libyaml would not survive: depth, and aliases of aliases."""
     sizes: dict[str, int] = {}  # of what an anchor names, in characters and nodes
-    nodes: list[tuple[str | None, int]] = [(None, 0)]  # open ones: anchor, size so far
+    nodes: list[tuple[str, int]] = [("", 0)]  # open ones: anchor, size so far
     for event in events:
         size = 0
         if isinstance(event, yaml.CollectionStartEvent):
-            nodes.append((event.anchor, 1))
-        elif isinstance(event, yaml.CollectionEndEvent | yaml.ScalarEvent):
-            scalar = isinstance(event, yaml.ScalarEvent)
-            anchor, size = (event.anchor, 1 + len(event.value)) if scalar else nodes.pop()
-            sizes[anchor or ""] = size
+            nodes.append((event.anchor or "", 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = nodes.pop()
+            sizes[anchor] = size
+        elif isinstance(event, yaml.ScalarEvent):
+            size = sizes[event.anchor or ""] = 1 + len(event.value)
         elif isinstance(event, yaml.AliasEvent):  # one within its own anchor has no size yet
-            size = sizes.get(event.anchor, LARGEST)
+            size = sizes.get(event.anchor or "", LARGEST)
         nodes[-1] = (nodes[-1][0], nodes[-1][1] + size)
         if len(nodes) > DEEPEST or nodes[-1][1] >= LARGEST:
             raise ValueError(

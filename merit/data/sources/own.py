@@ -127,7 +127,7 @@ def _stated(path: Path, key: str) -> list[str]:
     value = found.get(key) if isinstance(found, dict) else None
     if not isinstance(value, list) or not value:
         raise MeritError(f"{path}: key `{key}`: expected a list, found {value!r:.80}")
-    names = [item.get("filename") if isinstance(item, dict) else item for item in value]
+    names: list[Any] = [item.get("filename") if isinstance(item, dict) else item for item in value]
     for name in names:
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
             raise MeritError(f"{path}: key `{key}`: {name!r:.80} does not lie in the folder itself")
