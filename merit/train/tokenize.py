@@ -11,13 +11,14 @@ import pickle
 import re
 import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 from jinja2 import TemplateError
 
 from merit.config import Encoding
@@ -106,8 +107,9 @@ def _bounded(render: Callable[[], Template]) -> Template:
     child = os.fork()
     if child == 0:
         try:
-            used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-            resource.setrlimit(resource.RLIMIT_AS, (used * resource.getpagesize() + MEMORY,) * 2)
+            limit = psutil.Process().memory_info().vms + MEMORY
+            with suppress(ValueError, OSError):  # macOS has no such limit
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             try:
                 found: Template | str = render()
