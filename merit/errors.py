@@ -35,9 +35,9 @@ OUT_OF_MEMORY = (
     "`training.gradient_checkpointing`; raise `launch.gpus_per_branch`; run fewer at a time "
     "(`workers` of params.yaml)"
 )
-SHARED_MEMORY = (
-    "/dev/shm is full, through which `training.workers` hand over images: give a container more "
-    "(`docker run --shm-size 8g`), or set `training.workers: 0`"
+READERS_DIED = (
+    "a process that reads images died, mostly since /dev/shm or the memory is full: give a container "
+    "more (`docker run --shm-size 8g`), or lower `training.workers`; 0 needs none"
 )
 REPRO = ("dvc", "mlflow", "lm_eval", "vlmeval", "datasets")  # of the extra `repro`
 
@@ -66,6 +66,6 @@ def message_of(error: BaseException) -> str | None:
     names = {kind.__name__ for kind in type(error).__mro__}  # of libraries that are not imported
     if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in first:
         return OUT_OF_MEMORY.format(first.split(". ")[0] or "of this machine")
-    if first.startswith("DataLoader worker") and "Bus error" in first:
-        return SHARED_MEMORY
+    if first.startswith("DataLoader worker"):  # "is killed by signal", "exited unexpectedly"
+        return READERS_DIED
     return None
