@@ -36,8 +36,8 @@ OUT_OF_MEMORY = (
     "(`workers` of params.yaml)"
 )
 READERS_DIED = (
-    "a process that reads images died, mostly since /dev/shm or the memory is full: give a container "
-    "more (`docker run --shm-size 8g`), or lower `training.workers`; 0 needs none"
+    "a process that reads images died, mostly since /dev/shm or the memory is full: give a "
+    "container more (`docker run --shm-size 8g`), or lower `training.workers`; 0 needs none"
 )
 REPRO = ("dvc", "mlflow", "lm_eval", "vlmeval", "datasets")  # of the extra `repro`
 
