@@ -150,7 +150,8 @@ def main() -> None:
     rows = "\n".join(f"| {where} | {count} |" for where, count in sorted(kills.items()))
     OUT.write_text(
         "# Killed and run again\n\n"
-        f"`python -m benchmarks.kills --kills {args.kills} --seed {args.seed}`: the tiny pipeline, "
+        f"`python -m benchmarks.kills --kills {args.kills} --seed {args.seed} "
+        f"--longest {args.longest:g}`: the tiny pipeline, "
         "killed with SIGKILL at random moments and typed again.\n"
         f"{len(one)} of {len(one)} artifacts, tables and pages are the same bytes as undisturbed; "
         "no finished branch was trained again, no process was left over.\n\n"
