@@ -1,7 +1,7 @@
 """`python -m benchmarks.kills`: kill the pipeline at random moments, and compare what it leaves.
 
 The tiny pipeline of `merit smoke` runs once undisturbed. In a second folder the same commands are
-killed with SIGKILL again and again, each time the command alone, one of its workers, or all of
+killed with SIGKILL again and again, each time only the command, one of its workers, or all of
 them, and typed once more. At the end every artifact, table and page must be the same bytes, no
 finished branch may have been trained again, and no process may be left over. The result is
 reports/benchmarks/kills.md.

@@ -107,7 +107,7 @@ def read(path: Path) -> None:
 
 
 def timed(work: Callable[[Path], None], path: Path) -> float:
-    """Seconds of work(path), with the file on the disk alone."""
+    """Seconds of work(path), with the file only on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

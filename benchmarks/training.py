@@ -247,7 +247,7 @@ def page(result: dict[str, Any]) -> str:
             "",
             rows.to_markdown(index=False, floatfmt=".3g"),
             "",
-            "Model FLOP alone: what checkpointing computes again is not counted, of the "
+            "Only the model FLOP: what checkpointing computes again is not counted, of the "
             "output layer the loss-bearing tokens.",
         ]
     return "\n".join(lines) + "\n"

@@ -144,7 +144,7 @@ def write(
 
 
 def _diverge(artifacts: Artifacts, branch: str) -> None:
-    """Leave the branch a summary with the failure alone."""
+    """Leave the branch a summary with only the failure."""
     (artifacts.branch(branch) / "model.safetensors").unlink()
     path = artifacts.branch(branch) / "summary.json"
     summary = read_json(path) | {"failure": f"branch {branch}: the loss is nan at step 3"}
@@ -342,7 +342,7 @@ def _write_models(
 ) -> dict[str, str]:
     """Every merged or derived model, weighted by all tokens, with its merge.json.
 
-    Returns {model: why it diverged}; such a model has a record alone.
+    Returns {model: why it diverged}; such a model has only a record.
     """
     merged: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Rooms know only the rooms to their left; the miniature worlds are reached by name alone."""
+"""Rooms know only the rooms to their left; the miniature worlds are reached only by name."""
 
 from __future__ import annotations
 

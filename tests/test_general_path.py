@@ -258,7 +258,7 @@ def tables_of(done: Run, name: str) -> dict[str, Any]:
 
 
 def losses_of(done: Run, folder: Path, turns: list[tuple[str, str]]) -> list[tuple[float, int]]:
-    """(loss, supervised tokens) of each answer, by transformers alone: one token per byte."""
+    """(loss, supervised tokens) of each answer, by only transformers: one token per byte."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(done.merged)

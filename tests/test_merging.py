@@ -250,7 +250,7 @@ def constant(value: float, *names: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """base at 0, a at 1, b at 5, and `part`, which trained the MLP alone, at 9."""
+    """base at 0, a at 1, b at 5, and `part`, which trained only the MLP, at 9."""
     monkeypatch.chdir(tmp_path)
     config = {"architectures": ["Qwen2ForCausalLM"], "dtype": "float32"}
     for name, value in (("base", 0.0), ("a", 1.0), ("b", 5.0)):

@@ -227,7 +227,7 @@ def test_what_a_method_changes_in_its_optimizer_is_another_branch() -> None:
 
 
 def test_a_branchs_folder_is_that_of_its_run() -> None:
-    """Its path is told from its name alone; of every kind of name there is."""
+    """Its path is told from only its name; of every kind of name there is."""
     planned = plan(
         swept(
             METHODS | {"kmeans-4": {"partition": "kmeans", "groups": 4, "seeds": [12]}},
@@ -346,7 +346,7 @@ def test_manifests_by_hand() -> None:
     assert (joint["tasks"], joint["num_tokens"]) == (["a", "b", "c", "d"], ONE_EPOCH)
     assert (
         joint["training"]["optimizer"]["batch_size"] == 16
-    )  # joint training alone has one of its own
+    )  # only joint training has its own
     half = manifests["joint-0.5ep-s1"]
     assert (half["num_tokens"], half["num_loss_tokens"]) == (ONE_EPOCH / 2, ONE_EPOCH_LOSS / 2)
 

@@ -207,7 +207,7 @@ def test_one_seed_is_resampled_over_questions_alone() -> None:
 
 
 def test_the_base_against_several_seeds() -> None:
-    # 0.4 and 0.6 against 0.3: the seeds of one side alone move the difference
+    # 0.4 and 0.6 against 0.3: the seeds of only one side move the difference
     _, found = s.paired_bootstrap({"a": by_seed([0.4, 0.6])}, {"a": by_seed([0.3])})
     half = 0.1 * math.sqrt(2)
     assert found[:3] == (pytest.approx(0.2), pytest.approx(0.2 - half), pytest.approx(0.2 + half))

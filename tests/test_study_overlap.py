@@ -177,7 +177,7 @@ def test_what_cannot_be_compared_is_named(paths: Artifacts, tmp_path: Path) -> N
 
 
 def asking(name: str, **evaluation: Any) -> Any:
-    """An experiment of which the study reads the evaluation alone."""
+    """An experiment of which the study reads only the evaluation."""
     settings = Evaluation.model_validate({"benchmarks": [name], **evaluation})
     return SimpleNamespace(evaluation=settings)
 

@@ -201,7 +201,7 @@ def test_loss_by_epoch_by_hand() -> None:
         [rows((0.5, 4.0), (0.75, 3.0), (1.0, 2.0)), rows((0.5, 4.0), (1.0, 2.0))], [1, 3], 4
     )
     assert curve == [(2, 4.0), (3, 3.0), (4, 2.0)]
-    # the longer branch goes on, the shorter keeps its last loss: (1 * 1 + 3 * 2) / 4
+    # the longer branch continues, the shorter keeps its last loss: (1 * 1 + 3 * 2) / 4
     curve = loss_by_epoch([rows((0.5, 4.0), (1.5, 1.0)), rows((0.5, 4.0), (1.0, 2.0))], [1, 3], 2)
     assert curve == [(1, 4.0), (2, (2.5 + 3 * 2.0) / 4), (3, (1.0 + 3 * 2.0) / 4)]
     assert loss_by_epoch([rows((1.0, 1.0)), []], [1, 1]) == []
@@ -258,7 +258,7 @@ def test_second_sync_writes_nothing(world: World, capsys: pytest.CaptureFixture[
 
 
 def retrain(world: World) -> list[dict[str, Any]]:
-    """merit-1d-s1-g1 anew, in two steps instead of four and with another learning rate."""
+    """merit-1d-s1-g1 again, in two steps instead of four and with another learning rate."""
     folder = world.artifacts.branch("merit-1d-s1-g1")
     rows = [row | {"loss": row["loss"] + 1} for row in read_jsonl(folder / "records.jsonl")[:2]]
     rows[0]["gradient_norm"] = float("nan")  # no number: it stays a record

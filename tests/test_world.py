@@ -118,7 +118,7 @@ def test_conversations_ask_for_known_skills_alone(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_pool_that_no_task_can_ask_about_is_refused() -> None:
-    """Signs with words alone: nobody can read a number; without a limit this would never end."""
+    """Signs with only words: nobody can read a number; without a limit this would never end."""
     pool = [Scene("sign", "plain", text="wolf")] * 3
     task = next(t for t in all_tasks() if t.name == "read_number-short")
     with pytest.raises(MeritError, match="read_number-short"):
