@@ -344,9 +344,7 @@ def test_manifests_by_hand() -> None:
     assert twice["num_samples"] == 40  # samples do not count epochs
     joint = manifests["joint-1ep-s1"]
     assert (joint["tasks"], joint["num_tokens"]) == (["a", "b", "c", "d"], ONE_EPOCH)
-    assert (
-        joint["training"]["optimizer"]["batch_size"] == 16
-    )  # only joint training has its own
+    assert joint["training"]["optimizer"]["batch_size"] == 16  # only joint training has its own
     half = manifests["joint-0.5ep-s1"]
     assert (half["num_tokens"], half["num_loss_tokens"]) == (ONE_EPOCH / 2, ONE_EPOCH_LOSS / 2)
 
