@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from merit.config import PARAMS_FILE, Launch, Params
-from merit.errors import MeritError
+from merit.errors import STOPPED, MeritError
 from merit.io.artifacts import value_hash, work_place
 from merit.run.store import Item, Key
 
@@ -207,7 +207,8 @@ class Job:
             )
         signal.signal(signal.SIGTERM, self._terminate)
         code = self._wait()
-        if code and self._ending:
+        # Slurm signals all processes of a job: the child may have ended before our signal comes
+        if code == STOPPED or (code and self._ending):
             time.sleep(PATIENCE)
         if code:
             sys.exit(code)
