@@ -148,6 +148,17 @@ def test_a_model_that_cannot_be_loaded_says_why(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_red_on_a_terminal_that_does_not_refuse_colours(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for no_colour, prefix in (("", "\033[1;31mmerit: error:\033[0m "), ("1", "merit: error: ")):
+        monkeypatch.setenv("NO_COLOR", no_colour)
+        with pytest.raises(SystemExit):
+            main(["run", "nothing"])
+        assert capsys.readouterr().err.startswith(prefix)
+
+
 def test_the_process_ends_with_status_2_and_no_traceback(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "merit", "run", "mini_visoin"],

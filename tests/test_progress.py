@@ -62,6 +62,7 @@ def test_a_terminal_gets_one_bar_that_goes_away(
 ) -> None:
     terminal = Stream(tty=True)
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
     with Progress("losses", 4) as progress:
         clock.now += 5
         progress.advance()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import shutil
 import sys
@@ -29,6 +30,7 @@ class Progress(tqdm):
         options: dict[str, Any] = {
             "file": sys.stderr,
             "mininterval": 0.2,
+            "colour": None if os.environ.get("NO_COLOR") else "blue",
             "ncols": shutil.get_terminal_size().columns - 1,  # 79 if the terminal names none
         }
         if multiprocessing.parent_process() or not sys.stderr.isatty():

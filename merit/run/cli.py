@@ -27,6 +27,8 @@ your own mixture, anywhere:
 merge branches that you have:
   merit merge --base theta0 --branches a b c --out merged
 """
+ERROR = "merit: error:"
+RED = f"\033[1;31m{ERROR}\033[0m"
 EPILOG = f"""\
 the stages of `merit run`:
 {chr(10).join(f"  {stage.name:12}{stage.summary}" for stage in STAGES.values())}
@@ -53,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
             print(BUG, file=sys.stderr)
             sys.exit(1)
-        print(f"merit: error: {text}", file=sys.stderr)
+        coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        print(f"{RED if coloured else ERROR} {text}", file=sys.stderr)
         sys.exit(2)
 
 
