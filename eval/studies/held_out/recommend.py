@@ -15,7 +15,7 @@ import numpy as np
 
 from merit.eval.measuring.held_out import Array
 from merit.eval.measuring.scores import Interval, Row, columns, interval
-from merit.eval.statistics import LARGEST, NUM_RESAMPLES, paired_bootstrap
+from merit.eval.statistics import LARGEST, paired_bootstrap
 from merit.eval.verdict import direction
 
 LEAST = 5  # examples of a task, with which they are drawn within it
@@ -101,8 +101,7 @@ def mean_loss(losses: Losses) -> float:
 
 def behind(one: Candidate, other: Candidate) -> Interval:
     """How much higher one's loss is than the other's: mean over tasks, with its interval."""
-    losses = strata(one.test), strata(other.test)
-    _, found = paired_bootstrap(*losses, num_resamples=NUM_RESAMPLES)
+    _, found = paired_bootstrap(strata(one.test), strata(other.test))
     return found.difference, found.low, found.high
 
 
