@@ -205,5 +205,5 @@ def test_by_default_the_experiments_own_benchmarks_are_compared(
     ]["overlap"]
     assert (boolq["num_questions"], boolq["same_question"]) == (3, 1)
     assert boolq["tasks"] == "flan/bool_q (1)"
-    with pytest.raises(MeritError, match="hellaswag: lm-eval finds no questions in"):
+    with pytest.raises(MeritError, match="hellaswag: lm-eval's task `hellaswag` finds no data in"):
         measure(asking("hellaswag", text_data=str(tmp_path / "hub")), paths, Overlap())

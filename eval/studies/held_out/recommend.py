@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from merit.eval.measuring.held_out import Array
-from merit.eval.measuring.scores import Interval, Row, columns, interval
+from merit.eval.measuring.scores import Interval, Row, columns, interval, verdict
 from merit.eval.statistics import LARGEST, paired_bootstrap
-from merit.eval.verdict import direction
 
 LEAST = 5  # examples of a task, with which they are drawn within it
 Losses = Mapping[str, Array]  # task -> every example's loss, (num_seeds, num_examples)
@@ -53,7 +52,10 @@ def recommend(candidates: Sequence[Candidate]) -> dict[str, Any]:
     paired bootstrap over examples.
     """
     first = min(candidates, key=lambda one: (one.validation, one.effort))
-    close = [one for one in candidates if one is not first and not _behind(behind(one, first))]
+    # ahead is a higher loss
+    close = [
+        one for one in candidates if one is not first and verdict(behind(one, first)) != "ahead"
+    ]
     ship = min([first, *close], key=lambda one: one.effort)
     rows: list[Row] = [
         {
@@ -117,7 +119,3 @@ def strata(values: Losses) -> Losses:
     weights = [sum(counts) / (len(counts) * n) for n in counts]
     pooled = [w * found for w, found in zip(weights, values.values(), strict=True)]
     return {"all": np.minimum(np.concatenate(pooled, axis=-1), LARGEST)}
-
-
-def _behind(found: Interval) -> bool:
-    return direction(*found[1:]) == "ahead"  # a higher loss
