@@ -21,11 +21,11 @@ from merit.eval.report.provenance import Provenance, load_provenance
 from merit.eval.report.render import points, render
 from merit.eval.report.study_sections import draw_study, load_studies, studies_part
 from merit.eval.report.style import save
-from merit.eval.report.tables import HEADINGS, write_csv, write_table
+from merit.eval.report.tables import HEADINGS, write_table
 from merit.eval.results import Results, load_results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.eval.studies import reported
-from merit.eval.table_files import markdown_table
+from merit.eval.table_files import markdown_table, write_csv
 from merit.io.artifacts import Artifacts, atomic_write, read_json, write_json
 
 

@@ -14,7 +14,8 @@ from merit.eval.report.study_sections import draw_study
 from merit.eval.report.style import save, styled
 from merit.eval.results import Results, load_results
 from merit.eval.studies import reported
-from merit.io.artifacts import REPORTS_DIR, Artifacts, atomic_write
+from merit.eval.table_files import write_csv
+from merit.io.artifacts import REPORTS_DIR, Artifacts
 
 CAPTIONS = {
     "benchmarks": "Every method on every benchmark.",
@@ -40,8 +41,7 @@ def write_figures(
     figures, tables = draw_figures(experiment, artifacts, results)
     save(figures, out / "figures")
     for name, frame in tables.items():
-        text = frame.to_csv(index=False, lineterminator="\n", float_format="%.5g")
-        atomic_write(out / "plots" / f"{name}.csv", text)
+        write_csv(out / "plots" / f"{name}.csv", frame, "%.5g")
     return {name: CAPTIONS[name] for name in figures}
 
 

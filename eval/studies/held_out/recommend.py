@@ -52,10 +52,8 @@ def recommend(candidates: Sequence[Candidate]) -> dict[str, Any]:
     paired bootstrap over examples.
     """
     first = min(candidates, key=lambda one: (one.validation, one.effort))
-    # ahead is a higher loss
-    close = [
-        one for one in candidates if one is not first and verdict(behind(one, first)) != "ahead"
-    ]
+    others = [one for one in candidates if one is not first]
+    close = [one for one in others if verdict(behind(one, first)) != "ahead"]  # a higher loss
     ship = min([first, *close], key=lambda one: one.effort)
     rows: list[Row] = [
         {
