@@ -172,11 +172,15 @@ def _checked(terms: Sequence[Scores]) -> list[dict[str, Array]]:
 
 
 def _matrix(values: ArrayLike, name: str) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    found = np.asarray(values, dtype=np.float64)
+    array = found[None] if found.ndim == 1 else found
     if array.ndim != 2 or not array.size:
-        array = _vector(array, name, low=0, high=LARGEST)[None]
-    else:
-        array = _vector(array.ravel(), name, low=0, high=LARGEST).reshape(array.shape)
+        raise MeritError(f"{name}: expected a list of numbers, found shape {found.shape}")
+    fits = np.isfinite(array) & (array >= -MARGIN) & (array <= LARGEST + MARGIN)
+    if not fits.all():
+        bad = array[~fits][0]
+        raise MeritError(f"{name}: found {bad}, expected finite numbers in 0..{LARGEST:g}")
+    array = np.clip(array, 0, LARGEST)
     # an average of ones may have come out as 1 + 1e-16
     return np.where((array > 1) & (array <= 1 + MARGIN), 1.0, array)
 
@@ -235,17 +239,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 # --- shared ----------------------------------------------------------------------------------
-
-
-def _vector(values: ArrayLike, name: str, low: float = -math.inf, high: float = math.inf) -> Array:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array):
-        raise MeritError(f"{name}: expected a list of numbers, found shape {array.shape}")
-    fits = np.isfinite(array) & (array >= low - MARGIN) & (array <= high + MARGIN)
-    if not fits.all():
-        bad = array[~fits][0]
-        raise MeritError(f"{name}: found {bad}, expected finite numbers in {low:g}..{high:g}")
-    return np.clip(array, low, high)
 
 
 def _resampled_means(columns: Array, name: str, num_resamples: int) -> Array:

@@ -205,15 +205,6 @@ def test_independent_seeds_add_their_variances(deviation: Callable[..., float]) 
     assert deviation(terms, paired_seeds=True) == pytest.approx(together, rel=0.03)
 
 
-def test_variances_of_seeds_and_questions_add_up(deviation: Callable[..., float]) -> None:
-    # additive scores, seed effect + question effect: the interval has both
-    rng = np.random.default_rng(8)
-    seeds, questions = rng.uniform(-0.1, 0.1, 4), rng.uniform(0.2, 0.8, 60)
-    scores = {"a": seeds[:, None] + questions[None, :]}
-    expected = math.sqrt(np.var(seeds, ddof=1) / 4 + np.var(questions) / 60)
-    assert deviation([(1.0, scores)]) == pytest.approx(expected, rel=0.03)
-
-
 def test_a_contrast_of_four_methods() -> None:
     values = {"w": 0.9, "x": 0.4, "y": 0.7, "z": 0.5}
     terms: list[tuple[float, s.Scores]] = [

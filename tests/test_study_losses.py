@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from merit.errors import MeritError
 from merit.eval.measuring.losses import LossEvaluator, flatten, make_evaluator
-from merit.eval.measuring.models import planned_model
 from merit.eval.measuring.scores import sample_std
 from merit.eval.studies import Epochs, Gain, Surface
 from merit.eval.studies.connectivity import measure as connectivity
@@ -285,6 +284,3 @@ def test_studies_of_a_pipelines_output(tmp_path: Path, monkeypatch: pytest.Monke
     result, rows = measured(gain, Gain(methods=["merit-1d", "merit-2d"]))
     assert result["summary"]["largest_close_t"] == 1.0
     assert all(row["predicted"] == pytest.approx(row["measured"], rel=1e-3) for row in rows)
-    for name, seed, named in (("merit-2d", 4, "'merit-2d' with seed 4"), ("joint-1ep", 1, "has 1")):
-        with pytest.raises(MeritError, match=named):
-            planned_model(experiment, "gain.methods", name, seed, 2)
