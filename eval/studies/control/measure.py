@@ -16,7 +16,7 @@ from merit.config import Experiment
 from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
 from merit.eval.measuring.losses import open_evaluator
-from merit.eval.measuring.models import planned_models
+from merit.eval.measuring.models import method_of_kind, planned_models
 from merit.eval.measuring.scores import mean, num_questions
 from merit.eval.results import open_ended
 from merit.eval.studies.control import Control
@@ -133,14 +133,12 @@ def chosen_models(experiment: Experiment, settings: Control) -> Models:
         )
         for name, key in keys.items()
     }
-    where = f"experiments/{experiment.name}.yaml: key `studies.control"
     for key in ("joint", "random"):
-        name = getattr(settings, key)
-        if experiment.methods[name].partition != key:
-            raise MeritError(f"{where}.{key}`: {name!r} is no {key} method; name one")
+        method_of_kind(experiment, f"control.{key}", getattr(settings, key), key)
     if experiment.methods[settings.method].partition == "random":
         raise MeritError(
-            f"{where}.method`: {settings.method!r} is itself random; name the method to be judged"
+            f"experiments/{experiment.name}.yaml: key `studies.control.method`: "
+            f"{settings.method!r} is itself random; name the method to be judged"
         )
     return models
 
