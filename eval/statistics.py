@@ -1,4 +1,4 @@
-"""Uncertainty of every reported number: intervals, paired tests, where a gain comes from.
+"""Uncertainty of every reported number: intervals, and where a gain comes from.
 
 A *score* is one question's part of the reported one, in 0..1 but for the benchmarks whose number is
 no plain accuracy (MME, LLaVA-Bench), where it may be more. Score arrays are (num_seeds,
@@ -11,8 +11,8 @@ of other seeds and of other questions. Both are crossed, since every seed's mode
 questions: one resample draws the questions of each benchmark once for all seeds, and the seeds once
 for all benchmarks. Of a method with one model only the questions are resampled: its interval says
 nothing about other seeds. Bases, if there are several, are crossed with both: on every base a seed
-is the same order of the data and the same draw of groups. Resampling is deterministic in its seed,
-and each benchmark has a random stream of its own, so its result does not depend on which other
+is the same order of the data and the same draw of groups. Resampling is deterministic, and
+each benchmark has a random stream of its own, so its result does not depend on which other
 benchmarks are present. Data that cannot be compared raise MeritError.
 """
 
@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from merit.errors import MeritError
 from merit.eval.verdict import Direction, direction
@@ -37,6 +36,7 @@ LEVEL = 0.95  # of every interval that is reported
 Scores = Mapping[str, ArrayLike]  # benchmark -> (num_seeds, num_questions) or (num_questions,)
 Terms = Sequence[tuple[float, Scores]]  # of a contrast: coefficients and scores
 RESAMPLE_BLOCK = 2**22  # counts that are held in memory at once
+SEED = 0  # of every resampling
 SEED_STREAM = 0x5EED  # of the seeds' draws: three numbers, so that no benchmark has the same key
 MARGIN = 1e-9  # by which rounding may put a score outside its limits
 # no question's score is more (of MME's some 5), and a percentage would be
@@ -49,14 +49,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-
-class Wilcoxon(NamedTuple):
-    """`statistic` = sum of the ranks of positive differences; `num_pairs` without zero ones."""
-
-    statistic: float
-    p_value: float
-    num_pairs: int
 
 
 class Difference(NamedTuple):
@@ -75,42 +67,11 @@ class Difference(NamedTuple):
         return direction(self.low, self.high)
 
 
-# --- over seeds ------------------------------------------------------------------------------
-
-
-def wilcoxon(ours: ArrayLike, theirs: ArrayLike) -> Wilcoxon:
-    """Paired one-sided Wilcoxon signed-rank test that ours > theirs, one number a seed; exact.
-
-    Zero differences are dropped (Wilcoxon's rule) and tied magnitudes share their mean rank; the
-    p-value is P(W+ >= observed) over all 2^n signs of the ranks at hand, so it is exact with ties
-    too. Five of five seeds better: p = 1/32 = 0.03125. No difference at all: p = 1.
-    """
-    a, b = _vector(ours, "our values"), _vector(theirs, "their values")
-    if len(a) != len(b):
-        raise MeritError(f"a paired test needs equally many seeds: {len(a)} against {len(b)}")
-    # scores come from sums in another order: equal differences may differ in the last bits
-    differences = np.round(a - b, 12)
-    differences = differences[differences != 0]
-    doubled = np.rint(2 * stats.rankdata(np.abs(differences))).astype(int)  # mean ranks are halves
-    observed = int(doubled[differences > 0].sum())
-    probability = np.zeros(int(doubled.sum()) + 1)  # of every value of 2 W+ under the null
-    probability[0] = 1.0
-    for rank in doubled:
-        shifted = np.concatenate([np.zeros(rank), probability[:-rank]])
-        probability = (probability + shifted) / 2
-    p_value = min(1.0, float(probability[observed:].sum()))
-    return Wilcoxon(observed / 2, p_value, len(differences))
-
-
 # --- over seeds and questions -----------------------------------------------------------------
 
 
 def contrast_bootstrap(
-    *bases: Terms,
-    paired_seeds: bool = True,
-    num_resamples: int = 10_000,
-    seed: int = 0,
-    confidence: float = LEVEL,
+    *bases: Terms, paired_seeds: bool = True, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[dict[str, Difference], Difference]:
     """sum_i c_i (mean score of i), terms (c_i, scores of i): for each benchmark and the average.
 
@@ -145,7 +106,7 @@ def contrast_bootstrap(
     sizes = [num_seeds[0][group[0]] for group in groups]
     if len(bases) > 1:
         sizes.append(len(bases))
-    weights = _column_weights(sizes, num_resamples, seed)
+    weights = _column_weights(sizes, num_resamples)
     per_benchmark: dict[str, Difference] = {}
     means: list[float] = []
     resampled: list[Array] = []
@@ -156,52 +117,35 @@ def contrast_bootstrap(
         columns = by_base.mean(axis=0)
         if len(bases) > 1:
             columns = np.hstack([columns, (by_base[:, :, 0] - columns[:, 0]).T])
-        by_question = _resampled_means(columns[:, :1], name, num_resamples, seed)[:, 0]
+        by_question = _resampled_means(columns[:, :1], name, num_resamples)[:, 0]
         draws: Array = by_question + weights @ columns[:, 1:].mean(axis=0)
         means.append(float(columns[:, 0].mean()))
-        found = _difference(means[-1], draws, confidence, len(columns))
+        found = _difference(means[-1], draws, len(columns))
         per_benchmark[name] = found._replace(num_bases=len(bases))
         resampled.append(draws)
     num_questions = sum(found.num_questions for found in per_benchmark.values())
-    average = _difference(
-        float(np.mean(means)), np.mean(resampled, axis=0), confidence, num_questions
-    )
+    average = _difference(float(np.mean(means)), np.mean(resampled, axis=0), num_questions)
     return per_benchmark, average._replace(num_bases=len(bases))
 
 
 def paired_bootstrap(
-    ours: Scores,
-    theirs: Scores,
-    *,
-    paired_seeds: bool = True,
-    num_resamples: int = 10_000,
-    seed: int = 0,
-    confidence: float = LEVEL,
+    ours: Scores, theirs: Scores, *, paired_seeds: bool = True, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[dict[str, Difference], Difference]:
     """`contrast_bootstrap` of ours - theirs.
 
     Args: paired_seeds: whether equally many seeds are the same seeds on both sides.
     """
-    return contrast_bootstrap(
-        [(1.0, ours), (-1.0, theirs)],
-        paired_seeds=paired_seeds,
-        num_resamples=num_resamples,
-        seed=seed,
-        confidence=confidence,
-    )
+    terms = [(1.0, ours), (-1.0, theirs)]
+    return contrast_bootstrap(terms, paired_seeds=paired_seeds, num_resamples=num_resamples)
 
 
-def bootstrap_interval(
-    scores: Scores, *, num_resamples: int = 10_000, seed: int = 0, confidence: float = LEVEL
-) -> Interval:
+def bootstrap_interval(scores: Scores, *, num_resamples: int = NUM_RESAMPLES) -> Interval:
     """Interval of one method's average over benchmarks (of one benchmark: give only that one).
 
     Cut to 0..1, the weights of `contrast_bootstrap` may reach beyond; without an upper limit where
     a question's score does.
     """
-    _, found = contrast_bootstrap(
-        [(1.0, scores)], num_resamples=num_resamples, seed=seed, confidence=confidence
-    )
+    _, found = contrast_bootstrap([(1.0, scores)], num_resamples=num_resamples)
     most = 1.0 if all(np.max(values) <= 1 + MARGIN for values in scores.values()) else math.inf
     return Interval(max(0.0, found.low), min(most, found.high))
 
@@ -228,11 +172,15 @@ def _checked(terms: Sequence[Scores]) -> list[dict[str, Array]]:
 
 
 def _matrix(values: ArrayLike, name: str) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    found = np.asarray(values, dtype=np.float64)
+    array = found[None] if found.ndim == 1 else found
     if array.ndim != 2 or not array.size:
-        array = _vector(array, name, low=0, high=LARGEST)[None]
-    else:
-        array = _vector(array.ravel(), name, low=0, high=LARGEST).reshape(array.shape)
+        raise MeritError(f"{name}: expected a list of numbers, found shape {found.shape}")
+    fits = np.isfinite(array) & (array >= -MARGIN) & (array <= LARGEST + MARGIN)
+    if not fits.all():
+        bad = array[~fits][0]
+        raise MeritError(f"{name}: found {bad}, expected finite numbers in 0..{LARGEST:g}")
+    array = np.clip(array, 0, LARGEST)
     # an average of ones may have come out as 1 + 1e-16
     return np.where((array > 1) & (array <= 1 + MARGIN), 1.0, array)
 
@@ -255,11 +203,11 @@ def _columns(terms: Sequence[Array], groups: Sequence[Sequence[int]]) -> Array:
     return np.stack(columns, axis=1)
 
 
-def _column_weights(num_seeds: Sequence[int], num_resamples: int, seed: int) -> Array:
+def _column_weights(num_seeds: Sequence[int], num_resamples: int) -> Array:
     """Each drawn seed's w_s - 1/n, group by group: (num_resamples, number of seeds drawn)."""
     weights: list[Array] = [np.zeros((num_resamples, 0))]
     for group, n in enumerate(num_seeds):
-        generator = np.random.default_rng([seed, SEED_STREAM, group])
+        generator = np.random.default_rng([SEED, SEED_STREAM, group])
         counts = generator.multinomial(n, np.full(n, 1 / n), size=num_resamples)
         weights.append(np.asarray(math.sqrt(n / (n - 1)) / n * (counts - 1), dtype=np.float64))
     return np.concatenate(weights, axis=1)
@@ -293,24 +241,13 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 # --- shared ----------------------------------------------------------------------------------
 
 
-def _vector(values: ArrayLike, name: str, low: float = -math.inf, high: float = math.inf) -> Array:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array):
-        raise MeritError(f"{name}: expected a list of numbers, found shape {array.shape}")
-    fits = np.isfinite(array) & (array >= low - MARGIN) & (array <= high + MARGIN)
-    if not fits.all():
-        bad = array[~fits][0]
-        raise MeritError(f"{name}: found {bad}, expected finite numbers in {low:g}..{high:g}")
-    return np.clip(array, low, high)
-
-
-def _resampled_means(columns: Array, name: str, num_resamples: int, seed: int) -> Array:
+def _resampled_means(columns: Array, name: str, num_resamples: int) -> Array:
     """Means over bootstrap samples of the questions: (num_resamples, number of columns).
 
     A resample is a multinomial draw of how often each distinct row occurs: the same distribution
     as drawing questions with replacement, and cheap as scores take few values.
     """
-    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    generator = np.random.default_rng([SEED, zlib.crc32(name.encode())])
     # sums in another order may differ in the last bits, and are one score all the same
     distinct, counts = np.unique(np.round(columns, 12), axis=0, return_counts=True)
     num_questions = len(columns)
@@ -321,15 +258,15 @@ def _resampled_means(columns: Array, name: str, num_resamples: int, seed: int) -
     return np.concatenate(draws) / num_questions
 
 
-def _difference(mean: float, draws: Array, confidence: float, num_questions: int) -> Difference:
+def _difference(mean: float, draws: Array, num_questions: int) -> Difference:
     draws = np.where(np.abs(draws) <= TIE, 0.0, draws)
-    low, high = _percentile(draws, confidence)
+    low, high = _percentile(draws)
     p_value = (1 + int((draws <= 0).sum())) / (1 + len(draws))
     return Difference(mean, low, high, p_value, num_questions)
 
 
-def _percentile(draws: Array, confidence: float) -> Interval:
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _percentile(draws: Array) -> Interval:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
 
 

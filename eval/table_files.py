@@ -1,10 +1,20 @@
-"""Tables as files: rows of strings, the first one the header, as Markdown and as LaTeX."""
+"""Tables as files: frames as CSV; rows of strings, the first one the header, as Markdown and as
+LaTeX.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pandas as pd
+
+from merit.io.artifacts import atomic_write
+
+
+def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:
+    text = frame.to_csv(index=False, lineterminator="\n", float_format=float_format)
+    atomic_write(path, text)
 
 
 def markdown_table(rows: list[list[str]]) -> str:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from merit.eval.measuring.losses import Losses, LossEvaluator
-from merit.io.checkpoints import Checkpoint
 from tests import synthetic
 
 
 @dataclass(frozen=True)
 class Analytic(LossEvaluator):
-    """Two batches of equal size with L(theta) = 1/2 theta^T H theta + q/4 sum theta^4 -+ noise."""
+    """Two batches of equal size with L(theta) = 1/2 theta^T H theta + q/4 sum theta^4
+    + bump exp(-|theta|^2 / 0.05) -+ noise.
+    """
 
     hessian: torch.Tensor
     quartic: float = 0.0
     noise: float = 0.0
+    bump: float = 0.0
 
     def losses(self, theta: torch.Tensor) -> Losses:
         x = theta.double()
         value = float(0.5 * x @ self.hessian @ x + self.quartic / 4 * (x**4).sum())
+        value += self.bump * float(torch.exp(-x.square().sum() / 0.05))
         return np.array([value - self.noise, value + self.noise])
 
     def hessian_product(self, theta: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -32,36 +34,12 @@ class Analytic(LossEvaluator):
         return (self.hessian @ y + 3 * self.quartic * x**2 * y).to(v)
 
 
-def analytic(hessian: Any, quartic: float = 0.0, noise: float = 0.0) -> Analytic:
+def analytic(hessian: Any, **options: float) -> Analytic:
     h = torch.as_tensor(np.array(hessian, dtype=np.float64))
     parameters = {"w": torch.zeros(synthetic.SHAPE)}
     batches = [np.arange(3), np.arange(3)]
-    return Analytic(None, parameters, None, batches, np.array([2, 2]), h, quartic, noise)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Toy(LossEvaluator):
-    """Two batches of one weight, L(theta) = |theta - goal|^2 / 2 + bump exp(-|theta|^2 / width)."""
-
-    goal: torch.Tensor
-    bump: float = 0.0
-    width: float = 0.05
-
-    def losses(self, theta: torch.Tensor) -> Losses:
-        x = theta.double()
-        value = 0.5 * float((x - self.goal.double()).square().sum())
-        value += self.bump * float(torch.exp(-x.square().sum() / self.width))
-        return np.array([value - 0.1, value + 0.1])
-
-    def read(self, path: Path) -> torch.Tensor:
-        return Checkpoint(path).read("w").flatten()
-
-
-def toy(*goal: float, bump: float = 0.0) -> Toy:
-    batches = [np.arange(3), np.arange(3)]
-    parameters = {"w": torch.zeros(len(goal))}
     counts = np.array([2, 2])
-    return Toy(None, parameters, None, batches, counts, torch.tensor(goal), bump)  # type: ignore[arg-type]
+    return Analytic(None, parameters, None, batches, counts, h, **options)  # type: ignore[arg-type]
 
 
 def vector(*values: float) -> torch.Tensor:

@@ -126,7 +126,7 @@ def test_variances_of_bases_seeds_and_questions_add_up(monkeypatch: pytest.Monke
     effects = [rng.uniform(-0.1, 0.1, 4), rng.uniform(-0.1, 0.1, 3), rng.uniform(0.3, 0.7, 50)]
     bases, seeds, questions = effects
     scores = [{"a": b + seeds[:, None] + questions[None, :]} for b in bases]
-    monkeypatch.setattr(s, "_percentile", lambda draws, level: s.Interval(draws.std(), level))
+    monkeypatch.setattr(s, "_percentile", lambda draws: s.Interval(draws.std(), 0.0))
     found = s.contrast_bootstrap(*([(1.0, x)] for x in scores), num_resamples=20_000)[1]
     expected = np.var(bases, ddof=1) / 4 + np.var(seeds, ddof=1) / 3 + np.var(questions) / 50
     assert found.low == pytest.approx(math.sqrt(expected), rel=0.03)

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from merit.errors import MeritError
 from merit.eval.report import study_sections
@@ -20,7 +18,7 @@ from merit.eval.report.rules import growth
 from merit.eval.report.study_sections import StudyResult, load_studies, studies_part
 from merit.eval.results import Results
 from merit.eval.studies import STUDIES
-from merit.eval.verdict import OUTSIDE, Evidence, Link, direction
+from merit.eval.verdict import OUTSIDE, Evidence, Link
 from merit.io.artifacts import read_json, write_json
 from tests import synthetic
 
@@ -110,16 +108,6 @@ def test_an_interval_decides(low: Any, high: Any, options: dict[str, Any], expec
     assert link.verdict == expected
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0.1, 2, "ahead"), (0, 2, "undecided"), (-2, 0, "undecided"), (-2, -0.1, "behind")],
-)
-def test_a_difference_is_decided_where_its_interval_leaves_0(
-    low: float, high: float, expected: str
-) -> None:
-    assert direction(low, high) == expected
-
-
 def test_a_chain_needs_all_its_links() -> None:
     good = Link("good", 3.0, 1, 2.0, 4.0)
     better = Link("better", 5.0, 1, 4.0, 6.0)
@@ -131,19 +119,6 @@ def test_a_chain_needs_all_its_links() -> None:
     assert Evidence([good, open_], "t").deciding == open_
     assert Evidence([good, open_, bad], "t").verdict == "fails"
     assert Evidence([good, open_, bad], "t").deciding == bad
-
-
-@given(st.floats(-5, 5), st.floats(0.01, 5), st.floats(-5, 5), st.sampled_from(["above", "below"]))
-def test_mirrored_links_have_mirrored_verdicts(
-    value: float, half: float, bound: float, side: Any
-) -> None:
-    other = {"above": "below", "below": "above"}[side]
-    link = Link("x", value, 1, value - half, value + half, bound=bound, side=side)
-    mirror = Link("x", -value, 1, -value - half, -value + half, bound=-bound, side=other)  # type: ignore[arg-type]
-    assert mirror.verdict == link.verdict
-    opposite = Link("x", value, 1, value - half, value + half, bound=bound, side=other)  # type: ignore[arg-type]
-    swap = {"holds": "fails", "fails": "holds", "undecided": "undecided"}
-    assert opposite.verdict == swap[link.verdict]
 
 
 # --- the records --------------------------------------------------------------------------------
@@ -181,7 +156,7 @@ def test_ledger_from_scores() -> None:
     assert (c1["value"], c1["low"], c1["high"], c1["n"]) == (12.5, 12.5, 12.5, 8)
     assert c1["verdict"] == "holds"
     assert c1["table"] == "table02.csv"
-    assert "p = 0.25" in c1["note"]  # of the two common seeds
+    assert c1["note"] == "ahead on 2 of 2 common seeds"
     # exactly no difference: inside the margin
     assert (records["C2"]["verdict"], records["C2"]["value"]) == ("holds", 0.0)
     # 43.75 and 50 against 37.5, so the advantage grows by 6.25
@@ -198,7 +173,9 @@ def test_what_was_not_run_is_not_testable() -> None:
     absent = [i for i, r in records.items() if r["verdict"] == "not tested"]
     assert absent == ["C3", *(f"C{i}" for i in range(5, 17)), "C19", "C22"]
     assert "`connectivity`" in records["C7"]["note"]
-    assert records["C18"]["verdict"] == OUTSIDE
+    clock = records["C18"]
+    assert (clock["verdict"], clock["value"], clock["links"]) == (OUTSIDE, None, [])
+    assert "artifacts/<experiment>/timings/cost/" in clock["note"]
     assert (records["C5"]["value"], records["C5"]["links"]) == (None, [])
 
 
@@ -409,9 +386,3 @@ def test_what_readiness_asks_for_is_a_precondition() -> None:
     assert found["C2"]["verdict"] == alone["C2"]["verdict"] == "holds"
     assert found["C2"]["links"] == alone["C2"]["links"]
     assert counts(records) == counts(list(alone.values())) | {"holds": 4}
-
-
-def test_wall_clock_times_stay_outside_of_the_tally() -> None:
-    found = next(record for record in ledger(make_case()) if record["id"] == "C18")
-    assert (found["verdict"], found["value"], found["links"]) == (OUTSIDE, None, [])
-    assert "artifacts/<experiment>/timings/cost/" in found["note"]

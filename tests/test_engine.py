@@ -1,8 +1,6 @@
 """Prompts and scores by VLMEvalKit, through one scoring process for the whole file."""
 
-import base64
 import csv
-import io
 import json
 import os
 import ssl
@@ -11,30 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from merit.errors import MeritError
 from merit.eval.engine import BenchmarkScore, ScoringEngine
+from tests.tsv import write_tsv
 
 FACTS = json.dumps({"facts": [["red circle"], ["blue square"]], "wrong": ["green star"]})
 CHOICE = {"question": "what colour ?", "A": "red", "B": "blue", "C": "3", "D": "None"}
-
-
-def image(colour: str) -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def write_tsv(path: Path, rows: list[dict[str, str]]) -> Path:
-    full = [
-        {"index": str(i), "image": image("red"), "category": "c", **r} for i, r in enumerate(rows)
-    ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(full[0]), delimiter="\t")
-        writer.writeheader()
-        writer.writerows(full)
-    return path
 
 
 @pytest.fixture(scope="module")

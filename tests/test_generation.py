@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import csv
-import io
 import sys
 import types
 from collections.abc import Sequence
@@ -33,15 +31,14 @@ from merit.eval.answering.question_images import Picture
 from merit.mini.nets import VOCABULARY, build_model, build_text_model, build_tokenizer
 from tests.conftest import ARCHITECTURE, Tiny
 from tests.test_lm_engine import ARCHITECTURE as TEXT_ARCHITECTURE
+from tests.tsv import encoded
 
 PIXELS = (14 * 14, 42 * 56)  # a token is 14 x 14 pixels
 NAME = "mini_signs"
 
 
 def coloured(size: tuple[int, int], colour: str) -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return encoded(Image.new("RGB", size, colour))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
 import json
 import threading
 import time
@@ -14,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from merit.config import Evaluation, JudgeSettings
 from merit.errors import MeritError
@@ -24,26 +20,15 @@ from merit.eval.engine import BenchmarkScore, ScoringEngine
 from merit.eval.judge import Judge
 from merit.eval.results import TOLERANCE
 from merit.io.artifacts import Artifacts
+from tests.tsv import encoded, write_tsv
 
 KEY = "sk-not-a-real-one"
 Row = dict[str, Any]
 
 
-def picture(colour: str = "red") -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 9), colour).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def write(folder: Path, name: str, rows: list[Row]) -> Path:
     """`$LMUData/<dataset>.tsv` of a benchmark."""
-    path = folder / str(BENCHMARKS[name].file)
-    full = [{"index": i, **row, "image": row.get("image", picture())} for i, row in enumerate(rows)]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(full[0]), delimiter="\t")
-        writer.writeheader()
-        writer.writerows(full)
-    return path
+    return write_tsv(folder / str(BENCHMARKS[name].file), rows)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +51,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "mmmu": [
         choice("A", split="dev"),
-        choice("B", split="validation", image=str([picture(), picture("blue")]))
+        choice("B", split="validation", image=str([encoded("red"), encoded("blue")]))
         | {"question": "is <image 2> like <image 1> ?"},
         {**choice("42", split="validation"), "A": "", "B": "", "C": "", "D": ""},
     ],
@@ -356,7 +341,7 @@ def asked(text: str = "so ?", **more: Any) -> dict[str, Any]:
 
 def test_answers_are_recorded_and_replayed(endpoint: Endpoint, tmp_path: Path) -> None:
     record = tmp_path / "judgements.jsonl"
-    image = f"data:image/jpeg;base64,{picture()}"
+    image = f"data:image/jpeg;base64,{encoded('red')}"
     shown = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": image}}]
     first = judge(endpoint, record)
     for body in (asked(max_tokens=3), asked(max_tokens=3), asked(shown), asked(temperature=0.5)):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from merit.errors import MeritError
@@ -16,7 +17,7 @@ from merit.eval.studies.readiness.geometry import CONDITIONS, Split, conditions,
 from merit.eval.studies.readiness.measure import outcome, reference_models
 from merit.io.artifacts import Artifacts
 from tests import synthetic
-from tests.evaluators import toy, vector
+from tests.evaluators import analytic, vector
 from tests.scored import Right, scripted_scores
 
 SETTINGS = Readiness(joint="joint-1ep", random="random-2", num_points=5)
@@ -165,7 +166,7 @@ def test_losses_and_displacements_by_hand() -> None:
     """L = |theta|^2 / 2, from a base at (3, 4)."""
     second = Split("random-2-s2", [vector(3.0, 0.0), vector(0.0, 4.0)], vector(1.5, 2.0))
     joints = {"joint-1ep-s1": vector(3.0, 2.0)}
-    rows = geometry(toy(0.0, 0.0), BASE, joints, [TWO, second], 5)["models"]
+    rows = geometry(analytic(np.eye(2), noise=0.1), BASE, joints, [TWO, second], 5)["models"]
     losses = [12.5, 6.5, 0.5, 0.5, 0.0, 4.5, 8.0, 3.125]
     distances = [0.0, 2.0, 20**0.5, 32**0.5, 5.0, 4.0, 3.0, 2.5]
     assert [r["loss"] for r in rows] == pytest.approx(losses)
@@ -176,7 +177,7 @@ def test_losses_and_displacements_by_hand() -> None:
 
 def test_a_bump_between_two_branches_is_a_barrier() -> None:
     """A bump of height 2 in the middle: 2 there, 1/2 at both branches, exp(-20) elsewhere."""
-    paths = geometry(toy(0.0, 0.0, bump=2.0), BASE, {}, [TWO], 3)["paths"]
+    paths = geometry(analytic(np.eye(2), bump=2.0), BASE, {}, [TWO], 3)["paths"]
     first, second, third = paths
     assert first["loss_max"] == pytest.approx(2.0)
     assert first["barrier"] == pytest.approx(2.0 - 0.5)
@@ -218,7 +219,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return {name: (count, 50) for name in NAMES}
 
     asked = scripted_scores(monkeypatch, readiness, right)
-    monkeypatch.setattr(readiness, "open_evaluator", lambda *arguments: toy(*[0.0] * 30))
+    monkeypatch.setattr(readiness, "open_evaluator", lambda *arguments: analytic(np.eye(30)))
     result = readiness.measure(experiment, Artifacts("synthetic", tmp_path), SETTINGS)
     assert [one.split for one in asked] == ["validation"]  # never the test split
     assert asked[0].names == ["joint-1ep-s1", "joint-1ep-s2", "random-2-s1", "random-2-s2"]

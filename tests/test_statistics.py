@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -15,36 +14,6 @@ from scipy import stats
 
 from merit.errors import MeritError
 from merit.eval import statistics as s
-
-# --- over seeds ------------------------------------------------------------------------------
-
-
-def test_wilcoxon_five_of_five_is_the_papers_p() -> None:
-    joint = [54.5, 54.3, 54.1, 54.6, 54.3]  # table 8
-    merit = [57.1, 57.4, 56.4, 56.9, 57.3]
-    assert s.wilcoxon(merit, joint) == s.Wilcoxon(15.0, 0.03125, 5)
-    assert s.wilcoxon(joint, merit) == s.Wilcoxon(0.0, 1.0, 5)
-
-
-def test_wilcoxon_ties_and_zeros_by_hand() -> None:
-    # |d| = 1, 1, 3 (one zero dropped): ranks 1.5, 1.5, 3; W+ = 4.5 of {0, 1.5, 1.5, 3, 3, 4.5,
-    # 4.5, 6}: three of eight sign patterns reach it
-    assert s.wilcoxon([1, -1, 3, 0], [0, 0, 0, 0]) == s.Wilcoxon(4.5, 3 / 8, 3)
-    assert s.wilcoxon([1, 2], [1, 2]) == s.Wilcoxon(0.0, 1.0, 0)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(st.integers(-4, 4), min_size=1, max_size=7))
-def test_wilcoxon_equals_enumeration(differences: list[int]) -> None:
-    kept = np.array([d for d in differences if d])
-    ranks = stats.rankdata(np.abs(kept)) if len(kept) else np.array([])
-    observed = ranks[kept > 0].sum() if len(kept) else 0.0
-    patterns = itertools.product((0, 1), repeat=len(kept))
-    reached = [float(np.dot(p, ranks)) >= observed for p in patterns]
-    result = s.wilcoxon(differences, [0] * len(differences))
-    assert result.p_value == pytest.approx(np.mean(reached), abs=1e-12)
-    assert result.statistic == observed
-
 
 # --- intervals -------------------------------------------------------------------------------
 
@@ -104,12 +73,11 @@ def test_paired_bootstrap_is_deterministic_and_streams_are_separate() -> None:
     generator = np.random.default_rng(2)
     ours = {name: generator.random(40) for name in ("a", "b")}
     theirs = {name: generator.random(40) for name in ("a", "b")}
-    first = s.paired_bootstrap(ours, theirs, seed=4)
-    assert s.paired_bootstrap(ours, theirs, seed=4) == first
-    assert s.paired_bootstrap(ours, theirs, seed=5) != first
-    alone, _ = s.paired_bootstrap({"a": ours["a"]}, {"a": theirs["a"]}, seed=4)
+    first = s.paired_bootstrap(ours, theirs)
+    assert s.paired_bootstrap(ours, theirs) == first
+    alone, _ = s.paired_bootstrap({"a": ours["a"]}, {"a": theirs["a"]})
     assert alone["a"] == first[0]["a"]
-    reordered = s.paired_bootstrap(dict(reversed(ours.items())), theirs, seed=4)
+    reordered = s.paired_bootstrap(dict(reversed(ours.items())), theirs)
     assert reordered[1] == pytest.approx(first[1])
 
 
@@ -148,7 +116,7 @@ def deviation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
 
     def find(terms: list[tuple[float, s.Scores]], **options: bool) -> float:
         with monkeypatch.context() as patch:
-            patch.setattr(s, "_percentile", lambda draws, level: s.Interval(draws.std(), level))
+            patch.setattr(s, "_percentile", lambda draws: s.Interval(draws.std(), 0.0))
             return s.contrast_bootstrap(terms, num_resamples=20_000, **options)[1].low
 
     return find
@@ -166,15 +134,13 @@ def test_two_seeds_by_hand() -> None:
             pytest.approx(0.5 - 0.1 * math.sqrt(2)),
             pytest.approx(0.5 + 0.1 * math.sqrt(2)),
         )
-    inner = s.bootstrap_interval(scores, confidence=0.4)  # within the middle half
-    assert inner == (pytest.approx(0.5), pytest.approx(0.5))
     assert s.bootstrap_interval({"a": by_seed([0.0, 0.1])}).low == 0.0  # cut to 0..1
 
 
 @pytest.mark.parametrize("values", [[0.2, 0.5], [0.1, 0.3, 0.8], [0.3, 0.4, 0.45, 0.5, 0.9]])
 def test_variance_over_seeds_is_the_unbiased_one(values: list[float]) -> None:
     n = len(values)
-    weights = 1 / n + s._column_weights([n], 100_000, seed=3)
+    weights = 1 / n + s._column_weights([n], 100_000)
     assert weights.sum(axis=1) == pytest.approx(1.0)
     spread = float(np.std(weights @ values))
     assert spread == pytest.approx(np.std(values, ddof=1) / math.sqrt(n), rel=0.01)
@@ -237,15 +203,6 @@ def test_independent_seeds_add_their_variances(deviation: Callable[..., float]) 
     assert deviation(terms, paired_seeds=False) == pytest.approx(expected, rel=0.03)
     together = np.std(ours - theirs, ddof=1) / math.sqrt(5)
     assert deviation(terms, paired_seeds=True) == pytest.approx(together, rel=0.03)
-
-
-def test_variances_of_seeds_and_questions_add_up(deviation: Callable[..., float]) -> None:
-    # additive scores, seed effect + question effect: the interval has both
-    rng = np.random.default_rng(8)
-    seeds, questions = rng.uniform(-0.1, 0.1, 4), rng.uniform(0.2, 0.8, 60)
-    scores = {"a": seeds[:, None] + questions[None, :]}
-    expected = math.sqrt(np.var(seeds, ddof=1) / 4 + np.var(questions) / 60)
-    assert deviation([(1.0, scores)]) == pytest.approx(expected, rel=0.03)
 
 
 def test_a_contrast_of_four_methods() -> None:

@@ -176,8 +176,8 @@ def test_without_open_ended_benchmarks(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"joint": "merit-3d"}, r"studies\.control\.joint`: 'merit-3d'"),
-        ({"random": "merit-1d"}, r"studies\.control\.random`: 'merit-1d'"),
+        ({"joint": "merit-3d"}, r"studies\.control\.joint`: found 'merit-3d'"),
+        ({"random": "merit-1d"}, r"studies\.control\.random`: found 'merit-1d'"),
         ({"method": "random-8"}, r"studies\.control\.method`: 'random-8'"),
         ({"method": "joint-1ep"}, r"'joint-1ep' has 1 "),
         ({"others": ["merit-2d"]}, r"studies\.control\.others`: found 'merit-2d' with seed 1"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +28,7 @@ from merit.eval.studies.overlap.contamination import (
 from merit.eval.studies.overlap.measure import measure, read_questions
 from merit.io.artifacts import Artifacts, write_json, write_jsonl
 from tests.test_lm_public import repository
+from tests.tsv import encoded, write_tsv
 
 
 def scene(seed: int, side: int = 64) -> Image.Image:
@@ -37,10 +37,8 @@ def scene(seed: int, side: int = 64) -> Image.Image:
     return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
 
 
-def encoded(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, **({"format": "PNG"} | options))
-    return buffer.getvalue()
+def decoded(image: Image.Image, **options: Any) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(encoded(image, **options))))
 
 
 # --- what is the same -----------------------------------------------------------------------------
@@ -48,7 +46,7 @@ def encoded(image: Image.Image, **options: Any) -> bytes:
 
 def test_pixels_decide_not_the_file() -> None:
     image = scene(1)
-    tiff = Image.open(io.BytesIO(encoded(image, format="TIFF")))
+    tiff = decoded(image, format="TIFF")
     assert pixel_hash(tiff) == pixel_hash(image)
     assert pixel_hash(scene(2)) != pixel_hash(image)
     wide, high = Image.new("RGB", (4, 2)), Image.new("RGB", (2, 4))
@@ -59,7 +57,7 @@ def test_pixels_decide_not_the_file() -> None:
 def test_an_image_compressed_or_resized_is_near_itself_and_no_other() -> None:
     images = [scene(seed) for seed in range(50)]
     rows = np.stack([difference_hash(image) for image in images])
-    worse = Image.open(io.BytesIO(encoded(images[7], format="JPEG", quality=60)))
+    worse = decoded(images[7], format="JPEG", quality=60)
     assert near(difference_hash(worse), rows).tolist() == [7]
     assert near(difference_hash(images[9].resize((150, 150))), rows).tolist() == [9]
     assert near(difference_hash(scene(99)), rows).tolist() == []
@@ -92,7 +90,7 @@ def paths(tmp_path: Path) -> Artifacts:
     mixture = paths.mixture
     mixture.mkdir(parents=True)
     for seed in (1, 2):
-        (mixture / f"{seed}.png").write_bytes(encoded(scene(seed)))
+        scene(seed).save(mixture / f"{seed}.png")
     flan = make_example("b", "flan/bool_q", [("Text.\nis ice colder than water?", "yes")], ())
     shown = [
         make_example(f"{i}", "shown", [(f"Tell me: what is number {i} there?", "x")], (f"{i}.png",))
@@ -117,24 +115,18 @@ def study(paths: Artifacts, settings: Overlap) -> dict[str, Any]:
     return measure(None, paths, settings)  # type: ignore[arg-type]  # settings of no other stage
 
 
-def write_tsv(path: Path, rows: list[dict[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def cell(image: Image.Image, **options: Any) -> str:
-    return base64.b64encode(encoded(image, **options)).decode()
-
-
 def test_questions_and_images_of_a_benchmark_are_found(paths: Artifacts, tmp_path: Path) -> None:
+    two = str([encoded(scene(6)), encoded(scene(2))])
     rows = [
-        {"index": "0", "image": cell(scene(1)), "question": "Tell me: what is number 1 there?"},
-        {"index": "1", "image": cell(scene(2), format="JPEG"), "question": "How many are blue?"},
-        {"index": "2", "image": cell(scene(5)), "question": "what is number 2 there"},
+        {"index": "0", "image": encoded(scene(1)), "question": "Tell me: what is number 1 there?"},
+        {"index": "1", "image": encoded(scene(2), format="JPEG"), "question": "How many are blue?"},
+        {"index": "2", "image": encoded(scene(5)), "question": "what is number 2 there"},
         {"index": "3", "image": "0", "question": "Is the first one, shown again, red?"},
-        {"index": "4", "image": f"['{cell(scene(6))}', '{cell(scene(2))}']", "question": "Both?"},
+        {
+            "index": "4",
+            "image": two,
+            "question": "Both?",
+        },
     ]
     write_tsv(tmp_path / "seen.tsv", rows)
     write_jsonl(
@@ -188,7 +180,7 @@ def test_by_default_the_experiments_own_benchmarks_are_compared(
     """VLMEvalKit's files in $LMUData; of lm-eval's tasks the questions that lm-eval loads."""
     monkeypatch.setenv("LMUData", str(tmp_path))
     asked = [
-        {"index": "0", "image": cell(scene(2)), "question": "Tell me: what is number 2 there?"}
+        {"index": "0", "image": encoded(scene(2)), "question": "Tell me: what is number 2 there?"}
     ]
     write_tsv(tmp_path / "SEEDBench_IMG.tsv", asked)
     (seedbench,) = measure(asking("seedbench"), paths, Overlap())["tables"]["overlap"]
@@ -205,5 +197,5 @@ def test_by_default_the_experiments_own_benchmarks_are_compared(
     ]["overlap"]
     assert (boolq["num_questions"], boolq["same_question"]) == (3, 1)
     assert boolq["tasks"] == "flan/bool_q (1)"
-    with pytest.raises(MeritError, match="hellaswag: lm-eval finds no questions in"):
+    with pytest.raises(MeritError, match="hellaswag: lm-eval's task `hellaswag` finds no data in"):
         measure(asking("hellaswag", text_data=str(tmp_path / "hub")), paths, Overlap())

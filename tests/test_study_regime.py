@@ -140,7 +140,7 @@ def test_a_cell_in_which_a_training_diverged_is_left_empty(
     ("options", "sweep", "message"),
     [
         ({"sweep": "map"}, {}, r"studies\.regime\.sweep`: .*'map'"),
-        ({"random": "merit-3d"}, {}, r"studies\.regime\.random`: 'merit-3d'"),
+        ({"random": "merit-3d"}, {}, r"studies\.regime\.random`: found 'merit-3d'"),
         ({"method": "merit-1d"}, {}, r"regime\.method`: 'merit-1d'.*`sweeps\.regime"),
         ({"joint": "joint-2ep"}, {"methods": ["joint-2ep", *METHODS]}, r"joint-2ep 2, random-8 1"),
     ],

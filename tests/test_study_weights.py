@@ -109,9 +109,7 @@ def test_weights_and_scores_under_every_reading(result: dict[str, Any]) -> None:
     ("settings", "message"),
     [
         (Weights(methods=["soup-2"], seeds=[1]), r"studies\.weights\.methods`: 'soup-2' is a soup"),
-        (Weights(methods=["joint-1ep"], seeds=[1]), r"'joint-1ep' has 1 branches, at least 2"),
         (Weights(methods=["merit-1d"], seeds=[1, 3]), r"found 'merit-1d' with seed 3"),
-        (Weights(methods=["merit-9d"], seeds=[1]), r"found 'merit-9d'"),
     ],
 )
 def test_other_methods_are_refused(

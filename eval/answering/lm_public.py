@@ -42,7 +42,7 @@ def answer_public(
     language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     found = {}
     for record in records:
-        with quiet(), _data_of(record, settings.text_data), _without_cache():
+        with quiet(), data_of(record, settings.text_data), _without_cache():
             asked, num_subtasks = load_task(manager, record, settings)
             results = simple_evaluate(
                 model=language_model,
@@ -69,7 +69,7 @@ def answer_public(
 
 def check_data(record: Benchmark, settings: Evaluation) -> None:
     """Raises MeritError if the benchmark's data cannot be had from where answering loads it."""
-    with quiet(), _data_of(record, settings.text_data), _without_cache():
+    with quiet(), data_of(record, settings.text_data), _without_cache():
         load_task(all_tasks(), record, settings)
 
 
@@ -152,7 +152,7 @@ def _without_cache() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _data_of(record: Benchmark, folder: str | None) -> Iterator[None]:
+def data_of(record: Benchmark, folder: str | None) -> Iterator[None]:
     """Load data from `folder`, else the hub; a failure of `datasets` names the benchmark.
 
     `datasets` prefers a local folder that has the name of a hub repository.

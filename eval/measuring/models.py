@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from merit.config import Experiment
+from merit.config import Experiment, Method
 from merit.config.branches import Model, plan
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
@@ -59,6 +59,19 @@ def planned_models(
 ) -> list[Model]:
     """`planned_model` of every seed."""
     return [planned_model(experiment, key, method, seed, branches) for seed in seeds]
+
+
+def method_of_kind(experiment: Experiment, key: str, name: str, kind: str) -> Method:
+    """The method of this name. Raises MeritError that names the key `studies.<key>` unless it is
+    one of this kind, "joint" or "random" for example.
+    """
+    method = experiment.methods.get(name)
+    if method is None or method.partition != kind:
+        raise MeritError(
+            f"experiments/{experiment.name}.yaml: key `studies.{key}`: found {name!r}, which is no "
+            f"{kind} method that is run; name or add one"
+        )
+    return method
 
 
 def branch_folders(paths: Artifacts, model: Model) -> list[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval, paired_bootstrap
+from merit.eval.statistics import bootstrap_interval, paired_bootstrap
 from merit.eval.verdict import Direction, direction
 
 Scores = Mapping[str, Sequence[float]]  # benchmark -> every question's score in 0..1, in file order
@@ -21,14 +21,14 @@ Row = dict[str, Any]
 def average(models: Sequence[Scores]) -> Interval:
     """The average over benchmarks of one method's models (several: seeds), with its interval."""
     stacked = _stacked(models)
-    low, high = bootstrap_interval(stacked, num_resamples=NUM_RESAMPLES)
+    low, high = bootstrap_interval(stacked)
     value = float(np.mean([array.mean() for array in stacked.values()]))
     return 100 * value, 100 * low, 100 * high
 
 
 def difference(ours: Sequence[Scores], theirs: Sequence[Scores]) -> Interval:
     """Average of ours minus theirs, with the paired bootstrap's interval over questions."""
-    _, found = paired_bootstrap(_stacked(ours), _stacked(theirs), num_resamples=NUM_RESAMPLES)
+    _, found = paired_bootstrap(_stacked(ours), _stacked(theirs))
     return 100 * found.difference, 100 * found.low, 100 * found.high
 
 

@@ -21,14 +21,14 @@ BEST = Path("control", QUESTIONS)  # of a family's studies: every method at its 
 LESSONS = {"num_conversations", "num_recaptions"}  # of `data`: only a base that is built reads them
 
 
-def other_bases(experiment: Experiment, reports_dir: Path = REPORTS_DIR) -> list[str]:
+def other_bases(experiment: Experiment) -> list[str]:
     """The experiments of other bases that have left their scores; [] for one with a brief report.
 
     Raises MeritError that names the file and the key where one has other data or benchmarks.
     """
     found = []
     for path in [] if experiment.report.brief else sorted(EXPERIMENTS_DIR.glob("*.yaml")):
-        if not (reports_dir / path.stem / QUESTIONS).is_file() or path.stem == experiment.name:
+        if not _table(REPORTS_DIR, path.stem).is_file() or path.stem == experiment.name:
             continue
         other = load_experiment(path.stem)
         if other.report.brief and other.report.family == experiment.report.family:

@@ -21,28 +21,23 @@ from merit.eval.report.provenance import Provenance, load_provenance
 from merit.eval.report.render import points, render
 from merit.eval.report.study_sections import draw_study, load_studies, studies_part
 from merit.eval.report.style import save
-from merit.eval.report.tables import HEADINGS, write_csv, write_table
+from merit.eval.report.tables import HEADINGS, write_table
 from merit.eval.results import Results, load_results
 from merit.eval.statistics import LEVEL, NUM_RESAMPLES
 from merit.eval.studies import reported
-from merit.eval.table_files import markdown_table
+from merit.eval.table_files import markdown_table, write_csv
 from merit.io.artifacts import Artifacts, atomic_write, read_json, write_json
 
 
 def build_report(
-    experiment: Experiment,
-    artifacts: Artifacts,
-    reports_dir: Path,
-    folder: str | None = None,
-    others: Sequence[str] = (),
+    experiment: Experiment, artifacts: Artifacts, reports_dir: Path, others: Sequence[str] = ()
 ) -> None:
-    """Write `reports_dir`/`folder`: of a brief report only the questions' scores and the summary.
+    """Write `reports_dir`/<name>: of a brief report only the questions' scores and the summary.
 
     Everything is built aside first, so an error (MeritError where a file is missing or does not
     fit the others) leaves the old report as it was. Files of other stages in the folder stay.
 
-    Args: folder: the experiment's name unless given. others: the family's other bases, over which
-    differences and verdicts are taken too.
+    Args: others: the family's other bases, over which differences and verdicts are taken too.
     """
     provenance = load_provenance(experiment, artifacts)
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,7 +48,7 @@ def build_report(
         else:
             write_scored(experiment, artifacts, reports_dir, out, others, provenance)
         for path in sorted(p for p in out.rglob("*") if p.is_file()):
-            target = reports_dir / (folder or experiment.name) / path.relative_to(out)
+            target = reports_dir / experiment.name / path.relative_to(out)
             atomic_write(target, path.read_bytes())
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from merit.eval.measuring.scores import sample_std
 from merit.eval.results import Results
-from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval
+from merit.eval.statistics import bootstrap_interval
 
 AVERAGE = "avg"
 CLOSED = "avg_closed"  # without the open-ended benchmarks
@@ -50,7 +50,7 @@ def table_cells(results: Results) -> Cells:
 def _cell(results: Results, method: str, kept: list[int]) -> Cell:
     values, names = results.averages(method, kept), [results.benchmarks[b] for b in kept]
     answers = results.by_name(method, names)
-    low, high = bootstrap_interval(answers, num_resamples=NUM_RESAMPLES)
+    low, high = bootstrap_interval(answers)
     num_questions = sum(results.num_questions[name] for name in names)
     return Cell(float(values.mean()), sample_std(values), 100 * low, 100 * high, num_questions)
 

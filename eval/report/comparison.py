@@ -9,13 +9,7 @@ import pandas as pd
 from merit.config import Experiment
 from merit.eval.report.cells import AVERAGE, CLOSED, columns
 from merit.eval.results import Results
-from merit.eval.statistics import (
-    NUM_RESAMPLES,
-    Difference,
-    contrast_bootstrap,
-    gain_shares,
-    holm,
-)
+from merit.eval.statistics import Difference, contrast_bootstrap, gain_shares, holm
 
 Comparison = Mapping[str, Difference]  # column of the results table -> difference in points
 
@@ -35,7 +29,6 @@ def contrast(
     _, found = contrast_bootstrap(
         *([(c, base.by_name(m, names, seeds[m])) for m, c in terms.items()] for base in pool),
         paired_seeds=len({tuple(s) for s in seeds.values() if len(s) > 1}) == 1,
-        num_resamples=NUM_RESAMPLES,
     )
     percent = {key: 100 * getattr(found, key) for key in ("difference", "low", "high")}
     return found._replace(**percent)

@@ -14,7 +14,8 @@ from merit.eval.report.study_sections import draw_study
 from merit.eval.report.style import save, styled
 from merit.eval.results import Results, load_results
 from merit.eval.studies import reported
-from merit.io.artifacts import REPORTS_DIR, Artifacts, atomic_write
+from merit.eval.table_files import write_csv
+from merit.io.artifacts import REPORTS_DIR, Artifacts
 
 CAPTIONS = {
     "benchmarks": "Every method on every benchmark.",
@@ -37,35 +38,29 @@ def write_figures(
 
     Returns a figure's name -> its sentence for the page.
     """
-    figures = draw_figures(experiment, artifacts, results)
+    figures, tables = draw_figures(experiment, artifacts, results)
     save(figures, out / "figures")
-    tables = {"scores": _scores_frame(table_cells(results))} if results else {}
-    if method := experiment.report.partition:
-        view = figures_partition.load_partition(experiment, artifacts, method)
-        tables["partition"] = _partition_frame(view)
-    if experiment.report.curves:
-        tables["training"] = figures_training.load_curves(experiment, artifacts)
-        tables["training_mean"] = figures_training.mean_losses(tables["training"])
     for name, frame in tables.items():
-        text = frame.to_csv(index=False, lineterminator="\n", float_format="%.5g")
-        atomic_write(out / "plots" / f"{name}.csv", text)
+        write_csv(out / "plots" / f"{name}.csv", frame, "%.5g")
     return {name: CAPTIONS[name] for name in figures}
 
 
 def draw_figures(
     experiment: Experiment, artifacts: Artifacts, results: Results | None
-) -> dict[str, Figure]:
-    """The experiment's figures by name; not those of its studies.
+) -> tuple[dict[str, Figure], dict[str, pd.DataFrame]]:
+    """The experiment's figures by name, and the numbers behind them; not those of its studies.
 
     A figure is left out if the experiment does not ask for it (`report.curves`,
     `report.partition`), has no benchmarks (then `results` is None) or no base to compare with.
     """
     found: dict[str, Figure | None] = {}
+    tables: dict[str, pd.DataFrame] = {}
     with styled():
         if results:
             cells = table_cells(results)
             found["benchmarks"] = figures_scores.draw_benchmarks(experiment, results, cells)
             found["average"] = figures_scores.draw_average(experiment, results)
+            tables["scores"] = _scores_frame(cells)
         if method := experiment.report.partition:
             view = figures_partition.load_partition(experiment, artifacts, method)
             found["similarity"] = figures_partition.draw_similarity(view)
@@ -73,10 +68,12 @@ def draw_figures(
             found["tsne"] = figures_partition.draw_tsne(view)
             ends = figures_training.load_trajectories(experiment, artifacts, method)
             found["trajectories"] = figures_training.draw_trajectories(ends)
+            tables["partition"] = _partition_frame(view)
         if experiment.report.curves:
             curves = figures_training.load_curves(experiment, artifacts)
             found["training"] = figures_training.draw_curves(experiment, curves)
-    return {name: figure for name, figure in found.items() if figure is not None}
+            tables |= {"training": curves, "training_mean": figures_training.mean_losses(curves)}
+    return {name: figure for name, figure in found.items() if figure is not None}, tables
 
 
 def export(name: str, kind: str, out: Path) -> None:
@@ -89,7 +86,7 @@ def export(name: str, kind: str, out: Path) -> None:
         save(draw_study(name, study, REPORTS_DIR), out, kind)
     asked = experiment.evaluation.benchmarks
     results = load_results(experiment, artifacts) if asked else None
-    save(draw_figures(experiment, artifacts, results), out, kind)
+    save(draw_figures(experiment, artifacts, results)[0], out, kind)
 
 
 def _scores_frame(cells: Cells) -> pd.DataFrame:

@@ -138,9 +138,9 @@ def draw_scatter(view: PartitionView) -> Figure:
     return figure
 
 
-def draw_tsne(view: PartitionView, seed: int = 0) -> Figure:
+def draw_tsne(view: PartitionView) -> Figure:
     """t-SNE of the task gradients on cosine distances, by family and by group."""
-    points = tsne(view.similarity, seed)
+    points = tsne(view.similarity)
     figure, grid = panels(1, 2, 3.9, sharex=True, sharey=True)
     groups = [f"group {g}" for g in view.groups]
     titles = {"t-SNE, by family": view.families, f"By group of {view.method}": groups}
@@ -151,7 +151,7 @@ def draw_tsne(view: PartitionView, seed: int = 0) -> Figure:
     return figure
 
 
-def tsne(similarity: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
+def tsne(similarity: NDArray[np.float64]) -> NDArray[np.float64]:
     """(T, 2) t-SNE of the distances 1 - C; exact, on one thread, so that it is repeatable."""
     from sklearn.manifold import TSNE  # slow to import, and only needed here
     from threadpoolctl import threadpool_limits
@@ -163,7 +163,7 @@ def tsne(similarity: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
         init="random",
         method="exact",
         perplexity=min(30.0, (len(distance) - 1) / 3),
-        random_state=seed,
+        random_state=0,
     )
     with threadpool_limits(limits=1):
         return np.asarray(model.fit_transform(distance), dtype=np.float64)

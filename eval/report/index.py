@@ -18,7 +18,7 @@ from merit.eval.report.figure_bases import ALL, draw_forest
 from merit.eval.report.ledger import claims
 from merit.eval.report.render import render
 from merit.eval.report.style import save, styled
-from merit.eval.report.tables import write_csv
+from merit.eval.table_files import write_csv
 from merit.eval.verdict import VERDICTS
 from merit.io.artifacts import atomic_write, read_json
 

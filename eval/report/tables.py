@@ -19,7 +19,7 @@ from merit.eval.paper import LABELS, PaperTable
 from merit.eval.report.cells import AVERAGE, CLOSED, Cells, columns, resampled
 from merit.eval.report.provenance import Provenance
 from merit.eval.results import Results
-from merit.eval.table_files import latex_table, markdown_table
+from merit.eval.table_files import latex_table, markdown_table, write_csv
 from merit.io.artifacts import atomic_write
 
 DASH = "–"  # no such number: one seed has no spread, a method may be absent from the paper
@@ -75,11 +75,6 @@ def write_table(
     tables = {"ours": ours, "laid_out": laid_out, "beside": beside, "published": published}
     shown = {name: markdown_table(rows) if rows else "" for name, rows in tables.items()}
     return ShownTable(stem, title, caption=words, paper_caption=theirs, rows=laid_out, **shown)
-
-
-def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:
-    text = frame.to_csv(index=False, lineterminator="\n", float_format=float_format)
-    atomic_write(path, text)
 
 
 def tidy_table(

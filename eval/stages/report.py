@@ -28,7 +28,7 @@ def run(name: str, item: str | None = None) -> None:
     The hash is what the pages over all experiments depend on: DVC cannot list them one by one.
     """
     experiment, folder = load_experiment(name), REPORTS_DIR / name
-    build_report(experiment, Artifacts(name), REPORTS_DIR, name, other_bases(experiment))
+    build_report(experiment, Artifacts(name), REPORTS_DIR, other_bases(experiment))
     for study in settings_of(experiment):
         if STUDIES[study].timed:
             write_study(name, study, Artifacts(name).folder / "timings" / study)

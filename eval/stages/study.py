@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from merit.config import load_experiment
 from merit.eval.measuring.scores import Row
 from merit.eval.questions import QUESTIONS, write_questions
 from merit.eval.studies import STUDIES, measure_of, settings_of
-from merit.eval.table_files import latex_table, markdown_table
+from merit.eval.table_files import markdown_table, write_csv
 from merit.io.artifacts import (
     Artifacts,
     atomic_folder,
@@ -48,18 +48,15 @@ def write_study(name: str, item: str, folder: Path) -> None:
             write_questions(out / QUESTIONS, result.pop("questions"))
         write_json(out / "result.json", result)
         for stem, rows in result["tables"].items():
-            write_table(out, stem, rows, STUDIES[item].title, f"tab:{name}-{stem}")
+            write_table(out, stem, rows)
 
 
-def write_table(out: Path, stem: str, rows: Sequence[Row], title: str, label: str) -> None:
-    """<stem>.csv, .md and .tex; the columns are those of the first row."""
+def write_table(out: Path, stem: str, rows: Sequence[Row]) -> None:
+    """<stem>.csv and .md; the columns are those of the first row."""
     header = list(rows[0])
     cells = [[_cell(row[column]) for column in header] for row in rows]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *cells])
-    atomic_write(out / f"{stem}.csv", text.getvalue())
+    write_csv(out / f"{stem}.csv", pd.DataFrame(cells, columns=header))
     atomic_write(out / f"{stem}.md", markdown_table([header, *cells]))
-    atomic_write(out / f"{stem}.tex", latex_table([header, *cells], title, label))
 
 
 def _cell(value: Any) -> str:

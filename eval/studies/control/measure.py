@@ -14,11 +14,11 @@ from typing import Any
 
 from merit.config import Experiment
 from merit.errors import MeritError
-from merit.eval.benchmarks import benchmark
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
 from merit.eval.measuring.losses import open_evaluator
-from merit.eval.measuring.models import planned_models
+from merit.eval.measuring.models import method_of_kind, planned_models
 from merit.eval.measuring.scores import mean, num_questions
+from merit.eval.results import open_ended
 from merit.eval.studies.control import Control
 from merit.eval.studies.control.tables import (
     WHOLE,
@@ -78,7 +78,9 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Control) -> dict
             for c in sorted({WHOLE, best[name], matched.get(model, WHOLE)})
         ],
     )
-    kinds = {kind: part for kind, part in benchmark_kinds(experiment).items() if part}
+    benchmarks = experiment.evaluation.benchmarks
+    free = open_ended(benchmarks)
+    kinds = {"closed": [name for name in benchmarks if name not in free], "open": free}
     norm = float(base.double().norm())
     found = Measured(models, distances, matched, losses, best, validation, test, kinds, norm)
     rows = [found.best_row(name) for name in models]
@@ -131,14 +133,12 @@ def chosen_models(experiment: Experiment, settings: Control) -> Models:
         )
         for name, key in keys.items()
     }
-    where = f"experiments/{experiment.name}.yaml: key `studies.control"
     for key in ("joint", "random"):
-        name = getattr(settings, key)
-        if experiment.methods[name].partition != key:
-            raise MeritError(f"{where}.{key}`: {name!r} is no {key} method; name one")
+        method_of_kind(experiment, f"control.{key}", getattr(settings, key), key)
     if experiment.methods[settings.method].partition == "random":
         raise MeritError(
-            f"{where}.method`: {settings.method!r} is itself random; name the method to be judged"
+            f"experiments/{experiment.name}.yaml: key `studies.control.method`: "
+            f"{settings.method!r} is itself random; name the method to be judged"
         )
     return models
 
@@ -196,11 +196,3 @@ def comparisons(
             and epochs[ours] == epochs[theirs]
         ),
     ]
-
-
-def benchmark_kinds(experiment: Experiment) -> dict[str, list[str]]:
-    """The benchmarks with closed and with open-ended answers; either may be empty."""
-    found: dict[str, list[str]] = {"closed": [], "open": []}
-    for name in experiment.evaluation.benchmarks:
-        found["open" if benchmark(name).open_ended else "closed"].append(name)
-    return found

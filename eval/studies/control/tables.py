@@ -30,7 +30,6 @@ Point = tuple[str, float]  # a model's id and its c
 Pool = Mapping[str, Scores]  # scores by the name of a point
 
 WHOLE = 1.0  # the c of the method as it is
-KINDS = ("closed", "open")  # of benchmarks
 
 
 def point_name(model: str, c: float) -> str:
@@ -46,7 +45,8 @@ class Measured:
     """What was measured, of which the tables are made.
 
     `distances` and `matched` (the c at the method's distance) by model; `best` c by method; `norm`
-    is ||theta0||; `kinds` the benchmarks of KINDS that there are.
+    is ||theta0||; `kinds` the benchmarks that are "closed" and "open"-ended,
+    which may be none.
     """
 
     models: Models
@@ -64,9 +64,9 @@ class Measured:
 
     def by_kind(self, scores: Sequence[Scores], ending: str = "") -> Row:
         """The mean on either kind of benchmarks."""
-        found = {kind: self.kinds.get(kind) for kind in KINDS}
         return {
-            f"{k}{ending}": mean(only(scores, part)) if part else None for k, part in found.items()
+            f"{kind}{ending}": mean(only(scores, part)) if part else None
+            for kind, part in self.kinds.items()
         }
 
     def best_row(self, name: str) -> Row:
@@ -124,8 +124,7 @@ class Measured:
         rows = []
         for name, scores in parts.items():
             row = {"model": name, **measured[name], **columns("avg", average(scores))}
-            for kind in KINDS:
-                part = self.kinds.get(kind)
+            for kind, part in self.kinds.items():
                 row |= columns(kind, average(only(scores, part)) if part else None)
             itself = name == settings.method
             gap = None if itself else difference(scores, parts[settings.method])

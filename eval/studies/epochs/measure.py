@@ -41,7 +41,10 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Epochs) -> dict[
         losses = {name: evaluator.losses(theta) for name, theta in vectors.items()}
         increases = perturbed(evaluator, vectors, settings.sigmas, settings.num_draws)
         rms = {n: math.sqrt(theta.double().square().mean()) for n, theta in vectors.items()}
-    aucs = {name: draw_aucs(settings.sigmas, values) for name, values in increases.items()}
+    aucs = {  # of every draw; the smaller, the flatter
+        name: np.array([flatness_auc(settings.sigmas, draw.tolist()) for draw in values])
+        for name, values in increases.items()
+    }
 
     rows = []
     for epoch, joint, merged in pairs:
@@ -133,11 +136,6 @@ def perturbed(
 def gaussian(size: int, seed: int) -> torch.Tensor:
     """N(0, 1) float32 (size,), drawn on the CPU: the same on every machine."""
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
-
-
-def draw_aucs(sigmas: list[float], increases: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Flatness AUC of every draw: (num_draws,); the smaller, the flatter."""
-    return np.array([flatness_auc(sigmas, values.tolist()) for values in increases])
 
 
 def perturbation_rows(

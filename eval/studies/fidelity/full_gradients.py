@@ -36,8 +36,7 @@ Groups = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Cosines:
-    """Cosine matrices (T, T): by stride (1: of whole gradients), by (size, seed) of a sketch, and
-    of whole gradients over other draws of the examples.
+    """Cosine matrices (T, T): by stride (1: of whole gradients), by (size, seed) of a sketch.
 
     `norms` (T,) of whole gradients; `difference` as `stored_difference`.
     """
@@ -46,7 +45,6 @@ class Cosines:
     by_sketch: dict[tuple[int, int], Array]
     norms: Array
     difference: float
-    resampled: list[Array]
 
 
 @dataclass(frozen=True)
@@ -70,19 +68,17 @@ def exact(
     paths: Artifacts,
     strides: Sequence[int],
     sketches: Sequence[Sketch],
-    num_resamples: int,
 ) -> Cosines:
-    """From the full gradients of all tasks in scratch space: 4 T P bytes, twice in turn."""
+    """From the full gradients of all tasks in scratch space: 4 T P bytes."""
     kept = read_array(paths.gradients / "gradients.npy")
     with scratch_rows(paths.folder, len(base.tasks), base.num_parameters) as rows:
         fill_gradients(rows, base, gradients)
-        found = (
+        return Cosines(
             {every: cosine_matrix(rows[:, ::every]) for every in strides},
             {(s.buckets, s.seed): sketched_cosines(rows, s) for s in sketches},
             np.array([row_norm(row) for row in rows]),
             stored_difference(rows, kept, representation_of(gradients)),
         )
-    return Cosines(*found, resampled_cosines(base, gradients, paths, num_resamples))
 
 
 def sketched(
@@ -91,22 +87,20 @@ def sketched(
     paths: Artifacts,
     strides: Sequence[int],
     sketches: Sequence[Sketch],
-    num_resamples: int,
-    reference: int,
+    reference: Sketch,
 ) -> Cosines:
-    """As `exact`, from one pass over the tasks (and one per resample) that keeps only sketches.
+    """As `exact`, from one pass over the tasks that keeps only sketches.
 
-    `reference` signed sums stand for a whole gradient and for its strided entries: cosines have
-    the standard error of eq. (54), norms a relative one of 1 / sqrt(2 reference). Scratch space:
-    4 T reference bytes for every stride; in memory are one strided gradient and T of the largest
+    The `reference` sketch stands for a whole gradient and for its strided entries: with n signed
+    sums cosines have the standard error of eq. (54), norms a relative one of 1 / sqrt(2 n). Its
+    seed must be none of `sketches`', so that their errors are independent. Scratch space: 4 T n
+    bytes for every stride; in memory are one strided gradient and T of the largest
     of `sketches`.
     """
-    # a seed of its own: the small sketches' errors are independent of the reference's
-    stand_in = Sketch(reference, 1 + max((s.seed for s in sketches), default=0))
     stored = representation_of(gradients)
     kept = read_array(paths.gradients / "gradients.npy")
     chosen: list[Representation] = [
-        *(SketchedStride(every, stand_in) for every in strides),
+        *(SketchedStride(every, reference) for every in strides),
         *sketches,
     ]
     difference = norm = 0.0
@@ -132,7 +126,6 @@ def sketched(
         {(s.buckets, s.seed): m for s, m in zip(sketches, matrices[len(strides) :], strict=True)},
         norms,
         math.sqrt(difference / norm),
-        resampled_cosines(base, gradients, paths, num_resamples, stand_in),
     )
 
 
@@ -188,9 +181,9 @@ def resampled_cosines(
     settings: Gradients,
     paths: Artifacts,
     num_resamples: int,
-    representation: Representation = Stride(1),  # noqa: B008
+    representation: Representation,
 ) -> list[Array]:
-    """Cosine matrices of gradients, whole by default, from other draws of the examples."""
+    """Cosine matrices of gradients from other draws of the examples."""
     found = []
     size = representation.size(base.num_parameters)
     with scratch_rows(paths.folder, len(base.tasks), size) as rows:

@@ -18,10 +18,16 @@ from merit.config import Experiment
 from merit.errors import MeritError
 from merit.eval.measuring.scores import Row
 from merit.eval.studies.fidelity import Fidelity
-from merit.eval.studies.fidelity.full_gradients import exact, predicted_rmse, sketched, spread
+from merit.eval.studies.fidelity.full_gradients import (
+    exact,
+    predicted_rmse,
+    resampled_cosines,
+    sketched,
+    spread,
+)
 from merit.io.artifacts import Artifacts, read_json
 from merit.method.diagnostics import matrix_fidelity, norm_concentration
-from merit.method.gradients import Sketch
+from merit.method.gradients import Sketch, Stride
 from merit.method.partition import merit_groups
 from merit.method.similarity import pca
 from merit.train.task_gradients import BaseGradients
@@ -43,9 +49,14 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
     strides = sorted({1, stride, *settings.strides})
     seeds = range(settings.num_sketches)
     sketches = [Sketch(size, seed) for size in settings.sketch_sizes for seed in seeds]
-    chosen = base, experiment.gradients, paths, strides, sketches, settings.num_resamples
-    fits = 4 * len(base.tasks) * whole <= settings.max_scratch_gb * 1e9
-    cosines = exact(*chosen) if fits else sketched(*chosen, settings.reference_size)
+    gradients = experiment.gradients
+    if fits := 4 * len(base.tasks) * whole <= settings.max_scratch_gb * 1e9:
+        reference: Sketch | Stride = Stride(1)
+        cosines = exact(base, gradients, paths, strides, sketches)
+    else:
+        reference = Sketch(settings.reference_size, seed=settings.num_sketches)
+        cosines = sketched(base, gradients, paths, strides, sketches, reference)
+    resampled = resampled_cosines(base, gradients, paths, settings.num_resamples, reference)
 
     counts = np.array([e["num_samples"] for e in read_json(paths.encoded / "tasks.json")])
     num_axes = _num_axes(experiment, len(base.tasks))
@@ -74,7 +85,7 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Fidelity) -> dic
         found = [cosines.by_sketch[size, seed] for seed in seeds]
         table.append(row(f"sketch {size}", size, found, predicted_rmse(full, size)))
     if settings.num_resamples:
-        table.append(row("resampled examples", whole, cosines.resampled, None))
+        table.append(row("resampled examples", whole, resampled, None))
 
     by_metric = {row["metric"]: row for row in table16}
     by_norm = {row.pop("metric"): row for row in norm_table(cosines.norms, settings.trims)}

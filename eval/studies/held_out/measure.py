@@ -25,7 +25,7 @@ from merit.eval.measuring.held_out import (
 )
 from merit.eval.measuring.models import by_method, displacement, finished_models
 from merit.eval.measuring.scores import Row, columns
-from merit.eval.statistics import NUM_RESAMPLES, bootstrap_interval
+from merit.eval.statistics import bootstrap_interval
 from merit.eval.studies.held_out import HeldOut
 from merit.eval.studies.held_out.recommend import Candidate, mean_loss, recommend, strata
 from merit.io.artifacts import Artifacts, read_json
@@ -146,7 +146,7 @@ def _row(
     """Loss and exact matches in percent on the test half, and the loss minus the shipped one's."""
     found = [matches[m.id, one.c] for m in models] if matches else []
     told = {task: np.stack([values[task] for values in found]) for task in (found or [{}])[0]}
-    low, high = bootstrap_interval(strata(told), num_resamples=NUM_RESAMPLES) if told else (0, 0)
+    low, high = bootstrap_interval(strata(told)) if told else (0, 0)
     interval = (100 * mean_loss(told), 100 * low, min(100.0, 100 * high)) if told else None
     return {**compared, "loss": mean_loss(one.test), **columns("matches", interval)}
 

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from merit.eval.measuring.held_out import Array
-from merit.eval.measuring.scores import Interval, Row, columns, interval
-from merit.eval.statistics import LARGEST, NUM_RESAMPLES, paired_bootstrap
-from merit.eval.verdict import direction
+from merit.eval.measuring.scores import Interval, Row, columns, interval, verdict
+from merit.eval.statistics import LARGEST, paired_bootstrap
 
 LEAST = 5  # examples of a task, with which they are drawn within it
 Losses = Mapping[str, Array]  # task -> every example's loss, (num_seeds, num_examples)
@@ -53,7 +52,8 @@ def recommend(candidates: Sequence[Candidate]) -> dict[str, Any]:
     paired bootstrap over examples.
     """
     first = min(candidates, key=lambda one: (one.validation, one.effort))
-    close = [one for one in candidates if one is not first and not _behind(behind(one, first))]
+    others = [one for one in candidates if one is not first]
+    close = [one for one in others if verdict(behind(one, first)) != "ahead"]  # a higher loss
     ship = min([first, *close], key=lambda one: one.effort)
     rows: list[Row] = [
         {
@@ -101,8 +101,7 @@ def mean_loss(losses: Losses) -> float:
 
 def behind(one: Candidate, other: Candidate) -> Interval:
     """How much higher one's loss is than the other's: mean over tasks, with its interval."""
-    losses = strata(one.test), strata(other.test)
-    _, found = paired_bootstrap(*losses, num_resamples=NUM_RESAMPLES)
+    _, found = paired_bootstrap(strata(one.test), strata(other.test))
     return found.difference, found.low, found.high
 
 
@@ -118,7 +117,3 @@ def strata(values: Losses) -> Losses:
     weights = [sum(counts) / (len(counts) * n) for n in counts]
     pooled = [w * found for w, found in zip(weights, values.values(), strict=True)]
     return {"all": np.minimum(np.concatenate(pooled, axis=-1), LARGEST)}
-
-
-def _behind(found: Interval) -> bool:
-    return direction(*found[1:]) == "ahead"  # a higher loss

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merit.config import Experiment
-from merit.errors import MeritError
+from merit.config.branches import Model
 from merit.eval.measuring.candidates import Candidate, moved, score_candidates
-from merit.eval.measuring.models import merge_record
+from merit.eval.measuring.models import branch_folders, merge_record, planned_models
 from merit.eval.measuring.scores import (
     Row,
     Scores,
@@ -74,23 +74,22 @@ def merged_tensors(
 def measure(experiment: Experiment, paths: Artifacts, settings: Mergers) -> dict[str, Any]:
     """Validation scores over the scales; test scores at the default and at the chosen scale."""
     scales, seeds = sorted({*settings.scales, DEFAULT_SCALE}), settings.seeds
+    models = planned_models(experiment, "mergers.method", settings.method, seeds, 2)
 
-    def candidate(merger: str, scale: float, seed: int) -> Candidate:
-        record = merged_of_branches(paths, settings.method, seed)
-        files = [paths.branch(branch) for branch in record["branches"]]
-
+    def candidate(merger: str, scale: float, model: Model) -> Candidate:
         def tensors() -> dict[str, torch.Tensor]:
-            merged = merged_tensors(merger, paths.base, files, record["merge_weights"])
+            weights = merge_record(paths, model.id)["merge_weights"]
+            merged = merged_tensors(merger, paths.base, branch_folders(paths, model), weights)
             # every merger is theta0 + scale * delta, so its other scales lie on the same line
             return moved(paths.base, merged, scale)
 
-        return Candidate(_name(merger, scale, seed), tensors)
+        return Candidate(_name(merger, scale, model.seed), tensors)
 
     def score(split: str, wanted: dict[str, list[float]]) -> Pool:
         points = [(merger, scale) for merger, chosen in wanted.items() for scale in chosen]
-        models = [candidate(*point, seed) for point in points for seed in seeds]
-        models.append(Candidate("base", model="base"))
-        found = score_candidates(experiment, paths, split, models, f"mergers, {split}")
+        every = [candidate(*point, model) for point in points for model in models]
+        every.append(Candidate("base", model="base"))
+        found = score_candidates(experiment, paths, split, every, f"mergers, {split}")
         pool = {point: [found[_name(*point, seed)] for seed in seeds] for point in points}
         return pool | {("base", 0.0): [found["base"]]}
 
@@ -161,15 +160,5 @@ def summary(rows: Sequence[Row], base: float, settings: Mergers) -> dict[str, An
     return found
 
 
-def _name(merger: str, scale: float, seed: int) -> str:
+def _name(merger: str, scale: float, seed: int | None) -> str:
     return f"{merger}-x{scale:g}-s{seed}"
-
-
-def merged_of_branches(paths: Artifacts, method: str, seed: int) -> dict[str, Any]:
-    """merge.json of the method's merged model: its branches and their merge weights."""
-    record = merge_record(paths, f"{method}-s{seed}")
-    if record["rule"] != "merge" or len(record["branches"]) < 2:
-        raise MeritError(
-            f"studies.mergers: {method}-s{seed} is not merged from branches; name such a method"
-        )
-    return record

@@ -9,7 +9,6 @@ lm-eval's own tasks.
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import io
 import json
@@ -106,24 +105,12 @@ def lm_eval_questions(name: str, settings: Evaluation) -> list[Question]:
 
     A document's own text of the question where it has one, else what lm-eval asks.
     """
-    from datasets.exceptions import DatasetsError
+    from merit.eval.answering.lm_public import all_tasks, data_of, quiet, task
 
-    from merit.eval.answering.lm_public import all_tasks, quiet, task
-
-    place = settings.text_data
-    try:
-        with quiet(), contextlib.chdir(place or "."):
-            loaded = all_tasks().load([task(benchmark(name), settings)])
-            return [
-                Question(_asked(each, doc), [])
-                for each in loaded["tasks"].values()
-                for doc in each.eval_docs
-            ]
-    except (DatasetsError, OSError, ValueError) as error:
-        raise MeritError(
-            f"{name}: lm-eval finds no questions in {place or 'the hub or its cache'}: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
+    record = benchmark(name)
+    with quiet(), data_of(record, settings.text_data):
+        tasks = all_tasks().load([task(record, settings)])["tasks"].values()
+        return [Question(_asked(each, doc), []) for each in tasks for doc in each.eval_docs]
 
 
 def _asked(task: Any, doc: Mapping[str, Any]) -> str:

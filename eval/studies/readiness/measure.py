@@ -20,11 +20,10 @@ import numpy as np
 
 from merit.config import Experiment
 from merit.config.branches import Model
-from merit.errors import MeritError
 from merit.eval.measuring.candidates import Candidate, score_candidates
 from merit.eval.measuring.held_out import match_scores
 from merit.eval.measuring.losses import open_evaluator
-from merit.eval.measuring.models import branch_folders, models_of
+from merit.eval.measuring.models import branch_folders, method_of_kind, models_of
 from merit.eval.measuring.scores import Interval, Row, difference, num_questions
 from merit.eval.studies.readiness import Readiness
 from merit.eval.studies.readiness.geometry import Split, conditions, geometry, of_kind
@@ -69,18 +68,10 @@ def reference_models(
 
     Raises MeritError where the experiment has no such method.
     """
-    found = []
     for key in ("joint", "random"):
-        name = getattr(settings, key)
-        method = experiment.methods.get(name)
-        if method is None or method.partition != key:
-            raise MeritError(
-                f"experiments/{experiment.name}.yaml: key `studies.readiness.{key}`: found "
-                f"{name!r}, which is no {key} method that is run; readiness is measured on joint "
-                "training and random splits, so add one"
-            )
-        found.append(models_of(experiment)[name])
-    return found[0], found[1]
+        method_of_kind(experiment, f"readiness.{key}", getattr(settings, key), key)
+    models = models_of(experiment)
+    return models[settings.joint], models[settings.random]
 
 
 def outcome(

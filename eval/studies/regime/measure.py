@@ -15,7 +15,7 @@ from merit.config import Experiment, Sweep, load_experiment, suffix
 from merit.config.branches import plan
 from merit.errors import MeritError
 from merit.eval.answering.answers import stored_questions
-from merit.eval.measuring.models import displacement, merge_record
+from merit.eval.measuring.models import displacement, merge_record, method_of_kind
 from merit.eval.measuring.scores import (
     Interval,
     Row,
@@ -86,12 +86,7 @@ def check_methods(experiment: Experiment, settings: Regime) -> float:
     epochs: dict[str, float] = {}
     for key in (*KINDS[:2], "method", "shrunk"):
         name, kind = getattr(settings, key), "merit" if key == "method" else key
-        method = experiment.methods.get(name)
-        if method is None or method.partition != kind:
-            raise MeritError(
-                f"{where}.{key}`: {name!r} is no {kind} method of {experiment.name}; name one that "
-                "is"
-            )
+        method = method_of_kind(experiment, f"regime.{key}", name, kind)
         if name not in sweep.methods:
             raise MeritError(
                 f"{where}.{key}`: {name!r} is not among `sweeps.{settings.sweep}.methods`"

@@ -43,17 +43,12 @@ def measure(experiment: Experiment, paths: Artifacts, settings: Sgd) -> dict[str
         return only([stored_questions(paths, model)], experiment.table_benchmarks)[0]
 
     base = read("base")
-    scores: dict[Point, Scores] = {}  # without those that did not stay finite
+    names = {(m, rate): f"{m}{tags[rate]}-s{seed}" for m, rate in product(sweep.methods, rates)}
+    records = {point: merge_record(paths, model) for point, model in names.items()}
+    # without those that did not stay finite
+    scores = {p: read(model) for p, model in names.items() if records[p]["failure"] is None}
     rows: list[Row] = []
-    records = {
-        (method, rate): (model, merge_record(paths, model))
-        for method, rate in product(sweep.methods, rates)
-        for model in [f"{method}{tags[rate]}-s{seed}"]
-    }
-    for point, (model, record) in records.items():
-        if record["failure"] is None:
-            scores[point] = read(model)
-    for (method, rate), (_, record) in records.items():
+    for (method, rate), record in records.items():
         ours, theirs = scores.get((method, rate)), scores.get((reference, rate))
         rows.append(
             {
