@@ -79,7 +79,7 @@ def test_forms_of_records(
         ({}, r"found the keys \(none\), expected"),
         ({"mesages": CHAT}, "unknown key `mesages`; did you mean `messages`"),
         ({"messages": CHAT[:2]}, "without an answer"),
-        ({"messages": CHAT[1:] + CHAT[:1]}, "turn 3 is the system's, expected the user's"),
+        ({"messages": CHAT[1:] + CHAT[:1]}, "turn 3 is from system, expected user"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "tool", "value": "a"}]},
          r"`conversations\[1\]` has from 'tool'"),
         ({"messages": [{"role": "user", "content": {"a": 1}}]},
