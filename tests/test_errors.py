@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,16 +143,3 @@ def test_a_model_that_cannot_be_loaded_says_why(
     with pytest.raises(MeritError, match=said) as caught:
         load_model(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_the_process_ends_with_status_2_and_no_traceback(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "merit", "run", "mini_visoin"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("merit: error: ")
-    assert "Traceback" not in done.stderr

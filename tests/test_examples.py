@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +87,6 @@ def png() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def test_a_header_that_claims_a_billion_pixels_is_refused(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(buffer, format="BMP")
-    content = bytearray(buffer.getvalue())
-    content[18:26] = struct.pack("<ii", 40_000, 40_000)
-    (tmp_path / "x.bmp").write_bytes(content)
-    for read in (load_image, image_size):
-        with pytest.raises(MeritError, match=r"x\.bmp: "):
-            read(tmp_path / "x.bmp")
 
 
 def seen(kind: str) -> tuple[bytes, list[list[list[int]]]]:
@@ -193,24 +181,6 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(MeritError, match=message):
             load_image(tmp_path / path)
-
-
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-def test_a_truncated_image_or_archive_is_refused(tmp_path: Path, kept: float) -> None:
-    def cut(content: bytes) -> bytes:
-        return content[: int(kept * len(content))]
-
-    archive = tmp_path / "images.zip"
-    pack(archive, {"x.png": png(), "cut.png": cut(png())})
-    with pytest.raises(MeritError, match=r"images\.zip/cut\.png: "):
-        load_image(archive / "cut.png")
-    whole = archive.read_bytes()
-    changed = bytearray(whole)
-    changed[1000] ^= 1  # in the image, whose checksum tells
-    for content in (cut(whole), bytes(changed)):
-        archive.write_bytes(content)
-        with pytest.raises(MeritError, match=r"images\.zip: .*'x\.png'"):
-            load_image(archive / "x.png")
 
 
 # --- the mixture as the encode stage reads it ---------------------------------------------------

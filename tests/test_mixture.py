@@ -390,11 +390,3 @@ def test_a_bad_line_is_an_error_or_is_listed(line: Any, reason: str) -> None:
     manifest = write(own(on_bad_record="skip"))
     assert ids("a") == ["a-1"]
     assert len(manifest["mixture"][0]["bad_records"]) == 1
-
-
-def test_a_folder_that_is_missing_or_empty_is_named() -> None:
-    with pytest.raises(MeritError, match=r"`data\.folder`: mine"):
-        write(own())
-    Path("mine").mkdir()
-    with pytest.raises(MeritError, match=r"mine: .*\.jsonl"):
-        write(own())

@@ -116,26 +116,6 @@ def test_rows_are_read_without_their_images(table: Path) -> None:
     assert found[2] == {"images": [{"path": None}] * 2, "name": "c"}
     with pytest.raises(MeritError, match=r"column 'texts' .*'images', 'name'"):
         list(parquet.rows(table, ["texts"]))
-
-
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99, None])
-def test_a_truncated_or_missing_parquet_file_is_refused(table: Path, kept: float | None) -> None:
-    content = table.read_bytes()
-    table.unlink()
-    if kept is not None:
-        table.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(MeritError, match=r"x\.parquet: "):
-        list(parquet.rows(table, ["name"]))
-    with pytest.raises(MeritError, match=r"x\.parquet: "):
-        load_image(table / "1/0")
-
-
-def test_a_damaged_page_and_a_file_without_images_are_refused(table: Path) -> None:
-    content = bytearray(table.read_bytes())
-    content[4:200] = bytes(196)
-    table.write_bytes(content)
-    with pytest.raises(MeritError, match=r"x\.parquet"):
-        load_image(table / "1/0")
-    pq.write_table(pa.table({"name": ["a"]}), table.with_name("z.parquet"))
-    with pytest.raises(MeritError, match=r"z\.parquet: "):
-        load_image(table.with_name("z.parquet") / "0")
+    pq.write_table(pa.table({"name": ["a"]}), table)
+    with pytest.raises(MeritError, match=r"x\.parquet: no column of images"):
+        load_image(table / "0")
