@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.errors import MeritError
-from merit.io.texts import parse_object
+from merit.io.texts import jsonl_records
 
 IMAGE_TOKEN = "<image>"
 ESCAPED = "< image>"
@@ -168,17 +168,8 @@ def iter_examples(path: Path) -> Iterator[Example]:
     not alternate, image marks that do not match the images, an empty file.
     """
     number = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{path}, line {number}"
-                yield example_from(parse_object(line, where), where)
-    except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; the data stage writes it") from None
-    except UnicodeDecodeError as error:
-        raise MeritError(
-            f"{path}: not UTF-8 text (after line {number}: byte {error.start}); write it again"
-        ) from None
+    for number, value in enumerate(jsonl_records(path), start=1):
+        yield example_from(value, f"{path}, line {number}")
     if not number:
         raise MeritError(f"{path}: zero examples; remove the task or give it at least one example")
 

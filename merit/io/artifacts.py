@@ -31,7 +31,7 @@ import numpy as np
 from merit.errors import MeritError
 from merit.io.disk import writing
 from merit.io.locks import exclusive
-from merit.io.texts import parse_json, parse_object, read_text
+from merit.io.texts import jsonl_records, parse_json, read_text
 
 ARTIFACTS_DIR = Path("artifacts")
 REPORTS_DIR = Path("reports")
@@ -202,11 +202,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Raises MeritError that names the file and the line where one is not a JSON object."""
-    lines = read_text(path).removesuffix("\n").split("\n")  # splitlines() knows other line ends
-    return [
-        parse_object(line, f"{path}, line {number}")
-        for number, line in enumerate(lines if lines != [""] else [], start=1)
-    ]
+    return list(jsonl_records(path))
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -16,10 +16,10 @@ from merit.data import parquet
 from merit.data.examples import BadRecord, Example
 from merit.data.forms import to_example
 from merit.data.images import ImageFinder
-from merit.data.records import Record, Source, TaskOf, json_records, text_lines
+from merit.data.records import Record, Source, TaskOf
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
-from merit.io.texts import parse_object
+from merit.io.texts import json_records, parse_object, text_lines
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 OTHER_SPLITS = {"test", "validation", "valid", "val", "dev", "eval"}
