@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,6 @@ def test_an_example_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "a-0",', "JSON"),
-        ("[1, 2]", r"found \[1, 2\]"),
         ({**GOOD, "image": "x.png"}, "found .*'image', 'images'"),
         ({**GOOD, "messages": []}, "turn"),
         ({**GOOD, "messages": [USER, USER]}, r"messages\[1\].*'assistant'"),
@@ -59,23 +56,15 @@ def test_an_example_comes_back_as_it_was(tmp_path: Path) -> None:
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: Any, message: str) -> None:
-    text = line if isinstance(line, str) else json.dumps(line)
     path = tmp_path / "a.jsonl"
-    path.write_text(f"{json.dumps(GOOD)}\n{text}\n{json.dumps(GOOD)}\n", encoding="utf-8")
+    write_jsonl(path, [GOOD, line, GOOD])
     with pytest.raises(MeritError, match=rf"a\.jsonl, line 2: .*{message}"):
         read_examples(path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "file not found"), (b"", "zero examples"), (b"\xff\xfe{}", "not UTF-8")],
-)
-def test_a_file_without_examples_is_refused(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
-    if content is not None:
-        (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(MeritError, match=rf"a\.jsonl: {message}"):
+def test_a_file_without_examples_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(MeritError, match=r"a\.jsonl: zero examples"):
         read_examples(tmp_path / "a.jsonl")
 
 
