@@ -11,14 +11,11 @@ import yaml
 from merit.config import (
     Experiment,
     Method,
-    Optimizer,
     every_method,
     load_experiment,
     load_params,
-    suffix,
 )
 from merit.config.experiment import merged, variants
-from merit.config.methods import overridden
 from merit.errors import MeritError
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +123,8 @@ SHRUNK = "methods.joint-shrunk"
         # names that a file or DVC could not bear
         ("methods.m@1", {"partition": "joint"}, "key `methods.m@1`: found 'm@1': "),
         ("methods.null", {"partition": "joint"}, "name 'null': a value in YAML"),
+        ("methods.joint-1ep-s1", {"partition": "joint"},
+         "methods.joint-1ep-s1: a run of joint-1ep is called so"),
         # contradictions
         ("base", {}, "key `base`: give exactly one of `architecture`, `checkpoint`, `hub`, `assem"),
         (f"{SHRUNK}.match", "merit-9d", f"{SHRUNK}.match: no method is called 'merit-9d'"),
@@ -250,16 +249,6 @@ def test_a_sweep_of_the_experiments_own_point_adds_nothing() -> None:
     assert swept() == swept(learning_rate=[0.1], batch_size=[2], algorithm="adamw") == {}
 
 
-def test_a_sweep_of_another_algorithm_names_it_first() -> None:
-    assert list(swept(algorithm="sgd", learning_rate=[0.1, 1.0]))[::3] == [
-        *("joint-1ep-sgd", "joint-1ep-sgd-lr1"),
-    ]
-    assert suffix({"algorithm": "sgd", "learning_rate": 2.5e-4, "batch_size": 16}) == (
-        "-sgd-lr0.00025-b16"
-    )
-    assert suffix({}) == ""
-
-
 def test_a_sweep_keeps_what_a_method_changes_by_itself() -> None:
     values = settings()
     values["methods"]["joint-1ep"]["optimizer"] = {"schedule": "linear", "learning_rate": 0.3}
@@ -270,25 +259,7 @@ def test_a_sweep_keeps_what_a_method_changes_by_itself() -> None:
     assert found["joint-1ep"].optimizer == {"schedule": "linear", "learning_rate": 0.3}
 
 
-def test_an_optimizer_with_some_keys_changed() -> None:
-    own = Optimizer(learning_rate=0.1, batch_size=2, warmup_ratio=0.5)
-    found = overridden(own, {"algorithm": "sgd", "learning_rate": 3.0, "betas": [0.5, 0.6]}, "x")
-    assert found == Optimizer(
-        **{"algorithm": "sgd", "learning_rate": 3.0, "betas": (0.5, 0.6)},
-        **{"batch_size": 2, "warmup_ratio": 0.5},
-    )
-
-
 # --- the files as a whole -------------------------------------------------------------------------
-
-
-def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
-    values = settings()
-    values["methods"] |= {
-        "joint": {"partition": "joint", "seeds": [1]},
-        "joint-s1": {"partition": "joint"},
-    }
-    assert "methods.joint-s1: a run of joint is called so" in refusal(tmp_path, values)
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_a_mistake_is_one_line_that_names_it(
         (PermissionError(13, "Permission denied", "out/x"), 2, "out/x: permission denied; change"),
         (OSError(30, "Read-only file system", "out"), 2, "out: read-only file system; change its"),
         (OSError(28, "No space left on device", "out"), 2, "out: no space left on device; free"),
+        (ModuleNotFoundError("No mlflow", name="mlflow.x"), 2, "mlflow.x is missing: pip install"),
         (MemoryError(), 2, "out of memory (of this machine)"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "out of memory (CUDA out of"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus"), 2, "/dev/shm"),
