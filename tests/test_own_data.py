@@ -78,6 +78,7 @@ def test_forms_of_records(
         ({"instruction": "x"}, "found the keys `instruction`, expected"),
         ({}, r"found the keys \(none\), expected"),
         ({"mesages": CHAT}, "unknown key `mesages`; did you mean `messages`"),
+        ({"messages": CHAT[:1]}, "without an answer"),
         ({"messages": CHAT[:2]}, "without an answer"),
         ({"messages": CHAT[1:] + CHAT[:1]}, "turn 3 is from system, expected user"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "tool", "value": "a"}]},
