@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +73,7 @@ class Source:
     def records(self, folder: Path, wanted: Collection[str] | None = None) -> Iterator[Record]:
         """The records of these files; those of other tasks may be among them."""
         for task, pattern in self._patterns(wanted):
-            task_of = self.task_of or partial(_constant, task)
+            task_of = self.task_of or (lambda _, task=task: task)
             for path in files(folder, [pattern]):
                 yield from self.read(folder, path.relative_to(folder).as_posix(), task_of)
 
@@ -85,10 +84,6 @@ class Source:
         for task in self.tasks:
             if wanted is None or task in wanted:
                 yield task, self.files.format(task=file_stem(task))
-
-
-def _constant(task: str, value: dict[str, Any]) -> str:
-    return task
 
 
 # --- readers ------------------------------------------------------------------------------------
