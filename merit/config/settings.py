@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from merit.errors import MeritError
 
@@ -132,10 +125,8 @@ def _explain(entry: Any, values: Any, blocks: Mapping[int, type[Settings]]) -> s
     if entry["type"] == "missing":
         return f"key `{'.'.join([*keys, str(entry['loc'][-1])])}` is missing"
     key = ".".join(keys) or "(top level)"
-    if entry["type"] == "extra_forbidden":
-        return (
-            f"unknown key `{key}`.{nearest(keys[-1], sorted(block.model_fields if block else []))}"
-        )
+    if entry["type"] == "extra_forbidden" and block:
+        return f"unknown key `{key}`.{nearest(keys[-1], sorted(block.model_fields))}"
     if entry["type"] == "value_error":
         prefix = f"key `{key}`: " if keys else ""
         return prefix + str(entry["ctx"]["error"])
