@@ -72,6 +72,8 @@ def test_scales_of_single_modules(tmp_path: Path) -> None:
         ({}, {"bias": "all"}, f"/{CONFIG}: key `bias`: found 'all'"),
         ({}, {"init_lora_weights": "pissa"}, "key `init_lora_weights`: found 'pissa'"),
         ({}, {"lora_alpha": None}, "key `lora_alpha` is missing or no number"),
+        ({}, {"alpha_pattern": {"(": 1}}, r"key `alpha_pattern`: '\('.*regular expression"),
+        ({}, {"alpha_pattern": {"q": "8"}}, "key `alpha_pattern`: 'q': '8' is no number"),
         (
             {"base_model.model.m.v.lora_A.weight": torch.zeros(1, 3)},
             {},
@@ -148,13 +150,6 @@ def test_adapters_of_peft_merge_like_merged_models(
     assert "adapter1: 6 tensors of " in capsys.readouterr().out
 
 
-def test_an_adapter_without_its_weights_is_refused(tmp_path: Path) -> None:
-    adapter(tmp_path, FACTORS)
-    (tmp_path / "adapter" / WEIGHTS).unlink()
-    with pytest.raises(MeritError, match=f"/{WEIGHTS}: checkpoint not found"):
-        Adapter(tmp_path / "adapter", Checkpoint(tmp_path / "base"), no_names)
-
-
 # --- tied embeddings ------------------------------------------------------------------------------
 
 TIED: dict[str, dict[str, Any]] = {
@@ -214,9 +209,3 @@ def test_a_model_beside_an_adapter_is_refused_wherever_it_is_opened(tmp_path: Pa
     save_tensors(BASE, tmp_path / "base" / SINGLE)
     with pytest.raises(MeritError, match="found a whole model and an adapter"):
         open_branch(tmp_path, Checkpoint(tmp_path / "base"), tmp_path / "base")
-
-
-def test_a_pattern_that_is_none_is_named(tmp_path: Path) -> None:
-    for pattern, message in (({"(": 1}, "'\\('.*regular exp"), ({"q": "8"}, "'q': '8' is no num")):
-        with pytest.raises(MeritError, match=f"/{CONFIG}: key `alpha_pattern`: {message}"):
-            adapter(tmp_path, FACTORS, alpha_pattern=pattern)

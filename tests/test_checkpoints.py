@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,6 @@ from merit.io.artifacts import atomic_folder, file_hash
 from merit.io.checkpoint_files import INDEX, SINGLE, checkpoint_hash
 from merit.io.checkpoint_writer import CheckpointWriter
 from merit.io.checkpoints import DTYPES, Checkpoint, TensorInfo, check_same_tensors, save_tensors
-from merit.io.disk import writing
 from merit.io.rows import create_array
 from merit.train.base import check_finite
 from merit.train.model import load_model
@@ -133,67 +131,20 @@ def test_a_tensor_that_is_not_written_whole_is_no_checkpoint(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-# --- no space -----------------------------------------------------------------------------------
-
-
-def test_a_disk_that_gets_full_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the middle of a tensor; and before the first one, where too little is free."""
-    put = os.pwrite
-
-    def full(descriptor: int, data: memoryview, offset: int) -> int:
-        if offset > 4000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return put(descriptor, data[:1000], offset)  # systems may write a part
-
-    tensors = {"a": torch.zeros(100, 20)}
-    layout = {"a": TensorInfo(torch.float32, (100, 20))}
-
-    def attempt() -> None:
-        with atomic_folder(tmp_path / "out") as folder, CheckpointWriter(folder, layout) as writer:
-            writer.write("a", tensors["a"])
-
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(MeritError, match=r"cannot be written \(.*No space left"):
-        attempt()
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(os, "pwrite", put)
-    attempt()
-    assert Checkpoint(tmp_path / "out").read("a").shape == (100, 20)
-    usage = shutil.disk_usage(tmp_path)._replace(free=7999)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(MeritError, match="no space left on the disk: the checkpoint takes"):
-        attempt()
-
-
-def test_a_full_disk_says_so_whichever_library_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """safetensors raises an error of its own; what stood there is left. Other errors pass."""
+def test_a_disk_that_gets_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first byte; and by safetensors, which has an error of its own."""
 
     def full(*_: Any, **__: Any) -> None:
-        raise SafetensorError(
-            "Error while serializing: I/O error: No space left on device (os error 28)"
-        )
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     path = tmp_path / "model.safetensors"
-    save_tensors({"a": torch.zeros(3)}, path)
-    usage = shutil.disk_usage(tmp_path)._replace(free=1_230_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=7)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(MeritError, match="no space left on the disk: the checkpoint takes"):
+        write(tmp_path / "out", {"a": torch.zeros(2)})
     monkeypatch.setattr("merit.io.checkpoints.save_file", full)
     with pytest.raises(MeritError, match=rf"^{path}: cannot be .*error 28.*; 0\.00 GB are free"):
         save_tensors({"a": torch.ones(3)}, path)
-    assert load_file(path)["a"].tolist() == [0, 0, 0]
-    monkeypatch.setattr(os, "posix_fallocate", no_space, raising=False)
-    with pytest.raises(MeritError, match=r"rows\.npy: cannot be written \(.*No space left"):
-        create_array(tmp_path / "rows.npy", np.dtype(np.float32), (2, 3))
-    with pytest.raises(PermissionError), writing(path):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-
-def no_space(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_an_array_of_zeros_is_the_file_that_numpy_saves(tmp_path: Path) -> None:
@@ -237,9 +188,6 @@ def cut(path: Path, share: float) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no shard": (lambda f: (f / SHARD2).unlink(), f"/{SHARD2}: shard not found"),
     "cut": (lambda f: cut(f / SHARD2, 0.99), f"/{SHARD2}: truncated or not a safetensors file"),
-    "header cut": (lambda f: cut(f / SHARD2, 0.3), f"/{SHARD2}: truncated or not"),
-    "empty": (lambda f: cut(f / SHARD2, 0), f"/{SHARD2}: truncated or not a safetensors file"),
-    "pickle": (lambda f: torch.save(BASE, f / SHARD2), f"/{SHARD2}: truncated or not a safetens"),
     "unlisted shard": (
         reindex(lambda i: i["weight_map"].pop("c")),
         f"/{INDEX}: shard {SHARD2} is there, but the index does not name it",
@@ -352,19 +300,3 @@ def test_a_base_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> Non
     save_tensors(BASE | {"b": torch.tensor([1.0, bad])}, tmp_path / SINGLE)
     with pytest.raises(MeritError, match=r"^the base of tiny: tensor 'b' is not"):
         check_finite(tmp_path, "the base of tiny")
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    def write_into(name: str, error: type[BaseException] | None = None) -> None:
-        with atomic_folder(tmp_path / "out") as folder:
-            (folder / name).write_text("")
-            if error:
-                raise error
-
-    write_into("old")
-    with pytest.raises(KeyboardInterrupt):
-        write_into("half", KeyboardInterrupt)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
-    write_into("new")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +46,6 @@ def test_an_example_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "a-0",', "JSON"),
-        ("[1, 2]", r"found \[1, 2\]"),
         ({**GOOD, "image": "x.png"}, "found .*'image', 'images'"),
         ({**GOOD, "messages": []}, "turn"),
         ({**GOOD, "messages": [USER, USER]}, r"messages\[1\].*'assistant'"),
@@ -60,23 +56,15 @@ def test_an_example_comes_back_as_it_was(tmp_path: Path) -> None:
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: Any, message: str) -> None:
-    text = line if isinstance(line, str) else json.dumps(line)
     path = tmp_path / "a.jsonl"
-    path.write_text(f"{json.dumps(GOOD)}\n{text}\n{json.dumps(GOOD)}\n", encoding="utf-8")
+    write_jsonl(path, [GOOD, line, GOOD])
     with pytest.raises(MeritError, match=rf"a\.jsonl, line 2: .*{message}"):
         read_examples(path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "file not found"), (b"", "zero examples"), (b"\xff\xfe{}", "not UTF-8")],
-)
-def test_a_file_without_examples_is_refused(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
-    if content is not None:
-        (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(MeritError, match=rf"a\.jsonl: {message}"):
+def test_a_file_without_examples_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(MeritError, match=r"a\.jsonl: zero examples"):
         read_examples(tmp_path / "a.jsonl")
 
 
@@ -88,17 +76,6 @@ def png() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def test_a_header_that_claims_a_billion_pixels_is_refused(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(buffer, format="BMP")
-    content = bytearray(buffer.getvalue())
-    content[18:26] = struct.pack("<ii", 40_000, 40_000)
-    (tmp_path / "x.bmp").write_bytes(content)
-    for read in (load_image, image_size):
-        with pytest.raises(MeritError, match=r"x\.bmp: "):
-            read(tmp_path / "x.bmp")
 
 
 def seen(kind: str) -> tuple[bytes, list[list[list[int]]]]:
@@ -193,24 +170,6 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(MeritError, match=message):
             load_image(tmp_path / path)
-
-
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-def test_a_truncated_image_or_archive_is_refused(tmp_path: Path, kept: float) -> None:
-    def cut(content: bytes) -> bytes:
-        return content[: int(kept * len(content))]
-
-    archive = tmp_path / "images.zip"
-    pack(archive, {"x.png": png(), "cut.png": cut(png())})
-    with pytest.raises(MeritError, match=r"images\.zip/cut\.png: "):
-        load_image(archive / "cut.png")
-    whole = archive.read_bytes()
-    changed = bytearray(whole)
-    changed[1000] ^= 1  # in the image, whose checksum tells
-    for content in (cut(whole), bytes(changed)):
-        archive.write_bytes(content)
-        with pytest.raises(MeritError, match=r"images\.zip: .*'x\.png'"):
-            load_image(archive / "x.png")
 
 
 # --- the mixture as the encode stage reads it ---------------------------------------------------

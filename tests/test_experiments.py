@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from merit.config import EXPERIMENTS_DIR, Experiment, load_experiment, load_params
+from merit.config import EXPERIMENTS_DIR, Experiment, load_experiment
 from merit.config.branches import plan
 from merit.config.data import PublicData, TaskRule
 from merit.config.rehearsal import rehearsed
@@ -112,12 +112,6 @@ def test_phases_are_an_epoch_of_what_they_read(name: str) -> None:
         assert phase.num_steps == -(-sizes[phase.data] // phase.optimizer.batch_size)
         assert phase.precision == "bfloat16"
         assert phase.data in load(name).data.pretraining  # type: ignore[union-attr]
-
-
-def test_none_of_them_runs_by_default() -> None:
-    shipped = {path.stem for path in FOLDER.glob("*.yaml")}
-    assert shipped >= {*PAPER}
-    assert not set(load_params(ROOT / "params.yaml").experiments) & {*PAPER}
 
 
 # --- rehearsals ---------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merit.config import Encoding, Experiment, Method, Optimizer, Runtime
-from merit.config.branches import Branch, Model, Partition, Plan, optimizer_of, partition_of, plan
+from merit.config import Encoding, Experiment, Optimizer, Runtime
+from merit.config.branches import Branch, Model, Partition, Plan, optimizer_of, plan
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts
 from merit.method.rules import Evidence
@@ -126,38 +126,6 @@ def test_the_plan_of_the_other_partitions_by_hand() -> None:
     assert planned.models["kmeans-2-s4"] == Model(
         "kmeans-2-s4", "kmeans-2", 4, "merge", ("kmeans-2-s4-g0", "kmeans-2-s4-g1")
     )
-
-
-def test_soups_of_every_size_share_the_joint_runs() -> None:
-    soups = {f"soup-{n}": {"partition": "soup", "members": n} for n in (2, 3, 4)}
-    joint = {"partition": "joint", "seeds": [1, 2, 3]}
-    planned = plan(with_methods(**{"joint-1ep": joint}, **soups))
-    runs = tuple(f"joint-1ep-s{seed}" for seed in (1, 2, 3, 4))
-    assert tuple(planned.branches) == runs
-    assert [planned.models[f"soup-{n}-s1"].branches for n in (2, 3, 4)] == [
-        runs[:2], runs[:3], runs,
-    ]  # fmt: skip
-    assert list(planned.partitions) == ["joint"]
-
-
-@pytest.mark.parametrize(
-    ("method", "key", "groups"),
-    [
-        ({"partition": "random", "groups": 4}, "random-4-s7", 4),
-        ({"partition": "kmeans", "groups": 8}, "kmeans-8-s7", 8),
-        ({"partition": "soup", "members": 3}, "joint", 1),
-        ({"partition": "merit", "axes": 3, "epochs": 2.0}, "merit-3d", 8),
-        ({"partition": "rawpca", "axes": 2}, "rawpca-2d", 4),
-        ({"partition": "conflict", "reading": "between"}, "conflict-2-between", 2),
-    ],
-)
-def test_only_what_draws_its_groups_has_partitions_by_seed(
-    method: dict[str, Any], key: str, groups: int
-) -> None:
-    found = Method(**method)
-    assert (partition_of(found, 7).key, partition_of(found, 7).num_groups) == (key, groups)
-    assert (partition_of(found, 7) == partition_of(found, 8)) == (not key.endswith("-s7"))
-    assert found.num_groups == groups
 
 
 # --- sweeps -------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import pytest
 
 from merit.config import load_experiment
 from merit.config.branches import plan
-from merit.data.examples import parse_object
 from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, read_json
+from merit.io.texts import parse_object
 from merit.mini import own_mixture
 from merit.mini.own_mixture import write_own
 from merit.run import execute, new

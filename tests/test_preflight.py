@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from merit.config import Experiment, Method
-from merit.errors import MeritError, message_of
+from merit.errors import MeritError
 from merit.io.artifacts import Artifacts, write_json
 from merit.run.preflight import check_place, check_tasks
 from tests import synthetic
@@ -63,10 +63,3 @@ def test_a_directory_that_cannot_be_written(
     monkeypatch.setattr(os, "access", lambda place, mode: mode != os.W_OK)
     with pytest.raises(MeritError, match=r": cannot be written; run in a directory"):
         check_place(experiment(2), paths)
-
-
-@pytest.mark.parametrize(("module", "told"), [("mlflow.tracking", True), ("torch", False)])
-def test_a_package_of_the_extra_is_named(module: str, told: bool) -> None:
-    message = message_of(ModuleNotFoundError(f"No module named {module!r}", name=module))
-    assert message == ("package mlflow.tracking is missing: pip install 'merit[repro]'" if told
-                       else None)  # fmt: skip

@@ -205,7 +205,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"conversations": said("<image>\nWhy?", "  ")}, "answer.*'  '"),
     ({"conversations": said("<image>\nWhy?")}, "answer"),
     ({"conversations": "hello"}, "`conversations` .*'hello'"),
-    ({"conversations": said("a") * 2}, "turn 2 .*'human'"),
+    ({"conversations": said("a") * 2}, "turn 2 is from user"),
     ({"conversations": said("<image> <image>", "b")}, "2 .*1 image"),
     ({"image": "absent.jpg"}, "'absent.jpg' .*image_191-task_1k.zip"),
     ({"image": "../../secret.jpg"}, "`image` .*secret"),

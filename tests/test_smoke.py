@@ -34,13 +34,6 @@ def hashes(branch: Path) -> dict[str, str]:
     return {path.name: file_hash(path) for path in branch.iterdir()}
 
 
-def test_budgets_are_equal(folder: Path) -> None:
-    branches = plan(load_experiment(smoke.NAME, folder / "experiments")).branches
-    tokens = {b: read_json(paths(folder).manifest(b))["num_tokens"] for b in branches}
-    assert tokens["random-2-s1-g0"] + tokens["random-2-s1-g1"] == tokens["joint-1ep-s1"]
-    assert tokens["merit-1d-s1-g0"] + tokens["merit-1d-s1-g1"] == tokens["joint-1ep-s1"]
-
-
 def test_the_control_lies_as_far_from_the_base_as_the_merged_model(folder: Path) -> None:
     distances = {
         model: read_json(paths(folder).model(model) / "merge.json")["displacement"]

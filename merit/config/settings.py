@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from merit.errors import MeritError
 
@@ -29,6 +29,14 @@ class Settings(BaseModel):
     """Base of every settings block: immutable, strict about types, closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _note(cls, values: Any, info: ValidationInfo) -> Any:
+        """Tell `checked`, whose context this is, which block a mapping is read as."""
+        if info.context is not None:
+            info.context[id(values)] = cls
+        return values
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -98,29 +106,29 @@ def load_yaml(path: Path, model: type[AnySettings]) -> AnySettings:
 
 def checked(values: Any, model: type[AnySettings], path: Path) -> AnySettings:
     """The settings of `values`, read from `path`. Raises MeritError, a line per mistake."""
+    blocks: dict[int, type[Settings]] = {}
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=blocks)
     except ValidationError as error:
-        lines = [f"{path}: {_explain(entry, model)}" for entry in error.errors()]
+        lines = [f"{path}: {_explain(entry, values, blocks)}" for entry in error.errors()]
         raise MeritError("\n".join(lines)) from None
 
 
-def _explain(entry: Any, model: type[BaseModel]) -> str:
+def _explain(entry: Any, values: Any, blocks: Mapping[int, type[Settings]]) -> str:
     """One sentence per pydantic error."""
-    # pydantic adds the tag of a union's member, "(list)", and marks a mapping's key
-    location = [str(part) for part in entry["loc"] if not str(part).startswith(("(", "[key]"))]
-    place = location[:-1]  # where other keys are known
-    if location[0:1] == ["methods"]:
-        place = [part for i, part in enumerate(place) if i != 1]  # without the method's own name
-    elif location[0:1] == ["data"]:
-        del location[1:2]  # pydantic adds the data's source, a tag that is no key of the file
-    key = ".".join(location) or "(top level)"
-    if entry["type"] == "extra_forbidden":
-        return f"unknown key `{key}`.{nearest(location[-1], _fields_at(model, place))}"
+    keys: list[str] = []  # the error's place, without pydantic's names for members of unions
+    block: type[Settings] | None = None
+    for part in entry["loc"]:
+        with suppress(LookupError, TypeError):
+            block, values = blocks.get(id(values)), values[part]
+            keys.append(str(part))
     if entry["type"] == "missing":
-        return f"key `{key}` is missing"
+        return f"key `{'.'.join([*keys, str(entry['loc'][-1])])}` is missing"
+    key = ".".join(keys) or "(top level)"
+    if entry["type"] == "extra_forbidden" and block:
+        return f"unknown key `{key}`.{nearest(keys[-1], sorted(block.model_fields))}"
     if entry["type"] == "value_error":
-        prefix = f"key `{key}`: " if location else ""
+        prefix = f"key `{key}`: " if keys else ""
         return prefix + str(entry["ctx"]["error"])
     return f"key `{key}`: found {entry['input']!r}: {entry['msg']}"
 
@@ -131,35 +139,3 @@ def nearest(word: str, known: Sequence[str]) -> str:
     if close:
         return f" Did you mean `{close[0]}`?"
     return f" Known here: {', '.join(known)}." if known else ""
-
-
-def _fields_at(model: Any, location: list[str]) -> list[str]:
-    """Field names of the settings block at `location`; [] if the path leaves the models."""
-    candidates = [model]
-    for part in location:
-        following: list[Any] = []
-        for candidate in candidates:
-            if part in candidate.model_fields:
-                following += _models_in(candidate.model_fields[part].annotation)
-        # a union's tag picks one of its models; a list index or a mapping's key picks none
-        tagged = [candidate for candidate in candidates if part in _tags(candidate)]
-        candidates = following or tagged or candidates
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
-
-
-def _tags(model: Any) -> set[str]:
-    """Values of the model's fields with only one possible value: the tags of a union."""
-    choices = [
-        get_args(field.annotation)
-        for field in model.model_fields.values()
-        if get_origin(field.annotation) is Literal
-    ]
-    return {values[0] for values in choices if len(values) == 1}
-
-
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Annotated, Union, list, dict, types.UnionType):
-        return [model for inner in get_args(annotation) for model in _models_in(inner)]
-    return []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from merit.config.settings import Fraction, PositiveFloat, PositiveInt, Settings, nearest
 
@@ -40,14 +40,8 @@ class Optimizer(Settings):
     warmup_ratio: Fraction = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _betas_from_list(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("betas"), list):
-            values = {**values, "betas": tuple(values["betas"])}
-        return values
+    # YAML has lists only
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
 
 
 class Runtime(Settings):

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from merit.errors import MeritError
-from merit.io.texts import parse_object
+from merit.io.texts import jsonl_records
 
 IMAGE_TOKEN = "<image>"
 ESCAPED = "< image>"
 KEYS = {"id", "task", "messages", "images"}
+LLAVA = {"human": "user", "gpt": "assistant", "system": "system"}  # its words for the roles
 
 
 class BadRecord(MeritError):
@@ -65,8 +66,8 @@ def from_turns(
     identifier: str, task: str, turns: Sequence[tuple[Any, Any]], images: tuple[str, ...]
 ) -> Example:
     """An example from (prompt, answer) turns of a source without marks. Raises BadRecord."""
-    prompts = [(escape(p) if isinstance(p, str) else p, a) for p, a in turns]
-    return make_example(identifier, task, _answered(prompts), images)
+    said = [turn for pair in turns for turn in zip(("user", "assistant"), pair, strict=True)]
+    return from_roles(identifier, task, _unmarked(said), images)
 
 
 def from_llava(
@@ -78,53 +79,54 @@ def from_llava(
     the first prompt. A leading gpt entry is left out, as in LLaVA's own training; a leading system
     entry is a system turn. Raises BadRecord.
     """
-    if isinstance(conversations, list) and conversations[:1] and _is_system(conversations[0]):
-        example = from_llava(identifier, task, conversations[1:], images, marked)
-        turn = {"role": "system", "content": escape(conversations[0]["value"])}
-        return replace(example, messages=(turn, *example.messages))
-    turns = _llava_turns(conversations)
-    if not marked:
-        return from_turns(identifier, task, turns, images)
-    num_marks = sum(prompt.count(IMAGE_TOKEN) for prompt, _ in turns)
-    if num_marks != len(images):
-        raise BadRecord(f"{num_marks} `{IMAGE_TOKEN}` in the prompts, but {len(images)} image(s)")
-    return replace(make_example(identifier, task, _answered(turns), ()), images=images)
-
-
-def _is_system(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and message.get("from") == "system"
-        and isinstance(message.get("value"), str)
-    )
-
-
-def _llava_turns(conversations: Any) -> list[tuple[str, str]]:
-    """(prompt, answer) pairs. Raises BadRecord if the roles do not alternate."""
     if not isinstance(conversations, list) or not all(isinstance(m, dict) for m in conversations):
         raise BadRecord(f"`conversations` must be a list of turns, found {conversations!r:.80}")
-    if conversations and conversations[0].get("from") == "gpt":
-        conversations = conversations[1:]
-    for i, message in enumerate(conversations):
-        expected = "human" if i % 2 == 0 else "gpt"
-        if message.get("from") != expected:
-            raise BadRecord(f"turn {i + 1} is from {message.get('from')!r}, expected {expected!r}")
-    if len(conversations) % 2 or not conversations:
-        raise BadRecord("without an answer: the last turn is a prompt")
-    values = [message.get("value") for message in conversations]
-    return list(zip(values[::2], values[1::2], strict=True))
+    turns = []
+    for message in conversations:
+        who = message.get("from")
+        turns.append((LLAVA.get(str(who), repr(who)), message.get("value")))
+    start = int(bool(turns) and turns[0][0] == "system")
+    if len(turns) > start and turns[start][0] == "assistant":
+        del turns[start]
+    example = from_roles(identifier, task, turns if marked else _unmarked(turns), images)
+    if marked and images and not any(IMAGE_TOKEN in text for role, text in turns if role == "user"):
+        raise BadRecord(f"0 `{IMAGE_TOKEN}` in the prompts, but {len(images)} images")
+    return example
 
 
-def _answered(turns: Sequence[tuple[Any, Any]]) -> list[tuple[str, str]]:
-    """The turns, answers escaped. Raises BadRecord if one is empty or no text."""
-    if not turns:
-        raise BadRecord("without an answer: no turns")
-    for prompt, answer in turns:
-        if not isinstance(prompt, str):
-            raise BadRecord(f"a prompt must be text, found {prompt!r:.80}")
-        if not isinstance(answer, str) or not answer.strip():
-            raise BadRecord(f"without an answer: found {answer!r:.80}")
-    return [(prompt, escape(answer)) for prompt, answer in turns]
+def from_roles(
+    identifier: str, task: str, turns: Sequence[tuple[Any, Any]], images: tuple[str, ...]
+) -> Example:
+    """An example from turns (role, text): the system's, if any, then user's and assistant's.
+
+    `<image>` is a mark only in a prompt. Images without any mark stand before the first prompt.
+    Raises BadRecord if roles do not alternate, the assistant does not speak last, an answer is
+    empty, or marks are not as many as images.
+    """
+    start = int(bool(turns) and turns[0][0] == "system")
+    for i, (role, text) in enumerate(turns, start=1 - start):
+        expected = ("assistant", "user")[i % 2] if i else "system"
+        if role != expected:
+            raise BadRecord(f"turn {i} is from {role}, expected {expected}")
+        if role == "assistant" and (not isinstance(text, str) or not text.strip()):
+            raise BadRecord(f"without an answer: turn {i} is {text!r:.80}")
+        if not isinstance(text, str):
+            raise BadRecord(f"turn {i} must be text, found {text!r:.80}")
+    if len(turns) == start or (len(turns) - start) % 2:
+        raise BadRecord("without an answer: the assistant must speak last")
+    messages = [
+        {"role": role, "content": text if role == "user" else escape(text)} for role, text in turns
+    ]
+    marks = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
+    if not marks:
+        messages[start]["content"] = (IMAGE_TOKEN + "\n") * len(images) + turns[start][1]
+    elif marks != len(images):
+        raise BadRecord(f"{marks} `{IMAGE_TOKEN}` in the prompts, but {len(images)} images")
+    return Example(identifier, task, tuple(messages), images)
+
+
+def _unmarked(turns: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    return [(role, escape(text) if isinstance(text, str) else text) for role, text in turns]
 
 
 def split_turns(example: Example, max_turns: int) -> list[Example]:
@@ -166,17 +168,8 @@ def iter_examples(path: Path) -> Iterator[Example]:
     not alternate, image marks that do not match the images, an empty file.
     """
     number = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{path}, line {number}"
-                yield example_from(parse_object(line, where), where)
-    except FileNotFoundError:
-        raise MeritError(f"{path}: file not found; the data stage writes it") from None
-    except UnicodeDecodeError as error:
-        raise MeritError(
-            f"{path}: not UTF-8 text (after line {number}: byte {error.start}); write it again"
-        ) from None
+    for number, value in enumerate(jsonl_records(path), start=1):
+        yield example_from(value, f"{path}, line {number}")
     if not number:
         raise MeritError(f"{path}: zero examples; remove the task or give it at least one example")
 

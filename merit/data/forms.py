@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from merit.config.data import Columns
-from merit.data.examples import IMAGE_TOKEN, BadRecord, Example, escape
+from merit.data.examples import IMAGE_TOKEN, BadRecord, Example, from_roles
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -34,7 +34,7 @@ Value = Mapping[str, Any]
 def to_example(
     identifier: str, task: str, value: Value, columns: Columns
 ) -> tuple[Example, list[Any]]:
-    """The example of a record without its images, and what the record says of its images.
+    """The example of a record, and what the record says of its images, for `""` in the example.
 
     Images without a mark stand before the first prompt. Raises BadRecord that names the record's
     own keys.
@@ -49,8 +49,9 @@ def to_example(
     system = keys["system"] and value[keys["system"]]
     if isinstance(system, str) and system.strip() and turns[:1] and turns[0][0] != "system":
         turns = [("system", system), *turns]
-    images = _images(value, keys["images"])
-    return _checked(identifier, task, turns, len(images)), images
+    named = value[keys["images"]] if keys["images"] else []
+    images = list(named) if isinstance(named, list | tuple) else [named]
+    return from_roles(identifier, task, turns, ("",) * len(images)), images
 
 
 def _key(value: Value, name: str, given: str | None) -> str | None:
@@ -129,37 +130,3 @@ def _pair(value: Value, prompt: str, answer: str, further: str | None) -> list[T
         for pair in turns
         for role, key, text in zip(("user", "assistant"), (prompt, answer), pair, strict=True)
     ]
-
-
-def _images(value: Value, key: str | None) -> list[Any]:
-    if key is None:
-        return []
-    found = value[key]
-    return list(found) if isinstance(found, list | tuple) else [found]
-
-
-def _checked(identifier: str, task: str, turns: Sequence[Turn], num_images: int) -> Example:
-    """The example, if roles alternate, the assistant speaks last and marks are as many as images.
-
-    `<image>` is a mark in a prompt only.
-    """
-    said = list(turns[1:] if turns[0][0] == "system" else turns)
-    for i, (role, text) in enumerate(said):
-        expected = ("user", "assistant")[i % 2]
-        if role != expected:
-            raise BadRecord(f"turn {i + 1} is the {role}'s, expected the {expected}'s")
-        if role == "assistant" and not text.strip():
-            raise BadRecord(f"without an answer: turn {i + 1} is empty")
-    if len(said) % 2 or not said:
-        raise BadRecord("without an answer: the assistant must speak last")
-    marks = sum(text.count(IMAGE_TOKEN) for role, text in said if role == "user")
-    if num_images and not marks:
-        said[0], marks = ("user", (IMAGE_TOKEN + "\n") * num_images + said[0][1]), num_images
-    if marks != num_images:
-        raise BadRecord(f"{marks} `{IMAGE_TOKEN}` in the prompts, but {num_images} images")
-    system = [("system", turns[0][1])] if turns[0][0] == "system" else []
-    messages = [
-        {"role": role, "content": text if role == "user" else escape(text)}
-        for role, text in (*system, *said)
-    ]
-    return Example(identifier, task, tuple(messages), ())

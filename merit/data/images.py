@@ -10,10 +10,9 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,7 +23,6 @@ from merit.errors import MeritError
 
 LONGEST_NAME = 255  # bytes of a file name, on any file system in use
 LARGEST_FILE = 2**29  # bytes of an image that is read from an archive
-Result = TypeVar("Result")
 # what zipfile raises for a broken archive or member
 UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
@@ -45,12 +43,14 @@ def load_image(path: Path) -> Image.Image:
     `images.zip/x.png` is a member, `x.parquet/12/0` an image of a row (merit.data.parquet). Raises
     MeritError if the image or its archive is missing, truncated or corrupt.
     """
-    return _open_image(path, as_seen)
+    with _opened(path) as image:
+        return as_seen(image)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels, from the image's header; `path` and errors as `load_image`."""
-    return _open_image(path, seen_size)
+    """(width, height) of `as_seen`, from the image's header; `path` and errors as `load_image`."""
+    with _opened(path) as image:
+        return seen_size(image)
 
 
 @contextlib.contextmanager
@@ -120,11 +120,10 @@ def archive_table(archive: Path) -> list[tuple[str, int, int]]:
     return [(member.filename, member.file_size, member.CRC) for member in members]
 
 
-def _open_image(path: Path, use: Callable[[Image.Image], Result]) -> Result:
+def _opened(path: Path) -> contextlib.AbstractContextManager[Image.Image]:
     path, archive, member = _locate(path)
     content = path if archive is None else io.BytesIO(_read_member(archive, member))
-    with open_image(content, str(path)) as image:
-        return use(image)
+    return open_image(content, str(path))
 
 
 def _locate(path: Path) -> tuple[Path, Path | None, str]:

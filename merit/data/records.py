@@ -1,28 +1,21 @@
 """A source, and its records as they are stored: JSON lists, JSON lines, rows of parquet files.
 
-Nothing here holds more than a chunk of a file: Vision-FLAN's annotations are 983 MB in one list.
+Files are read piece by piece: Vision-FLAN's annotations are 983 MB in one list.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from merit.data import parquet
 from merit.data.examples import BadRecord, Example
 from merit.data.hub import files
 from merit.data.images import ImageFinder
 from merit.data.tasks import file_stem
-from merit.errors import MeritError
-from merit.io.texts import DEEP, is_object, parse_object
-
-CHUNK = 2**20  # characters
-LONGEST = 2**26  # characters that a record may take; what is longer is malformed, not unfinished
-POINTER = "version https://git-lfs.github.com/spec/"
+from merit.io.texts import json_records, jsonl_records
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class Source:
     def records(self, folder: Path, wanted: Collection[str] | None = None) -> Iterator[Record]:
         """The records of these files; those of other tasks may be among them."""
         for task, pattern in self._patterns(wanted):
-            task_of = self.task_of or partial(_constant, task)
+            task_of = self.task_of or (lambda _, task=task: task)
             for path in files(folder, [pattern]):
                 yield from self.read(folder, path.relative_to(folder).as_posix(), task_of)
 
@@ -91,10 +84,6 @@ class Source:
         for task in self.tasks:
             if wanted is None or task in wanted:
                 yield task, self.files.format(task=file_stem(task))
-
-
-def _constant(task: str, value: dict[str, Any]) -> str:
-    return task
 
 
 # --- readers ------------------------------------------------------------------------------------
@@ -125,78 +114,3 @@ def parquet_rows(*columns: str) -> Reader:
             yield Record(f"{name}, row {row}", task_of(value), value, f"{name}/{row}")
 
     return read
-
-
-def json_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list, `[{...}, {...}]`, or of one object after the other.
-
-    Raises MeritError that names the file and the record if it is truncated or malformed.
-    """
-    decoder, number = json.JSONDecoder(), 0
-    with _open(path) as file:
-        text, position, ended = _read(file, path), 0, False
-        _refuse_pointer(path, text)
-        while True:
-            while position < len(text) and text[position] in " \t\r\n,[]\ufeff":
-                position += 1
-            if position < len(text):
-                where = f"{path}, record {number + 1}"
-                try:
-                    value, position = decoder.raw_decode(text, position)
-                except RecursionError:
-                    raise MeritError(f"{where}: not valid JSON ({DEEP})") from None
-                except ValueError as error:
-                    why = getattr(error, "msg", str(error))
-                    if ended or len(text) - position > LONGEST:
-                        raise MeritError(
-                            f"{where}: truncated or not valid JSON ({why}); write the file again"
-                        ) from None
-                else:
-                    number += 1
-                    yield is_object(value, where)
-                    continue
-            if ended:
-                return
-            more = _read(file, path)
-            text, position, ended = text[position:] + more, 0, not more
-
-
-def jsonl_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The object of every line. Raises MeritError that names the file and the line."""
-    for number, line in enumerate(text_lines(path), start=1):
-        yield parse_object(line, f"{path}, line {number}")
-
-
-def text_lines(path: Path) -> Iterator[str]:
-    """Every line, unparsed. Raises MeritError if the file is missing or no UTF-8 text."""
-    with _open(path) as file:
-        line = _read(file, path, line=True)
-        _refuse_pointer(path, line)
-        while line:
-            yield line
-            line = _read(file, path, line=True)
-
-
-def _open(path: Path) -> TextIO:
-    try:
-        return path.open(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MeritError(f"{path}: file not found") from None
-
-
-def _read(file: TextIO, path: Path, line: bool = False) -> str:
-    try:
-        text = file.readline(LONGEST) if line else file.read(CHUNK)
-    except UnicodeDecodeError as error:
-        raise MeritError(f"{path}: not UTF-8 text ({error.reason})") from None
-    if len(text) == LONGEST:
-        raise MeritError(f"{path}: a line of {LONGEST} characters or more; write a record a line")
-    return text
-
-
-def _refuse_pointer(path: Path, text: str) -> None:
-    if text.startswith(POINTER):
-        raise MeritError(
-            f"{path}: a Git LFS pointer in place of the file; fetch the file itself "
-            "(`git lfs pull`, or let merit fetch it)"
-        )

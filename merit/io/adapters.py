@@ -166,9 +166,8 @@ class Adapter:
             else:
                 low = self._low[name]
                 left, right = self._file.shape(low.left), self._file.shape(low.right)
-                found = (left[0], right[1]) if len(left) == len(right) == 2 else (*left, *right)
-                if len(found) == 2 and left[1] != right[0]:
-                    found = (*left, *right)
+                fits = len(left) == len(right) == 2 and left[1] == right[0]
+                found = (left[0], right[1]) if fits else (*left, *right)
                 found = found[::-1] if low.transposed else found
             if found != self._base.shape(name):
                 raise MeritError(

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import numpy as np
 from merit.errors import MeritError
 from merit.io.disk import writing
 from merit.io.locks import exclusive
-from merit.io.texts import parse_json, parse_object, read_text
+from merit.io.texts import jsonl_records, parse_json, read_text
 
 ARTIFACTS_DIR = Path("artifacts")
 REPORTS_DIR = Path("reports")
@@ -89,8 +89,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A killed or failed writer leaves what stood at `path` as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
     try:
         with writing(path):
             yield temporary
@@ -115,23 +115,14 @@ def _take_place(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
-    """What the user keeps from others; Linux says it without a change of it."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
-    found = os.umask(0o022)
-    os.umask(found)
-    return found
-
-
 def _share(folder: Path) -> None:
-    """Give the folder and its files the umask's mode: mkdtemp's and safetensors' are private."""
-    mask = _umask()
-    os.chmod(folder, 0o777 & ~mask)
+    """Give the folder's files, of which safetensors' are private, the mode that the umask allows:
+    mkdir has applied it to the folder.
+    """
+    mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
-            os.chmod(path, 0o666 & ~mask)
+            path.chmod(mode)
 
 
 def work_place(path: Path) -> Path:
@@ -185,16 +176,13 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     with contextlib.suppress(OSError):
         if path.stat().st_size == len(data) and path.read_bytes() == data:
             return
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with writing(path), os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+        with writing(path):
+            temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -214,13 +202,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Raises MeritError that names the file and the line where one is not a JSON object."""
-    lines = (
-        read_text(path).removesuffix("\n").split("\n")
-    )  # not at every character that is a line's
-    return [
-        parse_object(line, f"{path}, line {number}")
-        for number, line in enumerate(lines if lines != [""] else [], start=1)
-    ]
+    return list(jsonl_records(path))
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -18,58 +18,43 @@ from merit.errors import MeritError
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Only this process writes `path` while the block runs; the lock is the hidden .<name>.lock.
+    """Only this process, and children that inherit the lock, write `path` while the block runs; the
+    lock is the hidden .<name>.lock.
 
-    Raises MeritError that names `what` is being done (`branch x is being trained`) and by whom.
+    Raises MeritError that names `what` is being done (`branch x is being trained`) and by whom, or
+    that the file system has no locks.
     """
-    file = try_lock(lock_file(path))
-    if file is None:
-        raise MeritError(
-            f"{path}: {what} by {lock_owner(path)} already; wait for it or end it, then run the "
-            "same command again"
-        )
-    with file:
+    place = path.parent / f".{path.name}.lock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(place, f"{path}: {what}") as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
             yield
         finally:
-            lock_file(path).unlink(missing_ok=True)
+            place.unlink(missing_ok=True)
 
 
-def lock_file(path: Path) -> Path:
-    return path.parent / f".{path.name}.lock"
-
-
-def lock_owner(path: Path) -> str:
-    """Which process has, or had last, `path` to itself."""
-    with contextlib.suppress(FileNotFoundError):
-        return lock_file(path).read_text(encoding="utf-8").strip() or "another process"
-    return "another process"  # and it has just ended
-
-
-def try_lock(path: Path) -> IO[str] | None:
-    """The file, locked until it and every copy that a child inherited are closed; None where
-    another process has it.
-
-    Raises MeritError where the file system has no locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _locked(place: Path, what: str) -> IO[str]:
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = place.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
-            return None
+            with file:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+            raise MeritError(
+                f"{what} by {owner} already; wait for it or end it, then run the same command again"
+            ) from None
         except OSError as error:
             file.close()
             raise MeritError(
-                f"{path}: the file system refuses to lock it ({error.strerror}); mount it with "
+                f"{place}: the file system refuses to lock it ({error.strerror}); mount it with "
                 "locks (Lustre: `flock`), or keep artifacts/ elsewhere"
             ) from None
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(file.fileno()), place.stat()):
                 return file
-        file.close()  # who had it has just removed it: what is locked is no longer at `path`
+        file.close()  # who had it has just removed it: what is locked is no longer at `place`

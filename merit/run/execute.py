@@ -33,7 +33,6 @@ from merit.run.stages import STAGES, Context, Stage, own_files
 from merit.run.store import Item, Key, NotReady
 
 SETTINGS_DIR = Path("experiments/settings")
-LAST_BEFORE_STUDIES = "score"
 # takes seconds to import, which every model's process would
 LM_EVAL = ("lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks")
 OVER_ALL = {"index": "merit.eval.stages.index", "track": "merit.track"}
@@ -125,8 +124,9 @@ class Executor:
             if (failures or waiting) and name not in ("merge", "prompts", "evaluate"):
                 break  # these do what they can; all others need everything
             if name == "studies":
+                before = list(STAGES)[: list(STAGES).index(name)]
                 for other in self.experiment.reads:
-                    self._bring_up(other)
+                    Executor(load(other), self.params).run(before)
             began = time.monotonic()
             failed, blocked, done, kept = self.run_stage(STAGES[name], stages, only)
             failures |= failed
@@ -147,10 +147,6 @@ class Executor:
             )
             head = f"{self.name}: {len(failures)} failed, {len(waiting)} not run; {advice}"
             raise MeritError("\n".join([head, *lines]))
-
-    def _bring_up(self, other: str) -> None:
-        stages = list(STAGES)
-        Executor(load(other), self.params).run(stages[: stages.index(LAST_BEFORE_STUDIES) + 1])
 
     def run_stage(
         self, stage: Stage, stages: Sequence[str], only: Sequence[str]
@@ -255,26 +251,26 @@ class Executor:
         """Print what is out of date, and why; returns how many items are."""
         stale = 0
         for name in stages:
-            stage, num_current, earlier = STAGES[name], 0, stale
-            for item in stage.items(self.context):
-                if only and item.name not in only:
-                    continue
-                why = self._why(stage, item)
-                num_current += not why
-                if why:
-                    print(f"{self.name} {item.label}: {why}")
-            stale += len(stage.items(self.context)) - num_current
-            unless = " unless the above changes them" if earlier and num_current else ""
+            whys = {row["item"]: row["why"] for row in self.facts([name], only)}
+            old = {item: why for item, why in whys.items() if why}
+            for item, why in old.items():
+                print(f"{self.name} {name}{f' {item}' if item else ''}: {why}")
+            num_current = len(whys) - len(old)
+            unless = " unless the above changes them" if stale and num_current else ""
             print(f"{self.name} {name}: {num_current} up to date{unless}")
+            stale += len(old)
         return stale
 
-    def facts(self) -> list[dict[str, str | None]]:
+    def facts(
+        self, stages: Sequence[str] = tuple(STAGES), only: Sequence[str] = ()
+    ) -> list[dict[str, str | None]]:
         """Every item with why it is out of date."""
         return [
-            {"experiment": self.name, "stage": stage.name, "item": item.name or None}
-            | {"why": self._why(stage, item) or None}
-            for stage in STAGES.values()
-            for item in stage.items(self.context)
+            {"experiment": self.name, "stage": name, "item": item.name or None}
+            | {"why": self._why(STAGES[name], item) or None}
+            for name in stages
+            for item in STAGES[name].items(self.context)
+            if not only or item.name in only
         ]
 
     def _why(self, stage: Stage, item: Item) -> str:

@@ -8,11 +8,13 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jinja2 import StrictUndefined, Template
 
 from merit.config import EXPERIMENTS_DIR, Encoding, Origin, load_experiment
 from merit.config.data import JsonlData
@@ -141,70 +143,39 @@ def look_at_data(data: str, scratch: Path, processor: Any, template: Any) -> Mix
 # --- the YAML -----------------------------------------------------------------------------------
 
 
-def quoted(text: str) -> str:
-    """The text as YAML and JSON write it, whatever characters it has."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def settings(
     name: str, data: str, origin: dict[str, str], sizes: Sizes, found: Mixture, template: str
 ) -> str:
     """The text of experiments/<name>.yaml."""
-    count = sum(found.tasks.values())
+    count, longest = sum(found.tasks.values()), found.lengths.max()
     held_out = 0.1 if count >= 2000 else 0.2
     axes = min(3, max(1, int(math.log2(len(found.tasks) / LEAST))))
-    groups = 2**axes
-    each = count * (1 - held_out) / groups  # examples of a branch
+    each = count * (1 - held_out) / 2**axes  # examples of a branch
     batch = next((size for size in (32, 16, 8) if each / size >= STEPS), 4)
     epochs = min(3, max(1, math.ceil(STEPS / 2 * batch / each)))
-    again = f", epochs: {epochs}" if epochs > 1 else ""
-    length = min(8192, max(128, 2 ** math.ceil(math.log2(found.lengths.max() * 1.1))))
     rate = float(f"{2e-5 * (3e9 / max(sizes.decoder, 1)) ** 0.3:.1g}")
-    small, large = sizes.decoder < SMALL, sizes.decoder >= LARGE
-    main, place = (
-        f"merit-{axes}d",
-        ", ".join(f"{key}: {quoted(value)}" for key, value in origin.items()),
+    text = Path(__file__).with_name("new.yaml.j2").read_text(encoding="utf-8")
+    options: dict[str, Any] = {"trim_blocks": True, "undefined": StrictUndefined}
+    return Template(text, keep_trailing_newline=True, **options).render(
+        name=name,
+        num_tasks=len(found.tasks),
+        count=count,
+        data=data,
+        quoted=partial(json.dumps, ensure_ascii=False),  # as YAML, whatever characters it has
+        held_out=held_out,
+        origin=origin,
+        template=template,
+        has_images=found.has_images,
+        max_pixels=found.max_pixels,
+        longest=longest,
+        length=min(8192, max(128, 2 ** math.ceil(math.log2(longest * 1.1)))),
+        small=sizes.decoder < SMALL,
+        large=sizes.decoder >= LARGE,
+        precision="float32" if sizes.decoder < 5e7 else "bfloat16",
+        rate=f"{rate:.1e}",  # YAML takes 2e-05 for a word
+        axes=axes,
+        groups=2**axes,
+        batch=batch,
+        epochs=epochs,
+        steps=math.ceil(each * epochs / batch),
     )
-    pixels = f"\n  max_pixels: {PIXELS}  # of an image; 28 x 28 are a token of Qwen2.5-VL's"
-    retention = "\n  retention: {}  # what is kept of the base's answers to everyday prompts"
-    return f"""\
-# {name}: {len(found.tasks)} tasks, {count} examples. Run it: merit run {name}
-# What each key means, and all others: merit/config; how to read the results: docs/own-mixture.md.
-data:
-  source: jsonl
-  folder: {quoted(data)}
-  held_out: {held_out}  # of every task, never trained on: what the report is about
-  on_bad_record: error  # or skip: left out and listed in artifacts/{name}/data/manifest.json
-base: {{{place}}}
-{
-        "model: {dtype: float32}" if small else "model: {dtype: stored}"
-    }  # what answers and gradients are computed in
-encoding:
-  template: {template}  # chat: the base's own; plain: prompt, line break, answer
-  max_tokens: {length}  # of an example; the longest of a sample has {found.lengths.max()}
-  on_long_example: cut  # or error{pixels if found.max_pixels else ""}
-gradients: {{representation: sketch, batch_size: {16 if small else 4}}}
-training:
-  trainable: [decoder]
-  optimizer:
-    learning_rate: {rate:.1e}  # by the base's size; LoRA takes ten times as much
-    batch_size: {batch}  # a branch makes about {math.ceil(each * epochs / batch)} steps
-  precision: {"float32" if sizes.decoder < 5e7 else "bfloat16"}
-  pack_tokens: {max(length, 2048)}  # of a row in memory
-  gradient_checkpointing: {str(large).lower()}
-  checkpoint_minutes: 30
-  # lora: {{rank: 64, alpha: 128.0}}  # if memory is short
-merge_dtype: {"float32" if small else "base"}
-methods:  # groups by the number of tasks: {groups}; joint training is what they are compared with
-  base: {{partition: base}}
-  joint: {{partition: joint{again}}}
-  random-{groups}: {{partition: random, groups: {groups}{again}}}
-  {main}: {{partition: merit, axes: {axes}{again}}}
-report: {{title: {name}, curves: [joint, random-{groups}, {main}], partition: {main}}}
-# evaluation: {{benchmarks: [...]}}  # public ones, of eval/benchmarks.yaml; needs merit[repro]
-studies:
-  held_out: {{}}  # what to ship
-  readiness: {{joint: joint, random: random-{groups}, num_examples: 160, num_points: 3}}{
-        retention if template == "chat" and not found.has_images else ""
-    }
-"""

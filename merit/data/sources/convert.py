@@ -7,9 +7,10 @@ from pathlib import Path
 
 from merit.data.examples import IMAGE_TOKEN, BadRecord, Example, from_llava, from_turns
 from merit.data.images import ImageFinder
-from merit.data.records import Record, TaskOf, jsonl_records, parquet_rows
+from merit.data.records import Record, TaskOf, parquet_rows
 from merit.errors import MeritError
 from merit.io.artifacts import file_hash
+from merit.io.texts import jsonl_records
 
 INSTRUCTIONS = ("safe_instruction", "unsafe_instruction", "instruction")  # VLGuard's keys
 FETCHED = "fetched.jsonl"

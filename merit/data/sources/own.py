@@ -16,10 +16,10 @@ from merit.data import parquet
 from merit.data.examples import BadRecord, Example
 from merit.data.forms import to_example
 from merit.data.images import ImageFinder
-from merit.data.records import Record, Source, TaskOf, json_records, text_lines
+from merit.data.records import Record, Source, TaskOf
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
-from merit.io.texts import parse_object
+from merit.io.texts import json_records, parse_object, text_lines
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 OTHER_SPLITS = {"test", "validation", "valid", "val", "dev", "eval"}
@@ -85,19 +85,16 @@ def find_files(place: Path, by_field: bool) -> tuple[Path, list[File]]:
     if not place.is_dir():
         raise MeritError(f"key `data.folder`: {place}: no such folder or file")
     if files := data_files(place):
-        one = files[0].suffix == ".arrow" or {_stem(file) for file in files} == {"train"}
-        return place, [
-            (file.relative_to(place).as_posix(), "" if by_field or one else _stem(file))
-            for file in files
-        ]
-    folders = sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = [(folder, file) for folder in folders for file in data_files(folder)]
+        found = [(file, _stem(file)) for file in files]
+        by_field |= files[0].suffix == ".arrow" or {task for _, task in found} == {"train"}
+    else:
+        folders = sorted(p for p in place.iterdir() if p.is_dir() and p.name[0] != ".")
+        found = [(file, unquote(folder.name)) for folder in folders for file in data_files(folder)]
+        by_field |= {task for _, task in found} == {"data"}  # a repository of the hub
     if not found:
         raise MeritError(f"{place}: found no data; {EXPECTED}")
-    one = {folder.name for folder, _ in found} == {"data"}  # a repository of the hub
     return place, [
-        (file.relative_to(place).as_posix(), "" if by_field or one else unquote(folder.name))
-        for folder, file in found
+        (file.relative_to(place).as_posix(), "" if by_field else task) for file, task in found
     ]
 
 
