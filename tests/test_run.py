@@ -90,7 +90,7 @@ def test_a_setting_changes_the_keys_of_its_stages_and_no_others(
 
     changed = type(mini).model_validate(merged(mini.model_dump(), change))
     # of inputs that are not there, only the names
-    for name in ("hash_of", "_current", "_base_hash", "read_json", "file_hash"):
+    for name in ("hash_of", "_current", "_base_hash", "_said", "file_hash"):
         monkeypatch.setattr(f"merit.run.stages.{name}", lambda *_: {"failure": None})
     monkeypatch.setattr("merit.run.stages.code_hash", lambda _: "")
     monkeypatch.setattr("merit.run.stages._train", lambda *_: (None, {}))
@@ -223,7 +223,9 @@ class Things:
             model=SimpleNamespace(spread=False),
             evaluation=SimpleNamespace(text_data="here"),
         )  # type: ignore[assignment]
-        executor.context = SimpleNamespace(paths=Artifacts("x"), experiment=executor.experiment)  # type: ignore[assignment]
+        executor.context = SimpleNamespace(
+            paths=Artifacts("x"), experiment=executor.experiment, read=set()
+        )  # type: ignore[assignment]
         executor._pool = Pool(gpu_slots(executor.params), [])
         self.executor = executor
 
