@@ -217,7 +217,7 @@ def read_record(path: Path) -> dict[str, Any]:
             return found
     except (MeritError, TypeError, KeyError, ValueError, AttributeError):
         pass
-    raise MeritError(f"{path}: damaged; {advice(path.parent)}")
+    raise MeritError(f"{path}: damaged; {advice(path)}")
 
 
 def advice(damaged: Path) -> str:
