@@ -163,7 +163,7 @@ READ = [
     ("merge", "merit-1d-s1", f"branches/merit-1d-s1/{BRANCH}/model.safetensors"),
     ("evaluate", "merit-1d-s1", "models/merit-1d-s1/model.safetensors"),
     ("score", "", "evaluation/answers/merit-1d-s1.json"),
-    ("studies", "control", "models/base/model.safetensors"),
+    ("studies", "readiness", "models/base/model.safetensors"),
     ("report", "", "evaluation/scores.json"),
 ]
 
@@ -180,10 +180,12 @@ def test_nothing_is_made_of_an_input_with_a_changed_byte(
     damaged = Path("artifacts", smoke.NAME, file)
     content = damaged.read_bytes()
     times = damaged.stat().st_atime_ns, damaged.stat().st_mtime_ns
-    damaged.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    left, why = executor._with_whole_inputs(STAGES[stage], todo)
-    damaged.write_bytes(content)  # in place, as DVC and the store know it
-    os.utime(damaged, ns=times)
+    damaged.write_bytes(content[:-12] + bytes([content[-12] ^ 1]) + content[-11:])  # a letter
+    try:
+        left, why = executor._with_whole_inputs(STAGES[stage], todo)
+    finally:
+        damaged.write_bytes(content)  # in place, as DVC and the store know it
+        os.utime(damaged, ns=times)
     assert left == []
     assert why[item.label].startswith(f"{damaged}: not what its record says; ")
 
