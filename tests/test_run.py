@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_a_setting_changes_the_keys_of_its_stages_and_no_others(
 
     changed = type(mini).model_validate(merged(mini.model_dump(), change))
     # of inputs that are not there, only the names
-    for name in ("hash_of", "_current", "_base_hash", "read_json", "file_hash"):
+    for name in ("hash_of", "_current", "_base_hash", "_said", "file_hash"):
         monkeypatch.setattr(f"merit.run.stages.{name}", lambda *_: {"failure": None})
     monkeypatch.setattr("merit.run.stages.code_hash", lambda _: "")
     monkeypatch.setattr("merit.run.stages._train", lambda *_: (None, {}))
@@ -172,6 +173,38 @@ def test_a_file_cut_short_is_out_of_date(item: Item) -> None:
     assert item.changed(KEY_A) == "its files are not those of its record"
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        *('{"key": ', "[]", "{}", '"x"', '{"key": {}, "files": null, "hash": ""}'),
+        *('{"key": {}, "files": {"a": 1}, "hash": ""}', '{"key": {}, "files": {}, "hash": "a"}'),
+    ],
+)
+def test_a_damaged_record_is_refused_by_name(item: Item, record: str) -> None:
+    write(item, "first")
+    item.finish(KEY_A)
+    item.record.unlink()  # a link: the store keeps its own
+    item.record.write_text(record)
+    with pytest.raises(MeritError, match=r"^artifacts/x/things/one/key\.json: damaged; bring"):
+        item.is_current(KEY_A)
+    item.remove()
+    assert item.take(KEY_A)
+
+
+@pytest.mark.parametrize(("name", "text"), [("text", "frist"), ("surplus", ""), ("text", None)])
+def test_what_is_not_as_recorded_is_named(item: Item, name: str, text: str | None) -> None:
+    write(item, "first")
+    item.finish(KEY_A)
+    item.check()
+    file = item.outputs[0] / name
+    file.unlink(missing_ok=True)
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(MeritError, match=rf"^{file}: not what its record says; bring"):
+        item.check()
+    item.check("one/other")
+
+
 def test_without_hard_links_results_are_copied(
     item: Item, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +256,9 @@ class Things:
             model=SimpleNamespace(spread=False),
             evaluation=SimpleNamespace(text_data="here"),
         )  # type: ignore[assignment]
-        executor.context = SimpleNamespace(paths=Artifacts("x"), experiment=executor.experiment)  # type: ignore[assignment]
+        executor.context = SimpleNamespace(
+            paths=Artifacts("x"), experiment=executor.experiment, read=set()
+        )  # type: ignore[assignment]
         executor._pool = Pool(gpu_slots(executor.params), [])
         self.executor = executor
 
@@ -292,11 +327,21 @@ def test_what_is_out_of_date_is_gone_before_anything_is_made_of_it(things: Thing
 
 
 def test_only_some_and_what_was_copied_in(things: Things, tmp_path: Path) -> None:
-    things.run(("a", "b"))
-    assert things.calls() == ["a", "b"]
+    """Taken where it is whole and of the present key; what is not, and what is missing, is made."""
+    things.settings = {name: ord(name) for name in things.names}
+    things.run(("a", "b", "c", "d"))
+    assert things.calls() == ["a", "b", "c", "d"]
     Path("artifacts/x/.store").rename(tmp_path / "elsewhere")  # as on another machine
-    assert things.run() == ({}, {}, 3, 2)
-    assert things.calls() == ["a", "b", "c", "d", "e"]
+    place = Path("artifacts/x/things")
+    shutil.rmtree(place / "b")
+    shutil.copytree(place / "a", place / "b")  # another's
+    (place / "c/text").unlink()  # a link: the store keeps its own
+    (place / "c/text").write_text("c")  # cut short
+    things.settings["d"] = 0  # outdated
+    assert things.run() == ({}, {}, 4, 1)
+    assert things.calls() == ["a", "b", "b", "c", "c", "d", "d", "e"]
+    assert things.text("b").startswith("b")
+    assert things.text("c").startswith("c by")
 
 
 def test_two_runs_of_one_stage_are_refused(things: Things) -> None:

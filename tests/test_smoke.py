@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from merit.config import load_experiment
+from merit.config import load_experiment, load_params
 from merit.config.branches import plan
 from merit.io.artifacts import Artifacts, file_hash, read_json
 from merit.run import keys, smoke, store
+from merit.run.execute import Executor
+from merit.run.stages import STAGES
 from tests.conftest import SECRET
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +141,46 @@ def test_push_clone_pull_repro(committed: Path, tmp_path: Path) -> None:
     shutil.rmtree(clone / "artifacts/smoke" / store.STORE / "studies")
     assert ran(smoke.run_in(clone, "dvc", "repro")).keys() == {"studies", "report"}
     assert git(clone, "status", "--short") == ""  # the same bytes, of another commit and time
+
+
+# an item, its stage, and a file that it is made of
+READ = [
+    ("base", "", "data/pretraining/conversations.jsonl"),
+    ("encode", "", "data/mixture/tasks.json"),
+    ("encode", "", "base/model.safetensors"),
+    ("gradients", "", "encoded/tokens.npy"),
+    ("partition", "", "gradients/gradients.npy"),
+    ("train", BRANCH, "encoded/bearing.npy"),
+    ("train", BRANCH, "base/model.safetensors"),
+    ("train", BRANCH, f"partition/manifests/{BRANCH}.json"),
+    ("merge", "merit-1d-s1", f"branches/merit-1d-s1/{BRANCH}/model.safetensors"),
+    ("evaluate", "merit-1d-s1", "models/merit-1d-s1/model.safetensors"),
+    ("score", "", "evaluation/answers/merit-1d-s1.json"),
+    ("studies", "readiness", "models/base/model.safetensors"),
+    ("report", "", "evaluation/scores.json"),
+]
+
+
+@pytest.mark.parametrize(("stage", "name", "file"), READ)
+def test_nothing_is_made_of_an_input_with_a_changed_byte(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str, name: str, file: str
+) -> None:
+    monkeypatch.chdir(folder)
+    executor = Executor(load_experiment(smoke.NAME), load_params())
+    item = STAGES[stage].item(executor.context, name)
+    todo = [(item, STAGES[stage].key(executor.context, name))]
+    assert executor._with_whole_inputs(STAGES[stage], todo) == (todo, {})
+    damaged = Path("artifacts", smoke.NAME, file)
+    content = damaged.read_bytes()
+    times = damaged.stat().st_atime_ns, damaged.stat().st_mtime_ns
+    damaged.write_bytes(content[:-12] + bytes([content[-12] ^ 1]) + content[-11:])  # a letter
+    try:
+        left, why = executor._with_whole_inputs(STAGES[stage], todo)
+    finally:
+        damaged.write_bytes(content)  # in place, as DVC and the store know it
+        os.utime(damaged, ns=times)
+    assert left == []
+    assert why[item.label].startswith(f"{damaged}: not what its record says; ")
 
 
 WATCH = """

@@ -137,7 +137,10 @@ class Executor:
             if name == "data" and not failed:
                 check_tasks(self.experiment, self.context.paths)
         if failures or waiting:
-            lines = [f"  {label}: {why}" for label, why in failures.items()]
+            lines = [
+                f"  {', '.join(label for label in failures if failures[label] == why)}: {why}"
+                for why in dict.fromkeys(failures.values())
+            ]
             if waiting:
                 label, why = next(iter(waiting.items()))
                 others = f", and {len(waiting) - 1} more like it" if len(waiting) > 1 else ""
@@ -202,12 +205,15 @@ class Executor:
     def _compute(
         self, stage: Stage, stages: Sequence[str], todo: Sequence[tuple[Item, Key]]
     ) -> dict[str, str]:
+        todo, failures = self._with_whole_inputs(stage, todo)
+        if not todo:
+            return failures
         if stage.name == "train":
             manifests = {item: self.context.paths.manifest(item.name) for item, _ in todo}
             tokens = {item: read_json(file)["num_tokens"] for item, file in manifests.items()}
             todo = sorted(todo, key=lambda pair: tokens[pair[0]], reverse=True)  # end together
             if self.params.launch.backend == "slurm":
-                return train_branches(self.name, todo, self.params)
+                return failures | train_branches(self.name, todo, self.params)
         pool, hub = self.pool(stages), needs_hub(self.experiment, stage.name)
         label = f"{self.name}, {stage.name}"
         slots = self._slots(stage, pool.slots)
@@ -219,12 +225,33 @@ class Executor:
                 for part in parts
             ]
             if failed := pool.run(label, shares, slots):
-                return failed
+                return failures | failed
         tasks: list[Task] = [
             (item.label, make_item, (stage.module, item, key, hub, stage.stored))
             for item, key in todo
         ]
-        return pool.run(label, tasks, slots)
+        return failures | pool.run(label, tasks, slots)
+
+    def _with_whole_inputs(
+        self, stage: Stage, todo: Sequence[tuple[Item, Key]]
+    ) -> tuple[list[tuple[Item, Key]], dict[str, str]]:
+        """Those whose inputs have the bytes of their records; why the others are not made.
+
+        Keys are of records: what was changed since, or copied in damaged, is found here.
+        """
+        inputs = {item: stage.inputs(self.context, item.name) for item, _ in todo}
+        damaged: dict[tuple[Item, str], str] = {}
+        for read in set().union(*inputs.values()):
+            try:
+                read[0].check(read[1])
+            except MeritError as error:
+                damaged[read] = str(error)
+        failures = {
+            item.label: min(damaged[read] for read in reads & damaged.keys())
+            for item, reads in inputs.items()
+            if reads & damaged.keys()
+        }
+        return [(item, key) for item, key in todo if item.label not in failures], failures
 
     def _slots(self, stage: Stage, slots: Sequence[list[str]]) -> Sequence[list[str]]:
         """Those of branches; a base that is trained has all GPUs, what does not train one each."""

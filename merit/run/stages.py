@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,16 @@ Basis = tuple[Any, Mapping[str, Any]]  # settings, inputs
 
 @dataclass(frozen=True)
 class Context:
-    """An experiment and what follows from it."""
+    """An experiment and what follows from it.
+
+    `read` collects what a basis asks for: items, and how the names of the files begin that count.
+    """
 
     experiment: Experiment
     dump: dict[str, Any]
     plan: Plan
     paths: Artifacts
+    read: set[tuple[Item, str]] = field(default_factory=set)
 
     @classmethod
     def of(cls, experiment: Experiment) -> Context:
@@ -74,6 +78,12 @@ class Stage:
         settings, inputs = self.basis(context, name)
         return make_key(settings, inputs, self.code_of(context, name))
 
+    def inputs(self, context: Context, name: str) -> set[tuple[Item, str]]:
+        """What the item is made of, as `Context.read` has it."""
+        context.read.clear()
+        self.basis(context, name)
+        return set(context.read)
+
     def prune(self, context: Context) -> list[Path]:
         """Remove the results of items that the plan does not name any more; returns which."""
         expected = [output for item in self.items(context) for output in item.outputs]
@@ -104,17 +114,35 @@ _TORCH = (
 _ANSWERING = (*_TORCH, "merit.eval.answering.generate")
 
 
-def _current(c: Context, stage: str, name: str) -> str:
-    """The hash of another item. Raises NotReady if it is missing or out of date."""
+def _made(c: Context, stage: str, name: str = "", below: str = "") -> str:
+    """The hash of another item, or of its files whose names begin with `below`.
+
+    Raises NotReady if the item is not there.
+    """
     item = STAGES[stage].item(c, name)
-    if not item.is_current(STAGES[stage].key(c, name)):
+    c.read.add((item, below))
+    return hash_of(item.record, below)
+
+
+def _current(c: Context, stage: str, name: str) -> str:
+    """As `_made`. Raises NotReady if the item is missing or out of date, too."""
+    item = STAGES[stage].item(c, name)
+    if not item.is_current(STAGES[stage].key(replace(c, read=set()), name)):
         raise NotReady(f"{item.label} is missing or out of date")
-    return hash_of(item.record)
+    return _made(c, stage, name)
 
 
-def _base_hash(paths: Artifacts) -> str:
-    hash_of(paths.base / KEY)
-    return read_json(paths.base / "base.json")["base_hash"]
+def _said(c: Context, stage: str, name: str, file: str) -> dict[str, Any]:
+    """A small JSON file of another item, compared with the item's record."""
+    _made(c, stage, name)
+    item = STAGES[stage].item(c, name)
+    path = item.outputs[0] / file
+    item.check(str(path.relative_to(item.outputs[0].parent)))
+    return read_json(path)
+
+
+def _base_hash(c: Context) -> str:
+    return _said(c, "base", "", "base.json")["base_hash"]
 
 
 def _if_asked(c: Context) -> list[str]:
@@ -124,13 +152,13 @@ def _if_asked(c: Context) -> list[str]:
 
 def _results(c: Context, with_scores: bool = True) -> dict[str, Any]:
     """Hashes of all that was measured of the experiment and of those that its studies read."""
-    models = {m: hash_of(c.paths.model(m) / KEY) for m in c.plan.models}
+    models = {m: _made(c, "merge", m) for m in c.plan.models}
     scores = {
         name: hash_of(Artifacts(name).predictions("x").parent / KEY)
         for name in ((c.experiment.name, *c.experiment.reads) if with_scores else ())
         if _if_asked(c)
     }
-    encoded, data = hash_of(c.paths.encoded / KEY), hash_of(c.paths.data / KEY)
+    encoded, data = _made(c, "encode"), _made(c, "data")
     return {"models": models, "scores": scores, "encoded": encoded, "data": data}
 
 
@@ -183,31 +211,30 @@ def _data(c: Context, _: str) -> Basis:
 def _base(c: Context, _: str) -> Basis:
     """Build or load theta0."""
     settings = c.block("base", "model", "encoding")
-    lessons = hash_of(c.paths.data / KEY, "data/pretraining") if c.experiment.base.phases else None
+    lessons = _made(c, "data", below="data/pretraining") if c.experiment.base.phases else None
     return settings, {"lessons": lessons, "files": own_files(c.experiment)["base"]}
 
 
 @stage("merit.train.encode", lambda paths, _: (paths.encoded,), preload=_TORCH)
 def _encode(c: Context, _: str) -> Basis:
     """Tokenise the mixture, cache its image embeddings."""
-    mixture = hash_of(c.paths.data / KEY, "data/mixture")
-    return c.block("model", "encoding"), {"mixture": mixture, "base": _base_hash(c.paths)}
+    mixture = _made(c, "data", below="data/mixture")
+    return c.block("model", "encoding"), {"mixture": mixture, "base": _base_hash(c)}
 
 
 @stage("merit.train.task_gradients", lambda paths, _: (paths.gradients,), preload=_TORCH)
 def _gradients(c: Context, _: str) -> Basis:
     """Mean gradient of every task at theta0."""
     settings = c.block("gradients", "model") | {"trainable": c.dump["training"]["trainable"]}
-    return settings, {"encoded": hash_of(c.paths.encoded / KEY), "base": _base_hash(c.paths)}
+    return settings, {"encoded": _made(c, "encode"), "base": _base_hash(c)}
 
 
 @stage("merit.partition.stage", lambda paths, _: (paths.partition,))
 def _partition(c: Context, _: str) -> Basis:
     """Cosines, PCA, groups, a manifest per branch."""
     settings = c.block("methods", "sweeps", "training", "model", "encoding")
-    inputs = {"gradients": c.paths.gradients, "encoded": c.paths.encoded}
-    hashes = {name: hash_of(folder / KEY) for name, folder in inputs.items()}
-    return settings, {**hashes, "base": _base_hash(c.paths)}
+    gradients, encoded = _made(c, "gradients"), _made(c, "encode")
+    return settings, {"gradients": gradients, "encoded": encoded, "base": _base_hash(c)}
 
 
 @stage(
@@ -222,6 +249,8 @@ def _train(c: Context, branch: str) -> Basis:
     manifest = c.paths.manifest(branch)
     if not manifest.is_file():
         raise NotReady(f"{manifest} is not there yet")
+    below = {"base": "", "encode": "", "partition": f"partition/manifests/{manifest.name}"}
+    c.read.update((STAGES[stage].item(c, ""), files) for stage, files in below.items())
     return read_json(manifest), {}
 
 
@@ -241,7 +270,7 @@ def _merge(c: Context, model: str) -> Basis:
     branches = {name: _current(c, "train", name) for name in made_of["branches"]}
     keys = [key for key in ("source", "match") if made_of[key]]
     others = {key: _current(c, "merge", made_of[key]) for key in keys}
-    return made_of, {"base": _base_hash(c.paths), "branches": branches, **others}
+    return made_of, {"base": _base_hash(c), "branches": branches, **others}
 
 
 @stage(
@@ -254,8 +283,8 @@ def _prompts(c: Context, _: str) -> Basis:
     """The benchmarks' questions as models are asked them."""
     from merit.eval.stages.prompts import asking
 
-    questions = hash_of(c.paths.data / KEY, "data/benchmarks")
-    return asking(c.experiment), {"questions": questions, "base": _base_hash(c.paths)}
+    questions = _made(c, "data", below="data/benchmarks")
+    return asking(c.experiment), {"questions": questions, "base": _base_hash(c)}
 
 
 @stage(
@@ -268,11 +297,9 @@ def _prompts(c: Context, _: str) -> Basis:
 )
 def _evaluate(c: Context, model: str) -> Basis:
     """Every model's answers to all benchmarks."""
-    made = c.paths.model(model)
-    hash_of(made / KEY)
-    merged = read_json(made / "merge.json")
+    merged = _said(c, "merge", model, "merge.json")
     model_hash = [merged.get("checkpoint_hash"), merged["failure"]]
-    return None, {"questions": hash_of(c.paths.questions / KEY), "model": model_hash}
+    return None, {"questions": _made(c, "prompts"), "model": model_hash}
 
 
 @stage(
@@ -284,7 +311,7 @@ def _score(c: Context, _: str) -> Basis:
     """Score all answers."""
     answers = {model: _current(c, "evaluate", model) for model in c.plan.models}
     settings = c.block("evaluation")
-    return settings, {"questions": hash_of(c.paths.questions / KEY), "answers": answers}
+    return settings, {"questions": _made(c, "prompts"), "answers": answers}
 
 
 def _reported(c: Context) -> list[str]:
@@ -328,8 +355,12 @@ def _report(c: Context, _: str) -> Basis:
     from merit.eval.report.bases import scores_hashes
 
     settings = c.block("data", "methods", "sweeps", "evaluation", "report", "studies")
-    inputs: dict[str, Any] = _results(c) | {"partition": hash_of(c.paths.partition / KEY)}
-    inputs["studies"] = {s: hash_of(_study_record(c.paths, s)) for s in _reported(c)}
+    # of models, answers and mixture it reads what is small, and their hashes are not taken again
+    small = {("merge", model): f"{model}/merge.json" for model in c.plan.models}
+    small |= {("score", name): "scores.json" for name in _if_asked(c)}
+    c.read.update((STAGES[stage].item(c, name), file) for (stage, name), file in small.items())
+    inputs = _results(replace(c, read=set())) | {"partition": _made(c, "partition")}
+    inputs["studies"] = {s: _made(c, "studies", s) for s in _reported(c)}
     paper = Path("reports/paper")
     inputs["paper"] = {file.name: file_hash(file) for file in sorted(paper.glob("*.csv"))}
     inputs["bases"] = scores_hashes(c.experiment)

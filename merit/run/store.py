@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Item:
 
     def read_record(self) -> dict[str, Any] | None:
         """{"key", "files", "hash"}, or None if the item was never finished."""
-        return read_json(self.record) if self.record.is_file() else None
+        return read_record(self.record) if self.record.is_file() else None
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """(name in the record, file) of all outputs, the record apart."""
@@ -74,11 +75,32 @@ class Item:
             return f"changed: {', '.join(parts)}"
         return "" if self.is_whole(record) else "its files are not those of its record"
 
+    def damage(self, below: str = "") -> str:
+        """What is not as the record says, in words; "" if every file has its recorded bytes.
+
+        `below`: only of files whose names begin with it. Every one is read, a second for a GB.
+        """
+        record = self.read_record()
+        if record is None:
+            return f"{self.record}: file not found"
+        found = {name: file for name, file in self.files() if name.startswith(below)}
+        recorded = {n: sha for n, (_, sha) in record["files"].items() if n.startswith(below)}
+        with ThreadPoolExecutor() as pool:
+            hashes = dict(zip(found, pool.map(file_hash, found.values()), strict=True))
+        for name in sorted(recorded | hashes):
+            if recorded.get(name) != hashes.get(name):
+                return f"{self.outputs[0].parent / name}: not what its record says"
+        return ""
+
+    def check(self, below: str = "") -> None:
+        """Raises MeritError, naming the file, unless every file has its recorded bytes."""
+        if why := self.damage(below):
+            raise MeritError(f"{why}; {advice(self.outputs[0])}")
+
     def finish(self, key: Key, stored: bool = True) -> None:
         """Write the record of the outputs that have just been made, and store them."""
         files = {name: [file.stat().st_size, file_hash(file)] for name, file in self.files()}
-        hashed = value_hash(sorted((name, sha) for name, (_, sha) in files.items()))
-        write_json(self.record, {"key": key, "files": files, "hash": hashed})
+        write_json(self.record, {"key": key, "files": files, "hash": hash_of_files(files)})
         if stored:
             self.put(key)
 
@@ -108,17 +130,15 @@ class Item:
         self.remove()
         for output in self.outputs:
             link(place / output.name, output)
-        record = self.read_record()
-        damaged = record is None or not self.is_whole(record)
-        recorded = record["files"] if record and not damaged else {}
-        for name, file in self.files() if recorded else ():
-            if file_hash(file) != recorded[name][1]:
-                damaged = True
-                print(f"{file}: not what its record says; it is made again", file=sys.stderr)
-        if damaged:
+        try:
+            why = self.damage()
+        except MeritError as error:
+            why = str(error)
+        if why:
+            print(f"in the store: {why}; it is made again", file=sys.stderr)
             self.remove()
             remove(place)
-        return not damaged
+        return not why
 
     def adopt(self) -> None:
         """Store a finished item that came from elsewhere: DVC's cache or another machine."""
@@ -180,9 +200,25 @@ def hash_of(record: Path, below: str = "") -> str:
     """
     if not record.is_file():
         raise NotReady(f"{record.parent} is not there yet")
-    found = read_json(record)
-    if not below:
-        return found["hash"]
-    return value_hash(
-        sorted((n, sha) for n, (_, sha) in found["files"].items() if n.startswith(below))
-    )
+    found = read_record(record)
+    return hash_of_files(found["files"], below) if below else found["hash"]
+
+
+def hash_of_files(files: Mapping[str, Any], below: str = "") -> str:
+    """Over the names and hashes of a record's files."""
+    return value_hash(sorted((n, sha) for n, (_, sha) in files.items() if n.startswith(below)))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """{"key", "files", "hash"}. Raises MeritError, naming the file, where it is no such record."""
+    try:
+        found = read_json(path)
+        if isinstance(found["key"], dict) and found["hash"] == hash_of_files(found["files"]):
+            return found
+    except (MeritError, TypeError, KeyError, ValueError, AttributeError):
+        pass
+    raise MeritError(f"{path}: damaged; {advice(path)}")
+
+
+def advice(damaged: Path) -> str:
+    return f"bring a good copy back (`dvc checkout`), or remove {damaged}, and it is made again"
