@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.errors import MeritError
+from merit.io.disk import check_file
 from merit.io.texts import parse_object
 
 IMAGE_TOKEN = "<image>"
@@ -166,6 +167,7 @@ def iter_examples(path: Path) -> Iterator[Example]:
     not alternate, image marks that do not match the images, an empty file.
     """
     number = 0
+    check_file(path)
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):

@@ -18,6 +18,7 @@ from merit.data.hub import files
 from merit.data.images import ImageFinder
 from merit.data.tasks import file_stem
 from merit.errors import MeritError
+from merit.io.disk import check_file
 from merit.io.texts import DEEP, is_object, parse_object
 
 CHUNK = 2**20  # characters
@@ -178,6 +179,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def _open(path: Path) -> TextIO:
+    check_file(path)
     try:
         return path.open(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from merit.errors import MeritError
-from merit.io.disk import writing
+from merit.io.disk import check_file, writing
 from merit.io.locks import exclusive
 from merit.io.texts import parse_json, parse_object, read_text
 
@@ -225,6 +225,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def read_array(path: Path) -> np.ndarray:
     """A memory-mapped array. Raises MeritError that names the file where it cannot be read."""
+    check_file(path)
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -239,7 +240,8 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes. Raises MeritError for a pipe or a device."""
+    check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merit.errors import MeritError
+from merit.io.disk import check_file
 
 SURROGATE = re.compile(r"\\u[dD][89abAB]")  # in JSON; half of a pair is no character
 DEEP = "nested too deeply"
@@ -15,6 +16,7 @@ DEEP = "nested too deeply"
 
 def read_text(path: Path) -> str:
     """The file's text. Raises MeritError that names the file if it is missing or not UTF-8."""
+    check_file(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
