@@ -71,6 +71,22 @@ def test_what_a_killed_writer_left_is_there_again_and_takes_the_place_at_the_end
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_a_killed_writer_left_without_a_key_is_removed_by_the_next(tmp_path: Path) -> None:
+    """And what another writer is at stays."""
+    target = tmp_path / "out"
+    writer = WRITER.replace("partial_folder", "atomic_folder").replace(", sys.argv[2]", "")
+    killed = subprocess.run([sys.executable, "-c", writer, str(target)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.")
+    with atomic_folder(target) as first, atomic_folder(target) as second:
+        (first / "text").write_text("1")
+        (second / "text").write_text("2")
+        assert not left.exists()
+    assert (target / "text").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_another_key_starts_anew_and_removes_what_is_stale_of_this_target_alone(
     tmp_path: Path,
 ) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 
 from merit.errors import MeritError
 from merit.io.disk import check_file, writing
-from merit.io.locks import exclusive
+from merit.io.locks import exclusive, lock_folder
 from merit.io.texts import parse_json, parse_object, read_text
 
 ARTIFACTS_DIR = Path("artifacts")
@@ -87,17 +87,30 @@ def study_folder(experiment: str, study: str) -> Path:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A fresh folder that takes `path`'s place only when the block ends without an error.
 
-    A killed or failed writer leaves what stood at `path` as it was.
+    A killed or failed writer leaves what stood at `path` as it was. What a killed one has written
+    is removed by the next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with writing(path):
+        with lock_folder(temporary), writing(path):
+            # under a name that others may remove only once it is locked
+            temporary = temporary.rename(temporary.with_name(f"{temporary.name}.new"))
             yield temporary
             _share(temporary)
             _take_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove the folders of writers of `path` that were killed: nobody has them locked."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.new")
+    for other in path.parent.iterdir():
+        if left.fullmatch(other.name):
+            with contextlib.suppress(OSError), lock_folder(other, needed=True):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _take_place(new: Path, path: Path) -> None:

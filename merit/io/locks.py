@@ -38,6 +38,21 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             lock_file(path).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def lock_folder(path: Path, needed: bool = False) -> Iterator[None]:
+    """Mark a folder as one in which this process writes, where the file system has locks.
+
+    Raises OSError if `needed` and the lock cannot be had.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.nullcontext() if needed else contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def lock_file(path: Path) -> Path:
     return path.parent / f".{path.name}.lock"
 
