@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -108,6 +110,29 @@ def test_two_writers_of_one_folder_are_refused_and_the_first_goes_on(tmp_path: P
         ):
             pass
     assert os.listdir(target) == ["mine"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
+def test_without_locks_long_work_is_refused_and_short_work_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """What may be another writer's folder is left alone then."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    target, other = tmp_path / "out", tmp_path / ".out.abcdefgh.new"
+    other.mkdir()
+    with (
+        pytest.raises(MeritError, match=r"out\.lock: the file system refuses to lock it \(.*\); "),
+        partial_folder(target, KEY),
+    ):
+        pass
+    with atomic_folder(target) as folder:
+        (folder / "text").write_text("1")
+    assert (target / "text").read_text() == "1"
+    assert other.is_dir()
 
 
 # --- rows on disk -------------------------------------------------------------------------------
