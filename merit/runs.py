@@ -281,7 +281,8 @@ def _step_points(rows: Sequence[Row], written: Path) -> list[Point]:
     Their times count back from when the file `written` was. (A file restored from a cache carries
     the time of its restoring; durations stay right.)
     """
-    start = _modified(written) - int(1000 * rows[-1].get("seconds", 0)) if rows else 0
+    lasted = int(1000 * rows[-1].get("seconds", 0)) if rows else 0
+    start = max(0, _modified(written) - lasted)
     return [
         Point(f"{row['phase']}/{key}" if "phase" in row else key, row[key], row["step"], time)
         for row in rows
@@ -300,7 +301,8 @@ def _checkpoint(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def _modified(path: Path) -> int:
-    return int(1000 * path.stat().st_mtime) if path.is_file() else 0
+    """In milliseconds; 0 before 1970, where a clock without a battery begins: MLflow's first."""
+    return max(0, int(1000 * path.stat().st_mtime)) if path.is_file() else 0
 
 
 def _rows(path: Path) -> list[Row]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -71,6 +73,22 @@ def test_what_a_killed_writer_left_is_there_again_and_takes_the_place_at_the_end
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_a_killed_writer_left_without_a_key_is_removed_by_the_next(tmp_path: Path) -> None:
+    """And what another writer is at stays."""
+    target = tmp_path / "out"
+    writer = WRITER.replace("partial_folder", "atomic_folder").replace(", sys.argv[2]", "")
+    killed = subprocess.run([sys.executable, "-c", writer, str(target)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.")
+    with atomic_folder(target) as first, atomic_folder(target) as second:
+        (first / "text").write_text("1")
+        (second / "text").write_text("2")
+        assert not left.exists()
+    assert (target / "text").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_another_key_starts_anew_and_removes_what_is_stale_of_this_target_alone(
     tmp_path: Path,
 ) -> None:
@@ -92,6 +110,29 @@ def test_two_writers_of_one_folder_are_refused_and_the_first_goes_on(tmp_path: P
         ):
             pass
     assert os.listdir(target) == ["mine"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
+def test_without_locks_long_work_is_refused_and_short_work_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """What may be another writer's folder is left alone then."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    target, other = tmp_path / "out", tmp_path / ".out.abcdefgh.new"
+    other.mkdir()
+    with (
+        pytest.raises(MeritError, match=r"out\.lock: the file system refuses to lock it \(.*\); "),
+        partial_folder(target, KEY),
+    ):
+        pass
+    with atomic_folder(target) as folder:
+        (folder / "text").write_text("1")
+    assert (target / "text").read_text() == "1"
+    assert other.is_dir()
 
 
 # --- rows on disk -------------------------------------------------------------------------------

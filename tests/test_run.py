@@ -416,6 +416,43 @@ def test_a_signal_reaches_what_runs_and_nothing_outlives_the_command(
     assert things.run(("a",)) == ({}, {}, 1, 0)
 
 
+CHAIN = """
+import os, subprocess, sys, time
+from pathlib import Path
+from merit.run.pool import end_with_parent
+if len(sys.argv) > 1:
+    end_with_parent()
+else:
+    child = subprocess.Popen([sys.executable, __file__, "child"])
+    Path("new").write_text(str(child.pid))
+    os.rename("new", "started")
+time.sleep(600)
+"""
+
+
+def test_a_process_of_torchrun_ends_with_what_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun that is killed cannot end its processes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("chain.py").write_text(CHAIN)
+    process = subprocess.Popen([sys.executable, "chain.py"])
+    deadline = time.monotonic() + 120
+    while not Path("started").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    child = psutil.Process(int(Path("started").read_text()))
+    while child.num_threads() == 1:  # it does not watch yet
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_unknown_stages_and_items_are_refused(mini: Any) -> None:
     context = Context.of(mini)
     with pytest.raises(MeritError, match=r"no stage is called 'trian'\. Did you mean `train`"):

@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_readers import own, picture, tensors
+from test_readers import READERS, own, picture, tensors
 
 from merit.config.settings import read_yaml
 from merit.data.examples import read_examples
@@ -50,6 +51,7 @@ def bounded(read: Callable[[], object]) -> str:
             memory = used * resource.getpagesize() + 2**30
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
             resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+            signal.alarm(60)  # for what waits
             try:
                 said = f"value {read()!r}"
             except MeritError as error:
@@ -183,6 +185,29 @@ def test_a_file_is_refused_in_one_line(
     assert len(found.splitlines()) == 1
     assert len(found) < 1000
     assert [p.name for p in tmp_path.rglob("*")] == ["given", name]  # nothing was run or written
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", READERS)
+def test_what_has_no_end_is_not_read(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    found = bounded(lambda: READERS[name][1](path))
+    assert name in found
+    assert not found.startswith("value ")
+    assert len(found.splitlines()) == 1
+
+
+def test_a_task_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    assert len(own(tmp_path)) == 2
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(MeritError, match=r"c\.jsonl"):
+        own(tmp_path)
 
 
 @pytest.fixture(scope="module")

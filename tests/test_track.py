@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -222,6 +223,18 @@ def test_what_has_not_run_is_skipped(tmp_path: Path) -> None:
     assert found["merit-1d-s1"].tags["merit.branches"] == G1.removeprefix("branch/")
     points = found["method/merit-1d"].points
     assert [p.key for p in points] == ["displacement"]  # half a curve is none
+
+
+@pytest.mark.parametrize("when", [-(2**31), 30, 7 * 10**9])  # 1901, 30 s of 1970, 2191
+def test_files_may_be_of_any_time(tmp_path: Path, when: int) -> None:
+    """MLflow takes no time before 1970; a clock may begin there, and files be dated before it."""
+    settings = build(tmp_path, methods=SMALL, num_records=2)
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (when, when))
+    found = runs(settings, Artifacts("synthetic", tmp_path))
+    assert {run.key for run in found} == set(PARENT_OF)
+    times = [point.time for run in found for point in run.points]
+    assert min(times + [run.start for run in found]) >= 0  # all are shown
 
 
 def test_sweeps_and_what_diverged_are_shown(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from merit.data.images import as_seen, image_size, load_image, open_image, seen_size
 from merit.errors import MeritError
+from merit.io.disk import check_file
 
 csv.field_size_limit(1 << 30)  # a cell holds an image
 MAX_REFERENCE = 64  # VLMEvalKit takes a shorter `image` for the index of the row that holds it
@@ -61,6 +62,7 @@ class Picture:
 
 
 def _read_cell(path: Path, index: str) -> str:
+    check_file(path)
     state = path.stat()
     header, rows = _scan(path, state.st_mtime_ns, state.st_size)
     start, end = rows[index]

@@ -68,7 +68,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             file.seek(0)
             values = yaml.load(file, Loader=_Loader)
         json.dumps(values, ensure_ascii=False, default=str).encode()  # half a surrogate pair
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise MeritError(f"{path}: not valid YAML: {' '.join(str(why).split())}") from None
     if not isinstance(values, dict):

@@ -27,7 +27,7 @@ def files(folder: Path, patterns: Sequence[str]) -> list[Path]:
         matches = sorted({path for part in pattern.split("|") for path in folder.glob(part)})
         if not matches:
             return []
-        found += [path for path in matches if path.is_file()]
+        found += [path for path in matches if not path.is_dir()]
     parts: dict[tuple[str, int], set[int]] = {}
     for path in found:
         name = path.relative_to(folder).as_posix()

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from merit.data import parquet
 from merit.data.examples import BadRecord
 from merit.errors import MeritError
+from merit.io.disk import check_file
 
 LONGEST_NAME = 255  # bytes of a file name, on any file system in use
 LARGEST_FILE = 2**29  # bytes of an image that is read from an archive
@@ -56,6 +57,8 @@ def image_size(path: Path) -> tuple[int, int]:
 @contextlib.contextmanager
 def open_image(content: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
     """The image, not decoded yet. Raises MeritError that begins with `where` if it is broken."""
+    if isinstance(content, Path):
+        check_file(content)
     try:
         with Image.open(content) as image:
             if image.format == "EPS":  # Pillow would have Ghostscript run it
@@ -159,6 +162,7 @@ def _read_member(archive: Path, member: str) -> bytes:
 
 def _open_archive(archive: Path, member: str) -> zipfile.ZipFile:
     """The archive that holds `member`; opened once per process while it stays the same file."""
+    check_file(archive)
     try:
         state = archive.stat()
         # the process id: a forked process would share the handle's position in the file

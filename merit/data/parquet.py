@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from merit.errors import MeritError
+from merit.io.disk import check_file
 
 IMAGE_COLUMNS = ("images", "image")  # list<struct<bytes, path>>, struct<bytes, path>
 _ONE_AT_A_TIME = threading.Lock()  # threads that want the same row group read it once
@@ -113,6 +114,7 @@ def _row_group(path: Path, group: int, *state: int) -> Any:
 
 def _open(path: Path) -> Any:
     """The file; opened once per process and thread while it stays the same file."""
+    check_file(path)
     try:
         return _handle(path, os.getpid(), threading.get_ident(), *_state(path))
     except FileNotFoundError:

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from merit.errors import MeritError
-from merit.io.disk import writing
-from merit.io.locks import exclusive
+from merit.io.disk import check_file, writing
+from merit.io.locks import exclusive, lock_folder
 from merit.io.texts import jsonl_records, parse_json, read_text
 
 ARTIFACTS_DIR = Path("artifacts")
@@ -87,17 +87,31 @@ def study_folder(experiment: str, study: str) -> Path:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A fresh folder that takes `path`'s place only when the block ends without an error.
 
-    A killed or failed writer leaves what stood at `path` as it was.
+    A killed or failed writer leaves what stood at `path` as it was. What a killed one has written
+    is removed by the next.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
-        with writing(path):
+        with lock_folder(temporary), writing(path):
+            # under a name that others may remove only once it is locked
+            temporary = temporary.rename(temporary.with_name(f"{temporary.name}.new"))
             yield temporary
             _share(temporary)
             _take_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove the folders of writers of `path` that were killed: nobody has them locked."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.new")
+    for other in path.parent.iterdir():
+        if left.fullmatch(other.name):
+            with contextlib.suppress(OSError), lock_folder(other, needed=True):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _take_place(new: Path, path: Path) -> None:
@@ -207,6 +221,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def read_array(path: Path) -> np.ndarray:
     """A memory-mapped array. Raises MeritError that names the file where it cannot be read."""
+    check_file(path)
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -221,7 +236,8 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes. Raises MeritError for a pipe or a device."""
+    check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

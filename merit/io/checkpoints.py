@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from merit.errors import MeritError
 from merit.io.checkpoint_files import INDEX, checkpoint_files, other_weights, weight_map
-from merit.io.disk import writing
+from merit.io.disk import check_file, writing
 
 # computed when a model is made, yet stored by some libraries
 DERIVED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias)")
@@ -95,6 +95,7 @@ class _File:
         self.path = path
         self.tensors: dict[str, TensorInfo] = {}
         self._starts: dict[str, int] = {}
+        check_file(path)
         try:
             with safe_open(path, framework="pt"):
                 pass  # magic, size of the header, its offsets against the file's size

@@ -1,10 +1,11 @@
-"""One message for a disk that is full, whichever library writes."""
+"""One message for a disk that is full and for what is no file, whichever library is used."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from safetensors import SafetensorError
 from merit.errors import MeritError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_file(path: Path) -> None:
+    """Raise MeritError for a named pipe, a socket or a device, of which a reader may see no end.
+
+    What is missing or a folder passes: whoever opens it says so.
+    """
+    with contextlib.suppress(OSError, ValueError):  # ValueError: NUL in the name
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise MeritError(f"{path}: a pipe, socket or device, no file; copy what it gives")
 
 
 @contextlib.contextmanager

@@ -36,6 +36,21 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             place.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def lock_folder(path: Path, needed: bool = False) -> Iterator[None]:
+    """Mark a folder as one in which this process writes, where the file system has locks.
+
+    Raises OSError if `needed` and the lock cannot be had.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.nullcontext() if needed else contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _locked(place: Path, what: str) -> IO[str]:
     while True:
         file = place.open("a+", encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from merit.errors import MeritError
+from merit.io.disk import check_file
 
 SURROGATE = re.compile(r"\\u[dD][89abAB]")  # in JSON; half of a pair is no character
 DEEP = "nested too deeply"
@@ -22,6 +23,7 @@ POINTER = "version https://git-lfs.github.com/spec/"
 
 def read_text(path: Path) -> str:
     """The file's text. Raises MeritError that names the file if it is missing or not UTF-8."""
+    check_file(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -120,6 +122,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def _open(path: Path) -> TextIO:
+    check_file(path)
     try:
         return path.open(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -26,7 +26,7 @@ from merit.io.locks import exclusive
 from merit.io.machine import differences, visible_gpus
 from merit.io.progress import clock, write_timing
 from merit.run.keys import code_hash
-from merit.run.pool import Pool, Task, describe_slots, gpu_slots, run_stage
+from merit.run.pool import Pool, Task, describe_slots, end_with_parent, gpu_slots, run_stage
 from merit.run.preflight import check_base, check_place, check_tasks
 from merit.run.slurm import ON_NODE, train_branches
 from merit.run.stages import STAGES, Context, Stage, own_files
@@ -328,6 +328,7 @@ def _trains(experiment: Experiment, stage: str) -> bool:
 
 def run_rank(name: str, stage: str, item: str | None) -> None:
     """The part of one process of torchrun in training a base or a branch."""
+    end_with_parent()
     run_stage(STAGES[stage].module, name, item, needs_hub(load_experiment(name), stage))
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -130,7 +131,9 @@ def _child(gpus: list[str], function: Callable[..., None], arguments: tuple[Any,
     """Run the function in this process; a user's mistake is one line and exit status 2."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes Ctrl-C on as SIGTERM
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end_with(parent.join)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     try:
@@ -144,15 +147,31 @@ def _child(gpus: list[str], function: Callable[..., None], arguments: tuple[Any,
         sys.exit(2)
 
 
-def _end_with_parent() -> None:
-    """The command that was killed leaves nothing running, and no lock that is held."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    for process in psutil.Process().children(recursive=True):  # torchrun's, readers of images
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    os.kill(os.getpid(), signal.SIGKILL)
+def end_with(parent_ends: Callable[[], None]) -> None:
+    """End this process and its children once `parent_ends` returns, whatever they do.
+
+    So what is killed leaves nothing running, and no lock that is held.
+    """
+
+    def end() -> None:
+        parent_ends()
+        for process in psutil.Process().children(recursive=True):  # torchrun's, readers of images
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """`end_with` the process that started this one, without a pipe to it."""
+    parent = os.getppid()
+
+    def parent_ends() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+
+    end_with(parent_ends)
 
 
 def run_stage(module: str, experiment: str, item: str | None, hub: bool) -> None:

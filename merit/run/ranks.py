@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from merit.errors import STOPPED, STOPPING
+from merit.run.pool import end_with_parent
 
 
 def main(num_ranks: str, experiment: str, stage: str, *items: str) -> int:
@@ -24,6 +25,7 @@ def main(num_ranks: str, experiment: str, stage: str, *items: str) -> int:
         for rank in psutil.Process().children():  # their own children read images: no concern
             rank.send_signal(number)
 
+    end_with_parent()
     for number in STOPPING:
         signal.signal(number, pass_on)
     own = "--signals_to_handle=SIGINT,SIGHUP,SIGQUIT"

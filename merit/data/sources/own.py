@@ -108,7 +108,7 @@ def data_files(folder: Path) -> list[Path]:
     if (folder / "state.json").is_file():
         return [folder / name for name in _stated(folder / "state.json", "_data_files")]
     for suffixes in ((".jsonl", ".parquet"), (".json",)):
-        files = [p for p in sorted(folder.iterdir()) if p.suffix in suffixes and p.is_file()]
+        files = [p for p in sorted(folder.iterdir()) if p.suffix in suffixes and not p.is_dir()]
         files = [file for file in files if not file.name.startswith(".")]
         stems = {_stem(file) for file in files}
         if "train" in stems and stems <= {"train", *OTHER_SPLITS}:
