@@ -147,7 +147,10 @@ def missing_machine(experiment: Experiment, sizes: Sizes, launch: Launch) -> Ite
     import torch
 
     settings, found, wanted = experiment.training, gpus(experiment), launch.gpus_per_branch
+    trainings_of = [settings, *experiment.base.phases]
     packages = {
+        "torchao": any(t.optimizer.algorithm == "adamw_8bit" for t in trainings_of),
+        "liger_kernel": any(t.kernels == "liger" for t in trainings_of),
         "vllm": experiment.evaluation.generator == "vllm",
         "flash_attn": experiment.model.attention == "flash_attention_2",
         "submitit": launch.backend == "slurm",

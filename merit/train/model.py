@@ -201,6 +201,27 @@ def recompute_layers(model: Any, every: int) -> None:
         layer.gradient_checkpointing = i % every == 0
 
 
+def use_kernels(model: Any, kernels: str) -> None:
+    """Compute the decoder with `training.kernels`. Raises MeritError where Liger's cannot run."""
+    if kernels == "compiled":
+        for layer in decoder(model).layers:
+            layer.compile(dynamic=True)  # rows differ in length
+    if kernels != "liger":
+        return
+    from transformers.integrations.liger import apply_liger_kernel
+
+    try:
+        if model.device.type != "cuda":
+            raise ImportError(f"they are for a GPU, and the model is on {model.device}")
+        # the loss is our own
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    except ImportError as error:
+        why = str(error).splitlines()[0]
+        raise MeritError(
+            f"key `kernels`: 'liger': {why}; `pip install 'merit[gpu]'`, or set `kernels: plain`"
+        ) from None
+
+
 def stored_tensors(
     model: Any, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:
