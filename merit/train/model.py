@@ -19,6 +19,7 @@ from merit.config import COMPONENTS, Runtime
 from merit.errors import MeritError, message_of
 from merit.io.artifacts import read_json
 from merit.io.checkpoint_files import check_no_adapter
+from merit.io.machine import visible_gpus
 
 SPECIAL_TOKENS = {
     "pad": "<|endoftext|>",
@@ -122,11 +123,13 @@ def placement(runtime: Runtime) -> Any:
     """transformers' `device_map`; None leaves the model on the CPU.
 
     Of several processes on a host, each takes the GPU of its LOCAL_RANK. Raises MeritError if a
-    GPU is asked for and there is none.
+    GPU is asked for and there is none; torch's error if there are GPUs that it cannot use.
     """
     if runtime.device == "cpu" or not torch.cuda.is_available():
         if runtime.device == "cuda":
             raise MeritError("key `model.device`: found 'cuda', and torch finds no GPU here")
+        if runtime.device == "auto" and torch.version.cuda and visible_gpus():
+            torch.cuda.init()  # raises, and says why: hours on the CPU are not what was meant
         return None
     return "auto" if runtime.spread else {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}"}
 
