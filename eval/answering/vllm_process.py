@@ -13,12 +13,12 @@ import sys
 OPEN = 2048  # questions that vLLM has at a time; as one is answered the next is read
 
 
-def main():
+def main() -> None:
     # what vLLM prints goes to stderr: stdout carries only replies
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def say(value):
+    def say(value: object) -> None:
         replies.write(json.dumps(value) + "\n")
         replies.flush()
 
@@ -27,8 +27,8 @@ def main():
 
     engine = LLM(**pickle.load(sys.stdin.buffer)).llm_engine
 
-    def add(name, text, images, length):
-        request = {"prompt": text}
+    def add(name: str, text: str, images: list[tuple[tuple[int, int], bytes]], length: int) -> None:
+        request: dict[str, object] = {"prompt": text}
         if images:
             pictures = [Image.frombytes("RGB", size, content) for size, content in images]
             request["multi_modal_data"] = {"image": pictures}
