@@ -43,7 +43,7 @@ READERS_DIED = (
 NO_GPU = ("NVIDIA driver", "No CUDA GPUs are available", "busy or unavailable", "ECC error")
 GPU_ADVICE = (
     "look at `nvidia-smi` for its driver, its number and what runs on it; CUDA_VISIBLE_DEVICES "
-    "chooses others, and empty the CPU"
+    "names others, or nothing for the CPU"
 )
 REPRO = ("dvc", "mlflow", "lm_eval", "vlmeval", "datasets")  # of the extra `repro`
 
