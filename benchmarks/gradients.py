@@ -4,7 +4,7 @@
 
 The paper: 98 minutes for 136 tasks on eight V100 (table 15). Random weights in bfloat16, examples
 with an image of 256 tokens each; stride 5 and a sketch of 65,537 are filled in the same pass.
-Writes reports/benchmarks/gradients.json and .md.
+Writes reports/benchmarks/gradients-<device>.json and .md.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import time
 import numpy as np
 import torch
 
-from benchmarks.synthetic import random_mixture, random_model
-from merit.io.artifacts import REPORTS_DIR, atomic_write, write_json
+from benchmarks.synthetic import device_name, random_mixture, random_model, result_file
+from merit.io.artifacts import atomic_write, write_json
 from merit.method.gradients import Sketch, Stride, mean_gradients
 from merit.train.attention import choose_attention
 from merit.train.batches import packed_rows
@@ -64,7 +64,7 @@ def main() -> None:
         rates[name] = sum(map(len, batches[1:])) / (time.monotonic() - began)
     total = NUM_TASKS * NUM_EXAMPLES
     result = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "device": device_name(),
         "shape": given.shape,
         "num_examples": sum(map(len, batches[1:])),
         "batch": given.batch,
@@ -74,8 +74,8 @@ def main() -> None:
         "paper_minutes_8_v100": PAPER_MINUTES,
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
     }
-    out = REPORTS_DIR / "benchmarks" / "gradients"
-    write_json(out.with_suffix(".json"), result)
+    out = result_file("gradients")
+    write_json(out, result)
     atomic_write(out.with_suffix(".md"), page(result))
     print(page(result))
 

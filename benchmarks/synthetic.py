@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from merit.io.artifacts import REPORTS_DIR
 from merit.train.dataset import TokenizedDataset
 from merit.train.sizes import public_config
 
 IMAGE_PATCHES = (1, 32, 32)  # 448 x 448 pixels: 256 tokens
+
+
+def device_name() -> str:
+    """The GPU's name, or CPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def result_file(name: str) -> Path:
+    """reports/benchmarks/<name>-<device>.json."""
+    device = device_name().lower().replace(" ", "-")
+    return REPORTS_DIR / "benchmarks" / f"{name}-{device}.json"
 
 
 def random_model(shape: str, device: str, dtype: torch.dtype) -> Any:

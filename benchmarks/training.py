@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.synthetic import random_mixture, random_model
+from benchmarks.synthetic import random_mixture, random_model, result_file
 from merit.config import Optimizer, Training
-from merit.io.artifacts import REPORTS_DIR, atomic_write, write_json
+from merit.io.artifacts import atomic_write, write_json
 from merit.train.attention import choose_attention
 from merit.train.dataset import TokenizedDataset
 from merit.train.distributed import process_group
@@ -54,8 +54,8 @@ def main() -> None:
     result |= compare(data, given, on_gpu)
     if on_gpu:
         result["mfu"] = [mfu(given, device, checkpointing) for checkpointing in (False, True)]
-    out = REPORTS_DIR / "benchmarks" / f"training-{'gpu' if on_gpu else 'cpu'}"
-    write_json(out.with_suffix(".json"), result)
+    out = result_file("training")
+    write_json(out, result)
     atomic_write(out.with_suffix(".md"), page(result))
     print(page(result))
 

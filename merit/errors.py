@@ -39,6 +39,12 @@ READERS_DIED = (
     "a process that reads images died, mostly since /dev/shm or the memory is full: give a "
     "container more (`docker run --shm-size 8g`), or lower `training.workers`; 0 needs none"
 )
+# of torch, for GPUs that are there
+NO_GPU = ("NVIDIA driver", "No CUDA GPUs are available", "busy or unavailable", "ECC error")
+GPU_ADVICE = (
+    "look at `nvidia-smi` for its driver, its number and what runs on it; CUDA_VISIBLE_DEVICES "
+    "names others, or nothing for the CPU"
+)
 REPRO = ("dvc", "mlflow", "lm_eval", "vlmeval", "datasets")  # of the extra `repro`
 
 
@@ -66,6 +72,8 @@ def message_of(error: BaseException) -> str | None:
     names = {kind.__name__ for kind in type(error).__mro__}  # of libraries that are not imported
     if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in first:
         return OUT_OF_MEMORY.format(first.split(". ")[0] or "of this machine")
+    if any(words in first for words in NO_GPU):
+        return f"{first.split('. ')[0]}; {GPU_ADVICE}"
     if first.startswith("DataLoader worker"):  # "is killed by signal", "exited unexpectedly"
         return READERS_DIED
     return None

@@ -178,7 +178,9 @@ def test_what_is_missing_is_named(
     lacks: Callable[..., str], big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = BIG["data"] | {"sources": [*BIG["data"]["sources"], {"name": "laion_gpt4v"}]}
-    found = lacks(data=data, model={"attention": "flash_attention_2"})
+    training = BIG["training"] | {"kernels": "liger"}
+    training["optimizer"] = training["optimizer"] | {"algorithm": "adamw_8bit"}
+    found = lacks(data=data, model={"attention": "flash_attention_2"}, training=training)
     goes = (
         "vlguard (gated)",
         "image folder sources/images of lvis_instruct4v (coco, 19 GB)",
@@ -190,7 +192,7 @@ def test_what_is_missing_is_named(
         *goes,
         "vision_flan_1k, vlguard, lvis_instruct4v, laion_gpt4v, Qwen/Qwen2.5-VL-3B-Instruct",
         "lrv_instruction in sources/lrv_instruction",
-        "package flash_attn",
+        *("package flash_attn", "package liger_kernel", "package torchao"),
         f"a GPU: {DECODER:,} parameters",
     ):
         assert part in found

@@ -149,6 +149,12 @@ def test_a_mistake_is_named(tmp_path: Path, key: str, value: Any, message: str) 
     assert len(found.splitlines()) == 1
 
 
+def test_kernels_of_a_gpu_are_refused_on_a_cpu(tmp_path: Path) -> None:
+    values = settings() | {"model": {"device": "cpu"}}
+    set_at(values, "training.kernels", "liger")
+    assert refusal(tmp_path, values) == "kernels: 'liger' is for a GPU, and model.device is 'cpu'"
+
+
 # --- an experiment that extends another one -------------------------------------------------------
 
 

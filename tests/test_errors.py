@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from merit.errors import MeritError
+from merit.config import Runtime
+from merit.errors import MeritError, message_of
 from merit.run.cli import main
-from merit.train.model import load_model
+from merit.train.model import load_model, placement
 from tests import tiny_models
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +98,16 @@ def test_a_mistake_is_one_line_that_names_it(
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "out of memory (CUDA out of"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus"), 2, "/dev/shm"),
         (
+            RuntimeError("The NVIDIA driver on your system is too old (found 11040). Please"),
+            2,
+            "is too old (found 11040); look at `nvidia-smi`",
+        ),
+        (
+            RuntimeError("CUDA error: device(s) is/are busy or unavailable\nX"),
+            2,
+            "unavailable; look",
+        ),
+        (
             KeyError("lm_head.weight"),
             1,
             "KeyError: 'lm_head.weight'\nmerit: this is a bug of merit",
@@ -155,3 +166,19 @@ def test_red_on_a_terminal_that_does_not_refuse_colours(
         with pytest.raises(SystemExit):
             main(["run", "nothing"])
         assert capsys.readouterr().err.startswith(prefix)
+
+
+def test_gpus_that_torch_cannot_use_do_not_mean_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("No CUDA GPUs are available")
+
+    monkeypatch.setattr("torch.cuda.init", refuse)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.version.cuda", "13.2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(RuntimeError, match="No CUDA GPUs") as raised:
+        placement(Runtime())
+    assert "look at `nvidia-smi`" in str(message_of(raised.value))
+    assert placement(Runtime(device="cpu")) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert placement(Runtime()) is None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import sys
-import types
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image
 
 from merit.config import Architecture, Evaluation, Runtime
 from merit.errors import MeritError
-from merit.eval.answering import batches, generate
+from merit.eval.answering import batches, generate, vllm_process
 from merit.eval.answering.answers import (
     Parts,
     Questions,
@@ -307,52 +306,92 @@ def test_a_text_model_answers_as_one_by_one() -> None:
 
 # --- vLLM ---------------------------------------------------------------------------------------
 
+# the part of vLLM's interface that is used; nothing here can run the real one
+STAND_IN = """
+import json, os, sys
+from types import SimpleNamespace as Thing
+log = open(os.environ["LOG"], "a")
+def SamplingParams(**values):
+    return values
+class LLM:
+    def __init__(self, **values):
+        assert "merit" not in sys.modules and not os.path.exists(values["model"] + "/broken")
+        print("loading")
+        print(json.dumps(values), file=log, flush=True)
+        self.llm_engine, self.waiting = self, []
+    def add_request(self, name, request, sampling):
+        images = request.get("multi_modal_data", {}).get("image", [])
+        shown = [[*i.size, *i.getpixel((0, 0))] for i in images]
+        print(json.dumps([request["prompt"], shown, sampling]), file=log, flush=True)
+        self.waiting.append((name, request["prompt"]))
+    def get_num_unfinished_requests(self):
+        return len(self.waiting)
+    def has_unfinished_requests(self):
+        return bool(self.waiting)
+    def step(self):
+        assert len(self.waiting) <= 3
+        name, prompt = self.waiting.pop()
+        half = Thing(request_id=name, finished=False)
+        return [half, Thing(request_id=name, finished=True, outputs=[Thing(text=f" {prompt}\\n")])]
+"""
 
-class Vllm(types.ModuleType):
-    """The part of vLLM's interface that is used; nothing here can run the real one."""
 
-    def __init__(self) -> None:
-        super().__init__("vllm")
-        self.loaded: dict[str, Any] = {}
-        self.sampling: list[dict[str, Any]] = []
-        self.requests: list[Any] = []
-
-    def SamplingParams(self, **values: Any) -> dict[str, Any]:
-        return values
-
-    def LLM(self, **values: Any) -> Vllm:
-        self.loaded = values
-        return self
-
-    def generate(self, requests: Sequence[Any], sampling: Sequence[Any], use_tqdm: bool) -> Any:
-        self.sampling += sampling
-        self.requests += requests
-        texts = [types.SimpleNamespace(text=f" {request['prompt']}\n") for request in requests]
-        return [types.SimpleNamespace(outputs=[text]) for text in texts]
+@pytest.fixture
+def other_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An interpreter that has vLLM, and takes three questions at a time."""
+    (tmp_path / "vllm.py").write_text(STAND_IN, encoding="utf-8")
+    (tmp_path / "sitecustomize.py").write_text("", encoding="utf-8")
+    path = tmp_path / "python"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    script = tmp_path / "process.py"
+    script.write_text(Path(vllm_process.__file__).read_text().replace("OPEN = 2048", "OPEN = 3"))
+    monkeypatch.setattr(vllm_process, "__file__", str(script))
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    return path
 
 
-def test_vllm_is_given_the_same_questions(
-    tiny: Tiny, tsv: Path, asked: dict[str, Parts], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_vllm_of_another_environment_is_given_the_same_questions(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts], other_python: Path, tmp_path: Path
 ) -> None:
-    given = questions(tsv, asked, generator="vllm")
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(MeritError, match=r"`evaluation\.generator`: vllm"):
-        load_for_answers(tmp_path, Runtime(), given)
-    with pytest.raises(ValueError, match="generator: transformers"):
-        settings(cache_images=True, generator="vllm")
-    vllm = Vllm()
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    given = questions(tsv, asked, generator="vllm", vllm_python=str(other_python))
     model = load_for_answers(tmp_path, Runtime(dtype="bfloat16"), given)
-    found = answers(tiny, given, model)
+    prompts = build_prompts(given)
+    texts = [batches.chat_text(tiny.processor, prompt) for prompt in prompts]
+    for _ in range(2):  # several rounds
+        found = answers(tiny, given, model)
+        assert list(found.items()) == list(zip(asked, [t.strip() for t in texts], strict=True))
+    loaded, *requests = map(json.loads, (tmp_path / "log").read_text().splitlines())
     size = {"size": {"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}}
-    assert vllm.loaded == {
+    assert loaded == {
         **{"model": str(tmp_path), "seed": 0, "dtype": "bfloat16"},
         **{"limit_mm_per_prompt": {"image": 3}, "mm_processor_kwargs": size},
     }
+    shown = [[picture.open() for picture in prompt.images] for prompt in prompts]
+    pixels = [[[*i.size, *i.getpixel((0, 0))] for i in images] for images in shown]  # type: ignore[misc]
     sampling = {"temperature": 0.0, "max_tokens": 6, "repetition_penalty": 1.0}
-    assert vllm.sampling == [sampling] * 7
-    texts = [batches.chat_text(tiny.processor, prompt) for prompt in build_prompts(given)]
-    assert list(found.values()) == [text.strip() for text in texts]
-    assert [r["prompt"] for r in vllm.requests] == texts
-    counts = [len(r.get("multi_modal_data", {}).get("image", [])) for r in vllm.requests]
-    assert counts == [0, 1, 2, 0, 1, 3, 0]
+    assert requests == 2 * [[t, p, sampling] for t, p in zip(texts, pixels, strict=True)]
+    process = model._process
+    del model
+    assert process.poll() == 0  # the next model has its GPU
+
+
+def test_what_vllm_cannot_do_is_one_line(
+    tiny: Tiny, tsv: Path, asked: dict[str, Parts], other_python: Path, tmp_path: Path
+) -> None:
+    for python, why in ((None, "No module named 'vllm'; name the"), ("/no/python", "no such file")):
+        given = questions(tsv, asked, generator="vllm", vllm_python=python)
+        with pytest.raises(MeritError, match=why) as raised:
+            load_for_answers(tmp_path, Runtime(), given)
+        assert "\n" not in str(raised.value)
+    broken = {**asked, "broken": [{"image": ["4", 0]}, {"text": "say"}]}
+    given = questions(tsv, broken, generator="vllm", vllm_python=str(other_python))
+    model = load_for_answers(tmp_path, Runtime(), given)
+    with pytest.raises(MeritError, match="index 4"):
+        answers(tiny, given, model)
+    (tmp_path / "broken").touch()
+    with pytest.raises(MeritError, match="status 1, and last said: AssertionError"):
+        load_for_answers(tmp_path, Runtime(), given)
+    for wrong in ({"generator": "vllm", "cache_images": True}, {"vllm_python": "python"}):
+        with pytest.raises(ValueError, match=r"is for `generator: (transformers|vllm)`"):
+            settings(**wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import math
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch.testing import assert_close
 from merit.config import Lora
 from merit.errors import MeritError
 from merit.io.artifacts import read_json
+from merit.train.batches import BatchDataset
 from merit.train.checkpoint import Checkpoints, LoopState, Stopped
+from merit.train.dataset import TokenizedDataset
 from merit.train.lora import add_adapters
 from merit.train.model import set_trainable
 from tests.conftest import Tiny
@@ -183,6 +186,22 @@ def test_workers_that_read_ahead_change_nothing(tiny: Tiny) -> None:
     gone = replace(pixels, paths=np.array([b"gone.png"] * len(pixels.paths)))
     with pytest.raises(MeritError, match=r"^\S*gone\.png: [^\n]*\Z"):
         fit(tiny, ahead, order, gone)
+
+
+def test_workers_share_the_mixture(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Python's way to start processes is, nothing of the mixture is sent to them."""
+
+    def refuse(_: Any, __: Any) -> Any:
+        raise AssertionError("the mixture is copied")
+
+    monkeypatch.setattr(TokenizedDataset, "__reduce_ex__", refuse)
+    batches = BatchDataset(tiny.encoded, [np.arange(3), np.arange(3, 5)], packed=True)
+    expected = [batch["input_ids"].tolist() for batch in batches.read(0)]
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert [batch["input_ids"].tolist() for batch in batches.read(2)] == expected
+    finally:
+        multiprocessing.set_start_method(None, force=True)
 
 
 # --- which parameters learn -----------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+from functools import partialmethod
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +24,7 @@ from merit.errors import MeritError
 from merit.method.gradients import calibration_sample
 from merit.train.batches import BatchPlan, data_order, grouped_by_length
 from merit.train.loss import forward_loss
-from merit.train.model import component_of, recompute_layers, set_trainable
+from merit.train.model import component_of, recompute_layers, set_trainable, use_kernels
 from merit.train.optimizers import build_optimizers, learning_rate_at, step_all
 from tests.conftest import Tiny
 from tests.training import fit, same_bytes, settings
@@ -53,6 +55,63 @@ def test_every_second_layer_is_computed_again_and_nothing_changes() -> None:
         torch.equal(a.grad, b.grad)
         for a, b in zip(plain.parameters(), model.parameters(), strict=True)
     )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's own
+def test_compiled_layers_train_as_plain_ones(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also computed again in the backward pass; one graph serves rows of all lengths."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    traced = partialmethod(torch.nn.Module.compile, backend=backend)
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    order, packed = np.arange(8), {"pack_tokens": 120, "gradient_checkpointing": True}
+    plain, records = fit(tiny, settings(**packed), order)
+    compiled, again = fit(tiny, settings(kernels="compiled", **packed), order)
+    assert [r["loss"] for r in again] == pytest.approx([r["loss"] for r in records], rel=1e-6)
+    assert_close(compiled, plain, rtol=0, atol=2e-5)
+    assert 1 <= len(graphs) <= 2
+
+
+@pytest.mark.filterwarnings("ignore")  # torchao's own
+def test_eight_bits_step_as_adamw_does() -> None:
+    """Within the rounding of states in 8 bits; the rate is set in place, as torchao needs it."""
+    pytest.importorskip("torchao")
+    found = []
+    for algorithm in ("adamw", "adamw_8bit"):
+        matrix = torch.nn.Parameter(torch.zeros(64, 64))
+        values = {"learning_rate": 1.0, "batch_size": 1, "algorithm": algorithm}
+        (optimizer,) = build_optimizers({"m": matrix}, Optimizer.model_validate(values))
+        generator = torch.Generator().manual_seed(0)
+        with torch.compiler.set_stance("force_eager"):
+            for _ in range(3):
+                matrix.grad = 1 + torch.rand(64, 64, generator=generator)
+                step_all([optimizer], 0.25)
+        found.append(matrix.detach())
+        sizes = [v.element_size() for v in _codes(optimizer.state[matrix])]
+    assert sizes == [1, 1]
+    assert_close(found[1], found[0], rtol=0.03, atol=0)
+    assert found[0].mean() == pytest.approx(-0.75, rel=0.01)  # 3 steps of the rate
+
+
+def _codes(state: dict[str, Any]) -> list[torch.Tensor]:
+    return [v.codes for v in state.values() if hasattr(v, "codes")]
+
+
+def test_what_needs_a_package_or_a_gpu_says_so(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(MeritError, match=r"^key `optimizer.algorithm`: 'adamw_8bit' needs torchao"):
+        fit(tiny, settings("adamw_8bit"))
+    with pytest.raises(MeritError, match=r"^key `kernels`: 'liger': they are for a GPU, and"):
+        fit(tiny, settings(kernels="liger"))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr("transformers.integrations.liger.is_liger_kernel_available", lambda: False)
+    with pytest.raises(MeritError, match=r"liger-kernel >= .* is not available") as raised:
+        use_kernels(on_gpu, "liger")
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_only_the_decoder_learns_and_the_loss_falls(tiny: Tiny) -> None:

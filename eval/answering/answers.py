@@ -89,13 +89,9 @@ def _answer(
     """{position of a question: answer}, batch by batch, without those that are `done`."""
     prompts, size = build_prompts(questions), questions.settings.batch_size
     if questions.settings.generator == "vllm":
-        from merit.eval.answering import vllm_engine
-
         left = [i for i in range(len(prompts)) if i not in done]
-        size = max(size, vllm_engine.QUESTIONS)
-        for chunk in (left[i : i + size] for i in range(0, len(left), size)):
-            found = vllm_engine.generate(model, processor, [prompts[i] for i in chunk])
-            yield dict(zip(chunk, found, strict=True))
+        for place, text in model.answers(processor, [prompts[i] for i in left]):
+            yield {left[place]: text}
         return
     from merit.eval.answering.batches import prepared, split
     from merit.eval.answering.generate import generate
@@ -126,9 +122,9 @@ def load_for_answers(folder: Path, runtime: Runtime, questions: Questions) -> An
     """
     settings = questions.settings
     if settings.generator == "vllm" and engine_of(settings.benchmarks) == "vlmeval":
-        from merit.eval.answering import vllm_engine
+        from merit.eval.answering.vllm_engine import Vllm
 
-        return vllm_engine.load(folder, build_prompts(questions), runtime.dtype)
+        return Vllm(folder, build_prompts(questions), runtime.dtype, settings.vllm_python)
     from merit.train.model import load_model
 
     return load_model(folder, runtime, generates=True)

@@ -147,8 +147,14 @@ def missing_machine(experiment: Experiment, sizes: Sizes, launch: Launch) -> Ite
     import torch
 
     settings, found, wanted = experiment.training, gpus(experiment), launch.gpus_per_branch
+    trainings_of = [settings, *experiment.base.phases]
+    python = experiment.evaluation.vllm_python
+    if python and shutil.which(python) is None:
+        yield f"the Python {python} (`evaluation.vllm_python`)"
     packages = {
-        "vllm": experiment.evaluation.generator == "vllm",
+        "torchao": any(t.optimizer.algorithm == "adamw_8bit" for t in trainings_of),
+        "liger_kernel": any(t.kernels == "liger" for t in trainings_of),
+        "vllm": experiment.evaluation.generator == "vllm" and not python,
         "flash_attn": experiment.model.attention == "flash_attention_2",
         "submitit": launch.backend == "slurm",
         "reasoning_gym": experiment.data.source == "reasoning_gym",

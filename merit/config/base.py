@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from merit.config.settings import PositiveFloat, PositiveInt, Settings
-from merit.config.training import Optimizer, Trainable
+from merit.config.training import Kernels, Optimizer, Trainable
 
 VISION_SIZES = (
     *("vision_hidden_size", "vision_intermediate_size", "vision_depth", "vision_num_heads"),
@@ -61,6 +61,7 @@ class Phase(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     pack_tokens: PositiveInt | None = None
     gradient_checkpointing: bool | PositiveInt = False
+    kernels: Kernels = "plain"
     workers: Annotated[int, Field(ge=0)] = 0
 
 

@@ -35,8 +35,9 @@ class Evaluation(Settings):
 
     Images are scaled to between `min_pixels` and `max_pixels`, by default the checkpoint's; a
     benchmark's record may have its own limits. `cache_images` encodes the images once for all
-    models, if fine-tuning leaves the vision part as it is. `check_files` refuses files of
-    VLMEvalKit whose MD5 it does not know.
+    models, if fine-tuning leaves the vision part as it is. With `generator: vllm`, `vllm_python` is
+    the Python of an environment that has vLLM; by default the one that runs. `check_files` refuses
+    files of VLMEvalKit whose MD5 it does not know.
 
     For lm-eval's own tasks: `text_data` is a folder with their repositories as on the hub, null
     for the hub; `chat_template` puts their questions into the model's; `run_model_code` allows
@@ -47,6 +48,7 @@ class Evaluation(Settings):
     batch_size: PositiveInt = 64
     max_new_tokens: PositiveInt = 64
     generator: Literal["transformers", "vllm"] = "transformers"
+    vllm_python: Annotated[str | None, _UNLESS_EMPTY] = None
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
     cache_images: bool = False
@@ -64,6 +66,8 @@ class Evaluation(Settings):
             raise ValueError(f"`min_pixels` {low} and `max_pixels` {high}: give both, least first")
         if self.cache_images and self.generator == "vllm":
             raise ValueError("`cache_images` is for `generator: transformers`")
+        if self.vllm_python and self.generator != "vllm":
+            raise ValueError("`vllm_python` is for `generator: vllm`")
         return self
 
 

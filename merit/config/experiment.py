@@ -75,6 +75,9 @@ class Experiment(Settings):
         for name, sweep in self.sweeps.items():
             self._check_sweep(f"sweeps.{name}", sweep)
         self._check_report()
+        trainings = [self.training, *self.base.phases]
+        if self.model.device == "cpu" and any(t.kernels == "liger" for t in trainings):
+            raise ValueError("kernels: 'liger' is for a GPU, and model.device is 'cpu'")
         return self
 
     def _check_report(self) -> None:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from merit.config.settings import Fraction, PositiveFloat, PositiveInt, Settings, nearest
 
-Algorithm = Literal["adamw", "sgd", "muon"]
+Algorithm = Literal["adamw", "adamw_8bit", "sgd", "muon"]
 COMPONENTS = ("vision", "projector", "decoder")
 
 
@@ -20,6 +20,10 @@ def _component_or_pattern(value: str) -> str:
     return value
 
 
+# left out of what is hashed where it is off
+Kernels = Annotated[
+    Literal["plain", "compiled", "liger"], Field(exclude_if=lambda value: value == "plain")
+]
 # a component, or a regular expression that whole parameter names match
 Trainable = Annotated[
     list[Annotated[str, AfterValidator(_component_or_pattern)]], Field(min_length=1)
@@ -31,6 +35,7 @@ class Optimizer(Settings):
 
     `sgd` has no momentum (table 18); `betas` are for AdamW only. `muon` is torch's Muon on
     matrices and AdamW on the rest: a small base built from scratch needs half the steps.
+    `adamw_8bit` is torchao's: its states take a byte an entry, for smaller GPUs.
     """
 
     algorithm: Algorithm = "adamw"
@@ -104,7 +109,8 @@ class Training(Settings):
     A step is `optimizer.batch_size` examples, computed as one padded batch or packed into rows of
     at most `pack_tokens` tokens, one forward and backward pass each; its loss is the mean over its
     supervised tokens. `bfloat16` computes in that type and keeps trained parameters, sums of
-    gradients and the optimiser's state in float32.
+    gradients and the optimiser's state in float32. `kernels` fuse norm, rotation and activation:
+    `compiled` by torch.compile of every layer of the decoder, `liger` by liger-kernel's, on a GPU.
     """
 
     trainable: Trainable
@@ -113,6 +119,7 @@ class Training(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     pack_tokens: PositiveInt | None = None
     gradient_checkpointing: bool | PositiveInt = False  # n: of every n-th layer of the decoder
+    kernels: Kernels = "plain"
     lora: Lora | None = None
     checkpoint_minutes: PositiveFloat | None = None  # between two of a branch's checkpoints
     workers: Annotated[int, Field(ge=0)] = 0  # processes that read and resize images ahead

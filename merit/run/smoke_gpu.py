@@ -11,7 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,13 @@ def checks(place: Callable[..., Any]) -> Iterator[tuple[str, Callable[[], str]]]
             plain[cell.plain] = outcome(cell.plain)
         return difference(outcome(cell, place=place), plain[cell.plain], cell)
 
-    for cell in cells():
+    low = Cell("vision", ("projector", "decoder"), *[True] * 3)  # bfloat16, checkpointing, packed
+    more = {
+        "torch": replace(low, kernels="compiled"),
+        "liger_kernel": replace(low, kernels="liger"),
+        "torchao": replace(low, algorithm="adamw_8bit"),
+    }
+    for cell in (*cells(), *(cell for name, cell in more.items() if find_spec(name))):
         yield f"train {cell}", partial(train, cell)
 
     def resume() -> str:

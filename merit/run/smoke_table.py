@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,19 @@ class Cell:
     checkpointing: bool = False
     packed: bool = False
     algorithm: str = "adamw"
+    kernels: str = "plain"
 
     def __str__(self) -> str:
         words = [self.kind, "+".join(self.trainable).replace(LAYER, "layer")]
         flags = ("bfloat16", "checkpointing", "packed")
-        return "-".join([*words, *(f for f in flags if getattr(self, f)), self.algorithm])
+        kernels = [self.kernels] * (self.kernels != "plain")
+        return "-".join([*words, *(f for f in flags if getattr(self, f)), *kernels, self.algorithm])
 
     @property
     def plain(self) -> Cell:
         """The same training in the plainest way."""
-        return replace(self, bfloat16=False, checkpointing=False, packed=False)
+        algorithm = self.algorithm.removesuffix("_8bit")
+        return Cell(self.kind, self.trainable, algorithm=algorithm)
 
     @property
     def sharded(self) -> bool:
@@ -85,6 +88,7 @@ class Cell:
             precision="bfloat16" if self.bfloat16 else "float32",
             pack_tokens=50 if self.packed else None,
             gradient_checkpointing=self.checkpointing,
+            kernels=self.kernels,  # type: ignore[arg-type]
         )
 
 

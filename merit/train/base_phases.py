@@ -161,6 +161,7 @@ def train_phase(
             optimizer=phase.optimizer,
             precision=phase.precision,
             pack_tokens=phase.pack_tokens,
+            kernels=phase.kernels,
             workers=phase.workers,
         ),
         project=partial(project, model) if len(data.features) else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -162,6 +163,8 @@ class BatchDataset(torch.utils.data.Dataset):
             self,
             batch_size=None,
             num_workers=workers,
+            # forked ones share the mixture; from Python 3.14 on others would get a copy each
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             prefetch_factor=4 if workers else None,
             pin_memory=bool(workers) and torch.cuda.is_available(),
         )

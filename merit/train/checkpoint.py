@@ -31,6 +31,7 @@ from merit.io.artifacts import read_json
 from merit.io.disk import writing
 from merit.io.progress import Progress
 from merit.train.distributed import ProcessGroup
+from merit.train.optimizers import set_rate
 
 STATE = "state.json"
 Record = dict[str, float]
@@ -221,8 +222,8 @@ def _tensors(
 def _fill_states(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Let the optimisers make their states, as the first step does; nothing moves."""
     for optimizer in optimizers:
+        set_rate(optimizer, 0.0)
         for group in optimizer.param_groups:
-            group["lr"] = 0.0
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()

@@ -17,6 +17,7 @@ from merit.train.checkpoint import Checkpoints, LoopState, Record, Stopped
 from merit.train.dataset import TokenizedDataset
 from merit.train.distributed import ProcessGroup, clip_gradients
 from merit.train.loss import LanguageLoss, Project
+from merit.train.model import use_kernels
 from merit.train.optimizers import build_optimizers, by_kind, learning_rate_at, step_all
 
 
@@ -71,6 +72,7 @@ def train(
     for parameter in parameters.values():
         if parameter.dtype != torch.float32:  # sums of small steps need the digits
             parameter.data = parameter.data.float()
+    use_kernels(model, settings.kernels)
     module = LanguageLoss(model, project, settings.precision == "bfloat16")
     group.prepare(module, parameters)
     tensors, kinds = list(parameters.values()), by_kind(parameters.values())

@@ -19,6 +19,7 @@ from merit.config import COMPONENTS, Runtime
 from merit.errors import MeritError, message_of
 from merit.io.artifacts import read_json
 from merit.io.checkpoint_files import check_no_adapter
+from merit.io.machine import visible_gpus
 
 SPECIAL_TOKENS = {
     "pad": "<|endoftext|>",
@@ -122,11 +123,13 @@ def placement(runtime: Runtime) -> Any:
     """transformers' `device_map`; None leaves the model on the CPU.
 
     Of several processes on a host, each takes the GPU of its LOCAL_RANK. Raises MeritError if a
-    GPU is asked for and there is none.
+    GPU is asked for and there is none; torch's error if there are GPUs that it cannot use.
     """
     if runtime.device == "cpu" or not torch.cuda.is_available():
         if runtime.device == "cuda":
             raise MeritError("key `model.device`: found 'cuda', and torch finds no GPU here")
+        if runtime.device == "auto" and torch.version.cuda and visible_gpus():
+            torch.cuda.init()  # raises, and says why: hours on the CPU are not what was meant
         return None
     return "auto" if runtime.spread else {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}"}
 
@@ -199,6 +202,27 @@ def recompute_layers(model: Any, every: int) -> None:
     decoder(model).activation_checkpointing_enable()
     for i, layer in enumerate(decoder(model).layers):
         layer.gradient_checkpointing = i % every == 0
+
+
+def use_kernels(model: Any, kernels: str) -> None:
+    """Compute the decoder with `training.kernels`. Raises MeritError where Liger's cannot run."""
+    if kernels == "compiled":
+        for layer in decoder(model).layers:
+            layer.compile(dynamic=True)  # rows differ in length
+    if kernels != "liger":
+        return
+    from transformers.integrations.liger import apply_liger_kernel
+
+    try:
+        if model.device.type != "cuda":
+            raise ImportError(f"they are for a GPU, and the model is on {model.device}")
+        # the loss is our own
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    except ImportError as error:
+        why = str(error).splitlines()[0]
+        raise MeritError(
+            f"key `kernels`: 'liger': {why}; `pip install 'merit[gpu]'`, or set `kernels: plain`"
+        ) from None
 
 
 def stored_tensors(

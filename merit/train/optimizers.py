@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from merit.config import Optimizer
+from merit.errors import MeritError
 
 
 def learning_rate_at(step: int, num_steps: int, optimizer: Optimizer) -> float:
@@ -59,6 +60,9 @@ def build_optimizers(
     chosen = {id(matrix) for matrix in matrices}
     rest = [parameter for parameter in parameters.values() if id(parameter) not in chosen]
     optimizers: list[torch.optim.Optimizer] = []
+    if optimizer.algorithm == "adamw_8bit":
+        adamw_8bit = _eight_bits()(groups(rest), lr=rate, betas=optimizer.betas, weight_decay=decay)
+        return [adamw_8bit]
     if matrices:
         scaled = "match_rms_adamw"
         muon = torch.optim.Muon(groups(matrices), lr=rate, weight_decay=decay, adjust_lr_fn=scaled)
@@ -72,10 +76,30 @@ def build_optimizers(
     return optimizers
 
 
+def _eight_bits() -> Any:
+    """torchao's AdamW, which FSDP2 can cut. Raises MeritError where torchao is missing."""
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise MeritError(
+            f"key `optimizer.algorithm`: 'adamw_8bit' needs torchao ({error}); `pip install "
+            "'merit[gpu]'`, or set `adamw`"
+        ) from None
+    return AdamW8bit
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all groups, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
 def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float) -> None:
     """Step every optimiser at this learning rate and drop the gradients."""
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(optimizer, learning_rate)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

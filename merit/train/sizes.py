@@ -18,7 +18,8 @@ from merit.io.artifacts import read_json
 from merit.train.gguf import SUFFIX, checkpoint_place
 
 FILE = Path(__file__).with_suffix(".yaml")
-STATES = {"adamw": 2, "muon": 2, "sgd": 0}  # float32 optimiser states per parameter (muon: at most)
+# float32 optimiser states per parameter (muon: at most; 8 bits: a scale for 256 entries)
+STATES = {"adamw": 2, "adamw_8bit": 0.51, "muon": 2, "sgd": 0}
 CHUNK = 2048  # supervised tokens whose logits exist at a time (merit.train.loss)
 
 
