@@ -36,7 +36,7 @@ def main() -> None:
         engine.add_request(name, request, greedy)
 
     say(None)
-    while sys.stdin.buffer.peek(1):
+    while sys.stdin.buffer.peek(1):  # type: ignore[union-attr]
         number, more = 0, True
         while more or engine.has_unfinished_requests():
             while more and engine.get_num_unfinished_requests() < OPEN:

@@ -147,13 +147,14 @@ def missing_machine(experiment: Experiment, sizes: Sizes, launch: Launch) -> Ite
     import torch
 
     settings, found, wanted = experiment.training, gpus(experiment), launch.gpus_per_branch
-    trainings_of = [settings, *experiment.base.phases]
+    kernels = {settings.kernels, *(phase.kernels for phase in experiment.base.phases)}
+    optimizers = [settings.optimizer, *(phase.optimizer for phase in experiment.base.phases)]
     python = experiment.evaluation.vllm_python
     if python and shutil.which(python) is None:
         yield f"the Python {python} (`evaluation.vllm_python`)"
     packages = {
-        "torchao": any(t.optimizer.algorithm == "adamw_8bit" for t in trainings_of),
-        "liger_kernel": any(t.kernels == "liger" for t in trainings_of),
+        "torchao": any(o.algorithm == "adamw_8bit" for o in optimizers),
+        "liger_kernel": "liger" in kernels,
         "vllm": experiment.evaluation.generator == "vllm" and not python,
         "flash_attn": experiment.model.attention == "flash_attention_2",
         "submitit": launch.backend == "slurm",

@@ -75,8 +75,8 @@ class Experiment(Settings):
         for name, sweep in self.sweeps.items():
             self._check_sweep(f"sweeps.{name}", sweep)
         self._check_report()
-        trainings = [self.training, *self.base.phases]
-        if self.model.device == "cpu" and any(t.kernels == "liger" for t in trainings):
+        kernels = {self.training.kernels, *(phase.kernels for phase in self.base.phases)}
+        if self.model.device == "cpu" and "liger" in kernels:
             raise ValueError("kernels: 'liger' is for a GPU, and model.device is 'cpu'")
         return self
 

@@ -73,7 +73,7 @@ class Source:
     def records(self, folder: Path, wanted: Collection[str] | None = None) -> Iterator[Record]:
         """The records of these files; those of other tasks may be among them."""
         for task, pattern in self._patterns(wanted):
-            task_of = self.task_of or (lambda _, task=task: task)
+            task_of = self.task_of or (lambda _, task=task: task)  # type: ignore[misc]
             for path in files(folder, [pattern]):
                 yield from self.read(folder, path.relative_to(folder).as_posix(), task_of)
 

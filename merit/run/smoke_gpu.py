@@ -76,11 +76,11 @@ def checks(place: Callable[..., Any]) -> Iterator[tuple[str, Callable[[], str]]]
             plain[cell.plain] = outcome(cell.plain)
         return difference(outcome(cell, place=place), plain[cell.plain], cell)
 
-    low = Cell("vision", ("projector", "decoder"), *[True] * 3)  # bfloat16, checkpointing, packed
+    fast = Cell("vision", ("projector", "decoder"), bfloat16=True, checkpointing=True, packed=True)
     more = {
-        "torch": replace(low, kernels="compiled"),
-        "liger_kernel": replace(low, kernels="liger"),
-        "torchao": replace(low, algorithm="adamw_8bit"),
+        "torch": replace(fast, kernels="compiled"),
+        "liger_kernel": replace(fast, kernels="liger"),
+        "torchao": replace(fast, algorithm="adamw_8bit"),
     }
     for cell in (*cells(), *(cell for name, cell in more.items() if find_spec(name))):
         yield f"train {cell}", partial(train, cell)
