@@ -22,7 +22,7 @@ from merit.io.artifacts import KEY, Artifacts, file_hash, write_json
 from merit.run import slurm
 from merit.run.ranks import common_status
 from merit.run.slurm import Row, train_branches
-from merit.run.store import Item, Key
+from merit.run.store import Item, Key, hash_of_files
 from tests.slurm import missing
 from tests.slurm import slurm as start_slurm
 from tests.test_train_stage import BRANCH, paths, write_manifest  # noqa: F401 - a fixture
@@ -60,7 +60,7 @@ def branch(name: str, does: str = "trains") -> tuple[Item, Key]:
     """A branch and its key; its job will do so."""
     folder, key = Path("artifacts/x/branches", name), {"settings": name}
     Path(f"{name}.does").write_text(does)
-    write_json(Path(f"{name}.key"), {"key": key, "files": {}, "hash": ""})
+    write_json(Path(f"{name}.key"), {"key": key, "files": {}, "hash": hash_of_files({})})
     return Item("x", "train", name, (folder,), folder / KEY), key
 
 
