@@ -210,7 +210,7 @@ def test_jobs_that_end_that_fail_that_are_requeued_and_that_are_cancelled() -> N
         ask("scancel", "--signal=USR2", ids["c"])  # what precedes a time limit
         ask("scontrol", "requeue", ids["d"])  # what follows a preemption or a broken node
         ask("scancel", ids["e"])
-        failures = launched.result(timeout=120)
+        failures = launched.result(timeout=600)
     stopped = "merit: stopped; the same command resumes"
     assert failures == {
         "train b": f"FAILED in Slurm ({LOGS}/b.log): merit: error: train b: the loss is nan",
@@ -237,7 +237,7 @@ train_branches("x", [branch("a", "waits")], launch())
     until(Path("a.up").exists)
     job = jobs()["a"]
     driver.send_signal(signal.SIGINT)
-    told = driver.communicate(timeout=60)[1]
+    told = driver.communicate(timeout=600)[1]
     assert f"`merit run x train` waits for them again, `scancel {job}` stops them" in told
     assert jobs() == {"a": job}
     Path("go").touch()
@@ -251,7 +251,7 @@ def test_a_job_that_leaves_no_log(here: Path) -> None:
         launched = pool.submit(train_branches, "x", [branch("a")], launch("down"))
         until(jobs)
         ask("scancel", jobs()["a"])
-        why = launched.result(timeout=60)["train a"]
+        why = launched.result(timeout=600)["train a"]
     assert why.startswith(f"CANCELLED in Slurm, without a log: {here / LOGS} must be on")
 
 

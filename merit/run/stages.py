@@ -250,7 +250,9 @@ def _train(c: Context, branch: str) -> Basis:
     if not manifest.is_file():
         raise NotReady(f"{manifest} is not there yet")
     below = {"base": "", "encode": "", "partition": f"partition/manifests/{manifest.name}"}
-    c.read.update((STAGES[stage].item(c, ""), files) for stage, files in below.items())
+    inputs = [(STAGES[stage].item(c, ""), files) for stage, files in below.items()]
+    # folders may have been brought here without their records
+    c.read.update((item, files) for item, files in inputs if item.record.is_file())
     return read_json(manifest), {}
 
 
