@@ -228,8 +228,9 @@ def test_jobs_that_end_that_fail_that_are_requeued_and_that_are_cancelled() -> N
 def test_a_driver_that_is_interrupted_finds_its_jobs_again() -> None:
     todo = [branch("a", "waits")]
     script = f"""
-import sys
+import signal, sys
 from tests.test_slurm import branch, launch, train_branches
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 sys.executable = {sys.executable!r}
 train_branches("x", [branch("a", "waits")], launch())
 """

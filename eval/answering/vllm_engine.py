@@ -91,11 +91,12 @@ class Vllm:
 
         sender = threading.Thread(target=send, daemon=True)
         sender.start()
+        reply: Any = ()
         try:
             while (reply := self._get()) is not None:
                 yield reply[0], reply[1]
         finally:
-            if sender.is_alive():  # nobody waits for the answers any more
+            if reply is not None:  # nobody waits for the answers any more
                 self._process.kill()
             sender.join()
         if failures:
